@@ -1,0 +1,241 @@
+"""The run directory: fingerprints, results written last and atomically, files that survive a kill.
+
+DIR/run.json  recipe.yaml  resolved.yaml  environment.json  log.txt  report.*
+DIR/<stage>/fields.json    what the stage depends on, written before it starts
+DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured"}, written when done
+DIR/superseded/            folders of results whose inputs changed; nothing is ever deleted
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from compress.errors import UserError
+from compress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage found: `values` are reproducible bit by bit, `measured` holds every time."""
+
+    values: dict[str, Any]
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One planned piece of work, as a stage's `run` receives it."""
+
+    name: str
+    folder: Path
+    run_folder: Path
+    recipe: Recipe
+    arguments: Mapping[str, Any]
+    device: torch.device
+    workers: int
+    fingerprint: str
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a reader or a kill sees the old content or the new."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one step; NaN is refused, a number that was not measured is null."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, naming the file where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or delete its folder") from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors in one step."""
+    partial = path.with_name(path.name + ".partial")
+    # safetensors refuses channels_last and shared storage.
+    plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+    save_file(plain, partial, metadata=dict(metadata or {}))
+    partial.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, on the CPU."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} not found (looked in {Path.cwd()})") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or truncated: {error}") from None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_of(fields: Mapping[str, Any]) -> str:
+    """A digest of everything a stage's result depends on."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def changed_fields(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested mappings differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        return [
+            line
+            for key in keys
+            for line in changed_fields(before.get(key), after.get(key), f"{path}.{key}".strip("."))
+        ]
+    return [] if before == after else [f"{path} ({before!r} -> {after!r})"]
+
+
+def read_result(run_folder: Path, stage: str) -> dict[str, Any]:
+    """A finished stage's `result.json`."""
+    path = run_folder / stage / "result.json"
+    if not path.is_file():
+        raise UserError(f"{run_folder} has no finished stage '{stage}'; run the recipe first")
+    result: dict[str, Any] = read_json(path)
+    return result
+
+
+class RunDirectory:
+    """A directory that belongs to one recipe and holds everything it made."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Create or re-enter the directory; one process at a time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".write-test").touch()
+            (self.folder / ".write-test").unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to run directory '{self.folder}': {error.strerror}; "
+                "choose another with --out"
+            ) from None
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"run directory '{self.folder}' is in use by another process; "
+                "wait for it or choose another directory with --out"
+            ) from None
+        try:
+            self._claim()
+            yield
+        finally:
+            lock.release()
+
+    def _claim(self) -> None:
+        marker = self.folder / "run.json"
+        if marker.is_file():
+            owner = read_json(marker)["name"]
+            if owner != self.name:
+                raise UserError(
+                    f"run directory '{self.folder}' belongs to recipe '{owner}', not to "
+                    f"'{self.name}'; choose another directory with --out"
+                )
+        elif any(p.name != ".lock" for p in self.folder.iterdir()):
+            raise UserError(
+                f"'{self.folder}' holds files and is no run directory; "
+                "choose an empty or new directory with --out"
+            )
+        else:
+            write_json(marker, {"name": self.name})
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage keeps its files."""
+        return self.folder / stage
+
+    def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
+        """Whether the stage's result stands for exactly these fields."""
+        path = self.stage_folder(stage) / "result.json"
+        return path.is_file() and read_json(path)["fingerprint"] == fingerprint_of(fields)
+
+    def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
+        """What changed since the stage's folder was begun; empty where it was not begun."""
+        path = self.stage_folder(stage) / "fields.json"
+        if not path.is_file():
+            return []
+        return changed_fields(read_json(path), json.loads(json.dumps(fields)))
+
+    def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
+        """A stage's folder to work in; what was begun for the same fields is still in it."""
+        folder = self.stage_folder(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "fields.json", fields)
+        return folder
+
+    def supersede(self, stage: str) -> Path | None:
+        """Move a stage's folder aside; returns where it is now."""
+        folder = self.stage_folder(stage)
+        if not folder.exists():
+            return None
+        shelf = self.folder / "superseded"
+        shelf.mkdir(exist_ok=True)
+        number = 1 + max((int(p.name.split("-")[0]) for p in shelf.iterdir()), default=0)
+        target = shelf / f"{number:03d}-{stage.replace('/', '-')}"
+        folder.rename(target)
+        return target
+
+    def restore(self, stage: str, fields: Mapping[str, Any]) -> bool:
+        """Bring back a finished result that was superseded, if one has exactly these fields."""
+        wanted = fingerprint_of(fields)
+        for old in sorted((self.folder / "superseded").glob("*/result.json"), reverse=True):
+            result = read_json(old)
+            if result["fingerprint"] == wanted and result["stage"] == stage:
+                self.stage_folder(stage).parent.mkdir(parents=True, exist_ok=True)
+                old.parent.rename(self.stage_folder(stage))
+                return True
+        return False
+
+    def shelve_unplanned(self, planned: Sequence[str]) -> None:
+        """Move aside the folders of stages that the recipe no longer has."""
+        for path in [*self.folder.glob("*/fields.json"), *self.folder.glob("*/*/fields.json")]:
+            stage = path.parent.relative_to(self.folder).as_posix()
+            if stage not in planned and not stage.startswith("superseded"):
+                self.supersede(stage)
+
+    def finish(self, stage: str, fields: Mapping[str, Any], outcome: Outcome) -> None:
+        """Write the stage's result: from here on it counts as done."""
+        result = {
+            "stage": stage,
+            "fingerprint": fingerprint_of(fields),
+            "values": outcome.values,
+            "measured": outcome.measured,
+        }
+        write_json(self.stage_folder(stage) / "result.json", result)

@@ -1,0 +1,82 @@
+"""A function's keyword-only arguments as the schema of its part of a recipe.
+
+There is one place for names, types and defaults: the signature. No table is kept in step with it.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from compress.recipe import nearest
+
+
+def arguments_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Keyword-only arguments: name -> (type, default), `inspect.Parameter.empty` if required.
+
+    Arguments that a `functools.partial` has already given are not among them.
+    """
+    bound: Mapping[str, Any] = {}
+    while isinstance(function, functools.partial):
+        bound = {**function.keywords, **bound}
+        function = function.func
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = get_type_hints(target)
+    return {
+        p.name: (hints.get(p.name, Any), p.default)
+        for p in inspect.signature(target).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in bound
+    }
+
+
+def check(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    path: str,
+    *,
+    supplied: tuple[str, ...] = (),
+) -> list[str]:
+    """Problems of arguments given for a function, each with its path.
+
+    Args:
+        supplied: arguments that the caller fills in itself; a recipe may not give them.
+    """
+    accepted = {k: v for k, v in arguments_of(function).items() if k not in supplied}
+    problems = []
+    for name, value in given.items():
+        if name not in accepted:
+            known = ", ".join(accepted) or "nothing"
+            problems.append(
+                f"{path}.{name}: unknown key; accepted here: {known}{nearest(name, accepted)}"
+            )
+            continue
+        try:
+            # JSON mode: a list of a recipe may stand for a tuple, but text for no number.
+            TypeAdapter(accepted[name][0]).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            detail = "; ".join(item["msg"].lower() for item in error.errors())
+            problems.append(f"{path}.{name}: {detail}, got {value!r}")
+    problems += [
+        f"{path}.{name}: missing"
+        for name, (_, default) in accepted.items()
+        if default is inspect.Parameter.empty and name not in given
+    ]
+    return problems
+
+
+def schema(function: Callable[..., Any], *, supplied: tuple[str, ...] = ()) -> dict[str, Any]:
+    """JSON schema of a function's keyword-only arguments."""
+    properties = {}
+    required = []
+    for name, (hint, default) in arguments_of(function).items():
+        if name in supplied:
+            continue
+        properties[name] = TypeAdapter(hint).json_schema()
+        if default is inspect.Parameter.empty:
+            required.append(name)
+        else:
+            properties[name]["default"] = default
+    return {"properties": properties, "required": required}

@@ -1,0 +1,117 @@
+"""Data sets by name, and what can be asked of any of them: classes, subsets, validation."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress.data.batches import Batch, ImageBatches, evaluation_batches
+from compress.data.cifar import cifar100
+from compress.data.digits import digits
+from compress.data.folder import image_folder
+from compress.data.images import FileImages, Images, MemoryImages, Preprocessing
+from compress.data.source import Source, balanced
+from compress.errors import UserError
+from compress.randomness import generator
+
+__all__ = [
+    "DATASETS",
+    "IMAGE_SIZES",
+    "Batch",
+    "Dataset",
+    "FileImages",
+    "ImageBatches",
+    "Images",
+    "MemoryImages",
+    "Preprocessing",
+    "evaluation_batches",
+    "open_data",
+]
+
+# The keyword-only arguments of each function are its arguments in a recipe.
+DATASETS: Mapping[str, Callable[..., Source]] = {
+    "cifar100": cifar100,
+    "digits": digits,
+    "image_folder": image_folder,
+}
+
+# The size of a data set's images where a recipe does not say.
+IMAGE_SIZES: Mapping[str, int] = {"cifar100": 32, "digits": 16, "image_folder": 224}
+
+_COMMON = ("classes", "train_images", "test_images", "validation", "augment", "seed")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as a recipe asks for it. `judge` is what selects models: validation if any."""
+
+    train: Images
+    validation: Images | None
+    test: Images
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    augment: str
+
+    def digest(self) -> str:
+        """Identifies every image that training or testing reads, in order."""
+        parts = [self.train, self.test, *([self.validation] if self.validation else [])]
+        text = " ".join(part.digest() for part in parts) + repr(self.class_names)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
+    """Open the data set that a recipe's `data` section describes.
+
+    Args:
+        spec: `name`, that data set's own arguments, and any of `classes` (the first so many),
+            `train_images`, `test_images` (class-balanced subsets), `validation` (images taken
+            from the training split, class-balanced), `augment`, `seed`.
+        seed: decides which images a subset holds, unless the spec has a seed.
+
+    Raises:
+        UserError: the data are not there, or less than was asked for.
+    """
+    common = {key: spec.get(key) for key in _COMMON}
+    own = {k: v for k, v in spec.items() if k not in _COMMON and k != "name" and v is not None}
+    source = DATASETS[spec["name"]](**own)
+    seed = seed if common["seed"] is None else common["seed"]
+    train, test, names = source.train, source.test, source.class_names
+    if common["classes"] is not None:
+        train, test, names = _first_classes(train, test, names, common["classes"])
+    train = _balanced_subset(
+        train, common["train_images"], generator(seed, "train_images"), "train"
+    )
+    test = _balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
+    validation = None
+    if common["validation"]:
+        if common["validation"] >= len(train):
+            raise UserError(
+                f"data.validation: asks for {common['validation']} of {len(train)} training images"
+            )
+        chosen = balanced(train.labels, common["validation"], generator(seed, "validation"))
+        keep = torch.ones(len(train), dtype=torch.bool)
+        keep[chosen] = False
+        train, validation = train.subset(keep.nonzero().flatten()), train.subset(chosen)
+    preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)
+    return Dataset(train, validation, test, names, preprocessing, common["augment"] or "crop_flip")
+
+
+def _first_classes(
+    train: Images, test: Images, names: tuple[str, ...], count: int
+) -> tuple[Images, Images, tuple[str, ...]]:
+    if count > len(names):
+        raise UserError(f"data.classes: asks for {count}, the data set has {len(names)}")
+    keep = [(split.labels < count).nonzero().flatten() for split in (train, test)]
+    return train.subset(keep[0]), test.subset(keep[1]), names[:count]
+
+
+def _balanced_subset(
+    images: Images, count: int | None, generator: torch.Generator, split: str
+) -> Images:
+    if count is None:
+        return images
+    if count > len(images):
+        raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
+    return images.subset(balanced(images.labels, count, generator))

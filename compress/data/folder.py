@@ -1,0 +1,66 @@
+"""A user's own image folder: `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (or `val`)."""
+
+from pathlib import Path
+
+import torch
+
+from compress.data.images import FileImages, Preprocessing
+from compress.data.source import Source
+from compress.errors import UserError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+_TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+def image_folder(*, root: str, image_size: int | None = None) -> Source:
+    """Images below `root`; class names are the folders' names, normalisation is ImageNet's.
+
+    For evaluation the shorter side is resized to 8/7 of `image_size` (default 224), as torchvision
+    does for 224 (256); up to 64 pixels to `image_size` itself.
+    """
+    place = Path(root)
+    if not place.is_dir():
+        raise UserError(
+            f"data.root: folder '{root}' not found (looked in {Path.cwd()}); "
+            "expected ROOT/train/CLASS/images and ROOT/test/CLASS/images"
+        )
+    test = next((place / name for name in _TEST_NAMES if (place / name).is_dir()), None)
+    if test is None or not (place / "train").is_dir():
+        raise UserError(
+            f"data.root: '{place.absolute()}' lacks train/ or test/ (or val/); expected "
+            "ROOT/train/CLASS/images and ROOT/test/CLASS/images"
+        )
+    size = image_size or 224
+    resize = size if size <= 64 else round(size * 8 / 7)
+    preprocessing = Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
+    names = _classes(place / "train")
+    extra = sorted({*_classes(test)} - {*names})
+    if extra:
+        raise UserError(f"{test} holds classes that train/ does not: {', '.join(extra[:6])}")
+    return Source(
+        train=_read(place / "train", names, preprocessing),
+        test=_read(test, names, preprocessing),
+        class_names=names,
+        image_size=size,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        resize=resize,
+    )
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+
+
+def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) -> FileImages:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise UserError(f"{folder.absolute()} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    return FileImages(paths, torch.tensor(labels), preprocessing, folder)

@@ -1,0 +1,153 @@
+"""Where images come from: in memory as uint8, or in files that are decoded when asked for."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from compress.errors import UserError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an RGB image to the network's input, stated exactly.
+
+    The shorter side is resized to `resize` pixels (bilinear, antialiased; 0: the image already
+    has the right size), the centre `image_size` square is cut, values / 255 are normalised per
+    channel.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        content = asdict(self)
+        return {**content, "mean": list(self.mean), "std": list(self.std), "channels": "RGB"}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `as_dict`."""
+        mean, std = tuple(content["mean"]), tuple(content["std"])
+        return cls(content["image_size"], mean, std, content["resize"])
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(3, image_size, image_size)."""
+        return 3, self.image_size, self.image_size
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> float32 of the same shape."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+    def cut(self, image: Tensor) -> Tensor:
+        """uint8 (3, H, W) -> uint8 (3, image_size, image_size): resize and centre crop."""
+        if self.resize:
+            image = F.resize(image, [self.resize], antialias=True)
+        square: Tensor = F.center_crop(image, [self.image_size, self.image_size])
+        return square
+
+
+class Images(Protocol):
+    """Labelled images."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """uint8 (N, 3, S, S), as evaluation sees them."""
+        ...
+
+    def fetch_original(self, index: int) -> Tensor:
+        """uint8 (3, H, W) before any resizing."""
+        ...
+
+    def subset(self, indices: Tensor) -> "Images":
+        """Only these images, in this order."""
+        ...
+
+    def digest(self) -> str:
+        """Identifies content and order."""
+        ...
+
+
+class MemoryImages:
+    """Images of one size as a uint8 tensor (N, 3, S, S), on the device that trains."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        self.pixels = pixels
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """See `Images`."""
+        return self.pixels[indices.to(self.pixels.device)]
+
+    def fetch_original(self, index: int) -> Tensor:
+        """See `Images`."""
+        return self.pixels[index]
+
+    def subset(self, indices: Tensor) -> "MemoryImages":
+        """See `Images`."""
+        return MemoryImages(self.pixels[indices], self.labels[indices])
+
+    def digest(self) -> str:
+        """See `Images`."""
+        digest = hashlib.sha256(self.pixels.contiguous().numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class FileImages:
+    """Image files, decoded when asked for."""
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Tensor, preprocessing: Preprocessing, root: Path
+    ) -> None:
+        self.paths = paths
+        self.labels = labels
+        self.preprocessing = preprocessing
+        self.root = root
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """See `Images`."""
+        cut = self.preprocessing.cut
+        return torch.stack([cut(self.fetch_original(int(i))) for i in indices])
+
+    def fetch_original(self, index: int) -> Tensor:
+        """See `Images`."""
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels: Tensor = F.pil_to_tensor(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(
+                f"{path} is not a readable image ({error}); mend or remove it"
+            ) from None
+        return pixels
+
+    def subset(self, indices: Tensor) -> "FileImages":
+        """See `Images`."""
+        paths = [self.paths[int(i)] for i in indices]
+        return FileImages(paths, self.labels[indices], self.preprocessing, self.root)
+
+    def digest(self) -> str:
+        """Names and sizes stand for the content: reading every file would take minutes."""
+        lines = [f"{p.relative_to(self.root)} {p.stat().st_size}" for p in self.paths]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

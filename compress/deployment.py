@@ -1,0 +1,198 @@
+"""Self-describing model files: a teacher or student that is rebuilt from its own two files.
+
+`NAME.safetensors` holds the weights under their training names, batch norm unfolded; `NAME.json`
+says how to build the network around them. A student's file is the deployed network, so neither
+rebuilding it nor cutting out its encoder needs a teacher.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from compress import __version__, models
+from compress.artifacts import read_json, read_tensors, write_json, write_tensors
+from compress.data.images import Preprocessing
+from compress.errors import UserError
+from compress.methods import METHODS
+from compress.methods.base import Context, Method, TeacherContext
+from compress.recipe import nearest
+from compress.taps import TapSpecs, discover, encoder_until
+
+FORMAT = 1
+# The plain numbers of a method's context.
+_NUMBERS = ("num_classes", "batch_size", "steps_per_epoch", "epochs")
+
+
+@dataclass(frozen=True)
+class Student:
+    """A deployed network in eval mode and its description (the content of `student.json`)."""
+
+    network: nn.Module
+    description: dict[str, Any]
+
+
+class Encoder(nn.Module):
+    """A student up to its last map: (N, 3, H, W) -> (N, channels, H/stride, W/stride)."""
+
+    def __init__(
+        self, body: nn.Module, specs: TapSpecs, preprocessing: Preprocessing, matched: float
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.channels = specs.last_map.channels
+        self.stride = specs.last_map.stride
+        self.preprocessing = preprocessing
+        self.matched_percent = matched  # share of the encoder's tensors that were loaded
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body(images)
+        return features
+
+
+def describe(
+    architecture: Mapping[str, Any],
+    specs: TapSpecs,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    *,
+    metrics: Mapping[str, Any],
+    fingerprint: str,
+) -> dict[str, Any]:
+    """What every model file says of itself; `architecture` is {"name", "arguments"}."""
+    return {
+        "format": FORMAT,
+        "architecture": dict(architecture),
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "input_shape": [3, preprocessing.image_size, preprocessing.image_size],
+        "preprocessing": preprocessing.as_dict(),
+        "taps": specs.as_dict(),
+        "metrics": dict(metrics),
+        "fingerprint": fingerprint,
+        "versions": {
+            "compress": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+    }
+
+
+def describe_method(method: Method, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What rebuilding a method's deployed network takes: arguments and shapes, no teacher."""
+    context = method.context
+    return {
+        "name": name,
+        "arguments": dict(arguments),
+        "student": context.student.as_dict(),
+        "teachers": [
+            {"taps": t.taps.as_dict(), "bias": t.bias is not None} for t in context.teachers
+        ],
+        **{key: getattr(context, key) for key in _NUMBERS},
+    }
+
+
+def rebuild_method(content: Mapping[str, Any]) -> Method:
+    """A method with the shapes it was trained with; its weights are still to be loaded."""
+    teachers = []
+    for teacher in content["teachers"]:
+        taps = TapSpecs.from_dict(teacher["taps"])
+        weight = torch.zeros(taps.num_classes, taps.pooled_width)
+        bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
+        teachers.append(TeacherContext(taps, weight, bias))
+    context = Context(
+        TapSpecs.from_dict(content["student"]),
+        tuple(teachers),
+        labels=torch.zeros(0, dtype=torch.long),
+        **{key: content[key] for key in _NUMBERS},
+    )
+    return METHODS[content["name"]](context, **content["arguments"])
+
+
+def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write `name`.safetensors, then `name`.json."""
+    write_tensors(folder / f"{name}.safetensors", network.state_dict())
+    write_json(folder / f"{name}.json", dict(description))
+
+
+def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
+    """The description beside a model file."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"{path} not found; a model file needs its description beside it")
+    content: dict[str, Any] = read_json(path)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
+    return content
+
+
+def build_plain(description: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+    """The described architecture with random weights and its own classifier."""
+    architecture = description["architecture"]
+    network = models.build(
+        architecture["name"],
+        num_classes=description["num_classes"],
+        seed=seed,
+        **architecture["arguments"],
+    )
+    # Taps switch in-place activations off; do it before anything is cut out of the network.
+    discover(network, tuple(description["input_shape"]), architecture["name"])
+    return network
+
+
+def load_student(folder: Path, name: str = "student") -> Student:
+    """Rebuild a deployed network from `folder`; eval mode, on the CPU.
+
+    Raises:
+        UserError: a file is missing, damaged or does not fit its description.
+    """
+    description = load_description(folder, name)
+    network = build_plain(description)
+    if description["method"] is not None:
+        network = rebuild_method(description["method"]).deploy(network)
+    path = folder / f"{name}.safetensors"
+    _load_exactly(network, read_tensors(path)[0], path)
+    return Student(network.eval(), description)
+
+
+def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    wrong = sorted(
+        k
+        for k in {*own, *state}
+        if k not in own or k not in state or own[k].shape != state[k].shape
+    )
+    if wrong:
+        raise UserError(
+            f"{path} does not fit its description: {len(wrong)} tensors differ, first "
+            f"'{wrong[0]}'{nearest(wrong[0], own)}"
+        )
+    network.load_state_dict(state)
+
+
+def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encoder:
+    """The encoder of a student, projector and classifier dropped.
+
+    Args:
+        weights: False leaves the random initialisation keyed by `seed`: training from scratch.
+    """
+    description = load_description(folder)
+    specs = TapSpecs.from_dict(description["taps"])
+    body = encoder_until(build_plain(description, seed=seed), specs.last_map.path)
+    matched = 0
+    own = body.state_dict()
+    if weights:
+        prefix = description["encoder_prefix"]
+        state, _ = read_tensors(folder / "student.safetensors")
+        found = {k: state[prefix + k] for k in own if prefix + k in state}
+        found = {k: v for k, v in found.items() if v.shape == own[k].shape}
+        body.load_state_dict(found, strict=False)
+        matched = len(found)
+    preprocessing = Preprocessing.from_dict(description["preprocessing"])
+    return Encoder(body, specs, preprocessing, 100 * matched / len(own))

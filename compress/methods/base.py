@@ -1,0 +1,154 @@
+"""The contract of a distillation method.
+
+A method is one file: the loss as a pure function and a `Method` that calls it. Whatever it trains
+is a submodule, whatever it remembers is a buffer, and what it needs of a teacher to ship its
+student is copied into its own frozen state. The keyword-only arguments of `__init__`, with the
+paper's defaults, are its arguments in a recipe.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from compress.data.batches import Batch
+from compress.taps import Tapped, Taps, TapSpecs
+
+# Per view: what the network showed, None where it does not see the view.
+Views = Sequence[Taps | None]
+HardLoss = Callable[[Tensor, Tensor], Tensor]
+SoftLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """An augmented view of each image and who sees it; `augment` None is the recipe's own."""
+
+    augment: str | None = None
+    student: bool = True
+    teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of hard labels, soft targets and the method's own terms."""
+
+    ce: float
+    kd: float
+    method: float
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a method may know of a teacher: its taps and its linear classifier (K, D), (K,)."""
+
+    taps: TapSpecs
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built from; `labels` (train_size,) are those of the training images."""
+
+    student: TapSpecs
+    teachers: tuple[TeacherContext, ...]
+    num_classes: int
+    labels: Tensor
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def train_size(self) -> int:
+        """Number of training images."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Training before the main one, run by the same loop at a constant learning rate.
+
+    Only `parameters` learn, by the sum of the terms that `loss(student, teachers, batch)` returns.
+    `lr` None is that of the main training.
+    """
+
+    name: str
+    epochs: int
+    parameters: Sequence[nn.Parameter]
+    loss: Callable[[Views, Sequence[Views], Batch], Mapping[str, Tensor]]
+    lr: float | None = None
+
+
+class Method(nn.Module):
+    """A distillation method; see the module's docstring."""
+
+    views: ClassVar[tuple[View, ...]] = (View(),)
+    batch_coupled: ClassVar[bool] = False  # True where the loss relates samples of a batch
+    student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
+    teacher_taps: Sequence[str] = ()
+    # Published weights; a method whose papers say otherwise has its own.
+    protocols: ClassVar[Mapping[str, Terms]] = {
+        "crd": Terms(ce=1, kd=0, method=1),
+        "simkd": Terms(ce=1, kd=1, method=1),
+    }
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+        """The method's own terms: named scalars, weighted by `weights.method`."""
+        return {}
+
+    def hard_loss(self, student: Views, batch: Batch, loss: HardLoss) -> Tensor:
+        """The term of hard labels, by default on the first view that the student sees."""
+        return loss(first(student).logits, batch.labels)
+
+    def soft_loss(self, student: Views, teachers: Sequence[Views], loss: SoftLoss) -> Tensor:
+        """The term of soft targets, by default on the first view that both see.
+
+        Of several teachers, the mean of their terms.
+        """
+        view = next(i for i, v in enumerate(self.views) if v.student and v.teacher)
+        terms = [loss(_at(student, view).logits, _at(t, view).logits) for t in teachers]
+        total: Tensor = sum(terms[1:], terms[0])
+        return total / len(terms)
+
+    def phases(self) -> list[Phase]:
+        """Trainings before the main one."""
+        return []
+
+    def bind(self, student: Tapped) -> None:
+        """Called once with the student, for a method that needs a copy or its parameters."""
+
+    def after_step(self) -> None:
+        """Called after each optimiser step: the only place where banks and averages move."""
+
+    def logits(self, student: Taps) -> Tensor:
+        """The prediction (N, K) from the taps of a student that is being trained.
+
+        `deploy` must give the same numbers; the fuse stage proves it on real images.
+        """
+        return student.logits
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """The network that ships: normalised images -> logits (N, K); identity by default.
+
+        Where more than the bare student ships, the result has the parts `encoder` (images -> last
+        map) and whatever follows it. It shares parameters with `student` and this method.
+        """
+        return student
+
+
+def first(views: Views) -> Taps:
+    """The taps of the first view that the network sees."""
+    return next(taps for taps in views if taps is not None)
+
+
+def _at(views: Views, index: int) -> Taps:
+    taps = views[index]
+    if taps is None:
+        raise ValueError(f"view {index} was not shown to this network")
+    return taps

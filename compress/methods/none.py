@@ -1,0 +1,21 @@
+"""No distillation: the student alone, trained on hard labels under the same budget.
+
+L = CE(z_s, y). The baseline of every table ("Student" in the papers).
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from compress.methods.base import Context, Method, Terms
+
+
+class Alone(Method):
+    """No terms of its own; no teacher is run."""
+
+    protocols: ClassVar[Mapping[str, Terms]] = {
+        "crd": Terms(ce=1, kd=0, method=0),
+        "simkd": Terms(ce=1, kd=0, method=0),
+    }
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)

@@ -1,0 +1,68 @@
+"""A student, teachers and a method on small networks, and batches for them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from compress.data.batches import ImageBatches
+from compress.data.images import MemoryImages, Preprocessing
+from compress.distillation import Distillation, teacher_context
+from compress.methods.base import Context, Method, Terms
+from compress.models import build
+from compress.taps import discover
+from compress.tasks import Classification
+
+CLASSES = 5
+SHAPE = (3, 16, 16)
+PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CPU = torch.device("cpu")
+
+
+def images(count: int = 24) -> MemoryImages:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, *SHAPE), generator=generator, dtype=torch.uint8)
+    return MemoryImages(pixels, torch.arange(count) % CLASSES)
+
+
+def networks(
+    teachers: int = 1, student: str = "resnet8", teacher: str = "resnet8x4"
+) -> tuple[nn.Module, list[nn.Module]]:
+    # Unequal widths on purpose: 64 and 256 channels in the last map.
+    built = [build(teacher, num_classes=CLASSES, seed=10 + i) for i in range(teachers)]
+    return build(student, num_classes=CLASSES, seed=1), built
+
+
+def context(student: nn.Module, teachers: Sequence[nn.Module], batch_size: int = 8) -> Context:
+    return Context(
+        student=discover(student, SHAPE, "student"),
+        teachers=tuple(teacher_context(t, discover(t, SHAPE, "teacher")) for t in teachers),
+        num_classes=CLASSES,
+        labels=images().labels,
+        batch_size=batch_size,
+        steps_per_epoch=3,
+        epochs=2,
+    )
+
+
+def batches(method: Method, batch_size: int = 8, count: int = 24) -> ImageBatches:
+    augment = [view.augment or "crop_flip" for view in method.views]
+    return ImageBatches(
+        images(count), PREPROCESSING, batch_size=batch_size, augment=augment, seed=0, device=CPU
+    )
+
+
+def distillation(
+    method_class: type[Method], teachers: int = 1, weights: Terms | None = None
+) -> Distillation:
+    student, teacher_networks = networks(teachers)
+    torch.manual_seed(0)
+    method = method_class(context(student, teacher_networks))
+    return Distillation(
+        student,
+        teacher_networks,
+        method,
+        weights or method.protocols["simkd"],
+        Classification(),
+        kd_temperature=4.0,
+    )

@@ -1,0 +1,64 @@
+"""KD against a float64 loop over the formula, and its limits."""
+
+import math
+
+import pytest
+import torch
+
+from compress.methods.kd import KD, kd_loss
+from tests.methods import building
+
+
+def _oracle(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> float:
+    def softmax(row: list[float]) -> list[float]:
+        powers = [math.exp(z / temperature) for z in row]
+        return [p / sum(powers) for p in powers]
+
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q, p = softmax(s), softmax(t)
+        total += sum(pk * math.log(pk / qk) for pk, qk in zip(p, q, strict=True))
+    return temperature**2 * total / len(student)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
+def test_equals_the_formula(temperature: float) -> None:
+    student, teacher = torch.randn(2, 7, 5, dtype=torch.float64) * 3
+    got = kd_loss(student, teacher, temperature)
+    assert got.dtype == torch.float64
+    assert float(got) == pytest.approx(_oracle(student, teacher, temperature), rel=1e-12)
+
+
+def test_gradient_is_that_of_cross_entropy_with_soft_targets() -> None:
+    student = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(6, 4, dtype=torch.float64)
+    temperature = 3.0
+    (got,) = torch.autograd.grad(kd_loss(student, teacher, temperature), student)
+    # d/dz T^2 KL = T (q - p) / N, the closed form of Hinton et al., equation 2.
+    q, p = (z.detach() / temperature for z in (student, teacher))
+    expected = temperature * (q.softmax(1) - p.softmax(1)) / 6
+    torch.testing.assert_close(got, expected)
+
+
+def test_zero_when_logits_are_equal_or_shifted() -> None:
+    logits = torch.randn(5, 9)
+    assert float(kd_loss(logits, logits, 4.0)) == pytest.approx(0, abs=1e-6)
+    assert float(kd_loss(logits + 7, logits, 4.0)) == pytest.approx(0, abs=1e-5)
+
+
+def test_high_temperature_is_half_the_squared_distance_of_centred_logits() -> None:
+    student, teacher = torch.randn(2, 4, 6, dtype=torch.float64)
+    centred = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    expected = centred.square().mean(1).mean() / 2
+    assert float(kd_loss(student, teacher, 1e4)) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    student, teacher = torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])
+    assert torch.isfinite(kd_loss(student, teacher, 1.0))
+
+
+def test_temperature_must_be_positive() -> None:
+    student, teachers = building.networks()
+    with pytest.raises(ValueError, match="above 0"):
+        KD(building.context(student, teachers), temperature=0.0)

@@ -1,0 +1,132 @@
+"""Two methods that exist to prove the contract wide enough; they edit nothing outside this file."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from compress.data.batches import Batch
+from compress.methods.base import (
+    Context,
+    Method,
+    Phase,
+    SoftLoss,
+    Terms,
+    View,
+    Views,
+)
+from compress.taps import Tapped, Taps
+
+
+def _taps(views: Views, index: int) -> Taps:
+    taps = views[index]
+    assert taps is not None
+    return taps
+
+
+class ThreeViews(Method):
+    """Student on view 0, its momentum copy on view 1, teacher on view 2; a phase for the head."""
+
+    views = (
+        View(teacher=False),
+        View(student=False, teacher=False),
+        View(augment="crop", student=False),
+    )
+    batch_coupled = True
+    student_taps = ("pooled",)
+    teacher_taps = ("pooled",)
+    protocols: ClassVar[Mapping[str, Terms]] = {
+        "crd": Terms(ce=1, kd=0, method=1),
+        "simkd": Terms(ce=1, kd=0, method=1),
+    }
+
+    def __init__(self, context: Context, *, width: int = 8, momentum: float = 0.9) -> None:
+        super().__init__(context)
+        self.head = nn.Linear(context.student.pooled_width, width)
+        self.teacher_head = nn.Linear(context.teachers[0].taps.pooled_width, width)
+        self.momentum = momentum
+        self.register_buffer("queue", torch.zeros(16, width))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def bind(self, student: Tapped) -> None:
+        self._student = [student.network]
+        self.slow = copy.deepcopy(student.network).requires_grad_(False)
+        self._tapped_slow = [student.with_network(self.slow)]
+
+    def phases(self) -> list[Phase]:
+        def loss(student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+            target = _taps(teachers[0], 2).pooled
+            assert target is not None
+            return {"warm": self.teacher_head(target.float()).square().mean()}
+
+        return [Phase("warm-up", 1, list(self.teacher_head.parameters()), loss, lr=0.01)]
+
+    def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+        pooled, target = _taps(student, 0).pooled, _taps(teachers[0], 2).pooled
+        assert pooled is not None
+        assert target is not None
+        with torch.no_grad():
+            slow = self._tapped_slow[0](batch.images[1]).pooled
+        assert slow is not None
+        own = self.head(pooled).float()
+        self._latest = own.detach()
+        return {
+            "agree": 1 - cosine_similarity(own, self.teacher_head(target).float()).mean(),
+            "slow": (pooled.float() - slow.float()).square().mean(),
+        }
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for slow, fast in zip(self.slow.parameters(), self._student[0].parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.momentum)
+        rows = self._latest[: len(self.queue)]
+        self.queue[: len(rows)] = rows
+        self.steps += 1
+
+
+class TwoTeachers(Method):
+    """Reads two teachers' logits and standardises logits in the soft loss (as LSKD does)."""
+
+    student_taps = ("layer2",)
+    teacher_taps = ("stages",)
+
+    def __init__(self, context: Context, *, first_share: float = 0.5) -> None:
+        super().__init__(context)
+        if len(context.teachers) != 2:
+            raise ValueError(f"reads two teachers, got {len(context.teachers)}")
+        self.first_share = first_share
+        width = context.student.stages[1].channels
+        self.adapters = nn.ModuleList(
+            nn.Conv2d(width, t.taps.stages[1].channels, 1) for t in context.teachers
+        )
+
+    def soft_loss(self, student: Views, teachers: Sequence[Views], loss: SoftLoss) -> Tensor:
+        def standardised(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            first, second = (
+                (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7)
+                for z in (student_logits.float(), teacher_logits.float())
+            )
+            return loss(first, second)
+
+        return super().soft_loss(student, teachers, standardised)
+
+    def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+        own = _taps(student, 0).paths["layer2"]
+        terms = {}
+        shares = (self.first_share, 1 - self.first_share)
+        for i, (adapter, share) in enumerate(zip(self.adapters, shares, strict=True)):
+            stages = _taps(teachers[i], 0).stages
+            assert stages is not None
+            terms[f"teacher{i}"] = share * (adapter(own) - stages[1]).float().square().mean()
+        return terms
+
+
+def teachers_needed(method: type[Method]) -> int:
+    """How many teachers a method is built with."""
+    return 2 if method is TwoTeachers else 1
+
+
+__all__ = ["ThreeViews", "TwoTeachers", "teachers_needed"]

@@ -1,0 +1,99 @@
+"""Model files rebuild the very network, alone, and give up their encoder without a teacher."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compress import deployment
+from compress.errors import UserError
+from compress.methods import METHODS
+from compress.methods.base import Method
+from compress.models import build
+from tests.methods import building
+
+NAMES = tuple("abcde")
+
+
+def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
+    """A student with moved batch-norm statistics, saved as the distill stage does."""
+    module = building.distillation(method_class).train()
+    for batch in building.batches(module.method).epoch(0):
+        module(batch)
+    deployed = module.method.deploy(module.student).eval()
+    description = deployment.describe(
+        {"name": "resnet8", "arguments": {}},
+        module.method.context.student,
+        NAMES,
+        building.PREPROCESSING,
+        metrics={},
+        fingerprint="f",
+    )
+    bare = deployed is module.student
+    description |= {
+        "method": None if bare else deployment.describe_method(module.method, name, {}),
+        "encoder_prefix": "" if bare else "encoder.",
+    }
+    deployment.save(folder, "student", deployed, description)
+    return deployed
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
+    deployed = save(tmp_path, METHODS[name], name)
+    loaded = deployment.load_student(tmp_path)
+    assert not loaded.network.training
+    images = torch.randn(4, *building.SHAPE)
+    with torch.no_grad():
+        assert torch.equal(loaded.network(images), deployed(images))
+    assert loaded.description["class_names"] == list(NAMES)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_encoder_comes_out_whole(tmp_path: Path, name: str) -> None:
+    deployed = save(tmp_path, METHODS[name], name)
+    encoder = deployment.load_encoder(tmp_path).eval()
+    assert encoder.matched_percent == 100
+    assert (encoder.channels, encoder.stride) == (64, 4)
+    images = torch.randn(2, *building.SHAPE)
+    reference = deployed.encoder if name == "simkd" else deployed
+    with torch.no_grad():
+        maps = encoder(images)
+        if name == "simkd":
+            assert torch.equal(maps, reference(images))  # type: ignore[operator]
+        else:
+            logits = deployed.fc(maps.mean((2, 3)))  # type: ignore[operator]
+            torch.testing.assert_close(logits, deployed(images))
+    assert encoder(torch.randn(1, 3, 40, 64)).shape == (1, 64, 10, 16)
+
+
+def test_scratch_is_the_architecture_with_seeded_weights(tmp_path: Path) -> None:
+    save(tmp_path, METHODS["none"], "none")
+    one, same = (deployment.load_encoder(tmp_path, weights=False, seed=3) for _ in range(2))
+    assert one.matched_percent == 0
+    reference = build("resnet8", num_classes=5, seed=3).state_dict()
+    for key, value in one.body.state_dict().items():
+        assert torch.equal(value, reference[key])
+        assert torch.equal(value, same.body.state_dict()[key])
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, METHODS["simkd"], "simkd")
+    path = tmp_path / "student.json"
+    described = json.loads(path.read_text())
+
+    path.write_text(
+        json.dumps({**described, "architecture": {"name": "resnet14", "arguments": {}}})
+    )
+    with pytest.raises(UserError, match=r"student\.safetensors does not fit its description"):
+        deployment.load_student(tmp_path)
+
+    path.write_text(json.dumps({**described, "format": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        deployment.load_student(tmp_path)
+
+    path.unlink()
+    with pytest.raises(UserError, match=r"student\.json not found"):
+        deployment.load_student(tmp_path)

@@ -1,0 +1,182 @@
+"""THE loop: resumes bit by bit, selects, refuses to go on with a loss that is not finite."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.checkpoint import trained_state
+from compress.errors import UserError
+from compress.training import SCHEDULES, Settings, multistep, train
+
+CPU = torch.device("cpu")
+
+
+class Problem(nn.Module):
+    """A small regression with dropout, batch norm and a count of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.kill_at = -1
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        if int(self.steps) == self.kill_at:
+            raise KeyboardInterrupt
+        x, y = batch
+        error = self.net(x) - y
+        return {"squared": error.square().mean(), "size": 0.1 * error.abs().mean()}
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+
+class Data:
+    def __len__(self) -> int:
+        return 3
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(3):
+            generator = torch.Generator().manual_seed(10 * epoch + step)
+            x = torch.randn(6, 4, generator=generator)
+            yield x, x.sum(1, keepdim=True)
+
+
+def run(folder: Path, problem: Problem, epochs: int = 4, **options: object) -> list[dict]:  # type: ignore[type-arg]
+    settings = options.pop("settings", Settings(epochs=epochs, lr=0.05))
+    return train(
+        problem,
+        Data(),
+        settings,
+        directory=folder,
+        role="test",
+        seed=0,
+        device=CPU,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kill_at", [1, 4, 9])
+def test_a_killed_training_continues_bit_by_bit(
+    tmp_path: Path, kill_at: int, optimizer: str
+) -> None:
+    settings = Settings(epochs=4, lr=0.05, optimizer=optimizer)
+    whole = Problem()
+    expected = run(tmp_path / "whole", whole, settings=settings)
+    killed = Problem()
+    killed.kill_at = kill_at
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", killed, settings=settings)
+    resumed = Problem()
+    torch.manual_seed(999)  # whatever the global generator stands at
+    got = run(tmp_path / "killed", resumed, settings=settings)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    times = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in times} for row in got] == [
+        {k: v for k, v in row.items() if k not in times} for row in expected
+    ]
+    assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_finished_training_is_only_loaded(tmp_path: Path) -> None:
+    first = Problem()
+    run(tmp_path, first)
+    again = Problem()
+    again.kill_at = 12  # a further step would raise
+    history = run(tmp_path, again)
+    assert len(history) == 4
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())
+
+
+def test_the_global_generator_is_left_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run(tmp_path, Problem_without_reseeding())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def Problem_without_reseeding() -> Problem:
+    with torch.random.fork_rng():
+        return Problem()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no longer finite in epoch 1.*lower the learning rate"):
+        run(tmp_path, Problem(), settings=Settings(epochs=2, lr=1e30))
+
+
+def test_metrics_hold_lr_terms_and_evaluation(tmp_path: Path) -> None:
+    run(tmp_path, Problem(), evaluate=lambda: {"top1_percent": 50.0})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["lr"] == 0.05
+    assert rows[-1]["lr"] == pytest.approx(0.05 * 0.1**3)  # the last step is past 0.875
+    assert set(rows[0]["terms"]) == {"squared", "size"}
+    assert rows[0]["loss"] == pytest.approx(sum(rows[0]["terms"].values()))
+    assert rows[0]["top1_percent"] == 50.0
+
+
+def test_the_best_epoch_is_kept_where_asked(tmp_path: Path) -> None:
+    values = iter([10.0, 30.0, 20.0, 30.0])
+    problem = Problem()
+    seen: list[Tensor] = []
+
+    def evaluate() -> dict[str, float]:
+        seen.append(problem.net[0].weight.detach().clone())  # type: ignore[operator]
+        return {"validation_top1_percent": next(values)}
+
+    run(tmp_path, problem, evaluate=evaluate, keep_best="validation_top1_percent")
+    assert torch.equal(problem.net[0].weight, seen[1])  # the first of equals
+    assert torch.equal(trained_state(tmp_path)["net.0.weight"], seen[1])
+
+
+def test_a_frozen_parameter_does_not_move(tmp_path: Path) -> None:
+    problem = Problem()
+    problem.net[0].weight.requires_grad_(False)  # type: ignore[union-attr]
+    before = problem.net[0].weight.clone()  # type: ignore[operator]
+    run(tmp_path, problem)
+    assert torch.equal(before, problem.net[0].weight)
+
+
+def test_multistep_drops_after_150_180_210_of_240() -> None:
+    factors = [multistep()(epoch / 240) for epoch in range(240)]
+    changes = [e for e in range(1, 240) if factors[e] != factors[e - 1]]
+    assert changes == [150, 180, 210]
+    assert factors[-1] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_start_at_one_and_never_rise(name: str) -> None:
+    schedule = SCHEDULES[name]()
+    values = [schedule(i / 100) for i in range(100)]
+    assert values[0] == 1
+    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+
+
+def test_sgd_is_nesterov_with_weight_decay_as_the_papers_write_it(tmp_path: Path) -> None:
+    class Quadratic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+
+        def forward(self, batch: object) -> dict[str, Tensor]:
+            return {"loss": 0.5 * self.w.square().sum()}
+
+    module = Quadratic()
+    settings = Settings(epochs=1, lr=0.1, weight_decay=0.5, schedule=SCHEDULES["constant"]())
+    train(module, Data(), settings, directory=tmp_path, role="q", seed=0, device=CPU)
+    w, velocity = 2.0, 0.0
+    for _ in range(3):
+        gradient = w + 0.5 * w
+        velocity = 0.9 * velocity + gradient
+        w -= 0.1 * (gradient + 0.9 * velocity)
+    assert float(module.w.detach()) == pytest.approx(w, rel=1e-12)

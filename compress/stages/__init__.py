@@ -1,0 +1,75 @@
+"""Stages of a recipe: each module has `RESULT_VERSION` and `run(job) -> Outcome`.
+
+A stage takes the recipe apart and calls what lies below it with plain values; nothing below knows
+recipes. What two stages need of a recipe stands here.
+"""
+
+import json
+from functools import lru_cache
+
+from torch import nn
+
+from compress.artifacts import Job
+from compress.data import Dataset, evaluation_batches, open_data
+from compress.recipe import Recipe, Train
+from compress.tasks import Classification
+from compress.training import SCHEDULES, Settings
+
+EVALUATION_BATCH = 256
+
+
+def settings_from(train: Train) -> Settings:
+    """The loop's settings from a recipe's `train` section."""
+    return Settings(
+        epochs=train.epochs,
+        lr=train.lr,
+        batch_size=train.batch_size,
+        optimizer=train.optimizer.name,
+        momentum=train.momentum,
+        nesterov=train.nesterov,
+        weight_decay=train.weight_decay,
+        schedule=SCHEDULES[train.schedule.name](**train.schedule.arguments),
+    )
+
+
+def dataset_of(recipe: Recipe) -> Dataset:
+    """The recipe's data set; opened once per process."""
+    return _open(recipe.data.model_dump_json(), recipe.seed)
+
+
+@lru_cache(maxsize=1)
+def _open(spec: str, seed: int) -> Dataset:
+    return open_data(json.loads(spec), seed=seed)
+
+
+def order_seed(recipe: Recipe, trial: int) -> int:
+    """What order and augmentation of a trial are keyed by."""
+    return (recipe.seed if recipe.data.seed is None else recipe.data.seed) + trial
+
+
+def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
+    """The task's metric on the test split and, where there is one, on the validation split."""
+    task = Classification()
+    result: dict[str, float] = {}
+    for prefix, images in (("", data.test), ("validation_", data.validation)):
+        if images is not None:
+            batches = evaluation_batches(images, EVALUATION_BATCH, data.preprocessing, job.device)
+            result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches).items()}
+    return result
+
+
+def summary(history: list[dict[str, float]], metric: str) -> dict[str, float | int]:
+    """Headline and best-on-test of a training whose rows hold `metric`.
+
+    The headline is the last epoch's, or that of the epoch with the best validation result.
+    """
+    validation = f"validation_{metric}"
+    chosen = max(history, key=lambda r: r[validation]) if validation in history[-1] else history[-1]
+    best = max(history, key=lambda row: row[metric])
+    return {
+        metric: chosen[metric],
+        "selected_epoch": int(chosen["epoch"]),
+        f"best_on_test_{metric}": best[metric],
+        "best_on_test_epoch": int(best["epoch"]),
+        "epochs": len(history),
+    }

@@ -1,0 +1,143 @@
+"""What every network of a run costs: teachers, the plain student, and what each method ships.
+
+Parameters are those of the unfolded networks, as papers count them. MACs are the same folded or
+not. Activations and latency are those of the folded networks, which is what runs. Pruning ratios
+are relative to the first teacher of the recipe.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.accounting import (
+    count_macs,
+    count_parameters,
+    measure_latency,
+    peak_activation_bytes,
+    projector_to_student_percent,
+    protocol,
+    pruning_ratio_cost_points,
+    pruning_ratio_percent,
+    size_bytes,
+)
+from compress.artifacts import Job, Outcome, read_result
+from compress.console import bar, log
+from compress.deployment import Student, build_plain, load_student
+from compress.models.folding import fold_batchnorm
+from compress.stages.teacher import load_teachers
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A network to be accounted, unfolded, and what it is in this run."""
+
+    label: str
+    role: str
+    network: nn.Module
+
+
+def run(job: Job) -> Outcome:
+    """Account teachers, plain student and those of `arguments["students"]` (stage names)."""
+    entries, input_shape = _networks(job)
+    teacher = next(e for e in entries if e.role == "teacher")
+    student = next(e for e in entries if e.role == "student")
+    totals = (count_parameters(student.network), count_parameters(teacher.network))
+    rows = []
+    with bar("  counting", len(entries)) as advance:
+        for entry in entries:
+            row = _costs(entry, input_shape)
+            if entry.role == "deployed":
+                row |= _ratios(entry.network, *totals)
+            rows.append(row)
+            advance(note=entry.label)
+    for row in rows:
+        log(f"  {row['label']}: {row['parameters']:,} parameters, {row['macs']:,} MACs")
+    values = {
+        "input_shape": list(input_shape),
+        "reference_teacher": teacher.label,
+        "peak_activation_batch": 1,
+        "networks": rows,
+    }
+    return Outcome(values, _latencies(job, entries, input_shape))
+
+
+def _students(job: Job) -> dict[str, Student]:
+    """Label -> student of the first trial; every trial deploys the same network."""
+    students = {}
+    for name in job.arguments["students"]:
+        values = read_result(job.run_folder, name)["values"]
+        if values["trial"] == 0:
+            students[str(values["label"])] = load_student(job.run_folder / name)
+    return students
+
+
+def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
+    """Every network on the CPU, in the order of the report, and the images' (C, H, W)."""
+    students = _students(job)
+    described = next(iter(students.values())).description
+    teachers = read_result(job.run_folder, "teacher")["values"]["teachers"]
+    entries = [
+        _Entry(told["label"], "teacher", network.cpu())
+        for told, network in zip(teachers, load_teachers(job.run_folder), strict=True)
+    ]
+    entries.append(_Entry("student", "student", build_plain(described)))
+    entries += [_Entry(label, "deployed", s.network.cpu()) for label, s in students.items()]
+    channels, height, width = described["input_shape"]
+    return entries, (channels, height, width)
+
+
+def _costs(entry: _Entry, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The columns that every network has."""
+    macs = count_macs(entry.network, input_shape)
+    folded = fold_batchnorm(entry.network).network
+    return {
+        "label": entry.label,
+        "role": entry.role,
+        "parameters": count_parameters(entry.network),
+        "macs": macs.macs,
+        "flops": 2 * macs.macs,
+        "uncounted_operators": macs.uncounted,
+        "size_bytes": size_bytes(entry.network),
+        "peak_activation_bytes": peak_activation_bytes(folded, input_shape, batch=1),
+    }
+
+
+def _ratios(deployed: nn.Module, student: int, teacher: int) -> dict[str, Any]:
+    """The columns of a deployed network; `student` and `teacher` are parameter counts."""
+    parameters = count_parameters(deployed)
+    projector = getattr(deployed, "projector", None)
+    added = count_parameters(projector) if isinstance(projector, nn.Module) else 0
+    return {
+        "projector_parameters": added,
+        "pruning_ratio_percent": pruning_ratio_percent(parameters, teacher),
+        "plain_pruning_ratio_percent": pruning_ratio_percent(student, teacher),
+        "pruning_ratio_cost_points": pruning_ratio_cost_points(parameters, student, teacher),
+        "projector_to_student_percent": projector_to_student_percent(added, student),
+    }
+
+
+def _latencies(
+    job: Job, entries: list[_Entry], input_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Milliseconds per forward of every folded network at every batch size of the recipe."""
+    asked = job.recipe.account.latency  # type: ignore[union-attr]  # the stage runs only if given
+    folded = {e.label: fold_batchnorm(e.network).network.to(job.device) for e in entries}
+    wait = partial(torch.cuda.synchronize, job.device) if job.device.type == "cuda" else None
+    latency: dict[str, dict[str, Any]] = {label: {} for label in folded}
+    with bar("  timing", len(asked.batch_sizes)) as advance, torch.inference_mode():
+        for batch in asked.batch_sizes:
+            images = torch.zeros(batch, *input_shape, device=job.device)
+            calls = {label: partial(network, images) for label, network in folded.items()}
+            found = measure_latency(
+                calls, warmup=asked.warmup, rounds=asked.rounds, synchronise=wait
+            )
+            for label, one in found.items():
+                latency[label][str(batch)] = one.as_dict()
+            advance(note=f"batch {batch}")
+    told = protocol(job.device, warmup=asked.warmup, rounds=asked.rounds)
+    return {"latency": latency, "protocol": told}

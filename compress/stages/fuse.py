@@ -1,0 +1,100 @@
+"""Proof that what ships computes what was trained, for every trained student, on real images.
+
+Two steps: encoder + projector + reused classifier become one network without the student's own
+classifier (rebuilt from the artefact alone), and batch norm is folded into convolutions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress import deployment
+from compress.artifacts import Job, Outcome, read_result
+from compress.checkpoint import trained_state
+from compress.console import bar, log
+from compress.data import evaluation_batches
+from compress.errors import UserError
+from compress.models.folding import fold_batchnorm
+from compress.stages import dataset_of
+from compress.taps import Tapped, TapSpecs
+
+RESULT_VERSION = 1
+IMAGES = 256
+
+
+def run(job: Job) -> Outcome:
+    """Compare logits of the trained parts, the deployed network and the folded one."""
+    data = dataset_of(job.recipe)
+    sample = data.test.subset(torch.arange(min(IMAGES, len(data.test))))
+    batches = evaluation_batches(sample, IMAGES, data.preprocessing, torch.device("cpu"))
+    images = torch.cat([x for x, _ in batches])
+    tolerance = job.recipe.fuse.tolerance if job.recipe.fuse else 1e-3
+    rows = []
+    students: list[str] = job.arguments["students"]
+    with bar("  comparing", len(students)) as advance:
+        for name in students:
+            rows.append(_compare(job.run_folder, name, images))
+            advance()
+    for row in rows:
+        _gate(row, tolerance)
+        log(
+            f"  {row['label']}: fused differs by {row['fused_max_abs']:.1e}, folded by "
+            f"{row['folded_max_abs']:.1e} ({row['folded']} batch norms folded)"
+        )
+    return Outcome({"tolerance": tolerance, "students": rows}, {})
+
+
+@torch.no_grad()
+def _compare(run_folder: Path, name: str, images: Tensor) -> dict[str, Any]:
+    folder = run_folder / name
+    values = read_result(run_folder, name)["values"]
+    student = deployment.load_student(folder)
+    deployed = student.network(images)
+    folded = fold_batchnorm(student.network)
+    return {
+        "label": values["label"],
+        "trial": values["trial"],
+        "images": len(images),
+        "fused_max_abs": _difference(
+            _trained_logits(folder, student.description, images), deployed
+        ),
+        "folded_max_abs": _difference(deployed, folded.network(images)),
+        "folded": len(folded.folded),
+        "not_folded": folded.not_folded,
+    }
+
+
+def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -> Tensor:
+    """The prediction of the separate parts, as the training's checkpoint holds them."""
+    state = trained_state(folder)
+    network = deployment.build_plain(description)
+    network.load_state_dict(_part(state, "student."))
+    network.eval()
+    if description["method"] is None:
+        logits: Tensor = network(images)
+        return logits
+    method = deployment.rebuild_method(description["method"])
+    method.load_state_dict(_part(state, "method."))
+    specs = TapSpecs.from_dict(description["taps"])
+    return method.eval().logits(Tapped(network, specs, method.student_taps)(images))
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _gate(row: dict[str, Any], tolerance: float) -> None:
+    for step in ("fused", "folded"):
+        difference = row[f"{step}_max_abs"]
+        if not difference <= tolerance:
+            raise UserError(
+                f"fuse: the {step} network of '{row['label']}' differs from the one before it by "
+                f"{difference:.2e} in its logits on {row['images']} test images, more than "
+                f"fuse.tolerance {tolerance:.0e}; it would not be what was trained"
+            )

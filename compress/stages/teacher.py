@@ -1,0 +1,186 @@
+"""The teachers: trained here, or read from a file; each judged before any student is trained."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress import deployment, models
+from compress.artifacts import Job, Outcome
+from compress.console import log
+from compress.data import Dataset, ImageBatches
+from compress.errors import UserError
+from compress.models.weights import load_state, published_state, read_state
+from compress.recipe import Teacher
+from compress.stages import dataset_of, judge, order_seed, settings_from, summary
+from compress.taps import discover
+from compress.tasks import Classification
+from compress.training import train
+
+RESULT_VERSION = 1
+
+
+def run(job: Job) -> Outcome:
+    """Obtain every teacher of the recipe."""
+    data = dataset_of(job.recipe)
+    rows = [_teacher(job, data, i, part) for i, part in enumerate(job.recipe.teacher)]
+    return Outcome({"teachers": rows}, {})
+
+
+def load_teachers(run_folder: Path) -> list[nn.Module]:
+    """The teachers of a run, in eval mode, on the CPU."""
+    folders = sorted(
+        (p for p in (run_folder / "teacher").iterdir() if p.name.isdigit()),
+        key=lambda p: int(p.name),
+    )
+    return [deployment.load_student(folder, "teacher").network for folder in folders]
+
+
+def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, Any]:
+    folder = job.folder / str(index)
+    folder.mkdir(exist_ok=True)
+    label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
+    network, architecture, method = _build(job, data, index, part)
+    specs = discover(network, data.preprocessing.input_shape, architecture["name"])
+    task = Classification()
+    row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
+    if part.train is not None:
+        seed = job.recipe.seed + index
+        learner = _Learner(network, task)
+        batches = ImageBatches(
+            data.train,
+            data.preprocessing,
+            batch_size=part.train.batch_size,
+            augment=[data.augment],
+            seed=order_seed(job.recipe, 0),
+            device=job.device,
+            workers=job.workers,
+        )
+        history = train(
+            learner,
+            batches,
+            settings_from(part.train),
+            directory=folder,
+            role=label,
+            seed=seed,
+            device=job.device,
+            evaluate=lambda: judge(network, data, job),
+            keep_best=f"validation_{task.metric}" if data.validation else None,
+        )
+        row |= summary(history, task.metric)
+    else:
+        network.to(job.device)
+        found = judge(network, data, job)
+        row |= summary([{"epoch": 0, **found}], task.metric) | {"epochs": 0}
+    row["test_images"] = len(data.test)
+    log(f"  {label} {architecture['name']}: {row[task.metric]:.2f} % on {len(data.test)} images")
+    _refuse_chance(row[task.metric], task, data, label)
+    description = deployment.describe(
+        architecture,
+        specs,
+        data.class_names,
+        data.preprocessing,
+        metrics={task.metric: row[task.metric]},
+        fingerprint=job.fingerprint,
+    )
+    description |= {"method": method, "encoder_prefix": "", "label": label}
+    deployment.save(folder, "teacher", network, description)
+    return row
+
+
+class _Learner(nn.Module):
+    """A network with its hard loss, as the loop wants it."""
+
+    def __init__(self, network: nn.Module, task: Classification) -> None:
+        super().__init__()
+        self.network = network
+        self.task = task
+
+    def forward(self, batch: Any) -> dict[str, Any]:
+        return {"ce": self.task.loss(self.network(batch.images[0]), batch.labels)}
+
+
+def _build(
+    job: Job, data: Dataset, index: int, part: Teacher
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
+    """Network, architecture, and the method of a teacher that was itself distilled here."""
+    classes = len(data.class_names)
+    given = part.checkpoint or part.weights
+    known = _own_description(part)
+    if known is not None and part.checkpoint is not None:
+        path = Path(part.checkpoint)
+        if known["num_classes"] == classes:
+            loaded = deployment.load_student(path.parent, path.stem)
+            return loaded.network, known["architecture"], known["method"]
+        if part.train is None or known["method"] is not None:
+            raise _other_classes(known["num_classes"], data)
+        architecture: dict[str, Any] = known["architecture"]
+    elif part.model is not None:
+        architecture = {"name": part.model.name, "arguments": part.model.arguments}
+    else:
+        raise UserError(
+            f"teacher.checkpoint: '{given}' has no .json beside it that names its architecture; "
+            "give `model` too"
+        )
+    network = models.build(
+        architecture["name"],
+        num_classes=classes,
+        seed=job.recipe.seed + index,
+        **architecture["arguments"],
+    )
+    if given is not None:
+        replaced = load_initial(network, architecture["name"], given, data)
+        if replaced is not None and part.train is None:
+            raise _other_classes(replaced, data)
+    return network, architecture, None
+
+
+def _own_description(part: Teacher) -> dict[str, Any] | None:
+    """What a checkpoint written by this project says of itself."""
+    path = Path(part.checkpoint) if part.checkpoint else None
+    if path is None or not path.with_suffix(".json").is_file() or part.model is not None:
+        return None
+    return deployment.load_description(path.parent, path.stem)
+
+
+def _other_classes(classes: int, data: Dataset) -> UserError:
+    return UserError(
+        f"teacher: its file has {classes} classes, the data have {len(data.class_names)}; give "
+        "`model` and `train` to fit a new classifier, or other data"
+    )
+
+
+def load_initial(network: nn.Module, model: str, given: str, data: Dataset) -> int | None:
+    """Load published weights or a file into a network that was built for `data`.
+
+    Returns:
+        The number of classes in the file where the classifier was replaced, else None.
+    """
+    state = published_state(model, given)
+    if state is None:
+        state = read_state(Path(given))
+    specs = discover(network, data.preprocessing.input_shape, model)
+    loaded = load_state(network, state, specs.classifier, given)
+    if loaded.classifier_replaced:
+        log(
+            f"  {model}: classifier of {loaded.classes_in_file} classes replaced by a new one "
+            f"of {len(data.class_names)}"
+        )
+        return loaded.classes_in_file
+    return None
+
+
+def _source(part: Teacher) -> str:
+    given = part.checkpoint or part.weights
+    return "trained" if given is None else f"{given}{', then trained' if part.train else ''}"
+
+
+def _refuse_chance(value: float, task: Classification, data: Dataset, label: str) -> None:
+    chance = task.chance_percent(len(data.class_names), len(data.test))
+    if value <= chance:
+        raise UserError(
+            f"{label} is at chance: {value:.2f} % on {len(data.test)} test images of "
+            f"{len(data.class_names)} classes (guessing reaches up to {chance:.2f} %); nothing "
+            "can be distilled from it. Train it longer, or check its weights, classes and "
+            "preprocessing"
+        )

@@ -1,0 +1,76 @@
+"""What a report is made of: blocks of plain text and data that every format renders its own way.
+
+No block holds markup; each renderer escapes the text it prints.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compress.reporting.tables import Table
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section, or with level 3 a part of one."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Plain text; `is_lead` marks the summary, `is_note` the small print under a table."""
+
+    text: str
+    is_lead: bool = False
+    is_note: bool = False
+
+
+@dataclass(frozen=True)
+class KeyFigures:
+    """The few numbers to remember, each (number, what it is, what it is compared with)."""
+
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture: `file` relative to the run directory; `svg` is there for plots drawn here."""
+
+    file: str
+    alt: str
+    data: bytes
+    svg: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One or more images under one caption."""
+
+    images: Sequence[Image]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Terms with their meanings."""
+
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to be shown as it is."""
+
+    text: str
+
+
+Block = Heading | Paragraph | KeyFigures | Table | Figure | Definitions | Code
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report."""
+
+    title: str
+    blocks: Sequence[Block]

@@ -1,0 +1,95 @@
+"""The two figures of the report: how every network learned, and accuracy against size."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from compress.reporting import plots
+from compress.reporting.collect import Run, metrics
+from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
+from compress.reporting.network import Network
+
+
+def training_curves(run: Run) -> list[Block]:
+    """Test accuracy and loss per epoch of the teacher and of each student."""
+    heading = Heading("Training curves")
+    rows = [(place, row, _history(run, row)) for place, row in _styled(run)]
+    images = []
+    for key, title, text in (
+        ("top1_percent", "Test top-1 (%)", "test accuracy"),
+        ("loss", "Training loss", "training loss"),
+    ):
+        lines = [plots.Curve(row.title, _mean_curve(history, key), p) for p, row, history in rows]
+        lines = [line for line in lines if line.points]
+        if lines:
+            plot = plots.curves(lines, "Epoch", title, salt=key)
+            alt = f"{text} per epoch of {', '.join(line.label for line in lines)}"
+            images.append(Image(f"figures/{key}.png", alt.capitalize(), plot.png, plot.svg))
+    if not images:
+        return [heading, Paragraph("No training has been recorded in this run directory.")]
+    caption = (
+        "Test accuracy and training loss per epoch, means over the trials. A loss is the sum of "
+        "its method's own terms: losses of different methods cannot be compared."
+    )
+    return [heading, Figure(images, caption)]
+
+
+def accuracy_and_size(run: Run) -> list[Block]:
+    """The plane in which a student is chosen."""
+    heading = Heading("Accuracy against size")
+    points = [
+        plots.Point(
+            row.title,
+            row.account["size_bytes"] / 1e6,
+            row.top1_percent,
+            row.standard_error,
+            place,
+        )
+        for place, row in _styled(run)
+        if row.top1_percent is not None
+        and row.standard_error is not None
+        and row.account.get("size_bytes")
+    ]
+    if not points:
+        return [heading, Paragraph("The account stage has not run, so no size is known.")]
+    plot = plots.accuracy_against_size(
+        points, "Size of the deployed network (MB)", f"Test top-1, {run.headline} (%)", salt="size"
+    )
+    alt = "Test accuracy against size of " + ", ".join(point.label for point in points)
+    image = Image("figures/accuracy_size.png", alt, plot.png, plot.svg)
+    return [
+        heading,
+        Figure([image], f"Accuracy ({run.headline}; bars: one standard error) and size."),
+    ]
+
+
+def _styled(run: Run) -> list[tuple[int, Network]]:
+    """Every network with its place in the order of colours; the first teacher has the first."""
+    first, others = run.teachers[:1], run.teachers[1:]
+    return [*enumerate(first), *enumerate((*run.students, *others), 1)]
+
+
+def _history(run: Run, row: Network) -> list[list[dict[str, Any]]]:
+    """The recorded epochs of each trial."""
+    if row.is_teacher:
+        place = run.teachers.index(row)
+        return [metrics(run.folder / "teacher" / str(place) / "metrics.jsonl")]
+    folders = [run.folder / "distill" / _folder(row.label, trial) for trial in row.trials]
+    return [metrics(folder / "metrics.jsonl") for folder in folders]
+
+
+def _folder(label: str, trial: Any) -> str:
+    number = int(trial.get("trial", 0))
+    return f"{label}-trial{number}" if number else label
+
+
+def _mean_curve(
+    histories: Sequence[Sequence[dict[str, Any]]], key: str
+) -> list[tuple[float, float]]:
+    """Mean over the trials of every epoch that all trials have recorded."""
+    found: dict[int, list[float]] = {}
+    for row in (row for history in histories for row in history):
+        if row.get(key) is not None:
+            found.setdefault(int(row["epoch"]), []).append(float(row[key]))
+    full = sorted(epoch for epoch, values in found.items() if len(values) == len(histories))
+    return [(float(epoch), mean(found[epoch])) for epoch in full]

@@ -1,0 +1,56 @@
+"""A document as GitHub's Markdown; pictures are files beside it."""
+
+from compress.reporting.document import (
+    Block,
+    Code,
+    Definitions,
+    Document,
+    Figure,
+    Heading,
+    KeyFigures,
+    Paragraph,
+)
+from compress.reporting.escaping import escape_markdown, fenced
+from compress.reporting.tables import Table
+
+
+def markdown(document: Document) -> str:
+    """The whole report as text."""
+    blocks = [f"# {escape_markdown(document.title)}", *map(_block, document.blocks)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading():
+            return f"{'#' * block.level} {escape_markdown(block.text)}"
+        case Paragraph():
+            return escape_markdown(block.text)
+        case KeyFigures():
+            return "\n".join(_key_figure(*item) for item in block.items)
+        case Table():
+            return f"**{escape_markdown(block.caption)}**\n\n{block.markdown()}"
+        case Figure():
+            return _figure(block)
+        case Definitions():
+            return "\n".join(
+                f"- **{escape_markdown(term)}**: {escape_markdown(text)}"
+                for term, text in block.items
+            )
+        case Code():
+            return fenced(block.text, "yaml")
+
+
+def _key_figure(number: str, what: str, note: str) -> str:
+    remark = f" ({escape_markdown(note)})" if note else ""
+    return f"- **{escape_markdown(number)}** {escape_markdown(what)}{remark}"
+
+
+def _figure(figure: Figure) -> str:
+    lines = [f"![{escape_markdown(image.alt)}](<{_target(image.file)}>)" for image in figure.images]
+    return "\n".join(lines) + f"\n\n*{escape_markdown(figure.caption)}*"
+
+
+def _target(file: str) -> str:
+    """A path between angle brackets, where only these characters are special."""
+    return "".join("\\" + letter if letter in "<>\\" else letter for letter in file)

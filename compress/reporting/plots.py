@@ -1,0 +1,132 @@
+"""The kinds of plots: values over epochs, and accuracy against size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from compress.reporting.drawing import COLOURS, DPI, MARKERS, Plot, render
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line: values over epochs, and its place in the order of colours and markers."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    style: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in the plane of size and accuracy; `error` is one standard error."""
+
+    label: str
+    x: float
+    y: float
+    error: float
+    style: int
+
+
+def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> Plot:
+    """Values per epoch, one line each; a logarithmic axis where values span a factor of 20."""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for line in lines:
+            xs, ys = [x for x, _ in line.points], [y for _, y in line.points]
+            step = max(1, len(xs) // 7)
+            axes.plot(
+                xs,
+                ys,
+                color=COLOURS[line.style % len(COLOURS)],
+                linestyle="-" if line.style else "--",
+                marker=MARKERS[line.style % len(MARKERS)],
+                markevery=(line.style % step, step),
+            )
+        values = [y for line in lines for _, y in line.points]
+        if values and min(values) > 0 and max(values) > 20 * min(values):
+            _logarithmic(axes, "y")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _legend(figure, axes, [line.label for line in lines])
+
+    return render(draw, salt)
+
+
+def accuracy_against_size(
+    points: Sequence[Point], x_label: str, y_label: str, *, salt: str
+) -> Plot:
+    """Every network as a labelled point with its standard error.
+
+    Sizes that span a factor of 12 get a logarithmic axis.
+    """
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for point in points:
+            colour = COLOURS[point.style % len(COLOURS)]
+            marker = MARKERS[point.style % len(MARKERS)]
+            axes.errorbar(
+                point.x, point.y, yerr=point.error, color=colour, marker=marker, markersize=7,
+                linestyle="none", elinewidth=1, capsize=2.5,
+            )  # fmt: skip
+        sizes = [point.x for point in points]
+        if sizes and max(sizes) > 12 * min(sizes):
+            _logarithmic(axes, "x")
+        axes.margins(x=0.1, y=0.12)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        figure.draw_without_rendering()  # the layout decides where the points are
+        _label_points(axes, points)
+
+    return render(draw, salt)
+
+
+def _label_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Labels beside their points, towards the middle, moved apart where they would overlap."""
+    middle = 72 / DPI * sum(axes.bbox.intervalx) / 2
+    placed: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: point.y):
+        x, y = (float(value) * 72 / DPI for value in axes.transData.transform((point.x, point.y)))
+        nearby = [other_y for other_x, other_y in placed if abs(other_x - x) < 90]
+        height = max([y, *(other + 12 for other in nearby)])
+        placed.append((x, height))
+        label = axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(8 if x < middle else -8, height - y),
+            textcoords="offset points",
+            horizontalalignment="left" if x < middle else "right",
+            verticalalignment="center",
+            fontsize=9.5,
+            parse_math=False,
+        )
+        label.set_in_layout(False)
+
+
+def _logarithmic(axes: Axes, which: str) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
+    """A legend under the plot. Texts are set last: matplotlib drops labels that begin with _."""
+    places = [str(place) for place in range(len(labels))]
+    legend = figure.legend(
+        axes.get_lines(),
+        places,
+        loc="outside lower left",
+        ncols=min(3, len(labels)),
+        frameon=False,
+        handlelength=2.4,
+        columnspacing=1.4,
+    )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)

@@ -1,0 +1,83 @@
+"""The report for programs: `values` (bit-reproducible) and `measured` (times, the machine)."""
+
+import math
+from typing import Any
+
+from compress.reporting.collect import Run
+from compress.reporting.network import Network
+from compress.reporting.ranking import rule
+from compress.reporting.sections import stage_seconds
+
+_COST = (
+    "parameters",
+    "macs",
+    "flops",
+    "size_bytes",
+    "peak_activation_bytes",
+    "pruning_ratio_percent",
+)
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Everything that the report prints, as JSON; a number that is none (NaN) becomes null."""
+    found: dict[str, Any] = _strict({"values": _values(run), "measured": _measured(run)})
+    return found
+
+
+def _values(run: Run) -> dict[str, Any]:
+    choice = run.recommendation
+    recommendation = choice and {
+        "label": choice.label,
+        "most_accurate": choice.most_accurate,
+        "rule": rule(run.headline),
+    }
+    return {
+        "name": run.name,
+        "stages": list(run.results),
+        "recommendation": recommendation,
+        "networks": [_network(run, row) for row in run.networks],
+        "fuse": run.values("fuse"),
+        "account": run.values("account"),
+        "export": run.values("export"),
+        "transfer": {stage.split("/", 1)[1]: run.values(stage) for stage in run.transfers()},
+    }
+
+
+def _network(run: Run, row: Network) -> dict[str, Any]:
+    versus = row.minus(run.baseline)
+    return {
+        "label": row.label,
+        "role": "teacher" if row.is_teacher else "deployed",
+        "top1_percent": row.top1_percent,
+        "standard_error_points": row.standard_error,
+        "difference_to_student_alone": None
+        if versus is None or row is run.baseline
+        else {
+            "points": versus.points,
+            "standard_error_points": versus.standard_error,
+            "reading": versus.reading,
+        },
+        "trials": [dict(trial) for trial in row.trials],
+        **{key: row.account.get(key) for key in _COST},
+    }
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    account, export = run.measured("account"), run.measured("export")
+    return {
+        "seconds": stage_seconds(run),
+        "latency": account.get("latency") or {},
+        "latency_protocol": account.get("protocol") or {},
+        "onnx_latency": export.get("latency") or {},
+        "onnx_latency_protocol": export.get("protocol") or {},
+        "environment": dict(run.environment),
+    }
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

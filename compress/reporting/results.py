@@ -1,0 +1,136 @@
+"""The result table, how to read it, and the trainings behind it."""
+
+from typing import Any
+
+from compress.reporting import formats
+from compress.reporting.collect import Run
+from compress.reporting.document import Block, Heading, Paragraph
+from compress.reporting.network import BASELINE, Network
+from compress.reporting.ranking import NOT_DISTINGUISHABLE, standard_error_percent
+from compress.reporting.tables import Cell, Column, Table
+
+
+def result_table(run: Run) -> Table:
+    """Every network with its accuracy, its distance to the student alone, and its cost."""
+    columns = (
+        Column("Network", is_number=False),
+        Column(f"Top-1, {run.headline}", "%"),
+        Column("Standard error", "points"),
+        Column("Best on test", "%, optimistic"),
+        Column("Difference to student alone", "points ± its error"),
+        Column("Parameters"),
+        Column("Pruning ratio", "%"),
+        Column("MACs", "millions"),
+        Column("Size", "MB"),
+        *(Column(f"Latency, batch {size}", "ms") for size in _batch_sizes(run)),
+    )
+    chosen = run.recommended
+    place = run.networks.index(chosen) if chosen else None
+    rows = [_result_row(run, row, is_chosen=row is chosen) for row in run.networks]
+    return Table(columns, rows, "Accuracy and cost of every network", highlight=place)
+
+
+def short_table(run: Run) -> Table:
+    """The columns that fit a terminal: network, top-1, difference, parameters, size, latency."""
+    return result_table(run).only((0, 1, 4, 5, 8, 9))
+
+
+def results(run: Run) -> list[Block]:
+    """The result table, how to read it, and the trainings behind it."""
+    blocks: list[Block] = [Heading("Results")]
+    if not run.networks:
+        return [*blocks, Paragraph("Neither the teacher nor the distill stage has run.")]
+    blocks += [result_table(run), Paragraph(_reading(run), is_note=True)]
+    if not run.students:
+        blocks.append(Paragraph("The distill stage has not run: there is no student yet."))
+    return [*blocks, _trainings(run)]
+
+
+def _result_row(run: Run, row: Network, *, is_chosen: bool) -> list[Cell | str]:
+    cost, trials = row.account, len(row.trials)
+    note = "recommended" if is_chosen else ("teacher" if row.is_teacher else "")
+    title = row.model if row.is_teacher else row.title
+    return [
+        Cell(title, note),
+        Cell(
+            formats.mean_and_deviation(row.percents("top1_percent")),
+            f"{trials} trials" if trials > 1 else "",
+        ),
+        formats.decimal(row.standard_error),
+        formats.mean_and_deviation(row.percents("best_on_test_top1_percent")),
+        _difference(run, row),
+        formats.count(cost.get("parameters")),
+        formats.decimal(cost.get("pruning_ratio_percent")),
+        formats.millions(cost.get("macs")),
+        formats.megabytes(cost.get("size_bytes")),
+        *(formats.milliseconds(row.latency.get(n, {}).get("median_ms")) for n in _batch_sizes(run)),
+    ]
+
+
+def _batch_sizes(run: Run) -> list[str]:
+    """The smallest and the largest batch that were timed."""
+    sizes = sorted({size for row in run.networks for size in row.latency}, key=int)
+    return list(dict.fromkeys([sizes[0], sizes[-1]])) if sizes else ["1", "64"]
+
+
+def _difference(run: Run, row: Network) -> Cell:
+    if row is run.baseline:
+        return Cell("reference")
+    found = row.minus(run.baseline)
+    if found is None:
+        return Cell(formats.MISSING)
+    text = f"{formats.signed(found.points)} ± {formats.decimal(found.standard_error)}"
+    return Cell(text, found.reading)
+
+
+def _reading(run: Run) -> str:
+    text = (
+        "Standard error of an accuracy p on n test images: sqrt(p (1 - p) / n); of a difference: "
+        "the root of the sum of both squares, as if the test sets were independent. A difference "
+        f"of at most two standard errors is {NOT_DISTINGUISHABLE}."
+    )
+    if run.baseline is None:
+        text += f" No student was trained alone ({BASELINE}), so no difference is given."
+    if any(len(row.trials) > 1 for row in run.students):
+        text += " Accuracies of several trials: mean ± standard deviation."
+    return text
+
+
+def _trainings(run: Run) -> Table:
+    columns = (
+        Column("Training", is_number=False),
+        Column("Trial"),
+        Column("How", is_number=False),
+        Column("Weights of ce, kd, method", is_number=False),
+        Column("Epochs"),
+        Column("Test images"),
+        Column(f"Top-1, {run.headline}", "% ± standard error"),
+        Column("Best on test", "%, optimistic"),
+        Column("Epochs of both"),
+    )
+    rows = [_training(row, trial) for row in run.networks for trial in row.trials]
+    return Table(columns, rows, "Trainings, one line each")
+
+
+def _training(row: Network, trial: Any) -> list[Cell | str]:
+    top1, images = trial.get("top1_percent"), trial.get("test_images")
+    error = ""
+    if top1 is not None and images:
+        error = f" ± {formats.decimal(standard_error_percent(top1, images))}"
+    selected = trial.get("selected_epoch", trial.get("epochs"))
+    weights = trial.get("weights") or {}
+    return [
+        row.title,
+        formats.MISSING if row.is_teacher else formats.count(trial.get("trial", 0)),
+        formats.plain(trial.get("source"))
+        if row.is_teacher
+        else formats.arguments(trial.get("method")),
+        ", ".join(formats.plain(weights.get(key, 0)) for key in ("ce", "kd", "method"))
+        if weights
+        else formats.MISSING,
+        formats.count(trial.get("epochs")),
+        formats.count(images),
+        f"{formats.decimal(top1)}{error}",
+        formats.decimal(trial.get("best_on_test_top1_percent")),
+        f"{formats.count(selected)}, {formats.count(trial.get('best_on_test_epoch'))}",
+    ]

@@ -1,0 +1,104 @@
+"""The first paragraph of the report and its key figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from compress.reporting import formats
+from compress.reporting.collect import Run
+from compress.reporting.document import Block, KeyFigures, Paragraph
+from compress.reporting.network import BASELINE, Network
+from compress.reporting.ranking import NOT_DISTINGUISHABLE, rule
+
+
+def summary(run: Run) -> list[Block]:
+    """What was compressed, how much smaller, how accurate, what is recommended and why."""
+    chosen = run.recommended
+    if chosen is None:
+        return [Paragraph(f"{_subject(run)} No student has been trained yet.", is_lead=True)]
+    teacher = run.teachers[0] if run.teachers else None
+    text = " ".join(
+        filter(None, (_subject(run), _accuracy(run, chosen, teacher), _smaller(chosen)))
+    )
+    return [
+        Paragraph(text, is_lead=True),
+        KeyFigures(_key_figures(run, chosen, teacher)),
+        Paragraph(f"Rule of the recommendation: {rule(run.headline)}.{_why(run)}", is_note=True),
+    ]
+
+
+def _subject(run: Run) -> str:
+    teachers = " and ".join(row.model for row in run.teachers)
+    part: Any = run.resolved.get("student")
+    model = part.get("model") if isinstance(part, dict) else None
+    name = model.get("name") if isinstance(model, dict) else model
+    kind = "teachers" if len(run.teachers) > 1 else "teacher"
+    return f"The {kind} {teachers} was compressed into the student {name or ''}".strip() + "."
+
+
+def _accuracy(run: Run, chosen: Network, teacher: Network | None) -> str:
+    name = f"trained alone ({BASELINE})" if chosen.label == BASELINE else chosen.label
+    text = (
+        f"The recommended student, {name}, classifies "
+        f"{formats.percent(chosen.top1_percent)} of {formats.count(chosen.test_images)} test "
+        "images correctly"
+    )
+    versus = chosen.minus(teacher)
+    if teacher is None or versus is None:
+        return f"{text}."
+    difference = (
+        f"{formats.signed(versus.points)} ± {formats.decimal(versus.standard_error)} points"
+    )
+    return (
+        f"{text}, the teacher {formats.percent(teacher.top1_percent)} "
+        f"(difference {difference}, {versus.reading})."
+    )
+
+
+def _smaller(chosen: Network) -> str:
+    parameters, ratio = chosen.account.get("parameters"), _ratio(chosen)
+    if parameters is None or ratio is None:
+        return ""
+    fewer = f"{formats.percent(ratio)} fewer than the teacher"
+    return f"It has {formats.count(parameters)} parameters, {fewer}."
+
+
+def _ratio(row: Network) -> float | None:
+    ratio = row.account.get("pruning_ratio_percent")
+    return None if ratio is None else float(ratio)
+
+
+def _why(run: Run) -> str:
+    choice = run.recommendation
+    if choice is None or choice.label == choice.most_accurate:
+        return ""
+    gap, error = abs(choice.difference.points), choice.difference.standard_error
+    return (
+        f" {choice.most_accurate} is the most accurate; {choice.label} is smaller and "
+        f"{formats.decimal(gap)} ± {formats.decimal(error)} points behind: {NOT_DISTINGUISHABLE}."
+    )
+
+
+def _key_figures(
+    run: Run, chosen: Network, teacher: Network | None
+) -> Sequence[tuple[str, str, str]]:
+    cost, big = chosen.account, teacher.account if teacher else {}
+    top1 = formats.percent(teacher.top1_percent) if teacher else ""
+    items = [
+        (
+            formats.percent(chosen.top1_percent),
+            f"Top-1, {run.headline}",
+            f"teacher {top1}" if top1 else "",
+        )
+    ]
+    if cost.get("size_bytes") is not None:
+        note = f"teacher {formats.megabytes(big.get('size_bytes'))} MB" if big else ""
+        items.append((f"{formats.megabytes(cost['size_bytes'])} MB", "Size", note))
+    if cost.get("macs") is not None:
+        note = f"teacher {formats.millions(big.get('macs'))} million" if big else ""
+        items.append((f"{formats.millions(cost['macs'])} million", "MACs per image", note))
+    latency = chosen.latency.get("1", {}).get("median_ms")
+    if latency is not None:
+        other = teacher.latency.get("1", {}).get("median_ms") if teacher else None
+        note = f"teacher {formats.milliseconds(other)} ms" if other is not None else ""
+        items.append((f"{formats.milliseconds(latency)} ms", "Latency, one image", note))
+    return items

@@ -1,0 +1,104 @@
+"""One table type, rendered to Markdown, HTML and the terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from compress.reporting.escaping import escape_html, escape_markdown
+
+
+@dataclass(frozen=True)
+class Column:
+    """A header with its unit; numbers are aligned to the right."""
+
+    header: str
+    unit: str = ""
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell says, and a remark in smaller print."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells (plain strings are cells without a remark) under columns.
+
+    Raises:
+        ValueError: a row does not have as many cells as there are columns.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell | str]]
+    caption: str = ""
+    highlight: int | None = None  # the row to be set off
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{len(row)} cells for {len(self.columns)} columns: {row}")
+
+    def only(self, places: Sequence[int]) -> "Table":
+        """The same table with some of its columns."""
+        rows = [[row[place] for place in places] for row in self.rows]
+        return replace(self, columns=[self.columns[place] for place in places], rows=rows)
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown; the row set off is bold."""
+        heads = [escape_markdown(_joined(column.header, column.unit)) for column in self.columns]
+        rules = ["---:" if column.is_number else ":---" for column in self.columns]
+        lines = [heads, rules]
+        for place, row in enumerate(self.rows):
+            cells = [escape_markdown(_joined(*_parts(cell))) for cell in row]
+            bold = place == self.highlight
+            lines.append([f"**{cell}**" if bold and cell else cell for cell in cells])
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def html(self) -> str:
+        """The `<table>` element alone; the caption is the caller's."""
+        head = "".join(_html_cell(one, one.header, one.unit, "col") for one in self.columns)
+        kind = ' class="narrow"' if len(self.columns) <= 3 else ""
+        lines = [f"<table{kind}>", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+        for place, row in enumerate(self.rows):
+            mark = ' class="highlight"' if place == self.highlight else ""
+            cells = [
+                _html_cell(column, *_parts(cell), scope="" if index else "row")
+                for index, (column, cell) in enumerate(zip(self.columns, row, strict=True))
+            ]
+            lines.append(f"<tr{mark}>{''.join(cells)}</tr>")
+        return "\n".join([*lines, "</tbody>", "</table>"])
+
+    def rich(self, title: str = "") -> RichTable:
+        """The table for a terminal."""
+        table = RichTable(title=Text(title) if title else None, header_style="bold")
+        for column in self.columns:
+            head = Text("\n".join(filter(None, (column.header, column.unit))))
+            table.add_column(head, justify="right" if column.is_number else "left")
+        for place, row in enumerate(self.rows):
+            cells = [Text("\n".join(filter(None, _parts(cell)))) for cell in row]
+            table.add_row(*cells, style="bold" if place == self.highlight else None)
+        return table
+
+
+def _parts(cell: Cell | str) -> tuple[str, str]:
+    return (cell, "") if isinstance(cell, str) else (cell.text, cell.note)
+
+
+def _joined(text: str, remark: str) -> str:
+    if text.endswith(")") and remark:
+        return f"{text}, {remark}"
+    return f"{text} ({remark})" if remark else text
+
+
+def _html_cell(column: Column, text: str, note: str, scope: str = "") -> str:
+    tag = "th" if scope else "td"
+    kind = ' class="number"' if column.is_number else ""
+    kind += f' scope="{scope}"' if scope else ""
+    small = f"<small>{escape_html(note)}</small>" if note else ""
+    return f"<{tag}{kind}>{escape_html(text)}{small}</{tag}>"

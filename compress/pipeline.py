@@ -1,0 +1,283 @@
+"""The command: run or skip each planned stage of a recipe, then point at the report.
+
+python -m compress.pipeline RECIPE.yaml [--set key.path=value] [--out DIR] [--until STAGE]
+                            [--check] [--fresh STAGE] [--device D] [--schema]
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.table import Table
+
+from compress import __version__, plan
+from compress.artifacts import (
+    Job,
+    Outcome,
+    RunDirectory,
+    fingerprint_of,
+    write_json,
+    write_text,
+)
+from compress.console import console, log, log_to
+from compress.errors import UserError
+from compress.plan import Plan, Shapes, Step
+from compress.recipe import Recipe, apply_override, check_shape, nearest, read_yaml
+from compress.stages import dataset_of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (0 done, 2 user error, 130 interrupted)."""
+    try:
+        return _command(_parser().parse_args(arguments))
+    except UserError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; run the same command again to continue where it stopped")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.pipeline",
+        description="Run a recipe: teacher, distill, fuse, account, export, transfer, report.",
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="overrides",
+        help="change one value of the recipe; may be repeated",
+    )
+    parser.add_argument("--out", type=Path, help="the run directory (default: runs/RECIPE NAME)")
+    parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    parser.add_argument(
+        "--fresh",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="redo this stage and what follows; the old result is kept in superseded/",
+    )
+    parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
+    parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that decode image files (default: 2)"
+    )
+    return parser
+
+
+def _command(options: argparse.Namespace) -> int:
+    if options.schema:
+        print(json.dumps(plan.schema(), indent=2))
+        return 0
+    if options.recipe is None:
+        raise UserError(
+            "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
+        )
+    recipe = load(options.recipe, options.overrides)
+    shapes, problems = plan.probe(recipe)
+    if problems:
+        raise UserError(_listed(options.recipe, problems))
+    planned = plan.make_plan(recipe)
+    for name in (*options.fresh, *([options.until] if options.until else [])):
+        _check_stage(name, planned)
+    device = _device(options.device)
+    if options.check:
+        _show(planned, shapes)
+        return 0
+    folder = options.out or Path("runs") / options.recipe.stem
+    run = RunDirectory(folder, options.recipe.stem)
+    with run.open(), log_to(folder / "log.txt"):
+        write_text(folder / "recipe.yaml", options.recipe.read_text(encoding="utf-8"))
+        resolved = recipe.model_dump(mode="json")
+        write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        write_json(folder / "environment.json", environment(device))
+        log(f"{options.recipe} -> {folder} ({device})")
+        _run(planned, run, options, device)
+    return 0
+
+
+def load(path: Path, overrides: list[str]) -> Recipe:
+    """Read, change and check a recipe; every problem is in the `UserError`."""
+    raw = read_yaml(path)
+    for assignment in overrides:
+        apply_override(raw, assignment)
+    recipe, problems = check_shape(raw)
+    if recipe is not None:
+        problems = plan.check_recipe(recipe)
+    if recipe is None or problems:
+        raise UserError(_listed(path, problems))
+    return recipe
+
+
+def _listed(path: Path, problems: list[str]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+def _check_stage(name: str, planned: Plan) -> None:
+    known = list(dict.fromkeys(n for s in planned.steps for n in (s.stage, s.name)))
+    if name not in known:
+        raise UserError(
+            f"unknown stage '{name}'; this recipe has {', '.join(known)}{nearest(name, known)}"
+        )
+
+
+def _device(given: str | None) -> torch.device:
+    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {reason}") from None
+    return device
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the report."""
+    names = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "compress": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "accelerator": accelerator,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _run(
+    planned: Plan, run: RunDirectory, options: argparse.Namespace, device: torch.device
+) -> None:
+    data_digest = dataset_of(planned.recipe).digest()
+    recipe_fingerprint = fingerprint_of(planned.recipe.model_dump(mode="json"))
+    run.shelve_unplanned([step.name for step in planned.steps])
+    fingerprints: dict[str, str] = {}
+    for step in planned.steps:
+        fields = {
+            "version": step.version,
+            **step.fields,
+            "images": data_digest,
+            "inputs": {name: fingerprints[name] for name in step.inputs},
+        }
+        fingerprints[step.name] = fingerprint_of(fields)
+        _run_step(step, fields, planned.recipe, run, options, device, recipe_fingerprint)
+        following = planned.steps[planned.steps.index(step) + 1 :]
+        done = step.name == options.until or (
+            step.stage == options.until and all(s.stage != step.stage for s in following)
+        )
+        if done:
+            log(f"stopped after {options.until}, as asked")
+            break
+    reporting = importlib.import_module("compress.reporting")
+    report = reporting.write_report(run.folder)
+    console.print(reporting.terminal_table(run.folder))
+    log(f"report: {report}")
+
+
+def _run_step(
+    step: Step,
+    fields: dict[str, Any],
+    recipe: Recipe,
+    run: RunDirectory,
+    options: argparse.Namespace,
+    device: torch.device,
+    recipe_fingerprint: str,
+) -> None:
+    fresh = step.name in options.fresh or step.stage in options.fresh
+    if not fresh and run.finished(step.name, fields):
+        log(f"{step.name}: done before, skipped")
+        return
+    differences = run.differences(step.name, fields)
+    if fresh or differences:
+        reason = "--fresh" if fresh else "changed: " + ", ".join(differences)
+        old = run.supersede(step.name)
+        if old is not None:
+            log(f"{step.name}: redone ({reason}); the old result is in {old}")
+    if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, fields):
+        log(f"{step.name}: an earlier result fits again, restored")
+        return
+    log(f"{step.name}")
+    job = Job(
+        name=step.name,
+        folder=run.begin(step.name, fields),
+        run_folder=run.folder,
+        recipe=recipe,
+        arguments=step.arguments,
+        device=device,
+        workers=options.workers,
+        fingerprint=recipe_fingerprint,
+    )
+    start = time.perf_counter()
+    outcome: Outcome = importlib.import_module(step.module).run(job)
+    seconds = time.perf_counter() - start
+    run.finish(step.name, fields, Outcome(outcome.values, {**outcome.measured, "seconds": seconds}))
+    log(f"{step.name}: {seconds:.1f} s")
+
+
+def _show(planned: Plan, shapes: Shapes | None) -> None:
+    """What `--check` prints: the stages, and where each network is tapped."""
+    table = Table("stage", "reads", title="Plan")
+    for step in planned.steps:
+        table.add_row(step.name, ", ".join(step.inputs))
+    console.print(table)
+    if shapes is None:
+        return
+    taps = Table("network", "tap", "module", "shape", "stride", title="Taps")
+    for role, (name, specs) in (
+        *(("teacher", t) for t in shapes.teachers),
+        ("student", shapes.student),
+    ):
+        for stage in (*specs.stages, specs.last_map):
+            kind = "last map" if stage is specs.last_map else "stage"
+            shape = f"{stage.channels} x {stage.height} x {stage.width}"
+            taps.add_row(f"{role} {name}", kind, stage.path, shape, str(stage.stride))
+        taps.add_row(
+            f"{role} {name}", "pooled", f"input of {specs.classifier}", str(specs.pooled_width), ""
+        )
+    console.print(taps)
+    adapters = Table("method", "trains beside the student", "parameters", title="Adapters")
+    for label, method in shapes.methods.items():
+        parts = [
+            f"{name} ({type(child).__name__})"
+            for name, child in method.named_children()
+            if any(p.requires_grad for p in child.parameters())
+        ]
+        count = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        adapters.add_row(label, ", ".join(parts) or "nothing", f"{count:,}")
+    console.print(adapters)
+    console.print("The recipe is in order.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""What a recipe means: names and arguments resolved in the registries, stages in their order.
+
+Every problem is collected and shown at once, before anything runs.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import models, signatures
+from compress.artifacts import fingerprint_of, sha256_file
+from compress.data import DATASETS, IMAGE_SIZES
+from compress.distillation import teacher_context
+from compress.errors import UserError
+from compress.methods import METHODS
+from compress.methods.base import Context, Method
+from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart, nearest
+from compress.stages import settings_from
+from compress.stages.distill import terms_for
+from compress.taps import TapSpecs, discover
+from compress.training import OPTIMIZERS, SCHEDULES
+
+# Any class count will do where only shapes are looked at and the data are not open yet.
+_PROBE_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """One planned piece of work.
+
+    `fields` is what its result depends on besides the results of `inputs` (names of earlier
+    steps); fields that cannot change a result, such as the device, are not in it.
+    """
+
+    name: str
+    module: str
+    arguments: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """`distill` for `distill/kd`."""
+        return self.name.partition("/")[0]
+
+    @property
+    def version(self) -> int:
+        """The stage's RESULT_VERSION; imports the stage."""
+        number: int = importlib.import_module(self.module).RESULT_VERSION
+        return number
+
+
+@dataclass
+class Plan:
+    """The steps of a recipe in their order."""
+
+    recipe: Recipe
+    steps: list[Step] = field(default_factory=list)
+
+
+# Labels that name something else in results and transfer tasks.
+_RESERVED = ("student", "distilled", "scratch", "alone")
+
+
+def labelled(recipe: Recipe) -> dict[str, MethodPart]:
+    """The methods of a recipe by label; the first is the one that ships."""
+    parts: dict[str, MethodPart] = {}
+    for part in (recipe.distill.method, *recipe.distill.compare):
+        label = part.label or part.name
+        number = 2
+        while label in parts:
+            label = f"{part.label or part.name}-{number}"
+            number += 1
+        parts[label] = part
+    return parts
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """The steps of a recipe that has been checked."""
+    plan = Plan(recipe)
+    data = recipe.data.model_dump(exclude={"root"})
+    base = {"seed": recipe.seed, "data": data}
+    add = plan.steps.append
+    add(
+        Step(
+            "teacher",
+            "compress.stages.teacher",
+            {},
+            {**base, "teacher": [_with_digests(t.model_dump()) for t in recipe.teacher]},
+        )
+    )
+    parts = labelled(recipe)
+    main = next(iter(parts))
+    students = []
+    for trial in range(recipe.trials):
+        for label, part in parts.items():
+            name = f"distill/{label}" + (f"-trial{trial}" if trial else "")
+            students.append(name)
+            terms = terms_for(part, recipe.distill)
+            fields = {
+                **base,
+                "trial": trial,
+                "student": _with_digests(recipe.student.model_dump()),
+                "method": {"name": part.name, **part.arguments},
+                "weights": [terms.ce, terms.kd, terms.method],
+                "kd_temperature": recipe.distill.kd_temperature,
+                "train": recipe.distill.train.model_dump(),
+            }
+            arguments = {"part": part, "label": label, "trial": trial}
+            add(Step(name, "compress.stages.distill", arguments, fields, ("teacher",)))
+    everything = ("teacher", *students)
+    shared = {"students": students, "label": main}
+    if recipe.fuse is not None:
+        fields = {**base, "fuse": recipe.fuse.model_dump()}
+        add(Step("fuse", "compress.stages.fuse", shared, fields, everything))
+    if recipe.account is not None:
+        fields = {**base, "account": recipe.account.model_dump()}
+        add(Step("account", "compress.stages.account", shared, fields, everything))
+    if recipe.export is not None:
+        latency = recipe.account.latency.model_dump() if recipe.account else None
+        fields = {**base, "export": recipe.export.model_dump(), "latency": latency}
+        add(Step("export", "export.stage", shared, fields, (f"distill/{main}",)))
+    for name, transfer in _transfer_names(recipe.transfer).items():
+        entry = {
+            "task": transfer.task,
+            "name": name,
+            "data": transfer.data.model_dump(),
+            "init": list(transfer.init),
+            "train": transfer.train,
+            **transfer.arguments,
+        }
+        told = {**entry, "train": transfer.train.model_dump(), "data": _with_digests(entry["data"])}
+        fields = {"seed": recipe.seed, "transfer": told}
+        used = {main if i in ("distilled", "scratch") else i for i in transfer.init}
+        used = {"none" if label == "alone" else label for label in used}
+        inputs = tuple(f"distill/{label}" for label in parts if label in used)
+        add(Step(f"transfer/{name}", "eval.stage", entry, fields, inputs))
+    return plan
+
+
+def _transfer_names(parts: list[TransferPart]) -> dict[str, TransferPart]:
+    names: dict[str, TransferPart] = {}
+    for part in parts:
+        name, number = part.label or part.task, 2
+        while name in names:
+            name, number = f"{part.label or part.task}-{number}", number + 1
+        names[name] = part
+    return names
+
+
+def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
+    """Files are known by their content: moving one changes nothing, replacing it does."""
+    for key in ("checkpoint", "weights"):
+        path = part.get(key)
+        if path is not None and Path(path).is_file():
+            part = {**part, key: sha256_file(Path(path))}
+    root = part.get("root")
+    if root is not None and Path(root).is_dir():
+        # Names and sizes: reading every file of a detection data set would take minutes.
+        files = sorted(p for p in Path(root).rglob("*") if p.is_file())
+        part = {**part, "root": fingerprint_of({f.relative_to(root).as_posix(): f.stat().st_size for f in files})}
+    return part
+
+
+def check_recipe(recipe: Recipe) -> list[str]:
+    """Problems of names, arguments and files; opens no data and builds no network."""
+    problems = _check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    for i, teacher in enumerate(recipe.teacher):
+        path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
+        problems += _check_model(teacher.model, f"{path}.model")
+        problems += _check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
+        problems += _check_weights(teacher.weights, teacher.model, f"{path}.weights")
+        if teacher.train is not None:
+            problems += _check_train(teacher.train, f"{path}.train")
+    problems += _check_model(recipe.student.model, "student.model")
+    problems += _check_weights(recipe.student.checkpoint, None, "student.checkpoint")
+    problems += _check_weights(recipe.student.weights, recipe.student.model, "student.weights")
+    problems += _check_train(recipe.distill.train, "distill.train")
+    parts = [("distill.method", recipe.distill.method)]
+    parts += [(f"distill.compare.{i}", p) for i, p in enumerate(recipe.distill.compare)]
+    for path, part in parts:
+        found = _check_named(part, METHODS, path)
+        problems += found
+        known = METHODS[part.name].protocols if part.name in METHODS else {}
+        if known and recipe.distill.protocol not in known:
+            hint = nearest(recipe.distill.protocol, known)
+            problems.append(
+                f"distill.protocol: unknown protocol '{recipe.distill.protocol}'; "
+                f"known: {', '.join(known)}{hint}"
+            )
+    for label in labelled(recipe):
+        if label in _RESERVED or label.startswith("teacher"):
+            problems.append(f"distill: the label '{label}' is taken by the report; choose another")
+    for i, entry in enumerate(recipe.transfer):
+        problems += _check_transfer(entry, f"transfer.{i}", list(labelled(recipe)))
+    return list(dict.fromkeys(problems))
+
+
+def _check_named(
+    part: Named,
+    registry: Mapping[str, Callable[..., Any]],
+    path: str,
+    *,
+    supplied: tuple[str, ...] = (),
+) -> list[str]:
+    if part.name not in registry:
+        known = ", ".join(registry)
+        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
+    return signatures.check(registry[part.name], part.arguments, path, supplied=supplied)
+
+
+def _check_model(part: Named | None, path: str) -> list[str]:
+    if part is None:
+        return []
+    try:
+        builder = models.find(part.name)
+    except UserError as error:
+        return [f"{path}: {error}"]
+    if part.name.partition(":")[1]:
+        return []  # torchvision's builders take **kwargs; building tells
+    return signatures.check(builder, part.arguments, path, supplied=("num_classes",))
+
+
+def _check_weights(given: str | None, model: Named | None, path: str) -> list[str]:
+    """A file that must exist, unless it is the name of published weights."""
+    if given is None or Path(given).is_file():
+        return []
+    looks_published = "/" not in given and "." not in given
+    if model is not None and model.name.startswith("torchvision:") and looks_published:
+        return []
+    return [f"{path}: '{given}' not found (looked in {Path.cwd()})"]
+
+
+def _check_train(train: Train, path: str) -> list[str]:
+    problems = _check_named(train.schedule, SCHEDULES, f"{path}.schedule")
+    if train.optimizer.name not in OPTIMIZERS or train.optimizer.arguments:
+        known = ", ".join(OPTIMIZERS)
+        hint = nearest(train.optimizer.name, OPTIMIZERS)
+        problems.append(
+            f"{path}.optimizer: unknown optimiser '{train.optimizer.name}'; known: {known}{hint}"
+        )
+    if not problems:
+        try:
+            settings_from(train)
+        except ValueError as error:
+            problems.append(f"{path}.schedule: {error}")
+    return problems
+
+
+def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
+    stage = importlib.import_module("eval.stage")  # only recipes with transfer need its parts
+    if entry.task not in stage.TASKS:
+        known = ", ".join(stage.TASKS)
+        hint = nearest(entry.task, stage.TASKS)
+        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
+    problems = signatures.check(stage.TASKS[entry.task], entry.arguments, path)
+    problems += _check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
+    problems += _check_train(entry.train, f"{path}.train")
+    root = entry.data.arguments.get("root")
+    if isinstance(root, str) and not Path(root).is_dir():
+        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
+    accepted = ["distilled", "scratch", *(["alone"] if "none" in labels else []), *labels]
+    for init in entry.init:
+        if init not in accepted:
+            problems.append(
+                f"{path}.init: unknown '{init}'; accepted: {', '.join(accepted)}"
+                f"{nearest(init, accepted)}"
+            )
+    return problems
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Taps of the teachers and the student, and each method as it would be built."""
+
+    teachers: list[tuple[str, TapSpecs]]
+    student: tuple[str, TapSpecs]
+    methods: dict[str, Method]
+
+
+def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | None, list[str]]:
+    """Build every network and method once with random weights, to find what does not fit."""
+    size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
+    problems: list[str] = []
+    known: dict[str, tuple[torch.nn.Module, TapSpecs]] = {}
+
+    def tapped(part: Named, path: str) -> tuple[torch.nn.Module, TapSpecs] | None:
+        try:
+            key = part.model_dump_json()
+            if key not in known:
+                network = models.build(part.name, num_classes=num_classes, **part.arguments)
+                known[key] = network, discover(network, (3, size, size), part.name)
+            return known[key]
+        except (UserError, TypeError, ValueError, RuntimeError) as error:
+            problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
+            return None
+
+    student = tapped(recipe.student.model, "student.model")
+    named = [t.model for t in recipe.teacher]
+    if student is None or any(model is None for model in named):
+        return None, problems  # a checkpoint that describes itself is looked at when it is read
+    teachers = [(m.name, tapped(m, "teacher.model")) for m in named if m is not None]
+    if problems:
+        return None, problems
+    context = Context(
+        student=student[1],
+        teachers=tuple(teacher_context(*t) for _, t in teachers if t is not None),
+        num_classes=num_classes,
+        labels=torch.zeros(recipe.distill.train.batch_size, dtype=torch.long),
+        batch_size=recipe.distill.train.batch_size,
+        steps_per_epoch=1,
+        epochs=recipe.distill.train.epochs,
+    )
+    methods = {}
+    for label, part in labelled(recipe).items():
+        try:
+            methods[label] = METHODS[part.name](context, **part.arguments)
+        except ValueError as error:
+            problems.append(f"distill: {label}: {error}")
+    shapes = Shapes(
+        [(name, t[1]) for name, t in teachers if t is not None],
+        (recipe.student.model.name, student[1]),
+        methods,
+    )
+    return (None if problems else shapes), problems
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe, with the arguments of every named part."""
+    content = Recipe.model_json_schema()
+    stage = importlib.import_module("eval.stage")
+    registries: dict[str, tuple[Mapping[str, Callable[..., Any]], tuple[str, ...]]] = {
+        "data": (DATASETS, ("image_size",)),
+        "method": (METHODS, ()),
+        "schedule": (SCHEDULES, ()),
+        "model": (models.MODELS, ("num_classes",)),
+        "transfer": (stage.TASKS, ()),
+    }
+    content["named_parts"] = {
+        kind: {name: signatures.schema(f, supplied=supplied) for name, f in registry.items()}
+        for kind, (registry, supplied) in registries.items()
+    }
+    return content

@@ -1,0 +1,78 @@
+"""Imports point one way, and no stage is imported before a recipe asks for it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module may import those of its own rank and of lower ones.
+RANKS: list[tuple[str, ...]] = [
+    ("compress.errors", "compress.randomness", "compress.recipe"),
+    ("compress.console",),
+    ("compress.artifacts", "compress.signatures"),
+    ("compress.data", "compress.models", "compress.taps", "compress.tasks"),
+    ("compress.methods",),
+    (
+        "compress.distillation",
+        "compress.deployment",
+        "compress.checkpoint",
+        "compress.training",
+        "compress.accounting",
+    ),
+    ("compress.stages", "export", "eval"),
+    ("compress.reporting",),
+    ("compress.plan",),
+    ("compress.pipeline",),
+]
+
+
+def _rank(module: str) -> int | None:
+    for rank, names in enumerate(RANKS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return rank
+    return None
+
+
+def _files() -> list[Path]:
+    return [p for top in ("compress", "export", "eval") for p in (ROOT / top).rglob("*.py")]
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def _imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", _files(), ids=_module)
+def test_imports_point_one_way(path: Path) -> None:
+    module = _module(path)
+    own = _rank(module)
+    if module == "compress":
+        return
+    assert own is not None, f"{module} has no rank; give it one in RANKS"
+    for name in _imported(path):
+        rank = _rank(name)
+        assert rank is None or rank <= own, f"{module} imports {name}, which stands above it"
+
+
+def test_stages_are_not_imported_with_the_command() -> None:
+    code = (
+        "import sys, compress.pipeline;"
+        "heavy = [m for m in ('eval.detection', 'export.onnx', 'onnxruntime', 'matplotlib',"
+        " 'compress.stages.account') if m in sys.modules]; sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,318 @@
+"""The command from recipe to report: every stage, skipping, redoing, resuming, refusing."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+from compress import methods, pipeline
+from compress.artifacts import read_json, read_tensors
+from tests.methods.throwaway import ThreeViews, TwoTeachers
+
+TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}
+TINY: dict[str, Any] = {
+    "data": {"name": "digits", "classes": 3, "train_images": 120, "test_images": 60, "augment": "crop"},
+    "teacher": {"model": "resnet14", "train": {"epochs": 8, "lr": 0.02, "batch_size": 16}},
+    "student": {"model": "resnet8"},
+    "distill": {"method": "simkd", "train": TRAIN, "compare": ["none", "kd"]},
+    "account": {"latency": {"batch_sizes": [1, 4], "rounds": 2, "warmup": 1}},
+}  # fmt: skip
+SCENES = {"name": "digit_scenes", "classes": 2, "train_images": 4, "test_images": 4}
+TRANSFER = [
+    {"task": "linear_probe", "data": {"name": "digit_scenes", "classes": 3}, "train": TRAIN},
+    {"task": "detection", "data": SCENES, "train": {"epochs": 1, "lr": 0.01, "batch_size": 2}},
+    {"task": "segmentation", "data": SCENES, "train": {"epochs": 1, "lr": 0.01, "batch_size": 2}},
+]
+
+
+def write(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return path
+
+
+def run(recipe: Path, out: Path, *options: str) -> int:
+    return pipeline.main([str(recipe), "--out", str(out), "--workers", "0", *options])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe and its finished run through every stage; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    recipe = write(folder, transfer=TRANSFER)
+    assert run(recipe, folder / "run") == 0
+    return recipe, folder / "run"
+
+
+@pytest.fixture
+def copied(done: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    recipe, out = done
+    shutil.copytree(out, tmp_path / "run")
+    shutil.copy(recipe, tmp_path / recipe.name)
+    return tmp_path / recipe.name, tmp_path / "run"
+
+
+def results(out: Path) -> dict[str, Any]:
+    return {
+        path.parent.relative_to(out).as_posix(): read_json(path)
+        for path in sorted(out.rglob("result.json"))
+        if "superseded" not in path.parts
+    }
+
+
+def test_every_stage_has_a_result(done: tuple[Path, Path]) -> None:
+    assert set(results(done[1])) == {
+        "teacher", "distill/simkd", "distill/none", "distill/kd", "fuse", "account", "export",
+        "transfer/linear_probe", "transfer/detection", "transfer/segmentation",
+    }  # fmt: skip
+    assert all("seconds" in result["measured"] for result in results(done[1]).values())
+
+
+def test_a_second_run_skips_everything(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    assert run(recipe, out) == 0
+    assert capsys.readouterr().out.count("done before, skipped") == 10
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+
+
+def test_the_numbers_agree_with_each_other(done: tuple[Path, Path]) -> None:
+    found = results(done[1])
+    account = {n["label"]: n for n in found["account"]["values"]["networks"]}
+    simkd, teacher = account["simkd"], account["teacher"]
+    assert simkd["pruning_ratio_percent"] == pytest.approx(
+        100 * (1 - simkd["parameters"] / teacher["parameters"])
+    )
+    assert account["kd"]["parameters"] == account["student"]["parameters"]
+    export = found["export"]["values"]
+    assert export["top1_agreement_percent"] == 100
+    assert export["torch_top1_percent"] == found["distill/simkd"]["values"]["top1_percent"]
+    for row in found["fuse"]["values"]["students"]:
+        assert row["fused_max_abs"] < 1e-4
+    for task in TRANSFER:
+        rows = found[f"transfer/{task['task']}"]["values"]["rows"]
+        assert [r["init"] for r in rows] == ["distilled", "scratch"]
+        assert [r["matched_percent"] for r in rows] == [100, 0]
+
+
+def test_the_onnx_file_stands_alone(done: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copy(done[1] / "export/student.onnx", tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    assert session.run(None, {"images": torch.zeros(3, 3, 16, 16).numpy()})[0].shape == (3, 3)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == ["0", "1", "2"]
+
+
+def test_the_report_is_written_with_every_student(done: tuple[Path, Path]) -> None:
+    text = (done[1] / "report.md").read_text()
+    html = (done[1] / "report.html").read_text()
+    for label in ("simkd", "kd", "none", "detection", "segmentation"):
+        assert label in text
+        assert label in html
+    report = read_json(done[1] / "report.json")
+    assert {"values", "measured"} <= set(report)
+
+
+def test_a_changed_field_redoes_its_stage_and_what_follows(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    old = (out / "distill/simkd/student.safetensors").read_bytes()
+    assert run(recipe, out, "--set", "distill.method.reduction=4", "--until", "export") == 0
+    shown = capsys.readouterr().out
+    assert "distill/simkd: redone (changed: method.reduction (None -> 4))" in shown
+    assert "distill/kd: done before, skipped" in shown
+    assert "fuse: redone (changed: inputs.distill/simkd" in shown
+    kept = [p for p in (out / "superseded").iterdir() if p.name.endswith("distill-simkd")]
+    assert (kept[0] / "student.safetensors").read_bytes() == old
+    # Going back restores the old result instead of training again.
+    assert run(recipe, out, "--until", "distill") == 0
+    assert "an earlier result fits again, restored" in capsys.readouterr().out
+    assert (out / "distill/simkd/student.safetensors").read_bytes() == old
+
+
+def test_removing_a_method_changes_no_other_bits(copied: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, out = copied
+    alone = write(tmp_path / "alone", distill={**TINY["distill"], "compare": []})
+    assert run(alone, tmp_path / "alone/run", "--until", "distill") == 0
+    for name in ("teacher/0/teacher", "distill/simkd/student"):
+        one, other = (
+            (folder / f"{name}.safetensors").read_bytes()
+            for folder in (out, tmp_path / "alone/run")
+        )
+        assert one == other, name
+
+
+def test_fresh_redoes_one_stage_with_the_same_numbers(copied: tuple[Path, Path]) -> None:
+    recipe, out = copied
+    before = results(out)
+    assert run(recipe, out, "--fresh", "distill/kd", "--until", "fuse") == 0
+    after = results(out)
+    assert after["distill/kd"]["values"] == before["distill/kd"]["values"]
+    assert len(list((out / "superseded").iterdir())) == 1
+
+
+def test_any_student_can_be_exported(done: tuple[Path, Path], tmp_path: Path) -> None:
+    from export.__main__ import main
+
+    out = tmp_path / "kd.onnx"
+    assert main([str(done[1]), "--student", "kd", "--out", str(out)]) == 0
+    assert out.is_file()
+    assert main([str(done[1]), "--student", "kdd", "--out", str(out)]) == 2
+
+
+def test_a_student_can_be_the_next_teacher(done: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint = done[1] / "distill/simkd/student.safetensors"
+    recipe = write(tmp_path, teacher={"checkpoint": str(checkpoint)})
+    assert run(recipe, tmp_path / "run", "--until", "distill/simkd") == 0
+    teacher = results(tmp_path / "run")["teacher"]["values"]["teachers"][0]
+    expected = results(done[1])["distill/simkd"]["values"]["top1_percent"]
+    assert teacher["top1_percent"] == expected
+
+
+def test_a_weights_file_of_other_classes_is_refused_before_any_student_trains(
+    done: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = done[1] / "teacher/0/teacher.safetensors"
+    recipe = write(
+        tmp_path, data={**TINY["data"], "classes": 4, "test_images": 40},
+        teacher={"model": "resnet14", "checkpoint": str(checkpoint)},
+    )  # fmt: skip
+    assert run(recipe, tmp_path / "run") == 2
+    assert "its file has 3 classes, the data have 4" in _plain(capsys.readouterr().out)
+
+
+def test_a_teacher_at_chance_stops_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write(tmp_path, teacher={"model": "resnet14", "train": {"epochs": 1, "lr": 1e-9}})
+    assert run(recipe, tmp_path / "run") == 2
+    shown = _plain(capsys.readouterr().out)
+    assert re.search(r"teacher is at chance: \d+\.\d+ % on 60 test images of 3 classes", shown)
+    assert "Traceback" not in shown
+
+
+def test_phases_views_and_copies_run_through_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        methods, "METHODS", {**methods.METHODS, "threeviews": ThreeViews, "two": TwoTeachers}
+    )
+    for module in ("compress.plan", "compress.stages.distill", "compress.deployment"):
+        monkeypatch.setattr(f"{module}.METHODS", methods.METHODS)
+    teacher = TINY["teacher"]
+    changed = {**TINY["distill"], "method": "threeviews", "compare": []}
+    assert (
+        run(write(tmp_path, "three", distill=changed), tmp_path / "three", "--until", "fuse") == 0
+    )
+    state, _ = read_tensors(tmp_path / "three/distill/threeviews/checkpoint.safetensors")
+    assert (
+        int(state["module.method.steps"]) == 4 * 8
+    )  # four epochs of eight steps, none in the phase
+    assert (tmp_path / "three/distill/threeviews/phase-warm-up/metrics.jsonl").is_file()
+
+    changed = {**TINY["distill"], "method": "two", "compare": []}
+    recipe = write(tmp_path, "two", teacher=[teacher, teacher], distill=changed)
+    assert run(recipe, tmp_path / "two", "--until", "fuse") == 0
+    rows = results(tmp_path / "two")["teacher"]["values"]["teachers"]
+    assert [row["label"] for row in rows] == ["teacher 1", "teacher 2"]
+
+
+def test_validation_selects_the_epoch(tmp_path: Path) -> None:
+    recipe = write(tmp_path, data={**TINY["data"], "validation": 30})
+    assert run(recipe, tmp_path / "run", "--until", "fuse") == 0
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "run/distill/kd/metrics.jsonl").read_text().splitlines()
+    ]
+    best = max(rows, key=lambda row: row["validation_top1_percent"])
+    values = results(tmp_path / "run")["distill/kd"]["values"]
+    assert values["selected_epoch"] == best["epoch"]
+    assert values["top1_percent"] == best["top1_percent"]
+
+
+def test_trials_differ_and_share_the_teacher(tmp_path: Path) -> None:
+    recipe = write(tmp_path, trials=2, distill={**TINY["distill"], "compare": []})
+    assert run(recipe, tmp_path / "run", "--until", "distill") == 0
+    one, two = (
+        (tmp_path / f"run/distill/{name}/student.safetensors").read_bytes()
+        for name in ("simkd", "simkd-trial1")
+    )
+    assert one != two
+    assert len(list((tmp_path / "run/teacher").glob("[0-9]"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--until", "distil"], "unknown stage 'distil'.*did you mean 'distill'"),
+        (["--fresh", "train"], "unknown stage 'train'"),
+        (["--device", "tpu"], "--device tpu cannot be used here"),
+        (["--set", "distill.train.epochs=-1"], "distill.train.epochs: .*got -1"),
+        (["--set", "seed=!!python/name:os.system"], "--set seed, line 1: YAML tag"),
+    ],
+)
+def test_bad_options_get_one_message_and_exit_code_2(
+    tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(tmp_path), tmp_path / "run", *options) == 2
+    assert re.search(words, _plain(capsys.readouterr().out))
+    assert not (tmp_path / "run").exists(), "nothing is made before the recipe is in order"
+
+
+def test_check_prints_stages_taps_and_adapters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(tmp_path), tmp_path / "run", "--check") == 0
+    shown = capsys.readouterr().out
+    for words in ("distill/simkd", "layer3", "64 x 4 x 4", "projector", "The recipe is in order."):
+        assert words in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_cannot_be_built_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"name": "simkd", "reduction": 1000}
+    recipe = write(tmp_path, distill={**TINY["distill"], "method": method})
+    assert run(recipe, tmp_path / "run") == 2
+    assert "reduction is 1 to 64, got 1000" in _plain(capsys.readouterr().out)
+
+
+def test_interrupt_ends_cleanly_and_the_run_continues(tmp_path: Path) -> None:
+    teacher = {"model": "resnet14", "train": {"epochs": 60, "lr": 0.05}}
+    recipe = write(tmp_path, teacher=teacher)
+    command = [
+        sys.executable, "-m", "compress.pipeline", str(recipe), "--out", str(tmp_path / "run"),
+        "--until", "teacher",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    metrics = tmp_path / "run/teacher/0/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in shown
+    assert "Traceback" not in shown
+    assert read_tensors(metrics.with_name("checkpoint.safetensors"))[0]
+
+
+def _plain(text: str) -> str:
+    """Terminal output as one line: long messages wrap."""
+    return " ".join(text.split())

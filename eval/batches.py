@@ -1,0 +1,45 @@
+"""Batches whose order and mirroring are a pure function of (seed, epoch, index)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from compress.randomness import generator
+
+Example = TypeVar("Example")
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class KeyedBatches(Generic[Example, Batch]):
+    """Shuffles `count` examples anew each epoch; the incomplete last batch is dropped.
+
+    `read(index, mirrored)` gives one example and `collate` makes a batch of a list of them. With
+    fewer examples than `batch_size` there is one batch of all. The global generator is not used.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    flip: bool
+    read: Callable[[int, bool], Example]
+    collate: Callable[[list[Example]], Batch]
+
+    def __len__(self) -> int:
+        return max(1, self.count // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        order = torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).tolist()
+        for step in range(len(self)):
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield self.collate(
+                [self.read(index, self._mirrored(epoch, index)) for index in indices]
+            )
+
+    def _mirrored(self, epoch: int, index: int) -> bool:
+        if not self.flip:
+            return False
+        return bool(torch.rand(1, generator=generator(self.seed, "flip", epoch, index)) < 0.5)

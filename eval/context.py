@@ -1,0 +1,121 @@
+"""What a transfer task is given, and the comparison of initialisations that every task shares."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.artifacts import read_json, write_json
+from compress.console import log
+from compress.deployment import Encoder, load_encoder
+from compress.errors import UserError
+from compress.training import Settings
+
+DISTILLED = "distilled"
+ALONE = "alone"
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Context:
+    """One transfer entry: where it writes, which students exist, how to train.
+
+    `students` maps the label of every trained student to its folder; `main` is the label of the
+    method that is shipped. `data` is the entry's `{name, **arguments}`.
+    """
+
+    folder: Path
+    students: Mapping[str, Path]
+    main: str
+    inits: tuple[str, ...]
+    data: Mapping[str, Any]
+    settings: Settings
+    device: torch.device
+    seed: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """One initialisation: its name, the student it belongs to and the folder of its training."""
+
+    init: str
+    student: str
+    encoder: Encoder
+    folder: Path
+
+
+def compare_inits(
+    context: Context, evaluate: Callable[[Start], dict[str, float]]
+) -> list[dict[str, Any]]:
+    """Train and evaluate each initialisation in its own folder; one row of metrics per init.
+
+    A finished init is read from its `outcome.json` again, so that a killed stage goes on with
+    the next one. All inits get the same seed, hence the same order of data and the same head.
+    """
+    students = [_student_of(context, init) for init in context.inits]
+    rows = []
+    for init, student in zip(context.inits, students, strict=True):
+        finished = context.folder / init / "outcome.json"
+        if not finished.is_file():
+            finished.parent.mkdir(parents=True, exist_ok=True)
+            encoder = _encoder(context.students[student], init, context.seed)
+            metrics = evaluate(Start(init, student, encoder, finished.parent))
+            row = {
+                "init": init,
+                "student": student,
+                "metrics": metrics,
+                "matched_percent": float(encoder.matched_percent),
+            }
+            write_json(finished, row)
+        rows.append(read_json(finished))
+        log(f"  {init}: " + ", ".join(f"{k} {v:.2f}" for k, v in rows[-1]["metrics"].items()))
+    return rows
+
+
+def _student_of(context: Context, init: str) -> str:
+    """The label whose folder an init reads; scratch takes only the architecture from there."""
+    label = {DISTILLED: context.main, SCRATCH: context.main, ALONE: "none"}.get(init, init)
+    if label not in context.students:
+        raise UserError(
+            f"transfer init '{init}' needs the trained student '{label}'; this run has "
+            f"{', '.join(sorted(context.students)) or 'none'} (see distill.compare)."
+        )
+    return label
+
+
+def _encoder(folder: Path, init: str, seed: int) -> Encoder:
+    if init == SCRATCH:
+        return load_encoder(folder, weights=False, seed=seed)
+    encoder = load_encoder(folder, weights=True, seed=seed)
+    if encoder.matched_percent < 100:
+        raise UserError(
+            f"{folder}: only {encoder.matched_percent:.1f} % of the encoder's weights were found "
+            "in the student's file; it was written for another architecture."
+        )
+    return encoder
+
+
+def result(
+    context: Context,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    protocol: str,
+    headline: str,
+    train_images: int,
+    test_images: int,
+    pictures: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The `values` of a transfer stage without its task name."""
+    return {
+        "protocol": protocol,
+        "headline": headline,
+        "rows": list(rows),
+        "data": {
+            "name": context.data["name"],
+            "train_images": train_images,
+            "test_images": test_images,
+        },
+        "pictures": list(pictures),
+    }

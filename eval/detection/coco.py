@@ -1,0 +1,66 @@
+"""Reading boxes in COCO's layout (JSON)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError
+from eval.detection.annotations import AnnotatedImage, Box, DetectionData, checked
+
+
+def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") -> DetectionData:
+    """COCO layout: `annotations/instances_<split>.json` and the images in `<split>/`.
+
+    The original's splits are `train: train2017, test: val2017`.
+    """
+    names: tuple[str, ...] = ()
+    splits = []
+    for split in (train, test):
+        path = Path(root) / "annotations" / f"instances_{split}.json"
+        images, split_names = _read_coco(path, Path(root) / split)
+        if names and split_names != names:
+            raise UserError(f"{path} has other categories than the training split's file.")
+        names = split_names
+        splits.append(images)
+    return DetectionData(names, splits[0], splits[1], trains_on_ignored=False)
+
+
+def _read_coco(path: Path, images: Path) -> tuple[tuple[AnnotatedImage, ...], tuple[str, ...]]:
+    content = _json(path)
+    try:
+        categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
+        label_of = {identifier: index + 1 for index, (identifier, _) in enumerate(categories)}
+        found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in found:
+                raise UserError(
+                    f"{path} annotates image {annotation['image_id']}, not in its list."
+                )
+            if annotation["category_id"] not in label_of:
+                raise UserError(f"{path} uses the unknown class id {annotation['category_id']}.")
+            found[annotation["image_id"]].append(annotation)
+        result = []
+        for image in content["images"]:
+            boxes: list[Box] = []
+            for annotation in found[image["id"]]:
+                x, y, width, height = map(float, annotation["bbox"])
+                boxes.append((x, y, x + width, y + height))
+            labels = [label_of[a["category_id"]] for a in found[image["id"]]]
+            ignored = [bool(a.get("iscrowd", 0)) for a in found[image["id"]]]
+            size = (int(image["height"]), int(image["width"]))
+            target = images / str(image["file_name"])
+            result.append(checked(path, target, size, boxes, labels, ignored))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a COCO annotation file ({error!r}).") from None
+    if not result:
+        raise UserError(f"{path} lists no image.")
+    return tuple(result), tuple(name for _, name in categories)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}).") from None

@@ -1,0 +1,86 @@
+"""Reading boxes in PASCAL VOC's layout (XML).
+
+VOC counts pixels from 1 and includes the last, hence x0 = xmin - 1 and x1 = xmax.
+"""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from compress.errors import UserError
+from eval.detection.annotations import AnnotatedImage, Box, DetectionData, checked
+
+
+def voc(
+    folder: Path,
+    *,
+    root: str,
+    train: str = "train",
+    test: str = "val",
+    classes: tuple[str, ...] | None = None,
+) -> DetectionData:
+    """PASCAL VOC layout: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
+
+    `root` holds these folders (`VOCdevkit/VOC2007`). Without `classes` the names are those of the
+    training split, in alphabetical order.
+    """
+    listed = {split: _read_voc_list(Path(root), split) for split in (train, test)}
+    if classes is None:
+        found = {name for path in listed[train] for name in _voc_names(path)}
+        classes = tuple(sorted(found))
+    train_images = tuple(_read_voc(path, Path(root), tuple(classes)) for path in listed[train])
+    test_images = tuple(_read_voc(path, Path(root), tuple(classes)) for path in listed[test])
+    return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
+
+
+def _read_voc_list(root: Path, split: str) -> list[Path]:
+    """The annotation files that a split's list names; a line may hold further columns."""
+    path = root / "ImageSets" / "Main" / f"{split}.txt"
+    try:
+        stems = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"{path} not found.") from None
+    if not stems:
+        raise UserError(f"{path} lists no image.")
+    return [root / "Annotations" / f"{stem}.xml" for stem in stems]
+
+
+def _xml(path: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise UserError(f"{path} not found.") from None
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path} is not XML ({error}).") from None
+
+
+def _voc_names(path: Path) -> list[str]:
+    return [item.findtext("name", "") for item in _xml(path).iter("object")]
+
+
+def _read_voc(path: Path, root: Path, classes: tuple[str, ...]) -> AnnotatedImage:
+    annotation = _xml(path)
+    boxes: list[Box] = []
+    labels, ignored = [], []
+    try:
+        size = (_number(annotation, "size/height"), _number(annotation, "size/width"))
+        for item in annotation.iter("object"):
+            name = item.findtext("name", "")
+            if name not in classes:
+                raise UserError(f"{path} has class '{name}'; known are {', '.join(classes)}.")
+            x0, y0, x1, y1 = (
+                _number(item, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")
+            )
+            boxes.append((x0 - 1, y0 - 1, x1, y1))
+            labels.append(classes.index(name) + 1)
+            ignored.append(item.findtext("difficult", "0").strip() == "1")
+    except ValueError as error:
+        raise UserError(f"{path} is not a PASCAL VOC annotation ({error}).") from None
+    image = root / "JPEGImages" / annotation.findtext("filename", path.stem + ".jpg")
+    return checked(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
+
+
+def _number(element: ElementTree.Element, key: str) -> float:
+    text = element.findtext(key)
+    if text is None:
+        raise ValueError(f"no {key}")
+    return float(text)

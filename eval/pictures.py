@@ -1,0 +1,114 @@
+"""Pictures to look at: a few test images, what is in them and what the network says.
+
+Truth and prediction stand in the same colours everywhere: blue and orange, which most colour-blind
+readers can tell apart.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from eval.detection.annotations import AnnotatedImage
+
+TRUTH = (86, 180, 233)
+PREDICTION = (230, 159, 0)
+_SIDE = 256
+_GAP = 6
+
+
+def draw_detections(
+    path: Path,
+    images: Sequence[AnnotatedImage],
+    detections: Sequence[dict[str, Tensor]],
+    class_names: tuple[str, ...],
+    *,
+    least_score: float = 0.5,
+) -> None:
+    """One row of images: true boxes blue, detections of `least_score` or more orange."""
+    panels = []
+    for image, found in zip(images, detections, strict=True):
+        panel, scale = _enlarged(image.pixels())
+        pen = ImageDraw.Draw(panel)
+        for box in image.boxes.tolist():
+            pen.rectangle(_corners(box, scale), outline=TRUTH, width=3)
+        sure = found["scores"] >= least_score
+        for box, label, score in zip(
+            found["boxes"][sure].tolist(),
+            found["labels"][sure].tolist(),
+            found["scores"][sure].tolist(),
+            strict=True,
+        ):
+            corners = _corners(box, scale)
+            pen.rectangle(corners, outline=PREDICTION, width=2)
+            pen.text(
+                (corners[0] + 4, corners[1] + 3),
+                f"{class_names[label - 1]} {score:.2f}",
+                fill=PREDICTION,
+            )
+        panels.append(panel)
+    _row(panels).save(path)
+
+
+def draw_masks(
+    path: Path,
+    images: Sequence[Tensor],
+    truths: Sequence[Tensor],
+    predictions: Sequence[Tensor],
+    void: int,
+) -> None:
+    """Two rows: the images under their true masks, and under the predicted ones.
+
+    images[i] is (3, H, W) uint8, truths[i] and predictions[i] are (H, W) class indices; class 0
+    (background) and `void` stay uncoloured.
+    """
+    rows = []
+    for masks in (truths, predictions):
+        panels = []
+        for pixels, mask in zip(images, masks, strict=True):
+            colours = torch.tensor(_palette(int(max(t.max() for t in (*truths, *predictions))) + 1))
+            coloured = (mask != 0) & (mask != void)
+            overlay = colours[mask].permute(2, 0, 1)
+            mixed = torch.where(coloured, 0.35 * pixels + 0.65 * overlay, pixels.float())
+            panels.append(_enlarged(mixed.round().to(torch.uint8))[0])
+        rows.append(_row(panels))
+    sheet = Image.new("RGB", (rows[0].width, 2 * rows[0].height + _GAP), "white")
+    for index, row in enumerate(rows):
+        sheet.paste(row, (0, index * (row.height + _GAP)))
+    sheet.save(path)
+
+
+def _corners(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = (scale * side for side in box)
+    return x0, y0, x1, y1
+
+
+def _palette(count: int) -> list[tuple[int, int, int]]:
+    """Distinct hues, spread by the golden ratio."""
+    hues = (np.arange(count) * 0.61803) % 1
+    strip = Image.fromarray(
+        np.stack([hues * 255, np.full(count, 200), np.full(count, 255)], 1)[None].astype(np.uint8),
+        "HSV",
+    )
+    return [tuple(colour) for colour in np.asarray(strip.convert("RGB"))[0].tolist()]
+
+
+def _enlarged(pixels: Tensor) -> tuple[Image.Image, float]:
+    """The image (3, H, W) with its longer side at _SIDE pixels, and the factor."""
+    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    scale = _SIDE / max(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BILINEAR), scale
+
+
+def _row(panels: Sequence[Image.Image]) -> Image.Image:
+    width = sum(panel.width + _GAP for panel in panels) - _GAP
+    row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
+    left = 0
+    for panel in panels:
+        row.paste(panel, (left, 0))
+        left += panel.width + _GAP
+    return row

@@ -1,0 +1,1 @@
+"""Semantic segmentation with the distilled encoder under a pyramid pooling head."""

@@ -63,7 +63,7 @@ class Plan:
 
 
 # Labels that name something else in results and transfer tasks.
-_RESERVED = ("student", "distilled", "scratch", "alone")
+_RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
 
 
 def labelled(recipe: Recipe) -> dict[str, MethodPart]:
@@ -162,7 +162,12 @@ def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
     if root is not None and Path(root).is_dir():
         # Names and sizes: reading every file of a detection data set would take minutes.
         files = sorted(p for p in Path(root).rglob("*") if p.is_file())
-        part = {**part, "root": fingerprint_of({f.relative_to(root).as_posix(): f.stat().st_size for f in files})}
+        part = {
+            **part,
+            "root": fingerprint_of(
+                {f.relative_to(root).as_posix(): f.stat().st_size for f in files}
+            ),
+        }
     return part
 
 

@@ -68,7 +68,7 @@ def test_a_directory_of_another_recipe_is_refused(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, "one").open():
         pass
     with (
-        pytest.raises(UserError, match="belongs to recipe 'one', not to 'two'"),
+        pytest.raises(UserError, match=r"belongs to recipe 'one', not to 'two'"),
         RunDirectory(tmp_path, "two").open(),
     ):
         pass
@@ -77,7 +77,7 @@ def test_a_directory_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_directory_with_other_files_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with (
-        pytest.raises(UserError, match="holds files and is no run directory"),
+        pytest.raises(UserError, match=r"holds files and is no run directory"),
         RunDirectory(tmp_path, "r").open(),
     ):
         pass
@@ -87,7 +87,7 @@ def test_a_directory_with_other_files_is_refused_and_untouched(tmp_path: Path) -
 def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
-        pytest.raises(UserError, match="cannot write to run directory .*--out"),
+        pytest.raises(UserError, match=r"cannot write to run directory .*--out"),
         RunDirectory(tmp_path / "file" / "r", "r").open(),
     ):
         pass
@@ -104,7 +104,7 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: P
     assert other.stdout is not None
     assert other.stdout.readline() == "open\n"
     with (
-        pytest.raises(UserError, match="in use by another process"),
+        pytest.raises(UserError, match=r"in use by another process"),
         RunDirectory(tmp_path, "r").open(),
     ):
         pass
@@ -129,7 +129,7 @@ def test_a_fingerprint_ignores_the_order_of_keys() -> None:
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match=r"not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert read_json(tmp_path / "x.json") == {"a": 1}
 

@@ -164,7 +164,7 @@ def test_a_cifar_file_cannot_execute_anything(tmp_path: Path) -> None:
 
     write_cifar(tmp_path)
     (tmp_path / "train").write_bytes(pickle.dumps({b"data": Attack()}))
-    with pytest.raises(UserError, match="not a CIFAR file.*refers to"):
+    with pytest.raises(UserError, match=r"not a CIFAR file.*refers to"):
         open_data({"name": "cifar100", "root": str(tmp_path)})
     assert not (tmp_path / "harmed").exists()
 

@@ -104,7 +104,7 @@ def test_a_dotted_path_with_numbers_can_be_tapped() -> None:
     specs = discover(network, (3, 16, 16), "resnet20")
     taps = Tapped(network, specs, ("layer2.1",))(torch.randn(1, 3, 16, 16))
     assert taps.paths["layer2.1"].shape == (1, 32, 8, 8)
-    with pytest.raises(UserError, match="no module 'layer2.7'; did you mean 'layer2"):
+    with pytest.raises(UserError, match=r"no module 'layer2.7'; did you mean 'layer2"):
         Tapped(network, specs, ("layer2.7",))
 
 
@@ -112,14 +112,14 @@ def test_a_network_that_does_not_end_in_a_classifier_is_refused() -> None:
     class Headless(nn.Sequential):
         pass
 
-    with pytest.raises(UserError, match="no linear layer produces"):
+    with pytest.raises(UserError, match=r"no linear layer produces"):
         discover(Headless(nn.Conv2d(3, 4, 3)), (3, 8, 8), "headless")
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'resnet32x4'"):
+    with pytest.raises(UserError, match=r"did you mean 'resnet32x4'"):
         find("resnet32x")
-    with pytest.raises(UserError, match="did you mean 'resnet50'"):
+    with pytest.raises(UserError, match=r"did you mean 'resnet50'"):
         find("torchvision:resnet5")
 
 

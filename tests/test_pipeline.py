@@ -22,7 +22,9 @@ from tests.methods.throwaway import ThreeViews, TwoTeachers
 
 TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}
 TINY: dict[str, Any] = {
-    "data": {"name": "digits", "classes": 3, "train_images": 120, "test_images": 60, "augment": "crop"},
+    "data": {
+        "name": "digits", "classes": 3, "train_images": 120, "test_images": 60, "augment": "crop",
+    },
     "teacher": {"model": "resnet14", "train": {"epochs": 8, "lr": 0.02, "batch_size": 16}},
     "student": {"model": "resnet8"},
     "distill": {"method": "simkd", "train": TRAIN, "compare": ["none", "kd"]},
@@ -146,7 +148,7 @@ def test_a_changed_field_redoes_its_stage_and_what_follows(
 
 
 def test_removing_a_method_changes_no_other_bits(copied: tuple[Path, Path], tmp_path: Path) -> None:
-    recipe, out = copied
+    _, out = copied
     alone = write(tmp_path / "alone", distill={**TINY["distill"], "compare": []})
     assert run(alone, tmp_path / "alone/run", "--until", "distill") == 0
     for name in ("teacher/0/teacher", "distill/simkd/student"):

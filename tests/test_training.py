@@ -1,5 +1,6 @@
 """THE loop: resumes bit by bit, selects, refuses to go on with a loss that is not finite."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def Problem_without_reseeding() -> Problem:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_words(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no longer finite in epoch 1.*lower the learning rate"):
+    with pytest.raises(UserError, match=r"no longer finite in epoch 1.*lower the learning rate"):
         run(tmp_path, Problem(), settings=Settings(epochs=2, lr=1e30))
 
 
@@ -159,7 +160,7 @@ def test_schedules_start_at_one_and_never_rise(name: str) -> None:
     schedule = SCHEDULES[name]()
     values = [schedule(i / 100) for i in range(100)]
     assert values[0] == 1
-    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(values))
 
 
 def test_sgd_is_nesterov_with_weight_decay_as_the_papers_write_it(tmp_path: Path) -> None:

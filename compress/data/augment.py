@@ -21,7 +21,7 @@ _FINE = 1 << 15  # resolution of resized crops: an id holds four numbers of 15 b
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`views` distinct views of an image; `apply(images, indices, ids)` gives uint8 (N, 3, S, S)."""
+    """`views` distinct views; `apply(images, indices, ids)` gives uint8 (N, 3, S, S)."""
 
     views: int
     apply: Callable[[Images, Tensor, Tensor], Tensor]

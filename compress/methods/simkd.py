@@ -1,11 +1,11 @@
 """SimKD: Knowledge Distillation with the Reused Teacher Classifier (Chen et al., CVPR 2022).
 
 L = mean over N, C_t, H, W of (P(F_s) - F_t)^2, with the last feature maps F_s (N, C_s, H, W) and
-F_t (N, C_t, H, W) before global pooling. The projector P is conv 1x1 C_s -> C_t/r, conv 3x3 C_t/r ->
-C_t/r, conv 1x1 C_t/r -> C_t, each without bias and followed by batch norm and ReLU. Where the maps
-differ in size the larger is average-pooled. The student that ships is encoder -> P -> global average
-pooling -> the teacher's own classifier (weight and bias), so its own classifier is dropped:
-parameters of P = C_t (C_s + C_t + 4) / r + 9 C_t^2 / r^2 + 2 C_t (eq. 5, batch norm included).
+F_t (N, C_t, H, W) before global pooling. The projector P is conv 1x1 C_s -> C_t/r, conv 3x3
+C_t/r -> C_t/r, conv 1x1 C_t/r -> C_t, each without bias and followed by batch norm and ReLU. Where
+the maps differ in size the larger is average-pooled. The student that ships is encoder -> P ->
+global average pooling -> the teacher's own classifier (weight and bias); its own is dropped.
+Parameters of P: C_t (C_s + C_t + 4) / r + 9 C_t^2 / r^2 + 2 C_t (eq. 5, batch norm included).
 
 Taps: last map of both, as the pooling reads it. (The authors' code takes the map before the last
 1x1 convolution of MobileNetV2 and ShuffleNetV2; the paper's parameter tables fit the one after it.)

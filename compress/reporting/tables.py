@@ -76,7 +76,9 @@ class Table:
 
     def rich(self, title: str = "") -> RichTable:
         """The table for a terminal."""
-        table = RichTable(title=Text(title) if title else None, header_style="bold")
+        table = RichTable(
+            title=Text(title) if title else None, caption=Text(self.caption), header_style="bold"
+        )
         for column in self.columns:
             head = Text("\n".join(filter(None, (column.header, column.unit))))
             table.add_column(head, justify="right" if column.is_number else "left")

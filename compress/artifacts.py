@@ -43,7 +43,7 @@ class Job:
     arguments: Mapping[str, Any]
     device: torch.device
     workers: int
-    fingerprint: str
+    recipe_fingerprint: str
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,6 +77,8 @@ def write_tensors(
     # safetensors refuses channels_last and shared storage.
     plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
     save_file(plain, partial, metadata=dict(metadata or {}))
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -169,7 +171,7 @@ class RunDirectory:
                     f"run directory '{self.folder}' belongs to recipe '{owner}', not to "
                     f"'{self.name}'; choose another directory with --out"
                 )
-        elif any(p.name != ".lock" for p in self.folder.iterdir()):
+        elif any(p.name not in (".lock", "run.json.partial") for p in self.folder.iterdir()):
             raise UserError(
                 f"'{self.folder}' holds files and is no run directory; "
                 "choose an empty or new directory with --out"
@@ -207,17 +209,21 @@ class RunDirectory:
             return None
         shelf = self.folder / "superseded"
         shelf.mkdir(exist_ok=True)
-        number = 1 + max((int(p.name.split("-")[0]) for p in shelf.iterdir()), default=0)
+        numbers = [p.name.split("-")[0] for p in shelf.iterdir()]
+        number = 1 + max((int(n) for n in numbers if n.isdigit()), default=0)
         target = shelf / f"{number:03d}-{stage.replace('/', '-')}"
         folder.rename(target)
         return target
 
     def restore(self, stage: str, fields: Mapping[str, Any]) -> bool:
-        """Bring back a finished result that was superseded, if one has exactly these fields."""
+        """Bring back the latest folder that was superseded and has exactly these fields.
+
+        It may hold a result or a training that was stopped half way.
+        """
         wanted = fingerprint_of(fields)
-        for old in sorted((self.folder / "superseded").glob("*/result.json"), reverse=True):
-            result = read_json(old)
-            if result["fingerprint"] == wanted and result["stage"] == stage:
+        for old in sorted((self.folder / "superseded").glob("*/fields.json"), reverse=True):
+            of_stage = old.parent.name.partition("-")[2] == stage.replace("/", "-")
+            if of_stage and fingerprint_of(read_json(old)) == wanted:
                 self.stage_folder(stage).parent.mkdir(parents=True, exist_ok=True)
                 old.parent.rename(self.stage_folder(stage))
                 return True

@@ -1,7 +1,6 @@
 """A training's state on disk: written after every epoch, resumed from bit by bit."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,17 @@ from torch.optim import Optimizer
 from compress.artifacts import read_tensors, write_tensors, write_text
 
 _FILE = "checkpoint.safetensors"
-_BEST = "best.safetensors"
+
+
+def best_row(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The first of the rows with the highest value of `metric`."""
+    return max(history, key=lambda row: row[metric])
 
 
 def trained_state(directory: Path) -> dict[str, Tensor]:
     """The state of the trained module: the best epoch's where one was selected, else the last's."""
-    if (directory / _BEST).is_file():
-        return read_tensors(directory / _BEST)[0]
+    for path in directory.glob("best-*.safetensors"):
+        return read_tensors(path)[0]
     return _module_part(read_tensors(directory / _FILE)[0])
 
 
@@ -30,18 +33,20 @@ class Checkpoint:
 
     def __init__(self, directory: Path, module: nn.Module, optimizer: Optimizer) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self.path = directory / _FILE
-        self.best_path = directory / _BEST
-        self.metrics_path = directory / "metrics.jsonl"
         self.module = module
         self.optimizer = optimizer
 
     def save(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
-        """Write the state after an epoch; the best weights first, so that a kill loses none."""
-        if keep_best is not None:
-            values = [row.get(keep_best, -math.inf) for row in history]
-            if values[-1] == max(values) and values[-1] not in values[:-1]:
-                write_tensors(self.best_path, self.module.state_dict())
+        """Write the state after an epoch.
+
+        With `keep_best` the weights of the best epoch so far have a file of their own, named by
+        the epoch: at every moment the one that the saved history calls the best is there.
+        """
+        best = best_row(history, keep_best)["epoch"] if keep_best is not None else None
+        if best == len(history):
+            write_tensors(self._best_path(best), self.module.state_dict())
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
         plain: dict[str, Any] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -53,6 +58,8 @@ class Checkpoint:
         metadata = {"history": json.dumps(history), "optimizer": json.dumps(plain)}
         write_tensors(self.path, tensors, metadata)
         self._write_metrics(history)
+        if best is not None:
+            self._drop_all_but(best)
 
     def resume(self) -> list[dict[str, Any]]:
         """Load the state of the last whole epoch; an empty history where there is none."""
@@ -75,9 +82,20 @@ class Checkpoint:
         self._write_metrics(history)
         return history
 
-    def restore_best(self) -> None:
+    def restore_best(self, history: list[dict[str, Any]], metric: str) -> None:
         """Load the weights of the best epoch."""
-        self.module.load_state_dict(read_tensors(self.best_path)[0])
+        best = best_row(history, metric)["epoch"]
+        self.module.load_state_dict(read_tensors(self._best_path(best))[0])
+        self._drop_all_but(best)
+
+    def _best_path(self, epoch: int) -> Path:
+        return self.directory / f"best-{epoch:04d}.safetensors"
+
+    def _drop_all_but(self, epoch: int) -> None:
+        for path in self.directory.glob("best-*.safetensors"):
+            if path != self._best_path(epoch):
+                path.unlink()
 
     def _write_metrics(self, history: list[dict[str, Any]]) -> None:
-        write_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in history))
+        text = "".join(json.dumps(row) + "\n" for row in history)
+        write_text(self.directory / "metrics.jsonl", text)

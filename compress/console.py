@@ -33,6 +33,11 @@ def log_to(path: Path) -> Iterator[None]:
 def log(message: str) -> None:
     """Print one message; plain text, so brackets in it are never read as markup."""
     console.print(message, markup=False, soft_wrap=True)
+    note(message)
+
+
+def note(message: str) -> None:
+    """Append one message to `log.txt` alone."""
     if _log_file is not None:
         with _log_file.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')}  {message}\n")

@@ -16,17 +16,24 @@ import torchvision
 from torch import Tensor, nn
 
 from compress import __version__, models
-from compress.artifacts import read_json, read_tensors, write_json, write_tensors
+from compress.artifacts import (
+    read_json,
+    read_tensors,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
 from compress.data.images import Preprocessing
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
+from compress.randomness import seeded
 from compress.recipe import nearest
-from compress.taps import TapSpecs, discover, encoder_until
+from compress.taps import MapSpec, TapSpecs, discover, encoder_until
 
 FORMAT = 1
 # The plain numbers of a method's context.
-_NUMBERS = ("num_classes", "batch_size", "steps_per_epoch", "epochs")
+_NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,12 @@ class Encoder(nn.Module):
     """A student up to its last map: (N, 3, H, W) -> (N, channels, H/stride, W/stride)."""
 
     def __init__(
-        self, body: nn.Module, specs: TapSpecs, preprocessing: Preprocessing, matched: float
+        self, body: nn.Module, last_map: MapSpec, preprocessing: Preprocessing, matched: float
     ) -> None:
         super().__init__()
         self.body = body
-        self.channels = specs.last_map.channels
-        self.stride = specs.last_map.stride
+        self.channels = last_map.channels
+        self.stride = last_map.stride
         self.preprocessing = preprocessing
         self.matched_percent = matched  # share of the encoder's tensors that were loaded
 
@@ -103,7 +110,8 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
     teachers = []
     for teacher in content["teachers"]:
         taps = TapSpecs.from_dict(teacher["taps"])
-        weight = torch.zeros(taps.num_classes, taps.pooled_width)
+        width = taps.pooled_width
+        weight = torch.zeros(taps.num_classes, width) if width is not None else None
         bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
         teachers.append(TeacherContext(taps, weight, bias))
     context = Context(
@@ -112,13 +120,16 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         labels=torch.zeros(0, dtype=torch.long),
         **{key: content[key] for key in _NUMBERS},
     )
-    return METHODS[content["name"]](context, **content["arguments"])
+    with seeded(0, "method", content["name"]):
+        return METHODS[content["name"]](context, **content["arguments"])
 
 
-def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write `name`.safetensors, then `name`.json."""
-    write_tensors(folder / f"{name}.safetensors", network.state_dict())
+def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> str:
+    """Write `name`.safetensors, then `name`.json; returns the SHA-256 of the first."""
+    path = folder / f"{name}.safetensors"
+    write_tensors(path, network.state_dict())
     write_json(folder / f"{name}.json", dict(description))
+    return sha256_file(path)
 
 
 def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
@@ -184,6 +195,9 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
     """
     description = load_description(folder)
     specs = TapSpecs.from_dict(description["taps"])
+    if specs.last_map is None:
+        name = description["architecture"]["name"]
+        raise UserError(f"{folder}: {name} has no last map to cut its encoder at")
     body = encoder_until(build_plain(description, seed=seed), specs.last_map.path)
     matched = 0
     own = body.state_dict()
@@ -195,4 +209,4 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
         body.load_state_dict(found, strict=False)
         matched = len(found)
     preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    return Encoder(body, specs, preprocessing, 100 * matched / len(own))
+    return Encoder(body, specs.last_map, preprocessing, 100 * matched / len(own))

@@ -51,8 +51,9 @@ class Distillation(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalars whose sum is the loss; a term of weight 0 is not computed."""
+        reads_student = self._phase is None or self._phase.reads_student
         student: Views = [
-            self._tapped(images) if view.student else None
+            self._tapped(images) if view.student and reads_student else None
             for view, images in zip(self.method.views, batch.images, strict=True)
         ]
         teachers: list[Views] = []
@@ -81,7 +82,8 @@ class Distillation(nn.Module):
 
         Afterwards exactly the parameters that learn have `requires_grad`: a phase names its own,
         in the main training they are those that a term reaches, found by one backward pass on
-        `batch` that leaves every state as it was.
+        `batch` that leaves every state as it was. A term of weight 0 in the first epoch alone
+        must therefore still be in the graph.
         """
         self._phase = phase
         if phase is not None:
@@ -116,7 +118,9 @@ class Distillation(nn.Module):
 
 
 def teacher_context(network: nn.Module, specs: TapSpecs) -> TeacherContext:
-    """A teacher's taps and a copy of its classifier, on the CPU."""
+    """A teacher's taps and a copy of its linear classifier (if it has one), on the CPU."""
+    if specs.classifier is None:
+        return TeacherContext(specs, None, None)
     state = network.get_submodule(specs.classifier).state_dict()
     bias = state["bias"].cpu().clone() if "bias" in state else None
     return TeacherContext(specs, state["weight"].cpu().clone(), bias)

@@ -25,10 +25,11 @@ from compress.artifacts import (
     Outcome,
     RunDirectory,
     fingerprint_of,
+    read_result,
     write_json,
     write_text,
 )
-from compress.console import console, log, log_to
+from compress.console import console, log, log_to, note
 from compress.errors import UserError
 from compress.plan import Plan, Shapes, Step
 from compress.recipe import Recipe, apply_override, check_shape, nearest, read_yaml
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="STAGE",
-        help="redo this stage and what follows; the old result is kept in superseded/",
+        help="redo this stage, and what follows where its result differs; the old one is kept",
     )
     parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
@@ -108,7 +109,11 @@ def _command(options: argparse.Namespace) -> int:
         write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(folder / "environment.json", environment(device))
         log(f"{options.recipe} -> {folder} ({device})")
-        _run(planned, run, options, device)
+        try:
+            _run(planned, run, options, device)
+        except UserError as error:
+            note(f"error: {error}")
+            raise
     return 0
 
 
@@ -180,23 +185,22 @@ def _run(
     planned: Plan, run: RunDirectory, options: argparse.Namespace, device: torch.device
 ) -> None:
     data_digest = dataset_of(planned.recipe).digest()
-    recipe_fingerprint = fingerprint_of(planned.recipe.model_dump(mode="json"))
     run.shelve_unplanned([step.name for step in planned.steps])
-    fingerprints: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for step in planned.steps:
         fields = {
             "version": step.version,
             **step.fields,
             "images": data_digest,
-            "inputs": {name: fingerprints[name] for name in step.inputs},
+            "inputs": {name: digests[name] for name in step.inputs},
         }
-        fingerprints[step.name] = fingerprint_of(fields)
-        _run_step(step, fields, planned.recipe, run, options, device, recipe_fingerprint)
+        _run_step(step, fields, planned.recipe, run, options, device)
+        # What follows depends on what was found here, not only on what was asked for.
+        found = read_result(run.folder, step.name)
+        digests[step.name] = fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
         following = planned.steps[planned.steps.index(step) + 1 :]
-        done = step.name == options.until or (
-            step.stage == options.until and all(s.stage != step.stage for s in following)
-        )
-        if done:
+        is_last = all(s.stage != step.stage for s in following)
+        if step.name == options.until or (step.stage == options.until and is_last):
             log(f"stopped after {options.until}, as asked")
             break
     reporting = importlib.import_module("compress.reporting")
@@ -212,7 +216,6 @@ def _run_step(
     run: RunDirectory,
     options: argparse.Namespace,
     device: torch.device,
-    recipe_fingerprint: str,
 ) -> None:
     fresh = step.name in options.fresh or step.stage in options.fresh
     if not fresh and run.finished(step.name, fields):
@@ -225,8 +228,9 @@ def _run_step(
         if old is not None:
             log(f"{step.name}: redone ({reason}); the old result is in {old}")
     if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, fields):
-        log(f"{step.name}: an earlier result fits again, restored")
-        return
+        log(f"{step.name}: what was done earlier fits again, restored")
+        if run.finished(step.name, fields):
+            return
     log(f"{step.name}")
     job = Job(
         name=step.name,
@@ -236,13 +240,21 @@ def _run_step(
         arguments=step.arguments,
         device=device,
         workers=options.workers,
-        fingerprint=recipe_fingerprint,
+        recipe_fingerprint=_recipe_fingerprint(recipe),
     )
     start = time.perf_counter()
     outcome: Outcome = importlib.import_module(step.module).run(job)
     seconds = time.perf_counter() - start
-    run.finish(step.name, fields, Outcome(outcome.values, {**outcome.measured, "seconds": seconds}))
+    told = {"seconds": seconds, "environment": environment(device)}
+    run.finish(step.name, fields, Outcome(outcome.values, {**outcome.measured, **told}))
     log(f"{step.name}: {seconds:.1f} s")
+
+
+def _recipe_fingerprint(recipe: Recipe) -> str:
+    """Names the recipe in model files; where the data lie does not matter."""
+    content = recipe.model_dump(mode="json")
+    content["data"].pop("root", None)
+    return fingerprint_of(content)
 
 
 def _show(planned: Plan, shapes: Shapes | None) -> None:
@@ -258,13 +270,15 @@ def _show(planned: Plan, shapes: Shapes | None) -> None:
         *(("teacher", t) for t in shapes.teachers),
         ("student", shapes.student),
     ):
-        for stage in (*specs.stages, specs.last_map):
-            kind = "last map" if stage is specs.last_map else "stage"
-            shape = f"{stage.channels} x {stage.height} x {stage.width}"
-            taps.add_row(f"{role} {name}", kind, stage.path, shape, str(stage.stride))
-        taps.add_row(
-            f"{role} {name}", "pooled", f"input of {specs.classifier}", str(specs.pooled_width), ""
-        )
+        maps = [("stage", spec) for spec in specs.stages]
+        maps += [("pre-activation", spec) for spec in specs.pre_activations]
+        maps += [("last map", specs.last_map)] if specs.last_map else []
+        for kind, spec in maps:
+            where = spec.path if spec.side == "output" else f"input of {spec.path}"
+            shape = f"{spec.channels} x {spec.height} x {spec.width}"
+            taps.add_row(f"{role} {name}", kind, where, shape, str(spec.stride))
+        pooled = (f"input of {specs.classifier}", str(specs.pooled_width))
+        taps.add_row(f"{role} {name}", "pooled", *(pooled if specs.classifier else ("none", "")))
     console.print(taps)
     adapters = Table("method", "trains beside the student", "parameters", title="Adapters")
     for label, method in shapes.methods.items():

@@ -4,6 +4,7 @@ Every problem is collected and shown at once, before anything runs.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +19,16 @@ from compress.distillation import teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.base import Context, Method
+from compress.randomness import seeded
 from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart, nearest
 from compress.stages import settings_from
 from compress.stages.distill import terms_for
-from compress.taps import TapSpecs, discover
+from compress.taps import Tapped, TapSpecs, discover
 from compress.training import OPTIMIZERS, SCHEDULES
 
 # Any class count will do where only shapes are looked at and the data are not open yet.
 _PROBE_CLASSES = 10
+_PROBE_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def make_plan(recipe: Recipe) -> Plan:
                 "student": _with_digests(recipe.student.model_dump()),
                 "method": {"name": part.name, **part.arguments},
                 "weights": [terms.ce, terms.kd, terms.method],
-                "kd_temperature": recipe.distill.kd_temperature,
+                "kd_temperature": recipe.distill.kd_temperature if terms.kd else None,
                 "train": recipe.distill.train.model_dump(),
             }
             arguments = {"part": part, "label": label, "trial": trial}
@@ -157,7 +160,8 @@ def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
     for key in ("checkpoint", "weights"):
         path = part.get(key)
         if path is not None and Path(path).is_file():
-            part = {**part, key: sha256_file(Path(path))}
+            files = [p for p in (Path(path), Path(path).with_suffix(".json")) if p.is_file()]
+            part = {**part, key: [sha256_file(p) for p in files]}
     root = part.get("root")
     if root is not None and Path(root).is_dir():
         # Names and sizes: reading every file of a detection data set would take minutes.
@@ -182,7 +186,6 @@ def check_recipe(recipe: Recipe) -> list[str]:
         if teacher.train is not None:
             problems += _check_train(teacher.train, f"{path}.train")
     problems += _check_model(recipe.student.model, "student.model")
-    problems += _check_weights(recipe.student.checkpoint, None, "student.checkpoint")
     problems += _check_weights(recipe.student.weights, recipe.student.model, "student.weights")
     problems += _check_train(recipe.distill.train, "distill.train")
     parts = [("distill.method", recipe.distill.method)]
@@ -190,19 +193,27 @@ def check_recipe(recipe: Recipe) -> list[str]:
     for path, part in parts:
         found = _check_named(part, METHODS, path)
         problems += found
-        known = METHODS[part.name].protocols if part.name in METHODS else {}
-        if known and recipe.distill.protocol not in known:
-            hint = nearest(recipe.distill.protocol, known)
-            problems.append(
-                f"distill.protocol: unknown protocol '{recipe.distill.protocol}'; "
-                f"known: {', '.join(known)}{hint}"
-            )
+        if part.name in METHODS:
+            problems += _check_weights_of(part, recipe, path)
     for label in labelled(recipe):
-        if label in _RESERVED or label.startswith("teacher"):
+        if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
             problems.append(f"distill: the label '{label}' is taken by the report; choose another")
     for i, entry in enumerate(recipe.transfer):
         problems += _check_transfer(entry, f"transfer.{i}", list(labelled(recipe)))
     return list(dict.fromkeys(problems))
+
+
+def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
+    method, protocol = METHODS[part.name], recipe.distill.protocol
+    if protocol not in method.protocols:
+        known, hint = ", ".join(method.protocols), nearest(protocol, method.protocols)
+        return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
+    terms = terms_for(part, recipe.distill)
+    if terms.ce + terms.kd + terms.method == 0:
+        return [f"{path}: every weight is 0, so nothing would be learned"]
+    if method.is_soft_term and terms.kd:
+        return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
+    return []
 
 
 def _check_named(
@@ -311,11 +322,13 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
     teachers = [(m.name, tapped(m, "teacher.model")) for m in named if m is not None]
     if problems:
         return None, problems
+    known_teachers = [teacher for _, teacher in teachers if teacher is not None]
     context = Context(
         student=student[1],
-        teachers=tuple(teacher_context(*t) for _, t in teachers if t is not None),
+        teachers=tuple(teacher_context(*teacher) for teacher in known_teachers),
         num_classes=num_classes,
-        labels=torch.zeros(recipe.distill.train.batch_size, dtype=torch.long),
+        train_size=_PROBE_IMAGES,
+        labels=torch.arange(_PROBE_IMAGES) % num_classes,
         batch_size=recipe.distill.train.batch_size,
         steps_per_epoch=1,
         epochs=recipe.distill.train.epochs,
@@ -323,8 +336,13 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
     methods = {}
     for label, part in labelled(recipe).items():
         try:
-            methods[label] = METHODS[part.name](context, **part.arguments)
-        except ValueError as error:
+            with seeded(0, "method", part.name):
+                methods[label] = METHODS[part.name](context, **part.arguments)
+            Tapped(student[0], student[1], methods[label].student_taps)
+            for network, specs in known_teachers:
+                Tapped(network, specs, methods[label].teacher_taps)
+            methods[label].deploy(student[0])
+        except (ValueError, UserError) as error:
             problems.append(f"distill: {label}: {error}")
     shapes = Shapes(
         [(name, t[1]) for name, t in teachers if t is not None],

@@ -88,10 +88,9 @@ class Teacher(Part):
 
 
 class StudentPart(Part):
-    """The network to be trained, from scratch unless weights are given."""
+    """The network to be trained, from scratch unless weights (or a file of them) are given."""
 
     model: Named
-    checkpoint: str | None = None
     weights: str | None = None
 
 
@@ -245,7 +244,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         kind = "empty" if raw is None else f"a {type(raw).__name__}"
         raise UserError(f"{path} is {kind}; a recipe is a mapping with {_keys(Recipe)}")
-    return raw
+    return {key: _unshared(value) for key, value in raw.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no part is the same object as another: an alias is read as a value.
+
+    (copy.deepcopy keeps sharing, so `--set` at one place would also change the other.)
+    """
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def apply_override(raw: dict[str, Any], assignment: str) -> None:
@@ -257,14 +266,13 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
     place: Any = raw
     for depth, key in enumerate(keys[:-1]):
         here = ".".join(keys[: depth + 1])
-        if isinstance(place, list):
-            place = place[_index(place, key, here)]
-            continue
-        if place.get(key) is None:
-            place[key] = {}
-        elif isinstance(place[key], str):  # the short form of a named part
-            place[key] = {"name": place[key]}
-        place = place[key]
+        at: Any = _index(place, key, here) if isinstance(place, list) else key
+        held = place[at] if isinstance(place, list) else place.get(at)
+        if held is None:
+            place[at] = {}
+        elif isinstance(held, str):  # the short form of a named part
+            place[at] = {"name": held}
+        place = place[at]
         if not isinstance(place, dict | list):
             raise UserError(f"--set {path}: {here} is {place!r}, which has no parts")
     value = parse_yaml(text, f"--set {path}")

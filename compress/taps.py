@@ -1,13 +1,14 @@
 """Named feature taps of any `nn.Module`, found by running it once, with no edit to it.
 
-Kinds: `stages` (the last map of each resolution), `last_map` (what the global pooling reads),
-`pooled` (what the classifier reads), `logits`; and any module by its dotted path. A tap reads the
-output of a module through a forward hook that lives for one call.
+Kinds: `stages` (the last map of each resolution), `pre_activations` (the same before their
+activation), `last_map` (what the global pooling reads), `pooled` (what the classifier reads),
+`logits`; and the output of any module by its dotted path. A tap is a forward hook that lives for
+one call.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,27 +18,30 @@ from compress.errors import UserError
 from compress.recipe import nearest
 
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU)
 
 
 @dataclass(frozen=True)
 class MapSpec:
-    """A feature map: module path, (C, H, W) at the probed input, stride against the input."""
+    """A feature map: which side of which module, (C, H, W) at the probed input, stride to it."""
 
     path: str
     channels: int
     height: int
     width: int
     stride: int
+    side: Literal["output", "input"] = "output"
 
 
 @dataclass(frozen=True)
 class TapSpecs:
-    """Where a network can be tapped."""
+    """Where a network can be tapped; None where it has no such place."""
 
     stages: tuple[MapSpec, ...]
-    last_map: MapSpec
-    pooled_width: int
-    classifier: str
+    pre_activations: tuple[MapSpec, ...]
+    last_map: MapSpec | None
+    pooled_width: int | None
+    classifier: str | None
     num_classes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,22 +51,27 @@ class TapSpecs:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "TapSpecs":
         """The inverse of `as_dict`."""
-        stages = tuple(MapSpec(**stage) for stage in content["stages"])
-        return cls(**{**content, "stages": stages, "last_map": MapSpec(**content["last_map"])})
+        several = {
+            key: tuple(MapSpec(**one) for one in content[key])
+            for key in ("stages", "pre_activations")
+        }
+        last = MapSpec(**content["last_map"]) if content["last_map"] else None
+        return cls(**{**content, **several, "last_map": last})
 
 
 @dataclass
 class Taps:
     """What one forward pass showed; a kind that was not asked for is None.
 
-    logits (N, K), pooled (N, D), last_map (N, C, H, W), stages: maps from fine to coarse,
-    paths: outputs of the modules asked for by dotted path.
+    logits (N, K), pooled (N, D), last_map (N, C, H, W), stages and pre_activations: maps from fine
+    to coarse, paths: outputs of the modules asked for by dotted path.
     """
 
     logits: Tensor
     pooled: Tensor | None
     last_map: Tensor | None
     stages: list[Tensor] | None
+    pre_activations: list[Tensor] | None
     paths: dict[str, Tensor]
 
 
@@ -70,23 +79,38 @@ class Tapped:
     """A network that also returns taps. No `nn.Module`: it adds nothing to the network's state."""
 
     def __init__(self, network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> None:
-        """Tap `wanted`: kinds (see the module's docstring) or dotted module paths."""
+        """Tap `wanted`: kinds (see the module's docstring) or dotted module paths.
+
+        Raises:
+            UserError: the network has no such module, or no such place.
+        """
         self.network = network
         self.specs = specs
         self.wanted = tuple(dict.fromkeys(wanted))
         modules = dict(network.named_modules())
-        kinds = {
+        if "last_map" in self.wanted and specs.last_map is None:
+            raise UserError(
+                f"{type(network).__name__} has no map whose spatial mean its classifier reads; "
+                "a method that needs the last map cannot be used with it"
+            )
+        kinds: dict[str, tuple[MapSpec, ...]] = {
             "logits": (),
             "pooled": (),
-            "last_map": (specs.last_map.path,),
-            "stages": tuple(stage.path for stage in specs.stages),
+            "last_map": (specs.last_map,) if specs.last_map else (),
+            "stages": specs.stages,
+            "pre_activations": specs.pre_activations,
         }
-        self._paths = {path for want in self.wanted for path in kinds.get(want, (want,))}
-        for path in self._paths:
+        self._paths = [want for want in self.wanted if want not in kinds]
+        sides = {(spec.path, spec.side) for w in self.wanted for spec in kinds.get(w, ())}
+        sides |= {(path, "output") for path in self._paths}
+        if "pooled" in self.wanted:
+            if specs.classifier is None:
+                raise UserError(f"{type(network).__name__} has no linear classifier to read from")
+            sides.add((specs.classifier, "input"))
+        for path, _ in sides:
             if path not in modules:
                 raise UserError(f"the network has no module '{path}'{nearest(path, modules)}")
-        self._modules = {path: modules[path] for path in self._paths}
-        self._classifier = modules[specs.classifier] if "pooled" in self.wanted else None
+        self._hooked = [(path, side, modules[path]) for path, side in sorted(sides)]
 
     def with_network(self, network: nn.Module) -> "Tapped":
         """The same taps of another instance of the architecture (a momentum copy)."""
@@ -94,96 +118,110 @@ class Tapped:
 
     def __call__(self, images: Tensor) -> Taps:
         """Run the network on normalised images (N, 3, H, W)."""
-        seen: dict[str, Tensor] = {}
-        pooled: list[Tensor] = []
-        handles: list[RemovableHandle] = []
+        seen: dict[tuple[str, str], Tensor] = {}
+        handles = [_hook(module, side, seen, path) for path, side, module in self._hooked]
         try:
-            for path, module in self._modules.items():
-                handles.append(module.register_forward_hook(_keep(seen, path)))
-            if self._classifier is not None:
-                handles.append(
-                    self._classifier.register_forward_pre_hook(
-                        lambda _module, inputs: pooled.append(inputs[0])
-                    )
-                )
             logits = self.network(images)
         finally:
             for handle in handles:
                 handle.remove()
-        stages = (
-            [seen[stage.path] for stage in self.specs.stages] if "stages" in self.wanted else None
+
+        def maps(kind: str, specs: Sequence[MapSpec]) -> list[Tensor] | None:
+            return [seen[s.path, s.side] for s in specs] if kind in self.wanted else None
+
+        last = self.specs.last_map
+        pooled = seen[self.specs.classifier or "", "input"] if "pooled" in self.wanted else None
+        return Taps(
+            logits=logits,
+            pooled=pooled,
+            last_map=seen[last.path, last.side] if last and "last_map" in self.wanted else None,
+            stages=maps("stages", self.specs.stages),
+            pre_activations=maps("pre_activations", self.specs.pre_activations),
+            paths={path: seen[path, "output"] for path in self._paths},
         )
-        last_map = seen[self.specs.last_map.path] if "last_map" in self.wanted else None
-        return Taps(logits, pooled[0] if pooled else None, last_map, stages, seen)
 
 
-def _keep(seen: dict[str, Tensor], path: str) -> Any:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen[path] = output
+def _hook(
+    module: nn.Module, side: str, seen: dict[tuple[str, str], Tensor], path: str
+) -> RemovableHandle:
+    def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[path, "input"] = inputs[0]
 
-    return hook
+    def keep_output(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen[path, "output"] = output
+
+    if side == "input":
+        return module.register_forward_pre_hook(keep_input)
+    return module.register_forward_hook(keep_output)
 
 
 def discover(network: nn.Module, input_shape: tuple[int, int, int], name: str) -> TapSpecs:
     """Find the taps by running the network once in eval mode on noise of shape (C, H, W).
 
     The classifier is the last linear layer whose output is the network's; the last map is the map
-    whose spatial mean is what the classifier reads, checked by value. In-place activations are
-    switched off, since they would overwrite what a tap reads (results are the same).
+    whose spatial mean is what the classifier reads; the pre-activation of a map is the input of
+    the activation that produced it (the map itself where none did): all checked by value. In-place
+    activations are switched off, since they would overwrite what a tap reads (results are equal);
+    a map that is overwritten all the same is no tap.
 
     Raises:
-        UserError: the network does not end in global average pooling and a linear layer.
+        UserError: the network does not give one tensor of logits (N, K).
     """
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
     device = next(network.parameters()).device
     noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    outputs, inputs, logits = _record(network, noise)
+    shown = _record(network, noise)
+    if not isinstance(shown.logits, Tensor) or shown.logits.dim() != 2:
+        raise UserError(f"{name} does not give logits of shape (images, classes)")
+    modules = dict(network.named_modules())
     linear = [
         path
-        for path, module in network.named_modules()
-        if isinstance(module, nn.Linear) and path in outputs and torch.equal(outputs[path], logits)
+        for path, output in shown.outputs.items()
+        if isinstance(modules[path], nn.Linear) and torch.equal(output, shown.logits)
     ]
-    if not linear:
-        raise UserError(f"{name}: no linear layer produces the network's output")
-    classifier, pooled = linear[-1], inputs[linear[-1]]
-    modules = dict(network.named_modules())
+    classifier = linear[-1] if linear else None
+    pooled = shown.inputs[classifier] if classifier else None
     maps = {
         path: output
-        for path, output in outputs.items()
+        for path, output in shown.outputs.items()
         if output.dim() == 4 and not isinstance(modules[path], _POOLING)
     }
-    last = [
-        path
-        for path, output in maps.items()
-        if output.shape[1] == pooled.shape[-1]
-        and torch.allclose(output.mean((2, 3)), pooled, rtol=1e-3, atol=1e-5)
-    ]
-    if not last:
-        raise UserError(f"{name}: no feature map's spatial mean is what '{classifier}' reads")
-    size = input_shape[1]
+    last = _last_map(maps, pooled, shown.order) if pooled is not None else None
+    stages = _stage_paths(network, maps)
     return TapSpecs(
-        stages=tuple(_spec(path, maps, size) for path in _stage_paths(network, maps)),
-        last_map=_spec(last[0], maps, size),
-        pooled_width=pooled.shape[-1],
+        stages=tuple(_spec(path, maps[path], input_shape) for path in stages),
+        pre_activations=tuple(
+            _pre_activation(path, maps[path], shown, modules, input_shape) for path in stages
+        ),
+        last_map=_spec(last, maps[last], input_shape) if last else None,
+        pooled_width=pooled.shape[-1] if pooled is not None else None,
         classifier=classifier,
-        num_classes=logits.shape[-1],
+        num_classes=shown.logits.shape[-1],
     )
 
 
-def _record(
-    network: nn.Module, images: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Each module's output and first input, outermost modules first, and the network's output."""
-    outputs: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
+@dataclass
+class _Shown:
+    """Each module's output, first input and turn, outermost modules first; the logits."""
+
+    outputs: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    order: dict[str, int]
+    logits: Any
+
+
+def _record(network: nn.Module, images: Tensor) -> _Shown:
+    shown = _Shown({}, {}, {}, None)
+    versions: dict[str, int] = {}
 
     def hook_for(path: str) -> Any:
         def hook(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs[path] = output
-                inputs[path] = given[0]
+            if isinstance(output, Tensor) and given and isinstance(given[0], Tensor):
+                shown.outputs[path], shown.inputs[path] = output, given[0]
+                shown.order[path] = len(versions)
+                versions[path] = output._version
 
         return hook
 
@@ -191,19 +229,61 @@ def _record(
     training = network.training
     try:
         with torch.no_grad():
-            logits = network.eval()(images)
+            shown.logits = network.eval()(images)
     finally:
         network.train(training)
         for handle in handles:
             handle.remove()
     # named_modules order (parents before children): the first of several equal maps is the
     # outermost module, which is the stable name.
-    return {p: outputs[p] for p, _ in network.named_modules() if p in outputs}, inputs, logits
+    shown.outputs = {
+        path: shown.outputs[path]
+        for path, _ in network.named_modules()
+        if path in versions and shown.outputs[path]._version == versions[path]
+    }
+    return shown
 
 
-def _spec(path: str, maps: Mapping[str, Tensor], size: int) -> MapSpec:
-    _, channels, height, width = maps[path].shape
-    return MapSpec(path, channels, height, width, max(1, round(size / height)))
+def _last_map(maps: Mapping[str, Tensor], pooled: Tensor, order: Mapping[str, int]) -> str | None:
+    for path, output in maps.items():
+        if output.shape[1] != pooled.shape[-1] or pooled.dim() != 2:
+            continue
+        if not torch.allclose(output.mean((2, 3)), pooled, rtol=1e-3, atol=1e-5):
+            continue
+        # Something after the pooling (a norm of the pooled vector) also has the right mean.
+        is_pooled = any(
+            other.shape[1] == output.shape[1]
+            and other.shape[-1] > output.shape[-1] == 1
+            and order[before] < order[path]
+            for before, other in maps.items()
+        )
+        if not is_pooled:
+            return path
+    return None
+
+
+def _spec(
+    path: str,
+    output: Tensor,
+    input_shape: tuple[int, int, int],
+    side: Literal["output", "input"] = "output",
+) -> MapSpec:
+    _, channels, height, width = output.shape
+    return MapSpec(path, channels, height, width, max(1, round(input_shape[1] / height)), side)
+
+
+def _pre_activation(
+    path: str,
+    output: Tensor,
+    shown: _Shown,
+    modules: Mapping[str, nn.Module],
+    input_shape: tuple[int, int, int],
+) -> MapSpec:
+    for other, candidate in shown.outputs.items():
+        is_activation = isinstance(modules[other], _ACTIVATIONS)
+        if is_activation and candidate.shape == output.shape and torch.equal(candidate, output):
+            return _spec(other, shown.inputs[other], input_shape, "input")
+    return _spec(path, output, input_shape)
 
 
 def _stage_paths(network: nn.Module, maps: Mapping[str, Tensor]) -> list[str]:
@@ -237,15 +317,16 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
     training = network.training
     try:
         graph = fx.Tracer().trace(network.eval())
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever a user's forward raises when it meets a proxy
         raise UserError(
-            f"{type(network).__name__} cannot be cut after '{path}': its forward depends on "
-            f"its input ({error})"
+            f"{type(network).__name__} cannot be cut after '{path}': its forward cannot be "
+            f"traced ({error})"
         ) from None
     finally:
         network.train(training)
     nodes = list(graph.nodes)
-    cut = max(i for i, node in enumerate(nodes) if path in node.meta.get("nn_module_stack", {}))
+    inside = [i for i, n in enumerate(nodes) if path in n.meta.get("nn_module_stack", {})]
+    cut = inside[-1]
     for node in reversed(nodes[cut + 1 :]):
         graph.erase_node(node)
     graph.output(nodes[cut])

@@ -111,7 +111,6 @@ def train(
     seed: int,
     device: torch.device,
     evaluate: Callable[[], dict[str, float]] | None = None,
-    evaluate_every: int = 1,
     keep_best: str | None = None,
 ) -> list[dict[str, Any]]:
     """Train `module` in place and return one row per epoch.
@@ -123,7 +122,7 @@ def train(
         directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run that
             was killed continues after its last whole epoch, bit for bit (CPU).
         role: names this training; with `seed` and the epoch it keys the global generators.
-        evaluate: returns metrics in percent; called every `evaluate_every` epochs and at the end.
+        evaluate: returns metrics in percent; called after every epoch.
         keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
             instead of the last epoch's.
 
@@ -160,8 +159,7 @@ def train(
                         totals[name] = totals.get(name, 0) + value.detach()  # stays on the device
                     advance()
             row = _epoch_row(epoch, steps, optimizer, totals, role)
-            last = epoch + 1 == settings.epochs
-            if evaluate is not None and (last or (epoch + 1) % evaluate_every == 0):
+            if evaluate is not None:
                 row |= evaluate()
             row["seconds"] = round(time.perf_counter() - start, 3)
             history.append(row)
@@ -170,7 +168,7 @@ def train(
             if not console.is_terminal:  # no bar there to watch
                 log(f"  {role} epoch {epoch + 1}/{settings.epochs}: {_note(row)}")
     if keep_best is not None:
-        checkpoint.restore_best()
+        checkpoint.restore_best(history, keep_best)
     return history
 
 

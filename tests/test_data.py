@@ -114,6 +114,45 @@ def test_subsets_are_balanced_and_seeded() -> None:
     assert one.class_names == ("0", "1", "2", "3")
 
 
+def test_an_uneven_folder_says_which_class_is_too_small(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train/dog/0.png").unlink()
+    spec = {"name": "image_folder", "root": str(tmp_path), "image_size": 8, "train_images": 12}
+    with pytest.raises(UserError, match=r"asks for 12, there are 11"):
+        open_data(spec)
+    (tmp_path / "train/cat/extra.png").write_bytes((tmp_path / "train/cat/0.png").read_bytes())
+    with pytest.raises(UserError, match=r"class number 1 has 5 images, 6 of each class"):
+        open_data(spec)
+
+
+def test_what_a_worker_holds_can_be_sent_to_a_new_process(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    data = open_data({"name": "image_folder", "root": str(tmp_path), "image_size": 8})
+    feed = ImageBatches(
+        data.train, data.preprocessing, batch_size=4, augment=["none"], seed=0, device=CPU
+    )
+    first = next(feed.epoch(0))  # the loader is in use
+    reader = pickle.loads(pickle.dumps(feed.reader))
+    order, ids = reader.plan(0)
+    (pixels,) = reader.read(reader.step(order, 0), ids)
+    assert torch.equal(data.preprocessing.normalise(pixels), first.images[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_one_sentence_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train/cat/0.png").write_bytes(b"not an image")
+    data = open_data({"name": "image_folder", "root": str(tmp_path), "image_size": 8})
+    feed = ImageBatches(
+        data.train, data.preprocessing, batch_size=4, augment=["none"], seed=0, device=CPU,
+        workers=workers,
+    )  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        list(feed.epoch(0))
+    assert "Traceback" not in str(caught.value)
+    assert "cat/0.png is not a readable image" in str(caught.value)
+
+
 def test_validation_comes_out_of_training() -> None:
     whole = open_data({"name": "digits"})
     data = open_data({"name": "digits", "validation": 100})

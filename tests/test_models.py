@@ -1,8 +1,10 @@
 """Architectures, taps and weights from files."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -108,12 +110,38 @@ def test_a_dotted_path_with_numbers_can_be_tapped() -> None:
         Tapped(network, specs, ("layer2.7",))
 
 
-def test_a_network_that_does_not_end_in_a_classifier_is_refused() -> None:
-    class Headless(nn.Sequential):
-        pass
+def test_a_network_without_logits_is_refused() -> None:
+    with pytest.raises(UserError, match=r"does not give logits of shape"):
+        discover(nn.Sequential(nn.Conv2d(3, 4, 3)), (3, 8, 8), "headless")
 
-    with pytest.raises(UserError, match=r"no linear layer produces"):
-        discover(Headless(nn.Conv2d(3, 4, 3)), (3, 8, 8), "headless")
+
+@pytest.mark.parametrize("name", ["vgg11", "mobilenet_v3_small", "convnext_tiny", "densenet121"])
+def test_a_network_without_a_pooled_last_map_still_has_logits(name: str) -> None:
+    # A norm, an activation that overwrites its input or a second linear layer stands between.
+    network = build(f"torchvision:{name}", num_classes=4).eval()
+    specs = discover(network, (3, 64, 64), name)
+    assert specs.last_map is None
+    assert specs.stages
+    assert Tapped(network, specs, ("logits",))(torch.randn(2, 3, 64, 64)).logits.shape == (2, 4)
+    with pytest.raises(UserError, match=r"no map whose spatial mean"):
+        Tapped(network, specs, ("last_map",))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision:resnet18", "torchvision:mobilenet_v2"])
+def test_pre_activations_are_what_the_activation_reads(name: str) -> None:
+    network = build(name, num_classes=4).eval()
+    specs = discover(network, (3, 64, 64), name)
+    taps = Tapped(network, specs, ("stages", "pre_activations"))(torch.randn(2, 3, 64, 64))
+    assert taps.stages is not None
+    assert taps.pre_activations is not None
+    pairs = zip(specs.pre_activations, taps.pre_activations, taps.stages, strict=True)
+    for spec, before, after in pairs:
+        # MobileNetV2's blocks end linearly: there the map itself is the pre-activation.
+        linear = "mobilenet" in name and spec.side == "output"
+        expected = before if linear else before.clamp(0, 6 if "mobilenet" in name else None)
+        assert torch.equal(expected, after), spec.path
+        if not linear:
+            assert (before < 0).any()
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
@@ -150,6 +178,15 @@ def test_wrappers_and_prefixes_come_off(tmp_path: Path, network: nn.Module, wrap
     loaded = load_state(other, read_state(path), "fc", str(path))
     assert not loaded.classifier_replaced
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in network.state_dict().items())
+
+
+def test_plain_values_beside_the_weights_are_read(tmp_path: Path, network: nn.Module) -> None:
+    # As the CRD repository saves its teachers: options, and a learning rate that numpy computed.
+    path = tmp_path / "ckpt_epoch_240.pth"
+    optimizer = {"param_groups": [{"lr": np.float64(0.05)}]}
+    content = {"opt": Namespace(model="resnet8"), "optimizer": optimizer}
+    torch.save({**content, "model": network.state_dict()}, path)
+    assert set(read_state(path)) == set(network.state_dict())
 
 
 def test_a_classifier_of_other_classes_is_left_new(tmp_path: Path, network: nn.Module) -> None:

@@ -143,7 +143,7 @@ def test_a_changed_field_redoes_its_stage_and_what_follows(
     assert (kept[0] / "student.safetensors").read_bytes() == old
     # Going back restores the old result instead of training again.
     assert run(recipe, out, "--until", "distill") == 0
-    assert "an earlier result fits again, restored" in capsys.readouterr().out
+    assert "what was done earlier fits again, restored" in capsys.readouterr().out
     assert (out / "distill/simkd/student.safetensors").read_bytes() == old
 
 
@@ -165,7 +165,22 @@ def test_fresh_redoes_one_stage_with_the_same_numbers(copied: tuple[Path, Path])
     assert run(recipe, out, "--fresh", "distill/kd", "--until", "fuse") == 0
     after = results(out)
     assert after["distill/kd"]["values"] == before["distill/kd"]["values"]
-    assert len(list((out / "superseded").iterdir())) == 1
+    # The same result again: what follows from it still stands.
+    assert [p.name for p in (out / "superseded").iterdir()] == ["001-distill-kd"]
+
+
+def test_what_follows_is_redone_where_a_result_differs(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    path = out / "distill/kd/result.json"
+    result = read_json(path)
+    result["values"]["sha256"] = "other weights"
+    path.write_text(json.dumps(result))
+    assert run(recipe, out, "--until", "fuse") == 0
+    shown = capsys.readouterr().out
+    assert "distill/kd: done before, skipped" in shown
+    assert "fuse: redone (changed: inputs.distill/kd" in shown
 
 
 def test_any_student_can_be_exported(done: tuple[Path, Path], tmp_path: Path) -> None:

@@ -107,6 +107,10 @@ def test_a_minimal_recipe_is_in_order() -> None:
         ({"teacher": {"model": "resnet8"}}, "teacher.*has no weights"),
         ({"teacher": {"train": {"epochs": 1, "lr": 1.0}}}, "teacher.*names no model"),
         ({"teacher__checkpoint": "no.pth"}, r"teacher.checkpoint: 'no.pth' not found \(looked"),
+        ({"distill__weights": {"ce": 0, "method": 0}}, "distill.method: every weight is 0"),
+        ({"distill__compare": [{"name": "kd", "weights": {"ce": 1, "kd": 1}}]}, "the soft term"),
+        ({"distill__compare": [{"name": "kd", "label": "a-trial1"}]}, "label 'a-trial1' is taken"),
+        ({"distill__compare": [{"name": "kd", "label": "student"}]}, "label 'student' is taken"),
         ({"transfer": [{"task": "detect", "data": "coco",
            "train": {"epochs": 1, "lr": 0.1}}]}, "transfer.0.task: unknown task 'detect'"),
     ],
@@ -132,19 +136,29 @@ def test_one_teacher_or_a_list_of_them() -> None:
 
 
 def test_overrides_reach_into_sections_lists_and_short_forms() -> None:
-    content = raw(transfer=[{"train": {"epochs": 3}}])
+    content = raw(transfer=[{"train": {"epochs": 3}}], distill__compare=["kd"])
     for assignment in (
         "distill.train.epochs=7",
         "data.classes=5",
         "distill.method.reduction=4",
+        "distill.compare.0.temperature=3",
         "transfer.0.train.epochs=1",
         "account.latency.rounds=2",
     ):
         apply_override(content, assignment)
     assert content["distill"]["train"]["epochs"] == 7
     assert content["distill"]["method"] == {"name": "simkd", "reduction": 4}
+    assert content["distill"]["compare"] == [{"name": "kd", "temperature": 3}]
     assert content["transfer"][0]["train"]["epochs"] == 1
     assert content["account"] == {"latency": {"rounds": 2}}
+
+
+def test_an_override_at_an_alias_changes_that_place_alone(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("a: &x {k: 1}\nb: *x\nc: [*x]")
+    content = read_yaml(path)
+    apply_override(content, "b.k=2")
+    assert content == {"a": {"k": 1}, "b": {"k": 2}, "c": [{"k": 1}]}
 
 
 @pytest.mark.parametrize("given", ["epochs", "=3", "seed.x=1", "transfer.4.task=x"])

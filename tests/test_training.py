@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.artifacts import write_tensors
 from compress.checkpoint import trained_state
 from compress.errors import UserError
 from compress.training import SCHEDULES, Settings, multistep, train
@@ -138,6 +139,20 @@ def test_the_best_epoch_is_kept_where_asked(tmp_path: Path) -> None:
     run(tmp_path, problem, evaluate=evaluate, keep_best="validation_top1_percent")
     assert torch.equal(problem.net[0].weight, seen[1])  # the first of equals
     assert torch.equal(trained_state(tmp_path)["net.0.weight"], seen[1])
+
+
+def test_a_kill_between_best_and_checkpoint_loses_no_best(tmp_path: Path) -> None:
+    """A redone epoch may come out worse (CUDA): the best of the history must still be there."""
+    problem = Problem()
+    run(tmp_path, problem, evaluate=lambda: {"m": 1.0}, keep_best="m")
+    best = trained_state(tmp_path)
+    # A fifth epoch that was the best so far was killed before its checkpoint was written.
+    later = {k: torch.zeros_like(v) for k, v in best.items()}
+    write_tensors(tmp_path / "best-0005.safetensors", later)
+    again = Problem()
+    run(tmp_path, again, evaluate=lambda: {"m": 0.0}, keep_best="m")
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in best.items())
+    assert [p.name for p in tmp_path.glob("best-*")] == ["best-0001.safetensors"]
 
 
 def test_a_frozen_parameter_does_not_move(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ _COMMON = ("classes", "train_images", "test_images", "validation", "augment", "s
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as a recipe asks for it. `judge` is what selects models: validation if any."""
+    """A data set as a recipe asks for it."""
 
     train: Images
     validation: Images | None
@@ -53,6 +53,13 @@ class Dataset:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     augment: str
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The data set with what is in memory on that device."""
+        validation = self.validation.to(device) if self.validation else None
+        return replace(
+            self, train=self.train.to(device), validation=validation, test=self.test.to(device)
+        )
 
     def digest(self) -> str:
         """Identifies every image that training or testing reads, in order."""

@@ -21,10 +21,10 @@ _FINE = 1 << 15  # resolution of resized crops: an id holds four numbers of 15 b
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`views` distinct views; `apply(images, indices, ids)` gives uint8 (N, 3, S, S)."""
+    """`views` distinct views; `apply(images, indices, ids, S)` gives uint8 (N, 3, S, S)."""
 
     views: int
-    apply: Callable[[Images, Tensor, Tensor], Tensor]
+    apply: Callable[[Images, Tensor, Tensor, int], Tensor]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """View ids (count,) int64, uniform."""
@@ -55,13 +55,12 @@ def shift_and_flip(images: Tensor, ids: Tensor) -> Tensor:
     return padded.flatten(2).gather(2, places).view_as(images)
 
 
-def _crop_flip(images: Images, indices: Tensor, ids: Tensor) -> Tensor:
+def _crop_flip(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     return shift_and_flip(images.fetch(indices), ids)
 
 
-def _resized_crop(images: Images, indices: Tensor, ids: Tensor) -> Tensor:
+def _resized_crop(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     """Area 8 to 100 %, aspect 3/4 to 4/3 (torchvision's defaults), resized to the input size."""
-    size = images.fetch(indices[:1]).shape[-1]
     views = [_one_crop(images.fetch_original(int(i)), int(v), size) for i, v in zip(indices, ids)]  # noqa: B905
     return torch.stack(views)
 
@@ -84,7 +83,7 @@ def _one_crop(image: Tensor, view: int, size: int) -> Tensor:
     return cut.flip(-1) if flip else cut
 
 
-def _plain(images: Images, indices: Tensor, ids: Tensor) -> Tensor:
+def _plain(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     return images.fetch(indices)
 
 

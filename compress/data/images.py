@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +47,7 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> float32 of the same shape."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
+        mean, std = _constants(self.mean, self.std, images.device)
         return (images.float() / 255 - mean) / std
 
     def cut(self, image: Tensor) -> Tensor:
@@ -56,6 +56,15 @@ class Preprocessing:
             image = F.resize(image, [self.resize], antialias=True)
         square: Tensor = F.center_crop(image, [self.image_size, self.image_size])
         return square
+
+
+@lru_cache
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    # Made once per device: a new tensor in every step would make the step wait for it.
+    first, second = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+    return first, second
 
 
 class Images(Protocol):
@@ -77,13 +86,17 @@ class Images(Protocol):
         """Only these images, in this order."""
         ...
 
+    def to(self, device: torch.device) -> "Images":
+        """Pixels that are in memory on that device; files stay where they are."""
+        ...
+
     def digest(self) -> str:
         """Identifies content and order."""
         ...
 
 
 class MemoryImages:
-    """Images of one size as a uint8 tensor (N, 3, S, S), on the device that trains."""
+    """Images of one size as a uint8 tensor (N, 3, S, S), on any device."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self.pixels = pixels
@@ -94,7 +107,7 @@ class MemoryImages:
 
     def fetch(self, indices: Tensor) -> Tensor:
         """See `Images`."""
-        return self.pixels[indices.to(self.pixels.device)]
+        return self.pixels[indices]
 
     def fetch_original(self, index: int) -> Tensor:
         """See `Images`."""
@@ -104,10 +117,14 @@ class MemoryImages:
         """See `Images`."""
         return MemoryImages(self.pixels[indices], self.labels[indices])
 
+    def to(self, device: torch.device) -> "MemoryImages":
+        """See `Images`."""
+        return MemoryImages(self.pixels.to(device), self.labels.to(device))
+
     def digest(self) -> str:
         """See `Images`."""
-        digest = hashlib.sha256(self.pixels.contiguous().numpy().tobytes())
-        digest.update(self.labels.numpy().tobytes())
+        digest = hashlib.sha256(self.pixels.cpu().contiguous().numpy().tobytes())
+        digest.update(self.labels.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -146,6 +163,10 @@ class FileImages:
         """See `Images`."""
         paths = [self.paths[int(i)] for i in indices]
         return FileImages(paths, self.labels[indices], self.preprocessing, self.root)
+
+    def to(self, device: torch.device) -> "FileImages":
+        """See `Images`."""
+        return self
 
     def digest(self) -> str:
         """Names and sizes stand for the content: reading every file would take minutes."""

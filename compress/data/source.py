@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compress.data.images import Images
+from compress.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,21 @@ def balanced(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` indices, the same number of each class (one more of the first where it is uneven).
 
     Sorted, so that the choice alone depends on the generator.
+
+    Raises:
+        UserError: a class has fewer.
     """
     classes = torch.unique(labels).tolist()
     share, extra = divmod(count, len(classes))
     chosen = []
     for position, label in enumerate(classes):
         members = (labels == label).nonzero().flatten()
+        wanted = share + (position < extra)
+        if wanted > len(members):
+            raise UserError(
+                f"class number {label} has {len(members)} images, {wanted} of each class were "
+                f"asked for ({count} of {len(classes)} classes); ask for fewer"
+            )
         shuffled = members[torch.randperm(len(members), generator=generator)]
-        chosen.append(shuffled[: share + (position < extra)])
+        chosen.append(shuffled[:wanted])
     return torch.cat(chosen).sort().values

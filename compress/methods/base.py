@@ -41,29 +41,32 @@ class Terms:
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a method may know of a teacher: its taps and its linear classifier (K, D), (K,)."""
+    """What a method may know of a teacher: its taps and its linear classifier (K, D), (K,).
+
+    Weight and bias are None where it has none.
+    """
 
     taps: TapSpecs
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is built from; `labels` (train_size,) are those of the training images."""
+    """What a method is built from.
+
+    `labels` (train_size,) are those of the training images; they are empty where a method is
+    rebuilt from a model file, which holds numbers and shapes but no data.
+    """
 
     student: TapSpecs
     teachers: tuple[TeacherContext, ...]
     num_classes: int
+    train_size: int
     labels: Tensor
     batch_size: int
     steps_per_epoch: int
     epochs: int
-
-    @property
-    def train_size(self) -> int:
-        """Number of training images."""
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class Phase:
     """Training before the main one, run by the same loop at a constant learning rate.
 
     Only `parameters` learn, by the sum of the terms that `loss(student, teachers, batch)` returns.
-    `lr` None is that of the main training.
+    `lr` None is that of the main training. Where the loss does not read the student, say so: the
+    student is then not run, and its batch norm not moved.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Phase:
     parameters: Sequence[nn.Parameter]
     loss: Callable[[Views, Sequence[Views], Batch], Mapping[str, Tensor]]
     lr: float | None = None
+    reads_student: bool = True
 
 
 class Method(nn.Module):
@@ -86,6 +91,7 @@ class Method(nn.Module):
 
     views: ClassVar[tuple[View, ...]] = (View(),)
     batch_coupled: ClassVar[bool] = False  # True where the loss relates samples of a batch
+    is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
     # Published weights; a method whose papers say otherwise has its own.
@@ -103,16 +109,17 @@ class Method(nn.Module):
         return {}
 
     def hard_loss(self, student: Views, batch: Batch, loss: HardLoss) -> Tensor:
-        """The term of hard labels, by default on the first view that the student sees."""
-        return loss(first(student).logits, batch.labels)
+        """The term of hard labels on what ships, by default on the student's first view."""
+        return loss(self.logits(first(student)), batch.labels)
 
     def soft_loss(self, student: Views, teachers: Sequence[Views], loss: SoftLoss) -> Tensor:
-        """The term of soft targets, by default on the first view that both see.
+        """The term of soft targets on what ships, by default on the first view that both see.
 
         Of several teachers, the mean of their terms.
         """
         view = next(i for i, v in enumerate(self.views) if v.student and v.teacher)
-        terms = [loss(_at(student, view).logits, _at(t, view).logits) for t in teachers]
+        logits = self.logits(_at(student, view))
+        terms = [loss(logits, _at(teacher, view).logits) for teacher in teachers]
         total: Tensor = sum(terms[1:], terms[0])
         return total / len(terms)
 

@@ -45,6 +45,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 class KD(Method):
     """Soft targets as the method's own term."""
 
+    is_soft_term = True
     student_taps = ("logits",)
     teacher_taps = ("logits",)
     protocols: ClassVar[Mapping[str, Terms]] = {

@@ -99,6 +99,12 @@ class SimKD(Method):
             raise ValueError(f"simkd reuses one teacher's classifier, got {len(context.teachers)}")
         teacher = context.teachers[0]
         student_map, teacher_map = context.student.last_map, teacher.taps.last_map
+        if student_map is None or teacher_map is None or teacher.weight is None:
+            who = "student" if student_map is None else "teacher"
+            raise ValueError(
+                f"simkd needs networks that end in global average pooling and a linear layer; "
+                f"the {who} does not"
+            )
         if not 1 <= reduction <= teacher_map.channels:
             raise ValueError(f"reduction is 1 to {teacher_map.channels}, got {reduction}")
         stride = student_map.height / teacher_map.height
@@ -108,6 +114,7 @@ class SimKD(Method):
                 f"{teacher_map.height} by a whole stride, which {stride:.2f} is not; "
                 "choose another image size or pair"
             )
+        self.last_map_path = student_map.path
         # A fixed stride, not a fixed size: what ships takes other image sizes.
         self.shrink = nn.AvgPool2d(int(stride)) if stride > 1 else nn.Identity()
         self.projector = Projector(student_map.channels, teacher_map.channels, reduction)
@@ -132,7 +139,7 @@ class SimKD(Method):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """See `Method.deploy`."""
-        encoder = encoder_until(student, self.context.student.last_map.path)
+        encoder = encoder_until(student, self.last_map_path)
         return Deployed(encoder, self.shrink, self.projector, self.classifier)
 
 

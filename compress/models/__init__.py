@@ -47,8 +47,13 @@ def find(name: str) -> Callable[..., nn.Module]:
     return MODELS[name]
 
 
-def build(name: str, *, num_classes: int, seed: int = 0, **arguments: Any) -> nn.Module:
-    """Build a network with random weights that depend on (seed, name) alone."""
+def build(
+    name: str, *, num_classes: int, seed: int = 0, role: str = "student", **arguments: Any
+) -> nn.Module:
+    """Build a network with random weights that depend on (seed, role, name) alone.
+
+    A teacher of the student's own architecture has another role, so it starts elsewhere.
+    """
     builder = find(name)
-    with seeded(seed, "initialisation", name):
+    with seeded(seed, "initialisation", role, name):
         return builder(num_classes=num_classes, **arguments)

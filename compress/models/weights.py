@@ -1,5 +1,6 @@
 """Reading weights from files, whoever wrote them, without executing anything in them."""
 
+import argparse
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -18,6 +20,14 @@ from compress.recipe import nearest
 # Keys under which training scripts usually wrap the weights.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 _SHOWN = 6
+# Plain values beside the weights in checkpoints of the CRD repository; none can execute anything.
+_PLAIN_VALUES: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         state: Any = read_tensors(path)[0]
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_PLAIN_VALUES):
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise UserError(
                 f"{path} holds Python objects, which are never executed here; save the "
@@ -83,12 +94,12 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def load_state(
-    network: nn.Module, state: Mapping[str, Tensor], classifier: str, origin: str
+    network: nn.Module, state: Mapping[str, Tensor], classifier: str | None, origin: str
 ) -> Loaded:
     """Load a state dict; a classifier of another class count is left as initialised.
 
     Args:
-        classifier: path of the network's last linear layer.
+        classifier: path of the network's last linear layer, if it has one.
         origin: names the source in messages.
 
     Raises:

@@ -6,10 +6,13 @@ recipes. What two stages need of a recipe stands here.
 
 import json
 from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import nn
 
 from compress.artifacts import Job
+from compress.checkpoint import best_row
 from compress.data import Dataset, evaluation_batches, open_data
 from compress.recipe import Recipe, Train
 from compress.tasks import Classification
@@ -32,9 +35,15 @@ def settings_from(train: Train) -> Settings:
     )
 
 
-def dataset_of(recipe: Recipe) -> Dataset:
-    """The recipe's data set; opened once per process."""
-    return _open(recipe.data.model_dump_json(), recipe.seed)
+def task_of(recipe: Recipe) -> Classification:
+    """What the recipe's networks are trained for; its metric is better where higher."""
+    return Classification()
+
+
+def dataset_of(recipe: Recipe, device: torch.device | None = None) -> Dataset:
+    """The recipe's data set, in memory on `device` (default: CPU); opened once per process."""
+    data = _open(recipe.data.model_dump_json(), recipe.seed)
+    return data if device is None or device.type == "cpu" else _moved(data, device)
 
 
 @lru_cache(maxsize=1)
@@ -42,30 +51,37 @@ def _open(spec: str, seed: int) -> Dataset:
     return open_data(json.loads(spec), seed=seed)
 
 
+@lru_cache(maxsize=1)
+def _moved(data: Dataset, device: torch.device) -> Dataset:
+    return data.to(device)
+
+
 def order_seed(recipe: Recipe, trial: int) -> int:
-    """What order and augmentation of a trial are keyed by."""
-    return (recipe.seed if recipe.data.seed is None else recipe.data.seed) + trial
+    """What order and augmentation are keyed by: the trial, unless the recipe fixes them."""
+    return recipe.seed + trial if recipe.data.seed is None else recipe.data.seed
 
 
 def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     """The task's metric on the test split and, where there is one, on the validation split."""
-    task = Classification()
+    task = task_of(job.recipe)
     result: dict[str, float] = {}
     for prefix, images in (("", data.test), ("validation_", data.validation)):
         if images is not None:
-            batches = evaluation_batches(images, EVALUATION_BATCH, data.preprocessing, job.device)
+            batches = evaluation_batches(
+                images, EVALUATION_BATCH, data.preprocessing, job.device, job.workers
+            )
             result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches).items()}
     return result
 
 
-def summary(history: list[dict[str, float]], metric: str) -> dict[str, float | int]:
+def summary(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """Headline and best-on-test of a training whose rows hold `metric`.
 
     The headline is the last epoch's, or that of the epoch with the best validation result.
     """
     validation = f"validation_{metric}"
-    chosen = max(history, key=lambda r: r[validation]) if validation in history[-1] else history[-1]
-    best = max(history, key=lambda row: row[metric])
+    chosen = best_row(history, validation) if validation in history[-1] else history[-1]
+    best = best_row(history, metric)
     return {
         metric: chosen[metric],
         "selected_epoch": int(chosen["epoch"]),

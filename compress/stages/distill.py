@@ -1,8 +1,8 @@
 """One student, trained by one method: the phases, the main training, the artefact."""
 
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress import deployment, models
@@ -15,11 +15,10 @@ from compress.methods import METHODS
 from compress.methods.base import Context, Method, Terms
 from compress.randomness import seeded
 from compress.recipe import Distill, MethodPart
-from compress.stages import dataset_of, judge, order_seed, settings_from, summary
+from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
 from compress.stages.teacher import load_initial, load_teachers
-from compress.taps import discover
-from compress.tasks import Classification
-from compress.training import Settings, constant, train
+from compress.taps import TapSpecs, discover
+from compress.training import constant, train
 
 RESULT_VERSION = 1
 
@@ -39,46 +38,38 @@ def run(job: Job) -> Outcome:
     """Train the student that `job.arguments` names: {"part": MethodPart, "label", "trial"}."""
     recipe, trial = job.recipe, job.arguments["trial"]
     part: MethodPart = job.arguments["part"]
-    data = dataset_of(recipe)
+    data = dataset_of(recipe, job.device)
     seed = recipe.seed + trial
-    student, method = _build(job, part, data, seed)
-    task = Classification()
+    settings = settings_from(recipe.distill.train)
+    batches = ImageBatches(
+        data.train,
+        data.preprocessing,
+        batch_size=settings.batch_size,
+        augment=[view.augment or data.augment for view in METHODS[part.name].views],
+        seed=order_seed(recipe, trial),
+        device=job.device,
+        workers=job.workers,
+    )
+    teachers = load_teachers(job.run_folder)
+    student, method = _build(job, data, seed, teachers, len(batches))
+    task = task_of(recipe)
     weights = terms_for(part, recipe.distill)
     module = Distillation(
         student,
-        [t.to(job.device) for t in load_teachers(job.run_folder)],
+        [teacher.network.to(job.device) for teacher in teachers],
         method,
         weights,
         task,
         kd_temperature=recipe.distill.kd_temperature,
     ).to(job.device)
     deployed = method.deploy(student)
-    settings = settings_from(recipe.distill.train)
-    batches = ImageBatches(
-        data.train,
-        data.preprocessing,
-        batch_size=settings.batch_size,
-        augment=[view.augment or data.augment for view in method.views],
-        seed=order_seed(recipe, trial),
-        device=job.device,
-        workers=job.workers,
-    )
     probe = next(iter(batches.epoch(0)))
     for phase in method.phases():
         module.enter(phase, probe)
         train(
             module,
             batches,
-            Settings(
-                phase.epochs,
-                phase.lr or settings.lr,
-                settings.batch_size,
-                settings.optimizer,
-                settings.momentum,
-                settings.nesterov,
-                settings.weight_decay,
-                constant(),
-            ),
+            replace(settings, epochs=phase.epochs, lr=phase.lr or settings.lr, schedule=constant()),
             directory=job.folder / f"phase-{phase.name}",
             role=f"{job.name} {phase.name}",
             seed=seed,
@@ -104,38 +95,38 @@ def run(job: Job) -> Outcome:
         "trial": trial,
         "seed": seed,
         "method": {"name": part.name, **part.arguments},
-        "weights": {"ce": weights.ce, "kd": weights.kd, "method": weights.method},
+        "weights": asdict(weights),
         "test_images": len(data.test),
         **found,
     }
-    _save(job, data, student, deployed, method, values)
-    return Outcome(values, {})
+    digest = _save(job, data, student, deployed, method, values)
+    return Outcome({**values, "sha256": digest}, {})
 
 
-def _build(job: Job, part: MethodPart, data: Dataset, seed: int) -> tuple[nn.Module, Method]:
+def _build(
+    job: Job, data: Dataset, seed: int, teachers: list[deployment.Student], steps_per_epoch: int
+) -> tuple[nn.Module, Method]:
     recipe = job.recipe
-    shape = data.preprocessing.input_shape
+    part: MethodPart = job.arguments["part"]
     model = recipe.student.model
+    classes = len(data.class_names)
     student = models.build(
-        model.name, num_classes=len(data.class_names), seed=seed, **model.arguments
+        model.name, num_classes=classes, seed=seed, role="student", **model.arguments
     )
-    specs = discover(student, shape, model.name)
-    given = recipe.student.checkpoint or recipe.student.weights
+    specs = discover(student, data.preprocessing.input_shape, model.name)
+    given = recipe.student.weights
     if given is not None:
         load_initial(student, model.name, given, data)
-    names = [t.model.name if t.model else str(t.checkpoint) for t in recipe.teacher]
-    contexts = [
-        teacher_context(network, discover(network, shape, name))
-        for network, name in zip(load_teachers(job.run_folder), names, strict=True)
-    ]
-    batch_size = recipe.distill.train.batch_size
     context = Context(
         student=specs,
-        teachers=tuple(contexts),
-        num_classes=len(data.class_names),
-        labels=data.train.labels,
-        batch_size=batch_size,
-        steps_per_epoch=-(-len(data.train) // batch_size),
+        teachers=tuple(
+            teacher_context(t.network, TapSpecs.from_dict(t.description["taps"])) for t in teachers
+        ),
+        num_classes=classes,
+        train_size=len(data.train),
+        labels=data.train.labels.cpu(),
+        batch_size=recipe.distill.train.batch_size,
+        steps_per_epoch=steps_per_epoch,
         epochs=recipe.distill.train.epochs,
     )
     try:
@@ -152,7 +143,8 @@ def _save(
     deployed: nn.Module,
     method: Method,
     values: dict[str, Any],
-) -> None:
+) -> str:
+    """Write the student's two files; returns the SHA-256 of its weights."""
     model = job.recipe.student.model
     part: MethodPart = job.arguments["part"]
     bare = deployed is student
@@ -162,7 +154,7 @@ def _save(
         data.class_names,
         data.preprocessing,
         metrics={k: v for k, v in values.items() if "percent" in k},
-        fingerprint=job.fingerprint,
+        fingerprint=job.recipe_fingerprint,
     )
     description |= {
         "label": values["label"],
@@ -171,5 +163,4 @@ def _save(
         "method": None if bare else deployment.describe_method(method, part.name, part.arguments),
         "encoder_prefix": "" if bare else "encoder.",
     }
-    with torch.no_grad():
-        deployment.save(job.folder, "student", deployed, description)
+    return deployment.save(job.folder, "student", deployed, description)

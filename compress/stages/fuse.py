@@ -76,9 +76,10 @@ def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -
         logits: Tensor = network(images)
         return logits
     method = deployment.rebuild_method(description["method"])
+    tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), method.student_taps)
+    method.bind(tapped)
     method.load_state_dict(_part(state, "method."))
-    specs = TapSpecs.from_dict(description["taps"])
-    return method.eval().logits(Tapped(network, specs, method.student_taps)(images))
+    return method.eval().logits(tapped(images))
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from compress.data import Dataset, ImageBatches
 from compress.errors import UserError
 from compress.models.weights import load_state, published_state, read_state
 from compress.recipe import Teacher
-from compress.stages import dataset_of, judge, order_seed, settings_from, summary
+from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
 from compress.taps import discover
 from compress.tasks import Classification
 from compress.training import train
@@ -22,18 +22,18 @@ RESULT_VERSION = 1
 
 def run(job: Job) -> Outcome:
     """Obtain every teacher of the recipe."""
-    data = dataset_of(job.recipe)
+    data = dataset_of(job.recipe, job.device)
     rows = [_teacher(job, data, i, part) for i, part in enumerate(job.recipe.teacher)]
     return Outcome({"teachers": rows}, {})
 
 
-def load_teachers(run_folder: Path) -> list[nn.Module]:
+def load_teachers(run_folder: Path) -> list[deployment.Student]:
     """The teachers of a run, in eval mode, on the CPU."""
     folders = sorted(
         (p for p in (run_folder / "teacher").iterdir() if p.name.isdigit()),
         key=lambda p: int(p.name),
     )
-    return [deployment.load_student(folder, "teacher").network for folder in folders]
+    return [deployment.load_student(folder, "teacher") for folder in folders]
 
 
 def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
     network, architecture, method = _build(job, data, index, part)
     specs = discover(network, data.preprocessing.input_shape, architecture["name"])
-    task = Classification()
+    task = task_of(job.recipe)
     row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
     if part.train is not None:
         seed = job.recipe.seed + index
@@ -81,11 +81,10 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
         data.class_names,
         data.preprocessing,
         metrics={task.metric: row[task.metric]},
-        fingerprint=job.fingerprint,
+        fingerprint=job.recipe_fingerprint,
     )
     description |= {"method": method, "encoder_prefix": "", "label": label}
-    deployment.save(folder, "teacher", network, description)
-    return row
+    return row | {"sha256": deployment.save(folder, "teacher", network, description)}
 
 
 class _Learner(nn.Module):
@@ -126,6 +125,7 @@ def _build(
         architecture["name"],
         num_classes=classes,
         seed=job.recipe.seed + index,
+        role="teacher",
         **architecture["arguments"],
     )
     if given is not None:

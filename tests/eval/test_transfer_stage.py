@@ -63,7 +63,7 @@ def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> Job:
         arguments=arguments,
         device=torch.device("cpu"),
         workers=0,
-        fingerprint="",
+        recipe_fingerprint="",
     )
 
 

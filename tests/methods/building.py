@@ -38,6 +38,7 @@ def context(student: nn.Module, teachers: Sequence[nn.Module], batch_size: int =
         student=discover(student, SHAPE, "student"),
         teachers=tuple(teacher_context(t, discover(t, SHAPE, "teacher")) for t in teachers),
         num_classes=CLASSES,
+        train_size=24,
         labels=images().labels,
         batch_size=batch_size,
         steps_per_epoch=3,

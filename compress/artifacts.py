@@ -9,6 +9,7 @@ DIR/superseded/            folders of results whose inputs changed; nothing is e
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from safetensors.torch import save_file
 
 from compress.errors import UserError
 from compress.recipe import Recipe
+
+_STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}); restore it or delete its folder") from None
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read JSON that holds a mapping."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged (it holds no mapping); restore it or delete its folder")
+    return content
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -76,7 +87,11 @@ def write_tensors(
     partial = path.with_name(path.name + ".partial")
     # safetensors refuses channels_last and shared storage.
     plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
-    save_file(plain, partial, metadata=dict(metadata or {}))
+    try:
+        save_file(plain, partial, metadata=dict(metadata or {}))
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; what was written before is whole") from None
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -125,7 +140,9 @@ def read_result(run_folder: Path, stage: str) -> dict[str, Any]:
     path = run_folder / stage / "result.json"
     if not path.is_file():
         raise UserError(f"{run_folder} has no finished stage '{stage}'; run the recipe first")
-    result: dict[str, Any] = read_json(path)
+    result = read_mapping(path)
+    if not {"fingerprint", "values", "measured"} <= set(result):
+        raise UserError(f"{path} is damaged; redo the stage with --fresh {stage}")
     return result
 
 
@@ -141,8 +158,9 @@ class RunDirectory:
         """Create or re-enter the directory; one process at a time."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / ".write-test").touch()
-            (self.folder / ".write-test").unlink()
+            self._refuse_foreign()
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass  # it can be written to
         except OSError as error:
             raise UserError(
                 f"cannot write to run directory '{self.folder}': {error.strerror}; "
@@ -157,15 +175,21 @@ class RunDirectory:
                 "wait for it or choose another directory with --out"
             ) from None
         try:
-            self._claim()
+            self._refuse_foreign()
+            if not (self.folder / "run.json").is_file():
+                write_json(self.folder / "run.json", {"name": self.name})
             yield
         finally:
             lock.release()
 
-    def _claim(self) -> None:
+    def mark_current(self, stages: Sequence[str]) -> None:
+        """Say which results belong to the recipe as it is; the report shows no others."""
+        write_json(self.folder / "run.json", {"name": self.name, "current": list(stages)})
+
+    def _refuse_foreign(self) -> None:
         marker = self.folder / "run.json"
         if marker.is_file():
-            owner = read_json(marker)["name"]
+            owner = read_mapping(marker).get("name")
             if owner != self.name:
                 raise UserError(
                     f"run directory '{self.folder}' belongs to recipe '{owner}', not to "
@@ -176,8 +200,6 @@ class RunDirectory:
                 f"'{self.folder}' holds files and is no run directory; "
                 "choose an empty or new directory with --out"
             )
-        else:
-            write_json(marker, {"name": self.name})
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its files."""
@@ -186,13 +208,16 @@ class RunDirectory:
     def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
         """Whether the stage's result stands for exactly these fields."""
         path = self.stage_folder(stage) / "result.json"
-        return path.is_file() and read_json(path)["fingerprint"] == fingerprint_of(fields)
+        return path.is_file() and read_mapping(path).get("fingerprint") == fingerprint_of(fields)
 
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
         """What changed since the stage's folder was begun; empty where it was not begun."""
-        path = self.stage_folder(stage) / "fields.json"
+        folder = self.stage_folder(stage)
+        path = folder / "fields.json"
         if not path.is_file():
-            return []
+            # Nobody knows what such a folder was trained for: it is put aside, never resumed.
+            found = folder.is_dir() and any(folder.iterdir())
+            return ["its fields.json is missing"] if found else []
         return changed_fields(read_json(path), json.loads(json.dumps(fields)))
 
     def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
@@ -231,10 +256,11 @@ class RunDirectory:
 
     def shelve_unplanned(self, planned: Sequence[str]) -> None:
         """Move aside the folders of stages that the recipe no longer has."""
-        for path in [*self.folder.glob("*/fields.json"), *self.folder.glob("*/*/fields.json")]:
-            stage = path.parent.relative_to(self.folder).as_posix()
-            if stage not in planned and not stage.startswith("superseded"):
-                self.supersede(stage)
+        for pattern in _STAGE_FOLDERS:
+            for path in sorted(self.folder.glob(f"{pattern}/fields.json")):
+                stage = path.parent.relative_to(self.folder).as_posix()
+                if stage not in planned:
+                    self.supersede(stage)
 
     def finish(self, stage: str, fields: Mapping[str, Any], outcome: Outcome) -> None:
         """Write the stage's result: from here on it counts as done."""

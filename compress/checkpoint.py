@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compress.artifacts import read_tensors, write_tensors, write_text
+from compress.errors import UserError
 
 _FILE = "checkpoint.safetensors"
 
@@ -65,6 +66,14 @@ class Checkpoint:
         """Load the state of the last whole epoch; an empty history where there is none."""
         if not self.path.is_file():
             return []
+        try:
+            return self._load()
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.path} does not fit this training ({error}); redo the stage with --fresh"
+            ) from None
+
+    def _load(self) -> list[dict[str, Any]]:
         tensors, metadata = read_tensors(self.path)
         history: list[dict[str, Any]] = json.loads(metadata["history"])
         self.module.load_state_dict(_module_part(tensors))

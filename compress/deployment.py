@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compress import __version__, models
 from compress.artifacts import (
-    read_json,
+    read_mapping,
     read_tensors,
     sha256_file,
     write_json,
@@ -137,9 +137,12 @@ def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
     path = folder / f"{name}.json"
     if not path.is_file():
         raise UserError(f"{path} not found; a model file needs its description beside it")
-    content: dict[str, Any] = read_json(path)
+    content = read_mapping(path)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
+    missing = sorted({"architecture", "num_classes", "input_shape", "taps", "method"} - {*content})
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return content
 
 

@@ -43,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        console.print(f"error: {where}{error.strerror or error}", style="red", markup=False)
+        return 2
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to continue where it stopped")
         return 130
@@ -77,9 +81,15 @@ def _parser() -> argparse.ArgumentParser:
         "--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="processes that decode image files (default: 2)"
+        "--workers", type=_count, default=2, help="processes that decode image files (default: 2)"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, got '{text}'")
+    return int(text)
 
 
 def _command(options: argparse.Namespace) -> int:
@@ -102,6 +112,7 @@ def _command(options: argparse.Namespace) -> int:
         _show(planned, shapes)
         return 0
     folder = options.out or Path("runs") / options.recipe.stem
+    _refuse_own_teacher(recipe, folder)
     run = RunDirectory(folder, options.recipe.stem)
     with run.open(), log_to(folder / "log.txt"):
         write_text(folder / "recipe.yaml", options.recipe.read_text(encoding="utf-8"))
@@ -130,6 +141,18 @@ def load(path: Path, overrides: list[str]) -> Recipe:
     return recipe
 
 
+def _refuse_own_teacher(recipe: Recipe, folder: Path) -> None:
+    """A teacher inside this run's own teacher folder would be moved aside before it is read."""
+    own = (folder / "teacher").resolve()
+    for teacher in recipe.teacher:
+        given = teacher.checkpoint or teacher.weights
+        if given is not None and own in Path(given).resolve().parents:
+            raise UserError(
+                f"teacher: '{given}' lies inside this very run directory; copy it elsewhere or "
+                "choose another directory with --out"
+            )
+
+
 def _listed(path: Path, problems: list[str]) -> str:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
@@ -147,8 +170,8 @@ def _device(given: str | None) -> torch.device:
     name = given or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None
     return device
@@ -187,14 +210,18 @@ def _run(
     data_digest = dataset_of(planned.recipe).digest()
     run.shelve_unplanned([step.name for step in planned.steps])
     digests: dict[str, str] = {}
+    stopped = False
     for step in planned.steps:
         fields = {
             "version": step.version,
             **step.fields,
             "images": data_digest,
-            "inputs": {name: digests[name] for name in step.inputs},
+            "inputs": {name: digests.get(name) for name in step.inputs},
         }
-        _run_step(step, fields, planned.recipe, run, options, device)
+        if not stopped:
+            _run_step(step, fields, planned.recipe, run, options, device)
+        elif not run.finished(step.name, fields):
+            continue
         # What follows depends on what was found here, not only on what was asked for.
         found = read_result(run.folder, step.name)
         digests[step.name] = fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
@@ -202,7 +229,8 @@ def _run(
         is_last = all(s.stage != step.stage for s in following)
         if step.name == options.until or (step.stage == options.until and is_last):
             log(f"stopped after {options.until}, as asked")
-            break
+            stopped = True
+    run.mark_current(list(digests))
     reporting = importlib.import_module("compress.reporting")
     report = reporting.write_report(run.folder)
     console.print(reporting.terminal_table(run.folder))

@@ -253,7 +253,13 @@ def _check_weights(given: str | None, model: Named | None, path: str) -> list[st
 
 def _check_train(train: Train, path: str) -> list[str]:
     problems = _check_named(train.schedule, SCHEDULES, f"{path}.schedule")
-    if train.optimizer.name not in OPTIMIZERS or train.optimizer.arguments:
+    if train.optimizer.arguments:
+        given = ", ".join(train.optimizer.arguments)
+        problems.append(
+            f"{path}.optimizer: takes no arguments ({given}); momentum, nesterov and weight_decay "
+            "stand beside it"
+        )
+    if train.optimizer.name not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         hint = nearest(train.optimizer.name, OPTIMIZERS)
         problems.append(
@@ -311,7 +317,7 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
                 network = models.build(part.name, num_classes=num_classes, **part.arguments)
                 known[key] = network, discover(network, (3, size, size), part.name)
             return known[key]
-        except (UserError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever a network's own code says of such an input
             problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
             return None
 

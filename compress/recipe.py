@@ -7,6 +7,7 @@ the signature of what the name stands for.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ class Weights(Part):
 class MethodPart(Named):
     """A method with its hyper-parameters; `label` names its results, `weights` overrides."""
 
-    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")] | None = None
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$")] | None = None
     weights: Weights | None = None
 
 
@@ -143,7 +144,7 @@ class Account(Part):
 class Export(Part):
     """The ONNX file and its parity gate (max abs difference of logits, relative to their scale)."""
 
-    opset: Annotated[int, Field(ge=18)] = 18
+    opset: Annotated[int, Field(ge=18, le=20)] = 18
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
 
 
@@ -155,7 +156,7 @@ class TransferPart(BaseModel):
     data: Named
     train: Train
     init: Annotated[list[str], Field(min_length=1)] = ["distilled", "scratch"]
-    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")] | None = None
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$")] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -182,7 +183,9 @@ class Recipe(Part):
     def _one_teacher_or_many(cls, value: Any) -> Any:
         """`teacher` is one mapping or a list of them; inside there is always a list."""
         if isinstance(value, dict) and isinstance(value.get("teacher"), dict):
-            return {**value, "teacher": [value["teacher"]]}
+            value = {**value, "teacher": [value["teacher"]]}
+        if isinstance(value, dict) and value.get("transfer", []) is None:
+            value = {**value, "transfer": []}
         return value
 
 
@@ -217,7 +220,16 @@ def _refuse_tag(loader: _Loader, node: yaml.Node) -> Any:
     raise UserError(f"line {line}: YAML tag '{node.tag}' is not accepted; write plain values")
 
 
+def _finite(loader: _Loader, node: yaml.ScalarNode) -> float:
+    value: float = loader.construct_yaml_float(node)
+    if not math.isfinite(value):
+        line = node.start_mark.line + 1
+        raise UserError(f"line {line}: {node.value} is no finite number")
+    return value
+
+
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:float", _finite)
 _Loader.add_constructor(None, _refuse_tag)
 
 
@@ -227,7 +239,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         return yaml.load(text, _Loader)
     except UserError as error:
         raise UserError(f"{origin}, {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         detail = " ".join(str(error).split())
         raise UserError(f"{origin} is not readable as YAML: {detail}") from None
 
@@ -260,7 +272,7 @@ def _unshared(value: Any) -> Any:
 def apply_override(raw: dict[str, Any], assignment: str) -> None:
     """Apply one `--set dotted.path=value`; the value is read as YAML."""
     path, equals, text = assignment.partition("=")
-    if not equals or not path:
+    if not equals or not all(path.split(".")):
         raise UserError(f"--set {assignment}: expected dotted.path=value, as in data.classes=10")
     keys = path.split(".")
     place: Any = raw
@@ -283,15 +295,15 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
 
 
 def _index(place: Sequence[Any], key: str, here: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
-        raise UserError(f"--set {here}: expected a number from 0 to {len(place) - 1}, got '{key}'")
+    if not key.isdecimal() or int(key) >= len(place):
+        raise UserError(f"--set {here}: expected one of {len(place)} entries from 0, got '{key}'")
     return int(key)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else nothing."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{match[0]}'?" if match else ""
+    return f"; did you mean '{match[0]}'?" if match and match[0] != name else ""
 
 
 def _keys(model: type[BaseModel]) -> str:
@@ -333,7 +345,8 @@ def describe_errors(error: ValidationError) -> list[str]:
         elif item["type"] == "value_error":
             lines.append(f"{path}: {item['ctx']['error']!s}")
         else:
-            lines.append(f"{path}: {item['msg'].lower()}, got {item['input']!r}")
+            message = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{path}: {message}, got {item['input']!r}")
     return list(dict.fromkeys(lines))
 
 
@@ -342,7 +355,13 @@ def check_shape(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
     try:
         return Recipe.model_validate(raw), []
     except ValidationError as error:
-        return None, describe_errors(error)
+        problems = describe_errors(error)
+        if isinstance(raw.get("teacher"), dict):  # it was given without a number
+            problems = [
+                p.replace("teacher.0.", "teacher.").replace("teacher.0:", "teacher:")
+                for p in problems
+            ]
+        return None, problems
 
 
 def load_resolved(run_folder: Path) -> Recipe:

@@ -18,16 +18,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run directory of compress.pipeline")
     parser.add_argument("--student", help="which student (default: the recipe's main method)")
     parser.add_argument("--out", type=Path, help="the file to write (default: STUDENT.onnx)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
     options = parser.parse_args(arguments)
     try:
-        _export(options.run, options.student, options.out)
+        _export(options.run, options.student, options.out, force=options.force)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _export(run: Path, name: str | None, out: Path | None) -> None:
+def _export(run: Path, name: str | None, out: Path | None, *, force: bool) -> None:
     # What is heavy is imported after the arguments are known to be right.
     from compress.deployment import load_student
     from compress.recipe import Export, load_resolved
@@ -40,6 +41,8 @@ def _export(run: Path, name: str | None, out: Path | None) -> None:
         raise UserError(f"--out {path}: folder '{path.parent}' does not exist")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; give the name of the file to write")
+    if path.exists() and not (force and path.is_file()):
+        raise UserError(f"--out {path}: it exists; choose another name, or replace it with --force")
     settings = recipe.export or Export()
     student = load_student(run / "distill" / name)
     parity = export_checked(

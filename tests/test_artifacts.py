@@ -14,6 +14,7 @@ from compress.artifacts import (
     changed_fields,
     fingerprint_of,
     read_json,
+    read_result,
     read_tensors,
     write_json,
     write_tensors,
@@ -53,6 +54,42 @@ def test_a_superseded_result_is_kept_and_can_come_back(tmp_path: Path) -> None:
         assert len(list((run.folder / "superseded").iterdir())) == 1
 
 
+def test_a_folder_of_unknown_origin_is_put_aside_not_resumed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "r", "r")
+    with run.open():
+        finish(run, "distill/kd", {"lr": 1})
+        (run.stage_folder("distill/kd") / "fields.json").unlink()
+        assert run.differences("distill/kd", {"lr": 2}) == ["its fields.json is missing"]
+        assert run.differences("distill/none", {"lr": 2}) == []
+
+
+def test_a_half_finished_training_comes_back_too(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "r", "r")
+    with run.open():
+        (run.begin("teacher", {"lr": 1}) / "checkpoint").write_text("half")
+        run.supersede("teacher")
+        assert run.restore("teacher", {"lr": 1})
+        assert not run.finished("teacher", {"lr": 1})
+        assert (run.stage_folder("teacher") / "checkpoint").read_text() == "half"
+
+
+def test_a_users_own_folder_is_left_alone(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "r", "r")
+    with run.open():
+        (tmp_path / "r/mine").mkdir()
+        (tmp_path / "r/mine/fields.json").write_text("{}")
+        run.shelve_unplanned(["teacher"])
+        assert (tmp_path / "r/mine/fields.json").is_file()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+def test_a_result_of_the_wrong_shape_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher/result.json").write_text(content)
+    with pytest.raises(UserError, match=r"result\.json is damaged"):
+        read_result(tmp_path, "teacher")
+
+
 def test_stages_that_are_not_planned_are_put_aside(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "r", "r")
     with run.open():
@@ -81,7 +118,7 @@ def test_a_directory_with_other_files_is_refused_and_untouched(tmp_path: Path) -
         RunDirectory(tmp_path, "r").open(),
     ):
         pass
-    assert (tmp_path / "thesis.tex").read_text() == "x"
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:

@@ -138,6 +138,25 @@ def test_what_a_worker_holds_can_be_sent_to_a_new_process(tmp_path: Path) -> Non
     assert torch.equal(data.preprocessing.normalise(pixels), first.images[0])
 
 
+def test_an_image_of_16_bits_is_refused_not_clipped(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    deep = np.full((12, 16), 40_000, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "train/cat/0.png")
+    data = open_data({"name": "image_folder", "root": str(tmp_path), "image_size": 8})
+    with pytest.raises(UserError, match=r"more than 8 bits per channel"):
+        data.train.fetch(torch.arange(1))
+
+
+def test_folders_that_hold_no_images(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train/.ipynb_checkpoints").mkdir()
+    spec = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
+    assert open_data(spec).class_names == ("cat", "dog")
+    (tmp_path / "train/bird").mkdir()
+    with pytest.raises(UserError, match=r"bird holds no images"):
+        open_data(spec)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_one_sentence_from_a_worker_too(tmp_path: Path, workers: int) -> None:
     write_folder(tmp_path)

@@ -189,7 +189,39 @@ def test_any_student_can_be_exported(done: tuple[Path, Path], tmp_path: Path) ->
     out = tmp_path / "kd.onnx"
     assert main([str(done[1]), "--student", "kd", "--out", str(out)]) == 0
     assert out.is_file()
-    assert main([str(done[1]), "--student", "kdd", "--out", str(out)]) == 2
+    assert main([str(done[1]), "--student", "kdd", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_an_export_replaces_no_file_unasked(done: tuple[Path, Path], tmp_path: Path) -> None:
+    from export.__main__ import main
+
+    out = tmp_path / "notes.yaml"
+    out.write_text("mine")
+    assert main([str(done[1]), "--out", str(out)]) == 2
+    assert out.read_text() == "mine"
+    assert main([str(done[1]), "--out", str(out), "--force"]) == 0
+    assert out.read_bytes() != b"mine"
+
+
+def test_a_report_shows_no_result_of_an_earlier_recipe(copied: tuple[Path, Path]) -> None:
+    recipe, out = copied
+    changed = "teacher.train.epochs=9"
+    assert run(recipe, out, "--set", changed, "--until", "teacher") == 0
+    assert "simkd" not in json.dumps(read_json(out / "report.json")["values"])
+    # The students are still there, and the report is whole again when the recipe is.
+    assert (out / "distill/simkd/result.json").is_file()
+    assert run(recipe, out, "--until", "teacher") == 0
+    assert "simkd" in json.dumps(read_json(out / "report.json")["values"])
+
+
+def test_a_teacher_inside_its_own_run_is_refused(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    given = f"teacher={{checkpoint: {out}/teacher/0/teacher.safetensors}}"
+    assert run(recipe, out, "--set", given) == 2
+    assert "inside this very run directory" in _plain(capsys.readouterr().out)
+    assert (out / "teacher/0/teacher.safetensors").is_file()
 
 
 def test_a_student_can_be_the_next_teacher(done: tuple[Path, Path], tmp_path: Path) -> None:
@@ -279,6 +311,10 @@ def test_trials_differ_and_share_the_teacher(tmp_path: Path) -> None:
         (["--until", "distil"], "unknown stage 'distil'.*did you mean 'distill'"),
         (["--fresh", "train"], "unknown stage 'train'"),
         (["--device", "tpu"], "--device tpu cannot be used here"),
+        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--set", "distill.train.lr=.inf"], "no finite number"),
+        (["--set", "..=1"], "expected dotted.path=value"),
+        (["--set", "student.model=torchvision:vit_b_16"], "cannot be used at 16 pixels"),
         (["--set", "distill.train.epochs=-1"], "distill.train.epochs: .*got -1"),
         (["--set", "seed=!!python/name:os.system"], "--set seed, line 1: YAML tag"),
     ],

@@ -85,6 +85,8 @@ class ImageBatches:
         self._labels = images.labels.to(device)
         full, rest = divmod(len(images), batch_size)
         self._steps = full + (rest > 1)
+        if not self._steps:
+            raise UserError(f"{len(images)} training images are too few to learn from")
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)

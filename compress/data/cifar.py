@@ -37,7 +37,7 @@ def read_pickle(path: Path) -> dict[bytes, Any]:
     """A CIFAR pickle; anything in it but containers, numbers, text and arrays is refused."""
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError) as error:
+    except Exception as error:  # damaged pickles fail in many ways
         raise UserError(f"{path} is not a CIFAR file, or damaged: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a CIFAR file: it holds a {type(content).__name__}")
@@ -52,10 +52,14 @@ def cifar100(*, root: str = "data", image_size: int | None = None) -> Source:
     if image_size not in (None, 32):
         raise UserError(f"data.image_size: CIFAR images have 32 pixels, got {image_size}")
     folder = _find(Path(root))
-    names = read_pickle(folder / "meta")[b"fine_label_names"]
+    names = read_pickle(folder / "meta").get(b"fine_label_names") or []
+    train, test = _images(folder / "train"), _images(folder / "test")
+    highest = int(max(train.labels.max(), test.labels.max()))
+    if highest >= len(names):
+        raise UserError(f"{folder / 'meta'} names {len(names)} classes, labels go up to {highest}")
     return Source(
-        train=_images(folder / "train"),
-        test=_images(folder / "test"),
+        train=train,
+        test=test,
         class_names=tuple(n.decode() if isinstance(n, bytes) else n for n in names),
         image_size=32,
         mean=(0.5071, 0.4867, 0.4408),
@@ -86,6 +90,8 @@ def _images(path: Path) -> MemoryImages:
     try:
         pixels = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = torch.tensor([int(label) for label in content[b"fine_labels"]])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a CIFAR-100 file: {error}") from None
+    if len(labels) != len(pixels):
+        raise UserError(f"{path} holds {len(pixels)} images and {len(labels)} labels")
     return MemoryImages(torch.from_numpy(pixels.copy()), labels)

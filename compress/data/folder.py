@@ -51,7 +51,10 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    hidden = (".", "__")  # what editors and notebooks leave behind
+    return tuple(
+        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+    )
 
 
 def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) -> FileImages:
@@ -59,6 +62,8 @@ def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) ->
     labels: list[int] = []
     for label, name in enumerate(names):
         found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not found and folder.name == "train":
+            raise UserError(f"{folder / name} holds no images; fill it or remove the folder")
         paths += found
         labels += [label] * len(found)
     if not paths:

@@ -152,8 +152,13 @@ class FileImages:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise UserError(
+                        f"{path} has more than 8 bits per channel (mode {image.mode}), which would "
+                        "be clipped; convert it to 8 bits first"
+                    )
                 pixels: Tensor = F.pil_to_tensor(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise UserError(
                 f"{path} is not a readable image ({error}); mend or remove it"
             ) from None
@@ -171,4 +176,5 @@ class FileImages:
     def digest(self) -> str:
         """Names and sizes stand for the content: reading every file would take minutes."""
         lines = [f"{p.relative_to(self.root)} {p.stat().st_size}" for p in self.paths]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        text = "\n".join(lines).encode("utf-8", "surrogateescape")
+        return hashlib.sha256(text).hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
                 f"{path} holds Python objects, which are never executed here; save the "
                 "state_dict alone, with torch.save(model.state_dict(), ...)"
             ) from None
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a file that is none of torch's fails in many ways
             raise UserError(f"{path} is damaged or truncated: {error}") from None
     while isinstance(state, Mapping) and not _is_state(state):
         inner = [state[key] for key in _WRAPPERS if key in state]
@@ -90,7 +89,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    return bool(content) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
 
 
 def load_state(

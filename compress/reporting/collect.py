@@ -100,7 +100,10 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 def _results(folder: Path) -> dict[str, Mapping[str, Any]]:
     order = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
     paths = [path for name in order for path in sorted(folder.glob(f"{name}/result.json"))]
-    return {path.parent.relative_to(folder).as_posix(): _json(path) for path in paths}
+    found = {path.parent.relative_to(folder).as_posix(): _json(path) for path in paths}
+    # A result that belongs to an earlier version of the recipe waits for its stage to run again.
+    current = _json(folder / "run.json").get("current", list(found))
+    return {stage: result for stage, result in found.items() if stage in current}
 
 
 def _teachers(results: Mapping[str, Mapping[str, Any]]) -> tuple[Network, ...]:

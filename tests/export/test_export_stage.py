@@ -73,7 +73,7 @@ def job(run_folder: Path, recipe: Recipe = RECIPE) -> Job:
         arguments={"label": "kd", "students": ["distill/kd"]},
         device=torch.device("cpu"),
         workers=0,
-        fingerprint="89abcdef",
+        recipe_fingerprint="89abcdef",
     )
 
 

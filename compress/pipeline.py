@@ -19,7 +19,7 @@ import torch
 import yaml
 from rich.table import Table
 
-from compress import __version__, plan
+from compress import __version__, checks, plan
 from compress.artifacts import (
     Job,
     Outcome,
@@ -29,9 +29,10 @@ from compress.artifacts import (
     write_json,
     write_text,
 )
+from compress.checks import Shapes
 from compress.console import console, log, log_to, note
 from compress.errors import UserError
-from compress.plan import Plan, Shapes, Step
+from compress.plan import Plan, Step
 from compress.recipe import Recipe, apply_override, check_shape, nearest, read_yaml
 from compress.stages import dataset_of
 
@@ -101,7 +102,7 @@ def _command(options: argparse.Namespace) -> int:
             "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
         )
     recipe = load(options.recipe, options.overrides)
-    shapes, problems = plan.probe(recipe)
+    shapes, problems = checks.probe(recipe)
     if problems:
         raise UserError(_listed(options.recipe, problems))
     planned = plan.make_plan(recipe)
@@ -135,7 +136,7 @@ def load(path: Path, overrides: list[str]) -> Recipe:
         apply_override(raw, assignment)
     recipe, problems = check_shape(raw)
     if recipe is not None:
-        problems = plan.check_recipe(recipe)
+        problems = checks.check_recipe(recipe)
     if recipe is None or problems:
         raise UserError(_listed(path, problems))
     return recipe

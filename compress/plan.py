@@ -1,34 +1,18 @@
-"""What a recipe means: names and arguments resolved in the registries, stages in their order.
-
-Every problem is collected and shown at once, before anything runs.
-"""
+"""What a recipe means: its stages in their order, and what each depends on."""
 
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress import models, signatures
 from compress.artifacts import fingerprint_of, sha256_file
-from compress.data import DATASETS, IMAGE_SIZES
-from compress.distillation import teacher_context
-from compress.errors import UserError
+from compress.data import DATASETS
 from compress.methods import METHODS
-from compress.methods.base import Context, Method
-from compress.randomness import seeded
-from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart, nearest
-from compress.stages import settings_from
+from compress.recipe import MethodPart, Recipe, TransferPart
 from compress.stages.distill import terms_for
-from compress.taps import Tapped, TapSpecs, discover
-from compress.training import OPTIMIZERS, SCHEDULES
-
-# Any class count will do where only shapes are looked at and the data are not open yet.
-_PROBE_CLASSES = 10
-_PROBE_IMAGES = 1000
+from compress.training import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -63,10 +47,6 @@ class Plan:
 
     recipe: Recipe
     steps: list[Step] = field(default_factory=list)
-
-
-# Labels that name something else in results and transfer tasks.
-_RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
 
 
 def labelled(recipe: Recipe) -> dict[str, MethodPart]:
@@ -173,189 +153,6 @@ def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
             ),
         }
     return part
-
-
-def check_recipe(recipe: Recipe) -> list[str]:
-    """Problems of names, arguments and files; opens no data and builds no network."""
-    problems = _check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
-    for i, teacher in enumerate(recipe.teacher):
-        path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
-        problems += _check_model(teacher.model, f"{path}.model")
-        problems += _check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
-        problems += _check_weights(teacher.weights, teacher.model, f"{path}.weights")
-        if teacher.train is not None:
-            problems += _check_train(teacher.train, f"{path}.train")
-    problems += _check_model(recipe.student.model, "student.model")
-    problems += _check_weights(recipe.student.weights, recipe.student.model, "student.weights")
-    problems += _check_train(recipe.distill.train, "distill.train")
-    parts = [("distill.method", recipe.distill.method)]
-    parts += [(f"distill.compare.{i}", p) for i, p in enumerate(recipe.distill.compare)]
-    for path, part in parts:
-        found = _check_named(part, METHODS, path)
-        problems += found
-        if part.name in METHODS:
-            problems += _check_weights_of(part, recipe, path)
-    for label in labelled(recipe):
-        if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
-            problems.append(f"distill: the label '{label}' is taken by the report; choose another")
-    for i, entry in enumerate(recipe.transfer):
-        problems += _check_transfer(entry, f"transfer.{i}", list(labelled(recipe)))
-    return list(dict.fromkeys(problems))
-
-
-def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
-    method, protocol = METHODS[part.name], recipe.distill.protocol
-    if protocol not in method.protocols:
-        known, hint = ", ".join(method.protocols), nearest(protocol, method.protocols)
-        return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
-    terms = terms_for(part, recipe.distill)
-    if terms.ce + terms.kd + terms.method == 0:
-        return [f"{path}: every weight is 0, so nothing would be learned"]
-    if method.is_soft_term and terms.kd:
-        return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
-    return []
-
-
-def _check_named(
-    part: Named,
-    registry: Mapping[str, Callable[..., Any]],
-    path: str,
-    *,
-    supplied: tuple[str, ...] = (),
-) -> list[str]:
-    if part.name not in registry:
-        known = ", ".join(registry)
-        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
-    return signatures.check(registry[part.name], part.arguments, path, supplied=supplied)
-
-
-def _check_model(part: Named | None, path: str) -> list[str]:
-    if part is None:
-        return []
-    try:
-        builder = models.find(part.name)
-    except UserError as error:
-        return [f"{path}: {error}"]
-    if part.name.partition(":")[1]:
-        return []  # torchvision's builders take **kwargs; building tells
-    return signatures.check(builder, part.arguments, path, supplied=("num_classes",))
-
-
-def _check_weights(given: str | None, model: Named | None, path: str) -> list[str]:
-    """A file that must exist, unless it is the name of published weights."""
-    if given is None or Path(given).is_file():
-        return []
-    looks_published = "/" not in given and "." not in given
-    if model is not None and model.name.startswith("torchvision:") and looks_published:
-        return []
-    return [f"{path}: '{given}' not found (looked in {Path.cwd()})"]
-
-
-def _check_train(train: Train, path: str) -> list[str]:
-    problems = _check_named(train.schedule, SCHEDULES, f"{path}.schedule")
-    if train.optimizer.arguments:
-        given = ", ".join(train.optimizer.arguments)
-        problems.append(
-            f"{path}.optimizer: takes no arguments ({given}); momentum, nesterov and weight_decay "
-            "stand beside it"
-        )
-    if train.optimizer.name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        hint = nearest(train.optimizer.name, OPTIMIZERS)
-        problems.append(
-            f"{path}.optimizer: unknown optimiser '{train.optimizer.name}'; known: {known}{hint}"
-        )
-    if not problems:
-        try:
-            settings_from(train)
-        except ValueError as error:
-            problems.append(f"{path}.schedule: {error}")
-    return problems
-
-
-def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
-    stage = importlib.import_module("eval.stage")  # only recipes with transfer need its parts
-    if entry.task not in stage.TASKS:
-        known = ", ".join(stage.TASKS)
-        hint = nearest(entry.task, stage.TASKS)
-        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
-    problems = signatures.check(stage.TASKS[entry.task], entry.arguments, path)
-    problems += _check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
-    problems += _check_train(entry.train, f"{path}.train")
-    root = entry.data.arguments.get("root")
-    if isinstance(root, str) and not Path(root).is_dir():
-        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
-    accepted = ["distilled", "scratch", *(["alone"] if "none" in labels else []), *labels]
-    for init in entry.init:
-        if init not in accepted:
-            problems.append(
-                f"{path}.init: unknown '{init}'; accepted: {', '.join(accepted)}"
-                f"{nearest(init, accepted)}"
-            )
-    return problems
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Taps of the teachers and the student, and each method as it would be built."""
-
-    teachers: list[tuple[str, TapSpecs]]
-    student: tuple[str, TapSpecs]
-    methods: dict[str, Method]
-
-
-def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | None, list[str]]:
-    """Build every network and method once with random weights, to find what does not fit."""
-    size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
-    problems: list[str] = []
-    known: dict[str, tuple[torch.nn.Module, TapSpecs]] = {}
-
-    def tapped(part: Named, path: str) -> tuple[torch.nn.Module, TapSpecs] | None:
-        try:
-            key = part.model_dump_json()
-            if key not in known:
-                network = models.build(part.name, num_classes=num_classes, **part.arguments)
-                known[key] = network, discover(network, (3, size, size), part.name)
-            return known[key]
-        except Exception as error:  # whatever a network's own code says of such an input
-            problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
-            return None
-
-    student = tapped(recipe.student.model, "student.model")
-    named = [t.model for t in recipe.teacher]
-    if student is None or any(model is None for model in named):
-        return None, problems  # a checkpoint that describes itself is looked at when it is read
-    teachers = [(m.name, tapped(m, "teacher.model")) for m in named if m is not None]
-    if problems:
-        return None, problems
-    known_teachers = [teacher for _, teacher in teachers if teacher is not None]
-    context = Context(
-        student=student[1],
-        teachers=tuple(teacher_context(*teacher) for teacher in known_teachers),
-        num_classes=num_classes,
-        train_size=_PROBE_IMAGES,
-        labels=torch.arange(_PROBE_IMAGES) % num_classes,
-        batch_size=recipe.distill.train.batch_size,
-        steps_per_epoch=1,
-        epochs=recipe.distill.train.epochs,
-    )
-    methods = {}
-    for label, part in labelled(recipe).items():
-        try:
-            with seeded(0, "method", part.name):
-                methods[label] = METHODS[part.name](context, **part.arguments)
-            Tapped(student[0], student[1], methods[label].student_taps)
-            for network, specs in known_teachers:
-                Tapped(network, specs, methods[label].teacher_taps)
-            methods[label].deploy(student[0])
-        except (ValueError, UserError) as error:
-            problems.append(f"distill: {label}: {error}")
-    shapes = Shapes(
-        [(name, t[1]) for name, t in teachers if t is not None],
-        (recipe.student.model.name, student[1]),
-        methods,
-    )
-    return (None if problems else shapes), problems
 
 
 def schema() -> dict[str, Any]:

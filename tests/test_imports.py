@@ -26,6 +26,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.stages", "export", "eval"),
     ("compress.reporting",),
     ("compress.plan",),
+    ("compress.checks",),
     ("compress.pipeline",),
 ]
 

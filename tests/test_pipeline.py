@@ -261,7 +261,12 @@ def test_phases_views_and_copies_run_through_the_stage(
     monkeypatch.setattr(
         methods, "METHODS", {**methods.METHODS, "threeviews": ThreeViews, "two": TwoTeachers}
     )
-    for module in ("compress.plan", "compress.stages.distill", "compress.deployment"):
+    for module in (
+        "compress.plan",
+        "compress.checks",
+        "compress.stages.distill",
+        "compress.deployment",
+    ):
         monkeypatch.setattr(f"{module}.METHODS", methods.METHODS)
     teacher = TINY["teacher"]
     changed = {**TINY["distill"], "method": "threeviews", "compare": []}

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from compress.checks import check_recipe
 from compress.errors import UserError
-from compress.plan import check_recipe, labelled, schema
+from compress.plan import labelled, schema
 from compress.recipe import Recipe, apply_override, check_shape, parse_yaml, read_yaml
 
 PIPELINES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.yaml"))

@@ -106,8 +106,9 @@ def result(
     train_images: int,
     test_images: int,
     pictures: Sequence[str] = (),
+    legend: str = "",
 ) -> dict[str, Any]:
-    """The `values` of a transfer stage without its task name."""
+    """The `values` of a transfer stage without its task name; `legend` explains the pictures."""
     return {
         "protocol": protocol,
         "headline": headline,
@@ -118,4 +119,5 @@ def result(
             "test_images": test_images,
         },
         "pictures": list(pictures),
+        "legend": legend,
     }

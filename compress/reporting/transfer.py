@@ -37,7 +37,8 @@ def _task(run: Run, stage: str) -> list[Block]:
     blocks.append(Paragraph(f"{_sentence(values.get('protocol'))} {about}".strip()))
     blocks.append(_table(rows, str(values.get("headline", "")), name))
     blocks += _curves(run, stage, rows, str(values.get("headline", "")))
-    blocks += _pictures(run.folder, stage, values.get("pictures") or [])
+    legend = str(values.get("legend") or "")
+    blocks += _pictures(run.folder, stage, values.get("pictures") or [], legend)
     return blocks
 
 
@@ -112,7 +113,7 @@ def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(float(row["epoch"]), float(row[key])) for row in found]
 
 
-def _pictures(folder: Path, stage: str, names: list[str]) -> list[Block]:
+def _pictures(folder: Path, stage: str, names: list[str], legend: str) -> list[Block]:
     """Pictures inside the stage's own folder; anything else is left out."""
     root = (folder / stage).resolve()
     images = []
@@ -122,4 +123,5 @@ def _pictures(folder: Path, stage: str, names: list[str]) -> list[Block]:
             label = path.stem.replace("_", " ")
             images.append(Image(f"{stage}/{name}", f"Examples: {label}", path.read_bytes()))
     labels = ", ".join(Path(image.file).stem.replace("_", " ") for image in images)
-    return [Figure(images, f"Examples, in order: {labels}.")] if images else []
+    caption = f"Examples, in order: {labels}. {legend}".strip()
+    return [Figure(images, caption)] if images else []

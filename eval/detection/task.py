@@ -72,6 +72,7 @@ def detection(
         train_images=len(data.train),
         test_images=len(data.test),
         pictures=[f"pictures/{init}.png" for init in context.inits],
+        legend="Blue: true boxes. Orange: detections with a score of at least 0.5.",
     )
 
 

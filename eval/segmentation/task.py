@@ -57,6 +57,7 @@ def segmentation(
         train_images=len(data.train),
         test_images=len(data.test),
         pictures=[f"pictures/{init}.png" for init in context.inits],
+        legend="Of each picture, the upper row shows the true masks, the lower row the predicted.",
     )
 
 

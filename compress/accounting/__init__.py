@@ -1,6 +1,13 @@
-"""What a network costs: parameters, bytes, multiply-adds, memory, time. Functions of a module."""
+"""What a network costs: parameters, bytes, multiply-adds, memory, time. Functions of a module.
 
-from compress.accounting.latency import Latency, measure_latency, protocol
+`account_pair` builds the networks itself, from names; also `python -m compress.accounting`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from compress.accounting.costs import network_costs, pruning_columns
+from compress.accounting.latency import Latency, measure_latency, protocol, speedup_percent
 from compress.accounting.macs import MacCount, count_macs
 from compress.accounting.memory import peak_activation_bytes
 from compress.accounting.pruning import (
@@ -10,16 +17,30 @@ from compress.accounting.pruning import (
 )
 from compress.accounting.size import count_parameters, size_bytes
 
+if TYPE_CHECKING:
+    from compress.accounting.pairs import account_pair
+
 __all__ = [
     "Latency",
     "MacCount",
+    "account_pair",
     "count_macs",
     "count_parameters",
     "measure_latency",
+    "network_costs",
     "peak_activation_bytes",
     "projector_to_student_percent",
     "protocol",
+    "pruning_columns",
     "pruning_ratio_cost_points",
     "pruning_ratio_percent",
     "size_bytes",
+    "speedup_percent",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `account_pair` when it is asked for: it needs every model and method, seconds."""
+    if name != "account_pair":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return importlib.import_module("compress.accounting.pairs").account_pair

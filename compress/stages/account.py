@@ -13,14 +13,12 @@ import torch
 from torch import nn
 
 from compress.accounting import (
-    count_macs,
     count_parameters,
     measure_latency,
+    network_costs,
     peak_activation_bytes,
-    projector_to_student_percent,
     protocol,
-    pruning_ratio_cost_points,
-    pruning_ratio_percent,
+    pruning_columns,
     size_bytes,
 )
 from compress.artifacts import Job, Outcome, read_result
@@ -46,13 +44,16 @@ def run(job: Job) -> Outcome:
     entries, input_shape = _networks(job)
     teacher = next(e for e in entries if e.role == "teacher")
     student = next(e for e in entries if e.role == "student")
-    totals = (count_parameters(student.network), count_parameters(teacher.network))
+    totals = {
+        "student": count_parameters(student.network),
+        "teacher": count_parameters(teacher.network),
+    }
     rows = []
     with bar("  counting", len(entries)) as advance:
         for entry in entries:
             row = _costs(entry, input_shape)
             if entry.role == "deployed":
-                row |= _ratios(entry.network, *totals)
+                row |= pruning_columns(entry.network, **totals)
             rows.append(row)
             advance(note=entry.label)
     for row in rows:
@@ -82,8 +83,8 @@ def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
     described = next(iter(students.values())).description
     teachers = read_result(job.run_folder, "teacher")["values"]["teachers"]
     entries = [
-        _Entry(told["label"], "teacher", network.cpu())
-        for told, network in zip(teachers, load_teachers(job.run_folder), strict=True)
+        _Entry(told["label"], "teacher", teacher.network)
+        for told, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
     ]
     entries.append(_Entry("student", "student", build_plain(described)))
     entries += [_Entry(label, "deployed", s.network.cpu()) for label, s in students.items()]
@@ -93,31 +94,13 @@ def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
 
 def _costs(entry: _Entry, input_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The columns that every network has."""
-    macs = count_macs(entry.network, input_shape)
     folded = fold_batchnorm(entry.network).network
     return {
         "label": entry.label,
         "role": entry.role,
-        "parameters": count_parameters(entry.network),
-        "macs": macs.macs,
-        "flops": 2 * macs.macs,
-        "uncounted_operators": macs.uncounted,
+        **network_costs(entry.network, input_shape),
         "size_bytes": size_bytes(entry.network),
         "peak_activation_bytes": peak_activation_bytes(folded, input_shape, batch=1),
-    }
-
-
-def _ratios(deployed: nn.Module, student: int, teacher: int) -> dict[str, Any]:
-    """The columns of a deployed network; `student` and `teacher` are parameter counts."""
-    parameters = count_parameters(deployed)
-    projector = getattr(deployed, "projector", None)
-    added = count_parameters(projector) if isinstance(projector, nn.Module) else 0
-    return {
-        "projector_parameters": added,
-        "pruning_ratio_percent": pruning_ratio_percent(parameters, teacher),
-        "plain_pruning_ratio_percent": pruning_ratio_percent(student, teacher),
-        "pruning_ratio_cost_points": pruning_ratio_cost_points(parameters, student, teacher),
-        "projector_to_student_percent": projector_to_student_percent(added, student),
     }
 
 

@@ -57,15 +57,15 @@ def run_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     }
     for stage, values in results.items():
         (tmp_path / stage).mkdir(parents=True)
-        (tmp_path / stage / "result.json").write_text(json.dumps({"values": values}))
+        result = {"fingerprint": "", "values": values, "measured": {}}
+        (tmp_path / stage / "result.json").write_text(json.dumps(result))
     networks = {"simkd": Deployed(), "kd": build("resnet8", num_classes=10)}
     monkeypatch.setattr(
         account, "load_student", lambda folder: Student(networks[folder.name], DESCRIPTION)
     )
     monkeypatch.setattr(account, "build_plain", lambda _: build("resnet8", num_classes=10))
-    monkeypatch.setattr(
-        account, "load_teachers", lambda _: [build("resnet14", num_classes=10).eval()]
-    )
+    teacher = Student(build("resnet14", num_classes=10).eval(), DESCRIPTION)
+    monkeypatch.setattr(account, "load_teachers", lambda _: [teacher])
     return account.run(
         Job(
             name="account",
@@ -75,7 +75,7 @@ def run_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
             arguments={"students": list(results)[1:], "label": "simkd"},
             device=torch.device("cpu"),
             workers=0,
-            fingerprint="0123abcd",
+            recipe_fingerprint="0123abcd",
         )
     )
 

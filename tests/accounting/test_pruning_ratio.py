@@ -1,43 +1,28 @@
-"""Pruning ratios against the published ones (SimKD, Tables S.8 and S.10)."""
+"""Pruning ratios as functions of parameter counts; the papers' tables are in test_paper_tables."""
 
 import pytest
+from torch import nn
 
 from compress.accounting import (
     projector_to_student_percent,
+    pruning_columns,
     pruning_ratio_cost_points,
     pruning_ratio_percent,
 )
 
 TEACHER, STUDENT = 7_433_860, 1_233_540  # resnet32x4 and resnet8x4 with 100 classes
-STUDENT_CLASSIFIER = TEACHER_CLASSIFIER = 256 * 100 + 100
-
-# The printed shares are 0.01 to 0.06 below what the paper's own formula for the projector gives.
-SHARE_ERROR = 0.06
 
 
-def projector(reduction: int, student: int = 256, teacher: int = 256) -> int:
-    """Parameters of SimKD's projector, from its three convolutions and batch norms."""
-    middle = teacher // reduction
-    convolutions = student * middle + 9 * middle * middle + middle * teacher
-    return convolutions + 2 * (middle + middle + teacher)
-
-
-# r -> (cost in points, projector / student in per cent) as printed in Table S.8
+# By hand: the student, a projector of SimKD's eq. 5 with r = 1, 2, 4, 8, and a teacher's
+# classifier in place of the student's, which is as large.
 @pytest.mark.parametrize(
-    ("reduction", "cost", "share"),
-    [(8, 0.35, 2.11), (4, 0.94, 5.67), (2, 2.88, 17.34), (1, 9.71, 58.51)],
+    ("deployed", "ratio"),
+    [(1_955_972, 73.69), (1_447_556, 80.53), (1_303_940, 82.46), (1_259_780, 83.05)],
 )
-def test_published_costs(reduction: int, cost: float, share: float) -> None:
-    added = projector(reduction)
-    deployed = STUDENT - STUDENT_CLASSIFIER + added + TEACHER_CLASSIFIER
-    # The paper cuts off after two digits.
-    assert pruning_ratio_cost_points(deployed, STUDENT, TEACHER) == pytest.approx(cost, abs=0.011)
-    assert projector_to_student_percent(added, STUDENT) == pytest.approx(share, abs=SHARE_ERROR)
-
-
-def test_published_ratios() -> None:
-    assert pruning_ratio_percent(1_447_556, TEACHER) == pytest.approx(80.53, abs=0.005)
-    assert pruning_ratio_percent(STUDENT, TEACHER) == pytest.approx(83.41, abs=0.005)
+def test_ratios_by_hand(deployed: int, ratio: float) -> None:
+    assert pruning_ratio_percent(deployed, TEACHER) == pytest.approx(ratio, abs=0.005)
+    cost = pruning_ratio_cost_points(deployed, STUDENT, TEACHER)
+    assert cost == pytest.approx(83.41 - ratio, abs=0.01)
 
 
 def test_limits() -> None:
@@ -48,6 +33,26 @@ def test_limits() -> None:
     # A projector and a classifier that are smaller than the student's own classifier.
     assert pruning_ratio_cost_points(6, 7, 10) == pytest.approx(-10)
     assert projector_to_student_percent(0, 7) == 0
+
+
+def test_columns_of_a_network_with_and_without_a_projector() -> None:
+    network = nn.Sequential()
+    network.add_module("encoder", nn.Linear(3, 4, bias=False))
+    assert pruning_columns(network, student=12, teacher=100) == {
+        "projector_parameters": 0,
+        "pruning_ratio_percent": pytest.approx(88),
+        "plain_pruning_ratio_percent": pytest.approx(88),
+        "pruning_ratio_cost_points": 0,
+        "projector_to_student_percent": 0,
+    }
+    network.add_module("projector", nn.Linear(4, 2, bias=False))
+    assert pruning_columns(network, student=16, teacher=100) == {
+        "projector_parameters": 8,
+        "pruning_ratio_percent": pytest.approx(80),
+        "plain_pruning_ratio_percent": pytest.approx(84),
+        "pruning_ratio_cost_points": pytest.approx(4),
+        "projector_to_student_percent": pytest.approx(50),
+    }
 
 
 def test_an_empty_teacher_is_refused() -> None:

@@ -1,0 +1,44 @@
+"""The columns that every table of costs has; one function per kind of row."""
+
+from typing import Any
+
+from torch import nn
+
+from compress.accounting.macs import count_macs
+from compress.accounting.pruning import (
+    projector_to_student_percent,
+    pruning_ratio_cost_points,
+    pruning_ratio_percent,
+)
+from compress.accounting.size import count_parameters
+
+
+def network_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Parameters, MACs, FLOPs and uncounted operators of a network on one image (C, H, W)."""
+    counted = count_macs(network, input_shape)
+    return {
+        "parameters": count_parameters(network),
+        "macs": counted.macs,
+        "flops": 2 * counted.macs,
+        "uncounted_operators": counted.uncounted,
+    }
+
+
+def pruning_columns(deployed: nn.Module, *, student: int, teacher: int) -> dict[str, Any]:
+    """What a deployed network loses and keeps of the pruning ratio (see `accounting.pruning`).
+
+    Args:
+        deployed: what a method ships; a part of it called `projector` is counted as such.
+        student: parameters of the plain student.
+        teacher: parameters of the teacher.
+    """
+    parameters = count_parameters(deployed)
+    projector = getattr(deployed, "projector", None)
+    added = count_parameters(projector) if isinstance(projector, nn.Module) else 0
+    return {
+        "projector_parameters": added,
+        "pruning_ratio_percent": pruning_ratio_percent(parameters, teacher),
+        "plain_pruning_ratio_percent": pruning_ratio_percent(student, teacher),
+        "pruning_ratio_cost_points": pruning_ratio_cost_points(parameters, student, teacher),
+        "projector_to_student_percent": projector_to_student_percent(added, student),
+    }

@@ -12,12 +12,12 @@ import torch
 from compress import models, signatures
 from compress.data import DATASETS, IMAGE_SIZES
 from compress.distillation import teacher_context
-from compress.errors import UserError
+from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context, Method
 from compress.plan import labelled
 from compress.randomness import seeded
-from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart, nearest
+from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart
 from compress.stages import settings_from
 from compress.stages.distill import terms_for
 from compress.taps import Tapped, TapSpecs, discover

@@ -24,11 +24,10 @@ from compress.artifacts import (
     write_tensors,
 )
 from compress.data.images import Preprocessing
-from compress.errors import UserError
+from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.randomness import seeded
-from compress.recipe import nearest
 from compress.taps import MapSpec, TapSpecs, discover, encoder_until
 
 FORMAT = 1

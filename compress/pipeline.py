@@ -31,9 +31,10 @@ from compress.artifacts import (
 )
 from compress.checks import Shapes
 from compress.console import console, log, log_to, note
-from compress.errors import UserError
+from compress.errors import UserError, nearest
 from compress.plan import Plan, Step
-from compress.recipe import Recipe, apply_override, check_shape, nearest, read_yaml
+from compress.recipe import Recipe, check_shape
+from compress.recipe_files import apply_override, read_yaml
 from compress.stages import dataset_of
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from compress.recipe import nearest
+from compress.errors import nearest
 
 
 def arguments_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

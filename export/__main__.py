@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _export(run: Path, name: str | None, out: Path | None, *, force: bool) -> None:
     # What is heavy is imported after the arguments are known to be right.
     from compress.deployment import load_student
-    from compress.recipe import Export, load_resolved
+    from compress.recipe import Export
+    from compress.recipe_files import load_resolved
     from export.stage import export_checked
 
     recipe = load_resolved(run)
@@ -53,7 +54,7 @@ def _export(run: Path, name: str | None, out: Path | None, *, force: bool) -> No
 
 def _choose(run: Path, name: str | None, recipe: "Recipe") -> str:
     """The student to export: a folder of RUN/distill."""
-    from compress.recipe import nearest
+    from compress.errors import nearest
 
     trained = sorted(p.parent.name for p in (run / "distill").glob("*/result.json"))
     if not trained:

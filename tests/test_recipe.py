@@ -8,7 +8,8 @@ import pytest
 from compress.checks import check_recipe
 from compress.errors import UserError
 from compress.plan import labelled, schema
-from compress.recipe import Recipe, apply_override, check_shape, parse_yaml, read_yaml
+from compress.recipe import Recipe, check_shape
+from compress.recipe_files import apply_override, parse_yaml, read_yaml
 
 PIPELINES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.yaml"))
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from compress.accounting.pairs import account_pair
 from compress.console import console
 from compress.errors import UserError
-from compress.recipe import apply_override
+from compress.recipe_files import apply_override
 
 _ROLES = ("teacher", "student", "deployed")
 

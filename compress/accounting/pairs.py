@@ -18,11 +18,10 @@ from compress.accounting.costs import network_costs, pruning_columns
 from compress.accounting.latency import measure_latency, protocol, speedup_percent
 from compress.accounting.probing import blank_images
 from compress.distillation import teacher_context
-from compress.errors import UserError
+from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context
 from compress.models.folding import fold_batchnorm
-from compress.recipe import nearest
 from compress.taps import TapSpecs, discover
 
 # A method may size its state by the training it is built for; none of that is deployed.

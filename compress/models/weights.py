@@ -13,8 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from compress.artifacts import read_tensors
-from compress.errors import UserError
-from compress.recipe import nearest
+from compress.errors import UserError, nearest
 
 # Keys under which training scripts usually wrap the weights.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")

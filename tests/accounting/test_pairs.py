@@ -143,7 +143,7 @@ def test_every_mistake_is_told_at_once() -> None:
         "classes",
         "latency rounds",
     ]
-    assert "did you mean 'resnet14'" in lines[0]
+    assert "did you mean 'resnet14" in lines[0]
     assert "did you mean 'simkd'" in lines[2]
 
 

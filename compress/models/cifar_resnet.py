@@ -87,17 +87,10 @@ _THIN = (16, 16, 32, 64)
 _DOUBLE = (16, 32, 64, 128)
 _WIDE = (32, 64, 128, 256)
 
+# What the SimKD paper calls WRN-40-1, -40-2, -16-2, -40-4 are resnet38, resnet38x2, resnet14x2 and
+# resnet38x4 here; the pre-activation networks of the CRD paper are in `wide_resnet.py`.
 CIFAR_RESNETS: Mapping[str, Callable[..., nn.Module]] = {
-    "resnet8": _family(8, _THIN),
-    "resnet14": _family(14, _THIN),
-    "resnet20": _family(20, _THIN),
-    "resnet32": _family(32, _THIN),
-    "resnet44": _family(44, _THIN),
-    "resnet56": _family(56, _THIN),
-    "resnet110": _family(110, _THIN),
-    "resnet116": _family(116, _THIN),
-    "resnet110x2": _family(110, _DOUBLE),
-    "resnet8x4": _family(8, _WIDE),
-    "resnet32x4": _family(32, _WIDE),
-    "resnet110x4": _family(110, _WIDE),
+    **{f"resnet{n}": _family(n, _THIN) for n in (8, 14, 20, 32, 38, 44, 56, 110, 116, 200)},
+    **{f"resnet{n}x2": _family(n, _DOUBLE) for n in (14, 38, 110)},
+    **{f"resnet{n}x4": _family(n, _WIDE) for n in (8, 14, 20, 26, 32, 38, 44, 56, 110)},
 }

@@ -27,6 +27,7 @@ from compress.data.images import Preprocessing
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
+from compress.models import user_code
 from compress.randomness import seeded
 from compress.taps import MapSpec, TapSpecs, discover, encoder_until
 
@@ -71,9 +72,11 @@ def describe(
     fingerprint: str,
 ) -> dict[str, Any]:
     """What every model file says of itself; `architecture` is {"name", "arguments"}."""
+    name = architecture["name"]
     return {
         "format": FORMAT,
         "architecture": dict(architecture),
+        "code": user_code.provenance(name) if user_code.is_user_code(name) else None,
         "num_classes": len(class_names),
         "class_names": list(class_names),
         "input_shape": [3, preprocessing.image_size, preprocessing.image_size],
@@ -139,6 +142,8 @@ def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
     content = read_mapping(path)
     if content.get("format") != FORMAT:
         raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
+    if content.get("code"):
+        user_code.verify(content["architecture"]["name"], content["code"], path)
     missing = sorted({"architecture", "num_classes", "input_shape", "taps", "method"} - {*content})
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
@@ -161,6 +166,8 @@ def build_plain(description: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
 
 def load_student(folder: Path, name: str = "student") -> Student:
     """Rebuild a deployed network from `folder`; eval mode, on the CPU.
+
+    Code of a user's own is run only where it is trusted and unchanged, see `models.user_code`.
 
     Raises:
         UserError: a file is missing, damaged or does not fit its description.

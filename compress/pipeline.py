@@ -32,6 +32,7 @@ from compress.artifacts import (
 from compress.checks import Shapes
 from compress.console import console, log, log_to, note
 from compress.errors import UserError, nearest
+from compress.models import user_code
 from compress.plan import Plan, Step
 from compress.recipe import Recipe, check_shape
 from compress.recipe_files import apply_override, read_yaml
@@ -77,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STAGE",
         help="redo this stage, and what follows where its result differs; the old one is kept",
     )
+    parser.add_argument(
+        "--trust-code", action="store_true", help="run code that a model file names"
+    )
     parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
     parser.add_argument(
@@ -103,6 +107,8 @@ def _command(options: argparse.Namespace) -> int:
             "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
         )
     recipe = load(options.recipe, options.overrides)
+    for name in ("*",) if options.trust_code else _models(recipe):
+        user_code.trust(name)
     shapes, problems = checks.probe(recipe)
     if problems:
         raise UserError(_listed(options.recipe, problems))
@@ -128,6 +134,12 @@ def _command(options: argparse.Namespace) -> int:
             note(f"error: {error}")
             raise
     return 0
+
+
+def _models(recipe: Recipe) -> list[str]:
+    """The networks that the recipe names: their code is its user's choice."""
+    parts = [recipe.student.model, *(teacher.model for teacher in recipe.teacher)]
+    return [part.name for part in parts if part is not None]
 
 
 def load(path: Path, overrides: list[str]) -> Recipe:

@@ -10,6 +10,7 @@ from compress import models, signatures
 from compress.artifacts import fingerprint_of, sha256_file
 from compress.data import DATASETS
 from compress.methods import METHODS
+from compress.models import user_code
 from compress.recipe import MethodPart, Recipe, TransferPart
 from compress.stages.distill import terms_for
 from compress.training import SCHEDULES
@@ -142,6 +143,9 @@ def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
         if path is not None and Path(path).is_file():
             files = [p for p in (Path(path), Path(path).with_suffix(".json")) if p.is_file()]
             part = {**part, key: [sha256_file(p) for p in files]}
+    model = part.get("model")
+    if model is not None and user_code.is_user_code(model["name"]):
+        part = {**part, "code": user_code.provenance(model["name"])["sha256"]}
     root = part.get("root")
     if root is not None and Path(root).is_dir():
         # Names and sizes: reading every file of a detection data set would take minutes.

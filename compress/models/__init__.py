@@ -1,17 +1,32 @@
 """Architectures by name: our CIFAR zoo without a prefix, everything else with one."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torchvision
 from torch import nn
 
-from compress.errors import UserError
+from compress.errors import UserError, nearest
+from compress.models import user_code
 from compress.models.cifar_resnet import CIFAR_RESNETS
+from compress.models.mobilenet_v2 import MOBILENETS_V2
+from compress.models.resnet50_cifar import BOTTLENECK_RESNETS
+from compress.models.shufflenet_v1 import SHUFFLENETS_V1
+from compress.models.shufflenet_v2 import SHUFFLENETS_V2
+from compress.models.vgg import VGGS
+from compress.models.wide_resnet import WIDE_RESNETS
 from compress.randomness import seeded
-from compress.recipe import nearest
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = {**CIFAR_RESNETS}
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    **CIFAR_RESNETS,
+    **WIDE_RESNETS,
+    **VGGS,
+    **MOBILENETS_V2,
+    **SHUFFLENETS_V1,
+    **SHUFFLENETS_V2,
+    **BOTTLENECK_RESNETS,
+}
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
@@ -23,8 +38,24 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     return builder
 
 
+def _timm(name: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            f"timm:{name} needs timm, which is not installed: pip install 'compress[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        raise UserError(f"timm has no network '{name}'{nearest(name, timm.list_models())}")
+    return partial(timm.create_model, name)
+
+
 # What stands before the colon of a model's name -> how the rest is found.
-PREFIXES: Mapping[str, Callable[[str], Callable[..., nn.Module]]] = {"torchvision": _torchvision}
+PREFIXES: Mapping[str, Callable[[str], Callable[..., nn.Module]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+}
+_FORMS = "a bare name, torchvision:NAME, timm:NAME, package.module:CALLABLE or FILE.py:CALLABLE"
 
 
 def find(name: str) -> Callable[..., nn.Module]:
@@ -34,16 +65,16 @@ def find(name: str) -> Callable[..., nn.Module]:
         UserError: there is no such name; names the nearest.
     """
     prefix, colon, rest = name.partition(":")
-    if colon:
-        if prefix not in PREFIXES:
-            accepted = ", ".join(f"{p}:NAME" for p in PREFIXES)
-            raise UserError(f"unknown kind of model '{name}'; accepted: a bare name or {accepted}")
+    if prefix in PREFIXES and colon:
         return PREFIXES[prefix](rest)
+    if user_code.is_user_code(name):
+        return user_code.find(name)
+    if colon:
+        hint = nearest(prefix, PREFIXES)
+        raise UserError(f"unknown kind of model '{name}'; accepted: {_FORMS}{hint}")
     if name not in MODELS:
-        raise UserError(
-            f"unknown model '{name}'; known: {', '.join(MODELS)}, torchvision:NAME"
-            f"{nearest(name, [*MODELS, *(f'torchvision:{n}' for n in ('resnet18', 'resnet50'))])}"
-        )
+        hint = nearest(name, [*MODELS, "torchvision:resnet18", "torchvision:resnet50"])
+        raise UserError(f"unknown model '{name}'; known: {', '.join(MODELS)}, or {_FORMS}{hint}")
     return MODELS[name]
 
 
@@ -56,4 +87,4 @@ def build(
     """
     builder = find(name)
     with seeded(seed, "initialisation", role, name):
-        return builder(num_classes=num_classes, **arguments)
+        return user_code.built(builder, name, num_classes=num_classes, **arguments)

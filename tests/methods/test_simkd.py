@@ -48,6 +48,11 @@ def test_projector_parameters_are_those_of_equation_5(
     assert counted == expected
 
 
+def test_a_depthwise_projector_has_one_filter_per_channel() -> None:
+    counted = sum(p.numel() for p in Projector(64, 256, 2, depthwise=True).parameters())
+    assert counted == 256 * (64 + 256 + 4) // 2 + 9 * 256 // 2 + 2 * 256
+
+
 @pytest.mark.parametrize(
     ("reduction", "parameters"), [(1, 1_955_972), (2, 1_447_556), (4, 1_303_940), (8, 1_259_780)]
 )

@@ -1,0 +1,152 @@
+"""Networks of a user's own: found, trusted only when asked, refused once changed; and timm's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress import deployment, models
+from compress.artifacts import read_json, write_json
+from compress.errors import UserError
+from compress.models import user_code
+from compress.taps import discover
+from tests.methods import building
+
+CODE = """
+from torch import nn
+
+def small(*, num_classes, width=8):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
+    )
+
+def wrong(*, num_classes):
+    return "no network"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forget_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_code, "_trusted", set())
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    path = tmp_path / "my nets.py"
+    path.write_text(CODE)
+    return f"{path}:small"
+
+
+def save(folder: Path, name: str) -> torch.nn.Module:
+    folder.mkdir()
+    network = models.build(name, num_classes=5, width=12).eval()
+    description = deployment.describe(
+        {"name": name, "arguments": {"width": 12}},
+        discover(network, building.SHAPE, name),
+        tuple("abcde"),
+        building.PREPROCESSING,
+        metrics={},
+        fingerprint="f",
+    )
+    description |= {"method": None, "encoder_prefix": ""}
+    deployment.save(folder, "student", network, description)
+    return network
+
+
+def test_a_file_and_a_module_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = models.build(name, num_classes=5, width=12)
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+    assert discover(network, building.SHAPE, name).pooled_width == 12
+    other = models.build("torchvision.models:resnet18", num_classes=5)
+    assert other(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+
+
+def test_a_student_of_own_code_is_rebuilt_bit_for_bit(name: str, tmp_path: Path) -> None:
+    network = save(tmp_path / "s", name)
+    with pytest.raises(UserError, match=r"run again with --trust-code"):
+        deployment.load_student(tmp_path / "s")
+    user_code.trust(name)
+    images = torch.randn(3, *building.SHAPE)
+    assert torch.equal(deployment.load_student(tmp_path / "s").network(images), network(images))
+
+
+def test_untrusted_code_is_not_even_imported(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "s", name)
+    path = Path(name.rpartition(":")[0])
+    path.write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')\n{CODE}")
+    with pytest.raises(UserError, match="--trust-code"):
+        deployment.load_student(tmp_path / "s")
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_changed_code_is_refused_with_both_places(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "s", name)
+    user_code.trust("*")
+    path = Path(name.rpartition(":")[0])
+    path.write_text(CODE + "\n# changed")
+    with pytest.raises(UserError, match=r"was made with .*my nets\.py.* now holds other code"):
+        deployment.load_student(tmp_path / "s")
+
+
+def test_moved_code_is_named(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "s", name)
+    user_code.trust("*")
+    Path(name.rpartition(":")[0]).unlink()
+    with pytest.raises(UserError, match=r"my nets\.py' not found"):
+        deployment.load_student(tmp_path / "s")
+    # Told where it is now, the same code is accepted: its digest says that it is the same.
+    (tmp_path / "moved.py").write_text(CODE)
+    described = read_json(tmp_path / "s/student.json")
+    described["architecture"]["name"] = f"{tmp_path}/moved.py:small"
+    write_json(tmp_path / "s/student.json", described)
+    deployment.load_student(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [
+        ("my nets.py:smal", "no callable 'smal'; did you mean 'small'"),
+        ("nowhere.py:small", "not found"),
+        ("broken.py:small", "importing .*broken.py' failed: ZeroDivisionError"),
+    ],
+)
+def test_code_that_cannot_be_used(name: str, tmp_path: Path, suffix: str, words: str) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(UserError, match=words):
+        models.find(f"{tmp_path}/{suffix}")
+
+
+def test_a_builder_that_does_not_build(name: str) -> None:
+    with pytest.raises(UserError, match=r"returned a str; expected an nn\.Module"):
+        models.build(name.replace(":small", ":wrong"), num_classes=3)
+    with pytest.raises(UserError, match=r"called with num_classes, depth: .*depth"):
+        models.build(name, num_classes=3, depth=2)
+
+
+@pytest.mark.parametrize("name", ["torchvison:resnet18", "hub:net", "timmm:x"])
+def test_an_unknown_prefix_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"unknown kind of model .*FILE\.py:CALLABLE"):
+        models.find(name)
+
+
+def test_timm_networks_are_found_and_tapped() -> None:
+    pytest.importorskip("timm", reason="timm is an extra")
+    network = models.build("timm:resnet18", num_classes=4).eval()
+    specs = discover(network, (3, 64, 64), "timm:resnet18")
+    assert specs.last_map is not None
+    assert (specs.last_map.path, specs.last_map.channels, specs.classifier) == ("layer4", 512, "fc")
+    with pytest.raises(UserError, match=r"timm has no network 'resnet81'"):
+        models.find("timm:resnet81")
+
+
+def test_without_timm_one_sentence_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['timm'] = None\n"
+        "from compress.models import find\nfrom compress.errors import UserError\n"
+        "try: find('timm:resnet18')\nexcept UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'compress[timm]'" in done.stdout

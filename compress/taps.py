@@ -278,6 +278,10 @@ def _pre_activation(
     modules: Mapping[str, nn.Module],
     input_shape: tuple[int, int, int],
 ) -> MapSpec:
+    # Where a norm and an activation follow in the next stage, the architecture says which.
+    declared: Mapping[str, str] = getattr(modules[""], "pre_activation_paths", {})
+    if path in declared:
+        return _spec(declared[path], shown.inputs[declared[path]], input_shape, "input")
     for other, candidate in shown.outputs.items():
         is_activation = isinstance(modules[other], _ACTIVATIONS)
         if is_activation and candidate.shape == output.shape and torch.equal(candidate, output):
@@ -286,7 +290,13 @@ def _pre_activation(
 
 
 def _stage_paths(network: nn.Module, maps: Mapping[str, Tensor]) -> list[str]:
-    """The last link of the network's chain of modules at each resolution, fine to coarse."""
+    """The last link of the network's chain of modules at each resolution, fine to coarse.
+
+    An architecture whose papers mean other maps declares them: `stage_paths`, in the same order.
+    """
+    declared: tuple[str, ...] | None = getattr(network, "stage_paths", None)
+    if declared is not None:
+        return list(declared)
     by_size: dict[int, str] = {}
     for path in _chain(network, ""):
         if path in maps:

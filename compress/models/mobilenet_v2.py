@@ -13,6 +13,7 @@ checkpoints load.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -54,6 +55,9 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(nn.Module):
     """(N, 3, H, W) normalised images -> (N, num_classes) logits; H and W multiples of 16."""
+
+    # The papers' last stage map is the one before the last 1x1 convolution.
+    stage_paths: ClassVar = ("blocks.1", "blocks.2", "blocks.4", "blocks.6")
 
     def __init__(self, *, width: float, expansion: int = 6, num_classes: int) -> None:
         """Build the network.

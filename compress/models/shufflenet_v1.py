@@ -10,6 +10,7 @@ Parameter counts and names are those of the two repositories, so that their chec
 """
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,8 @@ class ShuffleBlock(nn.Module):
 
 class ShuffleNetV1(nn.Module):
     """(N, 3, H, W) normalised images -> (N, num_classes) logits; H and W multiples of 8."""
+
+    stage_paths: ClassVar = ("layer1", "layer2", "layer3")  # without the stem, as in the papers
 
     def __init__(self, *, num_classes: int) -> None:
         super().__init__()

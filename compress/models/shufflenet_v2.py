@@ -11,6 +11,7 @@ their checkpoints load.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,8 @@ class DownBlock(nn.Module):
 
 class ShuffleNetV2(nn.Module):
     """(N, 3, H, W) normalised images -> (N, num_classes) logits; H and W multiples of 8."""
+
+    stage_paths: ClassVar = ("layer1", "layer2", "layer3")  # without the stem, as in the papers
 
     def __init__(self, *, widths: tuple[int, int, int], last: int = 1024, num_classes: int) -> None:
         """Build the network.

@@ -12,6 +12,7 @@ size of an image changes no layer.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ _CHANNELS = (64, 128, 256, 512, 512)
 
 class VGG(nn.Module):
     """(N, 3, H, W) normalised images -> (N, num_classes) logits; H and W multiples of 8."""
+
+    stage_paths: ClassVar = ("relu1", "relu2", "relu3", "relu4")  # two of one size at the end
 
     def __init__(self, *, convolutions: tuple[int, int, int, int, int], num_classes: int) -> None:
         """Build the network.

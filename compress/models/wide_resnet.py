@@ -13,6 +13,7 @@ checkpoints load.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -42,6 +43,14 @@ class PreactBlock(nn.Module):
 
 class WideResNet(nn.Module):
     """(N, 3, H, W) normalised images -> (N, num_classes) logits; H and W multiples of 4."""
+
+    # The papers' stage maps are the raw sums; before an activation they are the next norm's output.
+    stage_paths: ClassVar = ("block1", "block2", "block3")
+    pre_activation_paths: ClassVar[Mapping[str, str]] = {
+        "block1": "block2.layer.0.relu1",
+        "block2": "block3.layer.0.relu1",
+        "block3": "relu",
+    }
 
     def __init__(self, *, depth: int, width: int, num_classes: int) -> None:
         """Build the network.

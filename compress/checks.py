@@ -20,7 +20,8 @@ from compress.randomness import seeded
 from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart
 from compress.stages import settings_from
 from compress.stages.distill import terms_for
-from compress.taps import Tapped, TapSpecs, discover
+from compress.tap_discovery import discover
+from compress.taps import Tapped, TapSpecs
 from compress.training import OPTIMIZERS, SCHEDULES
 
 # Labels that name something else in results and transfer tasks.

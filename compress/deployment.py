@@ -29,7 +29,8 @@ from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import user_code
 from compress.randomness import seeded
-from compress.taps import MapSpec, TapSpecs, discover, encoder_until
+from compress.tap_discovery import discover
+from compress.taps import MapSpec, TapSpecs, encoder_until
 
 FORMAT = 1
 # The plain numbers of a method's context.

@@ -15,7 +15,13 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.recipe", "compress.recipe_files"),
     ("compress.console",),
     ("compress.artifacts", "compress.signatures"),
-    ("compress.data", "compress.models", "compress.taps", "compress.tasks"),
+    (
+        "compress.data",
+        "compress.models",
+        "compress.taps",
+        "compress.tap_discovery",
+        "compress.tasks",
+    ),
     ("compress.methods",),
     (
         "compress.distillation",

@@ -13,7 +13,8 @@ from torch import nn
 from compress.errors import UserError
 from compress.models import MODELS, build, find
 from compress.models.weights import load_state, read_state
-from compress.taps import Tapped, discover, encoder_until
+from compress.tap_discovery import discover
+from compress.taps import Tapped, encoder_until
 
 
 def parameters(network: nn.Module) -> int:

@@ -22,7 +22,8 @@ from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context
 from compress.models.folding import fold_batchnorm
-from compress.taps import TapSpecs, discover
+from compress.tap_discovery import discover
+from compress.taps import TapSpecs
 
 # A method may size its state by the training it is built for; none of that is deployed.
 _BATCH_SIZE = 64

@@ -17,7 +17,8 @@ from compress.randomness import seeded
 from compress.recipe import Distill, MethodPart
 from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
 from compress.stages.teacher import load_initial, load_teachers
-from compress.taps import TapSpecs, discover
+from compress.tap_discovery import discover
+from compress.taps import TapSpecs
 from compress.training import constant, train
 
 RESULT_VERSION = 1

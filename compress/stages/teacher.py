@@ -13,7 +13,7 @@ from compress.errors import UserError
 from compress.models.weights import load_state, published_state, read_state
 from compress.recipe import Teacher
 from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
-from compress.taps import discover
+from compress.tap_discovery import discover
 from compress.tasks import Classification
 from compress.training import train
 

@@ -16,7 +16,7 @@ from compress.data import MemoryImages, Preprocessing
 from compress.deployment import Encoder
 from compress.errors import UserError
 from compress.recipe import Train
-from compress.taps import discover
+from compress.tap_discovery import discover
 from compress.training import Settings
 from eval import context as context_module
 from eval import stage

@@ -10,7 +10,7 @@ from compress.data.images import MemoryImages, Preprocessing
 from compress.distillation import Distillation, teacher_context
 from compress.methods.base import Context, Method, Terms
 from compress.models import build
-from compress.taps import discover
+from compress.tap_discovery import discover
 from compress.tasks import Classification
 
 CLASSES = 5

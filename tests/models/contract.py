@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from compress.models import build
-from compress.taps import MapSpec, Tapped, discover, encoder_until
+from compress.tap_discovery import discover
+from compress.taps import MapSpec, Tapped, encoder_until
 
 # Module path, channels, height at 32x32 images.
 Place = tuple[str, int, int]

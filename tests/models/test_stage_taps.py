@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from compress.models import build
-from compress.taps import Tapped, discover
+from compress.tap_discovery import discover
+from compress.taps import Tapped
 
 # Channels and sizes at 32 pixels, f1 to fL.
 PAPERS = {

@@ -11,7 +11,7 @@ from compress import deployment, models
 from compress.artifacts import read_json, write_json
 from compress.errors import UserError
 from compress.models import user_code
-from compress.taps import discover
+from compress.tap_discovery import discover
 from tests.methods import building
 
 CODE = """

@@ -1,0 +1,173 @@
+"""Where a network can be tapped, found by running it once and comparing values."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.taps import MapSpec, TapSpecs
+
+_POOLING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU)
+
+
+def discover(network: nn.Module, input_shape: tuple[int, int, int], name: str) -> TapSpecs:
+    """Find the taps by running the network once in eval mode on noise of shape (C, H, W).
+
+    The classifier is the last linear layer whose output is the network's; the last map is the map
+    whose spatial mean is what the classifier reads; the pre-activation of a map is the input of
+    the activation that produced it (the map itself where none did): all checked by value. In-place
+    activations are switched off, since they would overwrite what a tap reads (results are equal);
+    a map that is overwritten all the same is no tap.
+
+    Raises:
+        UserError: the network does not give one tensor of logits (N, K).
+    """
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    device = next(network.parameters()).device
+    noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    shown = _record(network, noise)
+    if not isinstance(shown.logits, Tensor) or shown.logits.dim() != 2:
+        raise UserError(f"{name} does not give logits of shape (images, classes)")
+    modules = dict(network.named_modules())
+    linear = [
+        path
+        for path, output in shown.outputs.items()
+        if isinstance(modules[path], nn.Linear) and torch.equal(output, shown.logits)
+    ]
+    classifier = linear[-1] if linear else None
+    pooled = shown.inputs[classifier] if classifier else None
+    maps = {
+        path: output
+        for path, output in shown.outputs.items()
+        if output.dim() == 4 and not isinstance(modules[path], _POOLING)
+    }
+    last = _last_map(maps, pooled, shown.order) if pooled is not None else None
+    stages = _stage_paths(network, maps)
+    return TapSpecs(
+        stages=tuple(_spec(path, maps[path], input_shape) for path in stages),
+        pre_activations=tuple(
+            _pre_activation(path, maps[path], shown, modules, input_shape) for path in stages
+        ),
+        last_map=_spec(last, maps[last], input_shape) if last else None,
+        pooled_width=pooled.shape[-1] if pooled is not None else None,
+        classifier=classifier,
+        num_classes=shown.logits.shape[-1],
+    )
+
+
+@dataclass
+class _Shown:
+    """Each module's output, first input and turn, outermost modules first; the logits."""
+
+    outputs: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    order: dict[str, int]
+    logits: Any
+
+
+def _record(network: nn.Module, images: Tensor) -> _Shown:
+    shown = _Shown({}, {}, {}, None)
+    versions: dict[str, int] = {}
+
+    def hook_for(path: str) -> Any:
+        def hook(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and given and isinstance(given[0], Tensor):
+                shown.outputs[path], shown.inputs[path] = output, given[0]
+                shown.order[path] = len(versions)
+                versions[path] = output._version
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_for(p)) for p, m in network.named_modules() if p]
+    training = network.training
+    try:
+        with torch.no_grad():
+            shown.logits = network.eval()(images)
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    # named_modules order (parents before children): the first of several equal maps is the
+    # outermost module, which is the stable name.
+    shown.outputs = {
+        path: shown.outputs[path]
+        for path, _ in network.named_modules()
+        if path in versions and shown.outputs[path]._version == versions[path]
+    }
+    return shown
+
+
+def _last_map(maps: Mapping[str, Tensor], pooled: Tensor, order: Mapping[str, int]) -> str | None:
+    for path, output in maps.items():
+        if output.shape[1] != pooled.shape[-1] or pooled.dim() != 2:
+            continue
+        if not torch.allclose(output.mean((2, 3)), pooled, rtol=1e-3, atol=1e-5):
+            continue
+        # Something after the pooling (a norm of the pooled vector) also has the right mean.
+        is_pooled = any(
+            other.shape[1] == output.shape[1]
+            and other.shape[-1] > output.shape[-1] == 1
+            and order[before] < order[path]
+            for before, other in maps.items()
+        )
+        if not is_pooled:
+            return path
+    return None
+
+
+def _spec(
+    path: str,
+    output: Tensor,
+    input_shape: tuple[int, int, int],
+    side: Literal["output", "input"] = "output",
+) -> MapSpec:
+    _, channels, height, width = output.shape
+    return MapSpec(path, channels, height, width, max(1, round(input_shape[1] / height)), side)
+
+
+def _pre_activation(
+    path: str,
+    output: Tensor,
+    shown: _Shown,
+    modules: Mapping[str, nn.Module],
+    input_shape: tuple[int, int, int],
+) -> MapSpec:
+    # Where a norm and an activation follow in the next stage, the architecture says which.
+    declared: Mapping[str, str] = getattr(modules[""], "pre_activation_paths", {})
+    if path in declared:
+        return _spec(declared[path], shown.inputs[declared[path]], input_shape, "input")
+    for other, candidate in shown.outputs.items():
+        is_activation = isinstance(modules[other], _ACTIVATIONS)
+        if is_activation and candidate.shape == output.shape and torch.equal(candidate, output):
+            return _spec(other, shown.inputs[other], input_shape, "input")
+    return _spec(path, output, input_shape)
+
+
+def _stage_paths(network: nn.Module, maps: Mapping[str, Tensor]) -> list[str]:
+    """The last link of the network's chain of modules at each resolution, fine to coarse.
+
+    An architecture whose papers mean other maps declares them: `stage_paths`, in the same order.
+    """
+    declared: tuple[str, ...] | None = getattr(network, "stage_paths", None)
+    if declared is not None:
+        return list(declared)
+    by_size: dict[int, str] = {}
+    for path in _chain(network, ""):
+        if path in maps:
+            by_size[maps[path].shape[-1]] = path
+    return list(by_size.values())
+
+
+def _chain(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Direct children, and those of nested containers, in their order; no block is entered."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if isinstance(child, nn.Sequential):
+            yield from _chain(child, f"{path}.")
+        yield path

@@ -1,0 +1,127 @@
+"""Every recipe below pipelines/: in order, buildable, and listed in pipelines/README.md."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress import checks, models
+from compress.accounting import account_pair, pairs
+from compress.data import IMAGE_SIZES
+from compress.recipe import Recipe, check_shape
+from compress.recipe_files import read_yaml
+from compress.tap_discovery import discover
+
+ROOT = Path(__file__).parents[1] / "pipelines"
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+CLASSES = {"cifar100": 100, "digits": 10, "image_folder": 1000}
+
+# | [`file`](file) | teacher -> student | data | SimKD | projector parameters | pruning ratio |
+ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \|(.*)\|$", re.MULTILINE)
+
+# Each architecture is built, tapped and counted once in this file: no test trains or changes one.
+_build, _discover = functools.cache(models.build), functools.cache(discover)
+_counted = functools.cache(pairs.counted_network)
+
+
+@pytest.fixture(autouse=True)
+def _once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", _build)
+    monkeypatch.setattr(checks, "discover", _discover)
+    monkeypatch.setattr(pairs, "discover", _discover)
+    monkeypatch.setattr(pairs, "counted_network", _counted)
+
+
+def read(file: str) -> Recipe:
+    recipe, problems = check_shape(read_yaml(ROOT / file))
+    assert recipe is not None, problems
+    return recipe
+
+
+def has_counts(file: str) -> bool:
+    """Not where they depend on the user's own classes or network."""
+    recipe = read(file)
+    own_data = "/" not in file and recipe.data.name == "image_folder"
+    return not own_data and not recipe.student.model.arguments
+
+
+def rows() -> dict[str, list[str]]:
+    """File -> the other cells of its row in pipelines/README.md."""
+    found = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert all(shown == target for shown, target, _ in found)
+    assert len({shown for shown, _, _ in found}) == len(found), "a file stands twice"
+    return {shown: [c.strip() for c in cells.split("|")] for shown, _, cells in found}
+
+
+def account(recipe: Recipe) -> dict[str, Any]:
+    teacher, data, method = recipe.teacher[0].model, recipe.data, recipe.distill.method
+    assert teacher is not None
+    size = data.image_size or IMAGE_SIZES[data.name]
+    return account_pair(
+        teacher=teacher.name,
+        student=recipe.student.model.name,
+        method={"name": method.name, **method.arguments},
+        num_classes=data.classes or CLASSES[data.name],
+        input_shape=(3, size, size),
+    )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_recipe_is_in_order_and_its_networks_and_methods_fit(file: str) -> None:
+    recipe = read(file)
+    assert checks.check_recipe(recipe) == []
+    _, problems = checks.probe(recipe, recipe.data.classes or CLASSES[recipe.data.name])
+    assert problems == []
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("simkd")])
+def test_a_recipe_says_how_it_is_run(file: str) -> None:
+    header = "".join(
+        line for line in (ROOT / file).read_text(encoding="utf-8").splitlines() if line[:1] == "#"
+    )
+    assert f"python -m compress.pipeline pipelines/{file} " in header
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "/" in f])
+def test_a_recipe_of_a_pair_is_named_after_it(file: str) -> None:
+    recipe = read(file)
+    teacher = recipe.teacher[0].model
+    assert teacher is not None
+    names = [name.rpartition(":")[2] for name in (teacher.name, recipe.student.model.name)]
+    assert Path(file).name == "-".join(names) + ".yaml"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("simkd/")])
+def test_the_learning_rate_is_the_papers(file: str) -> None:
+    recipe = read(file)
+    is_mobile = recipe.student.model.name.startswith(("mobilenet", "shufflenet"))
+    assert recipe.distill.train.lr == (0.01 if is_mobile else 0.05)
+    assert recipe.teacher[0].train is not None
+    assert recipe.teacher[0].train.lr == 0.05
+
+
+def test_the_table_lists_every_recipe() -> None:
+    assert sorted(rows()) == FILES
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_table_holds_what_accounting_counts(file: str) -> None:
+    pair, _, paper, projector, ratio = rows()[file]
+    recipe = read(file)
+    teacher = recipe.teacher[0].model
+    assert teacher is not None
+    names = [name.rpartition(":")[2] for name in (teacher.name, recipe.student.model.name)]
+    assert pair == " -> ".join(names)
+    if "/" in file or file == "simkd_cifar.yaml":
+        header = (ROOT / file).read_text(encoding="utf-8").replace("\n# ", " ")
+        assert f"SimKD {paper}." in header
+    else:
+        assert paper == "-"
+    if not has_counts(file):
+        assert (projector, ratio) == ("-", "-")
+        return
+    found = account(recipe)
+    assert projector == f"{found['projector_parameters']:,}"
+    assert ratio == f"{found['pruning_ratio_percent']:.2f}"

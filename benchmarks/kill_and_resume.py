@@ -44,22 +44,24 @@ def main() -> int:
 
 
 def _kill_inside(command: list[str], folder: Path, delay: float) -> bool:
-    """Start the run and kill it `delay` seconds after the stage has begun in this process."""
+    """Start the run and kill it `delay` seconds after the stage has begun in this process.
+
+    Returns:
+        Whether the stage was cut short; where it was quicker, the run is killed as it ends.
+    """
     begun, result = folder / "fields.json", folder / "result.json"
     before = begun.stat().st_mtime_ns if begun.is_file() else None
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
-    while process.poll() is None:
-        if begun.is_file() and begun.stat().st_mtime_ns != before:
-            time.sleep(delay)
-            process.kill()
-            process.wait()
-            return not result.is_file()
-        if result.is_file():
-            process.kill()
-            process.wait()
-            return False
+    deadline = None
+    while process.poll() is None and not result.is_file():
+        if deadline is None and begun.is_file() and begun.stat().st_mtime_ns != before:
+            deadline = time.monotonic() + delay
+        if deadline is not None and time.monotonic() > deadline:
+            break
         time.sleep(0.005)
-    return False
+    process.kill()
+    process.wait()
+    return not result.is_file()
 
 
 def _compare(whole: Path, killed: Path) -> int:

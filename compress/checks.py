@@ -17,7 +17,7 @@ from compress.methods import METHODS
 from compress.methods.base import Context, Method
 from compress.plan import labelled
 from compress.randomness import seeded
-from compress.recipe import MethodPart, Named, Recipe, Train, TransferPart
+from compress.recipe import MethodPart, Named, Recipe, TapPaths, Train, TransferPart
 from compress.stages import settings_from
 from compress.stages.distill import terms_for
 from compress.tap_discovery import discover
@@ -166,22 +166,27 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
     problems: list[str] = []
     known: dict[str, tuple[torch.nn.Module, TapSpecs]] = {}
 
-    def tapped(part: Named, path: str) -> tuple[torch.nn.Module, TapSpecs] | None:
+    def tapped(part: Named, taps: TapPaths, path: str) -> tuple[torch.nn.Module, TapSpecs] | None:
         try:
-            key = part.model_dump_json()
+            key = part.model_dump_json() + taps.model_dump_json()
             if key not in known:
                 network = models.build(part.name, num_classes=num_classes, **part.arguments)
-                known[key] = network, discover(network, (3, size, size), part.name)
+                shape, explicit = (3, size, size), taps.model_dump()
+                known[key] = network, discover(network, shape, part.name, **explicit)
             return known[key]
         except Exception as error:  # whatever a network's own code says of such an input
             problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
             return None
 
-    student = tapped(recipe.student.model, "student.model")
+    student = tapped(recipe.student.model, recipe.student.taps, "student")
     named = [t.model for t in recipe.teacher]
     if student is None or any(model is None for model in named):
         return None, problems  # a checkpoint that describes itself is looked at when it is read
-    teachers = [(m.name, tapped(m, "teacher.model")) for m in named if m is not None]
+    teachers = [
+        (part.model.name, tapped(part.model, part.taps, "teacher"))
+        for part in recipe.teacher
+        if part.model is not None
+    ]
     if problems:
         return None, problems
     known_teachers = [teacher for _, teacher in teachers if teacher is not None]

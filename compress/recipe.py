@@ -64,12 +64,20 @@ class Train(Part):
     schedule: Named = Named(name="multistep")
 
 
+class TapPaths(Part):
+    """Where to tap a network, by dotted module paths; what is not given is found."""
+
+    stages: Annotated[list[str], Field(min_length=1)] | None = None
+    last_map: str | None = None
+
+
 class Teacher(Part):
     """A teacher: trained here (`train`), read (`checkpoint`) or published (`weights`)."""
 
     model: Named | None = None
     checkpoint: str | None = None
     weights: str | None = None
+    taps: TapPaths = TapPaths()
     train: Train | None = None
 
     @model_validator(mode="after")
@@ -88,6 +96,7 @@ class StudentPart(Part):
 
     model: Named
     weights: str | None = None
+    taps: TapPaths = TapPaths()
 
 
 class Weights(Part):

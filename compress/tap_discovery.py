@@ -1,20 +1,27 @@
 """Where a network can be tapped, found by running it once and comparing values."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from compress.errors import UserError
+from compress.errors import UserError, nearest
 from compress.taps import MapSpec, TapSpecs
 
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU)
 
 
-def discover(network: nn.Module, input_shape: tuple[int, int, int], name: str) -> TapSpecs:
+def discover(
+    network: nn.Module,
+    input_shape: tuple[int, int, int],
+    name: str,
+    *,
+    stages: Sequence[str] | None = None,
+    last_map: str | None = None,
+) -> TapSpecs:
     """Find the taps by running the network once in eval mode on noise of shape (C, H, W).
 
     The classifier is the last linear layer whose output is the network's; the last map is the map
@@ -23,8 +30,13 @@ def discover(network: nn.Module, input_shape: tuple[int, int, int], name: str) -
     activations are switched off, since they would overwrite what a tap reads (results are equal);
     a map that is overwritten all the same is no tap.
 
+    Args:
+        stages: module paths of the stage maps, fine to coarse, in place of those found.
+        last_map: module path of the last map, in place of the one found.
+
     Raises:
-        UserError: the network does not give one tensor of logits (N, K).
+        UserError: the network does not give one tensor of logits (N, K), or a given path is no
+            module that puts out one map.
     """
     for module in network.modules():
         if getattr(module, "inplace", False):
@@ -47,12 +59,17 @@ def discover(network: nn.Module, input_shape: tuple[int, int, int], name: str) -
         for path, output in shown.outputs.items()
         if output.dim() == 4 and not isinstance(modules[path], _POOLING)
     }
-    last = _last_map(maps, pooled, shown.order) if pooled is not None else None
-    stages = _stage_paths(network, maps)
+    for path in (*(stages or ()), *([last_map] if last_map else [])):
+        if path not in maps:
+            raise UserError(f"{name} has no feature map at '{path}'{nearest(path, maps)}")
+    last = last_map
+    if last is None and pooled is not None:
+        last = _last_map(maps, pooled, shown.order)
+    paths = list(stages) if stages else _stage_paths(network, maps)
     return TapSpecs(
-        stages=tuple(_spec(path, maps[path], input_shape) for path in stages),
+        stages=tuple(_spec(path, maps[path], input_shape) for path in paths),
         pre_activations=tuple(
-            _pre_activation(path, maps[path], shown, modules, input_shape) for path in stages
+            _pre_activation(path, maps[path], shown, modules, input_shape) for path in paths
         ),
         last_map=_spec(last, maps[last], input_shape) if last else None,
         pooled_width=pooled.shape[-1] if pooled is not None else None,

@@ -69,6 +69,31 @@ def test_the_encoder_comes_out_whole(tmp_path: Path, name: str) -> None:
     assert encoder(torch.randn(1, 3, 40, 64)).shape == (1, 64, 10, 16)
 
 
+@pytest.mark.parametrize("name", ["wrn_16_2", "vgg8", "torchvision:resnet18", "timm:resnet10t"])
+def test_any_architecture_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is an extra")
+    student = build(name, num_classes=5, seed=4).eval()
+    teacher = build("resnet8x4", num_classes=5, role="teacher")
+    method = METHODS["simkd"](building.context(student, [teacher]))
+    deployed = method.deploy(student).eval()
+    description = deployment.describe(
+        {"name": name, "arguments": {}},
+        method.context.student,
+        NAMES,
+        building.PREPROCESSING,
+        metrics={},
+        fingerprint="f",
+    )
+    told = deployment.describe_method(method, "simkd", {})
+    description |= {"method": told, "encoder_prefix": "encoder."}
+    deployment.save(tmp_path, "student", deployed, description)
+    images = torch.randn(4, *building.SHAPE)
+    with torch.no_grad():
+        assert torch.equal(deployment.load_student(tmp_path).network(images), deployed(images))
+    assert deployment.load_encoder(tmp_path).matched_percent == 100
+
+
 def test_scratch_is_the_architecture_with_seeded_weights(tmp_path: Path) -> None:
     save(tmp_path, METHODS["none"], "none")
     one, same = (deployment.load_encoder(tmp_path, weights=False, seed=3) for _ in range(2))

@@ -342,6 +342,21 @@ def test_check_prints_stages_taps_and_adapters(
     assert not (tmp_path / "run").exists()
 
 
+def test_taps_of_a_recipe_are_used_and_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write(tmp_path, student={"model": "resnet8", "taps": {"last_map": "layer2"}})
+    assert run(recipe, tmp_path / "run", "--until", "fuse") == 0
+    described = read_json(tmp_path / "run/distill/simkd/student.json")
+    assert described["taps"]["last_map"]["path"] == "layer2"
+    state, _ = read_tensors(tmp_path / "run/distill/simkd/student.safetensors")
+    assert not any(name.startswith("encoder.layer3") for name in state)
+    recipe = write(tmp_path, student={"model": "resnet8", "taps": {"stages": ["layer9"]}})
+    capsys.readouterr()
+    assert run(recipe, tmp_path / "other") == 2
+    assert "no feature map at 'layer9'; did you mean 'layer" in _plain(capsys.readouterr().out)
+
+
 def test_a_method_that_cannot_be_built_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,7 +172,8 @@ def _timing(
     """Median latencies at batch 1 and the speed-up, None where nothing is timed."""
     keys = ("teacher_latency_ms", "deployed_latency_ms", "speedup_percent", "latency_protocol")
     if rounds < 1:
-        return dict.fromkeys(keys)
+        reason = "not timed; ask for rounds with latency_rounds or --latency"
+        return {**dict.fromkeys(keys), "latency_reason": reason}
     images = blank_images(teacher, input_shape, batch=1)
     calls = {
         role: partial(fold_batchnorm(network).network.eval(), images)

@@ -18,6 +18,9 @@ from torch import nn
 
 from compress.errors import UserError, nearest
 
+# Kinds of models that `models.PREFIXES` finds; these are also modules, but no code of a user's.
+LIBRARIES = ("torchvision", "timm")
+
 # Names that a recipe of this process gave, or "*" after --trust-code.
 _trusted: set[str] = set()
 
@@ -25,7 +28,7 @@ _trusted: set[str] = set()
 def is_user_code(name: str) -> bool:
     """Whether a model's name has the form of a user's own code."""
     place, colon, attribute = name.partition(":")
-    if not colon or not attribute.isidentifier():
+    if not colon or place in LIBRARIES or not attribute.isidentifier():
         return False
     parts = place.split(".")
     is_module = all(p.isidentifier() for p in parts) and importlib.util.find_spec(parts[0])

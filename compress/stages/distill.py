@@ -114,7 +114,8 @@ def _build(
     student = models.build(
         model.name, num_classes=classes, seed=seed, role="student", **model.arguments
     )
-    specs = discover(student, data.preprocessing.input_shape, model.name)
+    shape, taps = data.preprocessing.input_shape, recipe.student.taps
+    specs = discover(student, shape, model.name, **taps.model_dump())
     given = recipe.student.weights
     if given is not None:
         load_initial(student, model.name, given, data)

@@ -41,7 +41,8 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     folder.mkdir(exist_ok=True)
     label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
     network, architecture, method = _build(job, data, index, part)
-    specs = discover(network, data.preprocessing.input_shape, architecture["name"])
+    shape, name = data.preprocessing.input_shape, architecture["name"]
+    specs = discover(network, shape, name, **part.taps.model_dump())
     task = task_of(job.recipe)
     row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
     if part.train is not None:

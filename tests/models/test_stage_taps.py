@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compress.errors import UserError
 from compress.models import build
 from compress.tap_discovery import discover
 from compress.taps import Tapped
@@ -47,3 +48,18 @@ def test_a_wide_resnet_is_tapped_behind_the_next_norm() -> None:
     assert taps.pre_activations is not None
     norm = network.get_submodule("block2.layer.0.bn1")
     torch.testing.assert_close(taps.pre_activations[0], norm(taps.stages[0]))
+
+
+def test_paths_that_are_given_replace_those_found() -> None:
+    network = build("resnet20", num_classes=10).eval()
+    found = discover(network, (3, 32, 32), "resnet20")
+    given = discover(
+        network, (3, 32, 32), "resnet20", stages=["layer1.0", "layer2.1"], last_map="layer2"
+    )
+    assert [s.path for s in given.stages] == ["layer1.0", "layer2.1"]
+    assert [s.path for s in given.pre_activations] == ["layer1.0.relu2", "layer2.1.relu2"]
+    assert given.last_map is not None
+    assert (given.last_map.path, given.last_map.channels) == ("layer2", 32)
+    assert (given.classifier, given.pooled_width) == (found.classifier, found.pooled_width)
+    with pytest.raises(UserError, match=r"no feature map at 'layer2\.9'; did you mean 'layer2"):
+        discover(network, (3, 32, 32), "resnet20", stages=["layer2.9"])

@@ -132,6 +132,11 @@ def test_an_unknown_prefix_is_refused(name: str) -> None:
         models.find(name)
 
 
+def test_libraries_are_no_users_code() -> None:
+    assert set(models.PREFIXES) == set(user_code.LIBRARIES)
+    assert not any(user_code.is_user_code(f"{name}:resnet18") for name in models.PREFIXES)
+
+
 def test_timm_networks_are_found_and_tapped() -> None:
     pytest.importorskip("timm", reason="timm is an extra")
     network = models.build("timm:resnet18", num_classes=4).eval()

@@ -18,6 +18,7 @@ import yaml
 
 from compress import methods, pipeline
 from compress.artifacts import read_json, read_tensors
+from compress.models import build
 from tests.methods.throwaway import ThreeViews, TwoTeachers
 
 TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}
@@ -243,6 +244,29 @@ def test_a_weights_file_of_other_classes_is_refused_before_any_student_trains(
     )  # fmt: skip
     assert run(recipe, tmp_path / "run") == 2
     assert "its file has 3 classes, the data have 4" in _plain(capsys.readouterr().out)
+
+
+def test_local_weights_start_teacher_and_student(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a training script leaves them: wrapped, prefixed, and for other classes."""
+    for name in ("resnet14", "resnet8"):
+        state = build(name, num_classes=7, seed=5).state_dict()
+        wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+        torch.save(wrapped, tmp_path / f"{name}.pth")
+    train = TINY["teacher"]["train"]
+    recipe = write(
+        tmp_path,
+        teacher={"model": "resnet14", "weights": str(tmp_path / "resnet14.pth"), "train": train},
+        student={"model": "resnet8", "weights": str(tmp_path / "resnet8.pth")},
+    )
+    assert run(recipe, tmp_path / "run", "--until", "distill/simkd") == 0
+    shown = _plain(capsys.readouterr().out)
+    for name in ("resnet14", "resnet8"):
+        assert f"{name}: classifier of 7 classes replaced by a new one of 3" in shown
+    assert results(tmp_path / "run")["teacher"]["values"]["teachers"][0]["source"].endswith(
+        "resnet14.pth, then trained"
+    )
 
 
 def test_a_teacher_at_chance_stops_the_run(

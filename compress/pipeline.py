@@ -6,10 +6,7 @@ python -m compress.pipeline RECIPE.yaml [--set key.path=value] [--out DIR] [--un
 
 import argparse
 import importlib
-import importlib.metadata
 import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -19,7 +16,7 @@ import torch
 import yaml
 from rich.table import Table
 
-from compress import __version__, checks, plan
+from compress import checks, plan
 from compress.artifacts import (
     Job,
     Outcome,
@@ -31,6 +28,7 @@ from compress.artifacts import (
 )
 from compress.checks import Shapes
 from compress.console import console, log, log_to, note
+from compress.environment import environment
 from compress.errors import UserError, nearest
 from compress.models import user_code
 from compress.plan import Plan, Step
@@ -189,33 +187,6 @@ def _device(given: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None
     return device
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the report."""
-    names = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "compress": __version__,
-        "python": platform.python_version(),
-        **versions,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "accelerator": accelerator,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _run(

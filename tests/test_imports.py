@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
-    ("compress.errors", "compress.randomness"),
+    ("compress.errors", "compress.randomness", "compress.environment"),
     ("compress.recipe", "compress.recipe_files"),
     ("compress.console",),
     ("compress.artifacts", "compress.signatures"),

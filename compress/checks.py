@@ -179,8 +179,7 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
             return None
 
     student = tapped(recipe.student.model, recipe.student.taps, "student")
-    named = [t.model for t in recipe.teacher]
-    if student is None or any(model is None for model in named):
+    if student is None or any(part.model is None for part in recipe.teacher):
         return None, problems  # a checkpoint that describes itself is looked at when it is read
     teachers = [
         (part.model.name, tapped(part.model, part.taps, "teacher"))

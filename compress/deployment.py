@@ -29,7 +29,7 @@ from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import user_code
 from compress.randomness import seeded
-from compress.tap_discovery import discover
+from compress.tap_discovery import switch_off_inplace
 from compress.taps import MapSpec, TapSpecs, encoder_until
 
 FORMAT = 1
@@ -160,8 +160,7 @@ def build_plain(description: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
         seed=seed,
         **architecture["arguments"],
     )
-    # Taps switch in-place activations off; do it before anything is cut out of the network.
-    discover(network, tuple(description["input_shape"]), architecture["name"])
+    switch_off_inplace(network)  # as it was when it was tapped
     return network
 
 

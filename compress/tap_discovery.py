@@ -38,9 +38,7 @@ def discover(
         UserError: the network does not give one tensor of logits (N, K), or a given path is no
             module that puts out one map.
     """
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+    switch_off_inplace(network)
     device = next(network.parameters()).device
     noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     shown = _record(network, noise)
@@ -76,6 +74,13 @@ def discover(
         classifier=classifier,
         num_classes=shown.logits.shape[-1],
     )
+
+
+def switch_off_inplace(network: nn.Module) -> None:
+    """Let no activation module overwrite its input, which a tap may read; results are equal."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
 
 
 @dataclass

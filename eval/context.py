@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from compress.artifacts import read_json, write_json
 from compress.console import log
 from compress.deployment import Encoder, load_encoder
 from compress.errors import UserError
-from compress.training import Settings
+from compress.training import Batches, Settings, train
 
 DISTILLED = "distilled"
 ALONE = "alone"
@@ -72,6 +73,21 @@ def compare_inits(
         rows.append(read_json(finished))
         log(f"  {init}: " + ", ".join(f"{k} {v:.2f}" for k, v in rows[-1]["metrics"].items()))
     return rows
+
+
+def fine_tune(
+    context: Context, start: Start, module: nn.Module, batches: Batches, task: str
+) -> None:
+    """Train `module` in place from one initialisation, in that initialisation's folder."""
+    train(
+        module,
+        batches,
+        context.settings,
+        directory=start.folder,
+        role=f"{task}, {start.init}",
+        seed=context.seed,
+        device=context.device,
+    )
 
 
 def _student_of(context: Context, init: str) -> str:

@@ -18,9 +18,8 @@ from torch.nn import functional
 from compress.data import Dataset, Images, evaluation_batches, open_data
 from compress.deployment import Encoder, load_encoder
 from compress.randomness import seeded
-from compress.training import train
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, result
+from eval.context import Context, Start, compare_inits, fine_tune, result
 from eval.digit_scenes import prepare
 
 PROTOCOL = (
@@ -114,15 +113,7 @@ def _probe(context: Context, start: Start, dataset: Dataset) -> dict[str, float]
         read=lambda index, _: index,
         collate=collate,
     )
-    train(
-        ProbeLoss(head),
-        batches,
-        context.settings,
-        directory=start.folder,
-        role=f"linear probe, {start.init}",
-        seed=context.seed,
-        device=context.device,
-    )
+    fine_tune(context, start, ProbeLoss(head), batches, "linear probe")
     with torch.no_grad():
         correct = (head(test_features).argmax(1) == test_labels).sum()
     return {"top1_percent": 100 * int(correct) / len(test_labels)}

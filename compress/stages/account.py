@@ -32,11 +32,12 @@ RESULT_VERSION = 1
 
 @dataclass(frozen=True)
 class _Entry:
-    """A network to be accounted, unfolded, and what it is in this run."""
+    """A network to be accounted, unfolded and folded, and what it is in this run."""
 
     label: str
     role: str
     network: nn.Module
+    folded: nn.Module
 
 
 def run(job: Job) -> Outcome:
@@ -83,24 +84,27 @@ def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
     described = next(iter(students.values())).description
     teachers = read_result(job.run_folder, "teacher")["values"]["teachers"]
     entries = [
-        _Entry(told["label"], "teacher", teacher.network)
+        _entry(told["label"], "teacher", teacher.network)
         for told, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
     ]
-    entries.append(_Entry("student", "student", build_plain(described)))
-    entries += [_Entry(label, "deployed", s.network.cpu()) for label, s in students.items()]
+    entries.append(_entry("student", "student", build_plain(described)))
+    entries += [_entry(label, "deployed", s.network) for label, s in students.items()]
     channels, height, width = described["input_shape"]
     return entries, (channels, height, width)
 
 
+def _entry(label: str, role: str, network: nn.Module) -> _Entry:
+    return _Entry(label, role, network, fold_batchnorm(network).network)
+
+
 def _costs(entry: _Entry, input_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The columns that every network has."""
-    folded = fold_batchnorm(entry.network).network
     return {
         "label": entry.label,
         "role": entry.role,
         **network_costs(entry.network, input_shape),
         "size_bytes": size_bytes(entry.network),
-        "peak_activation_bytes": peak_activation_bytes(folded, input_shape, batch=1),
+        "peak_activation_bytes": peak_activation_bytes(entry.folded, input_shape, batch=1),
     }
 
 
@@ -109,7 +113,7 @@ def _latencies(
 ) -> dict[str, Any]:
     """Milliseconds per forward of every folded network at every batch size of the recipe."""
     asked = job.recipe.account.latency  # type: ignore[union-attr]  # the stage runs only if given
-    folded = {e.label: fold_batchnorm(e.network).network.to(job.device) for e in entries}
+    folded = {entry.label: entry.folded.to(job.device) for entry in entries}
     wait = partial(torch.cuda.synchronize, job.device) if job.device.type == "cuda" else None
     latency: dict[str, dict[str, Any]] = {label: {} for label in folded}
     with bar("  timing", len(asked.batch_sizes)) as advance, torch.inference_mode():

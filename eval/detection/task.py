@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from compress.training import train
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, result
+from eval.context import Context, Start, compare_inits, fine_tune, result
 from eval.detection.annotations import AnnotatedImage, DetectionData
 from eval.detection.data import DATASETS
 from eval.detection.metrics import PROTOCOL, average_precision
@@ -87,15 +86,7 @@ def _fine_tune(
         read=lambda index, mirrored: example(data, index, mirrored),
         collate=lambda examples: _to_device(examples, context.device),
     )
-    train(
-        DetectorLoss(detector),
-        batches,
-        context.settings,
-        directory=start.folder,
-        role=f"detection, {start.init}",
-        seed=context.seed,
-        device=context.device,
-    )
+    fine_tune(context, start, DetectorLoss(detector), batches, "detection")
     found = detect(detector, data.test, context.settings.batch_size, context.device)
     draw_detections(
         context.folder / "pictures" / f"{start.init}.png",

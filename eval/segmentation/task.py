@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.errors import UserError
-from compress.training import train
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, result
+from eval.context import Context, Start, compare_inits, fine_tune, result
 from eval.pictures import draw_masks
 from eval.segmentation.data import DATASETS, VOID, MaskedImage, SegmentationData
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, segmentation_metrics
@@ -85,15 +84,7 @@ def _fine_tune(
         read=lambda index, mirrored: example(data.train[index], image_size, mirrored),
         collate=collate,
     )
-    train(
-        SegmentationLoss(segmenter, VOID),
-        batches,
-        context.settings,
-        directory=start.folder,
-        role=f"segmentation, {start.init}",
-        seed=context.seed,
-        device=context.device,
-    )
+    fine_tune(context, start, SegmentationLoss(segmenter, VOID), batches, "segmentation")
     picture = context.folder / "pictures" / f"{start.init}.png"
     return _evaluate(segmenter, data, image_size, context.device, picture)
 

@@ -1,6 +1,8 @@
 """Student, frozen teachers and a method as the one module that the loop trains."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +54,13 @@ class Distillation(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalars whose sum is the loss; a term of weight 0 is not computed."""
         reads_student = self._phase is None or self._phase.reads_student
-        student: Views = [
-            self._tapped(images) if view.student and reads_student else None
-            for view, images in zip(self.method.views, batch.images, strict=True)
-        ]
+        student: Views = [None] * len(batch.images)
+        if reads_student:
+            student = self._show(self._tapped, batch, "student")
         teachers: list[Views] = []
         if self._reads_teachers():
             with torch.no_grad():
-                teachers = [self._show(teacher, batch) for teacher in self._teachers]
+                teachers = [self._show(teacher, batch, "teacher") for teacher in self._teachers]
         if self._phase is not None:
             return dict(self._phase.loss(student, teachers, batch))
         weights, method, terms = self.weights, self.method, dict[str, Tensor]()
@@ -80,41 +81,76 @@ class Distillation(nn.Module):
     def enter(self, phase: Phase | None, batch: Batch) -> None:
         """Prepare for a phase or, with None, for the main training.
 
-        Afterwards exactly the parameters that learn have `requires_grad`: a phase names its own,
-        in the main training they are those that a term reaches, found by one backward pass on
-        `batch` that leaves every state as it was. A term of weight 0 in the first epoch alone
-        must therefore still be in the graph.
+        Afterwards exactly the parameters that learn have `requires_grad`: those that a term
+        reaches, in a phase those of its own, found by one backward pass on `batch` that leaves
+        every state as it was. A term of weight 0 in the first epoch alone must therefore still be
+        in the graph.
         """
         self._phase = phase
-        if phase is not None:
-            learning = {id(p) for p in phase.parameters}
-        else:
-            for parameter in self._trainable:
-                parameter.requires_grad_(True)
-            learning = self._reached(batch)
+        own = self._trainable if phase is None else phase.parameters
         for parameter in self._trainable:
-            parameter.requires_grad_(id(parameter) in learning)
+            parameter.requires_grad_(False)
+        for parameter in own:
+            parameter.requires_grad_(True)
+        with self._as_it_was():
+            terms = self(batch)
+            torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+            reached = [p for p in own if p.grad is not None]
+        for parameter in own:
+            parameter.requires_grad_(False)
+        for parameter in reached:
+            parameter.requires_grad_(True)
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """What the method's own terms are on a batch, and how hard they pull at the student.
+
+        Returns:
+            `term`: their unweighted sum. `gradient_to_ce`: the norm of their gradient on the
+            student's parameters, times the method's weight (1 where that is 0), divided by that of
+            the cross entropy. Empty for a method without terms. Every state is left as it was.
+        """
+        if type(self.method).forward is Method.forward:
+            return {}
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        with self._as_it_was(), torch.enable_grad():
+            student = self._show(self._tapped, batch, "student")
+            with torch.no_grad():
+                teachers = [self._show(teacher, batch, "teacher") for teacher in self._teachers]
+            own = torch.stack([*self.method(student, teachers, batch).values()]).sum()
+            hard = self.method.hard_loss(student, batch, self.task.loss)
+            norms = [_gradient_norm(term, parameters) for term in (own, hard)]
+        ratio = (self.weights.method or 1) * norms[0] / norms[1]
+        return {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
 
     def _reads_teachers(self) -> bool:
         own = self._phase is not None or self.weights.method != 0
         return self.weights.kd != 0 or (own and bool(self.method.teacher_taps))
 
-    def _show(self, teacher: Tapped, batch: Batch) -> Views:
+    def _show(self, network: Tapped, batch: Batch, role: Literal["student", "teacher"]) -> Views:
         views = zip(self.method.views, batch.images, strict=True)
-        return [teacher(images) if view.teacher else None for view, images in views]
+        return [network(images) if getattr(view, role) else None for view, images in views]
 
     def _soft(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return kd_loss(student_logits, teacher_logits, self.kd_temperature)
 
-    def _reached(self, batch: Batch) -> set[int]:
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Training mode inside; state, gradients and mode afterwards as they were."""
         before = {name: value.clone() for name, value in self.state_dict().items()}
+        training = self.training
         self.train()
-        terms = self(batch)
-        torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-        reached = {id(p) for p in self._trainable if p.grad is not None}
-        self.zero_grad(set_to_none=True)
-        self.load_state_dict(before)
-        return reached
+        try:
+            yield
+        finally:
+            self.zero_grad(set_to_none=True)
+            self.load_state_dict(before)
+            self.train(training)
+
+
+def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    norm: Tensor = torch.stack([g.float().norm() for g in found if g is not None]).norm()
+    return norm
 
 
 def teacher_context(network: nn.Module, specs: TapSpecs) -> TeacherContext:

@@ -100,11 +100,14 @@ class StudentPart(Part):
 
 
 class Weights(Part):
-    """Weights of the terms: hard labels, soft targets and the method's own terms."""
+    """Weights of the terms: hard labels, soft targets and the method's own terms.
 
-    ce: Annotated[float, Field(ge=0)]
-    kd: Annotated[float, Field(ge=0)] = 0.0
-    method: Annotated[float, Field(ge=0)] = 1.0
+    One that is not given is that of the protocol.
+    """
+
+    ce: Annotated[float, Field(ge=0)] | None = None
+    kd: Annotated[float, Field(ge=0)] | None = None
+    method: Annotated[float, Field(ge=0)] | None = None
 
 
 class MethodPart(Named):

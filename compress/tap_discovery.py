@@ -73,6 +73,7 @@ def discover(
         pooled_width=pooled.shape[-1] if pooled is not None else None,
         classifier=classifier,
         num_classes=shown.logits.shape[-1],
+        stem=_stem(maps, paths, shown, modules, input_shape),
     )
 
 
@@ -169,6 +170,25 @@ def _pre_activation(
         if is_activation and candidate.shape == output.shape and torch.equal(candidate, output):
             return _spec(other, shown.inputs[other], input_shape, "input")
     return _spec(path, output, input_shape)
+
+
+def _stem(
+    maps: Mapping[str, Tensor],
+    stages: Sequence[str],
+    shown: _Shown,
+    modules: Mapping[str, nn.Module],
+    input_shape: tuple[int, int, int],
+) -> MapSpec | None:
+    """The first activated map (or the one that the architecture declares) before the stages."""
+    declared: str | None = getattr(modules[""], "stem_path", None)
+    activated = [p for p in maps if isinstance(modules[p], _ACTIVATIONS)]
+    path = declared or min(activated, key=lambda p: shown.order[p], default=None)
+    if path is None or not stages or path in stages:
+        return None
+    # Inside the first stage (or after it) a map is no stem.
+    if path.startswith(f"{stages[0]}.") or shown.order[path] > shown.order[stages[0]]:
+        return None
+    return _spec(path, maps[path], input_shape)
 
 
 def _stage_paths(network: nn.Module, maps: Mapping[str, Tensor]) -> list[str]:

@@ -1,9 +1,9 @@
 """Named feature taps of any `nn.Module`, with no edit to it; `tap_discovery` finds them.
 
 Kinds: `stages` (the last map of each resolution), `pre_activations` (the same before their
-activation), `last_map` (what the global pooling reads), `pooled` (what the classifier reads),
-`logits`; and the output of any module by its dotted path. A tap is a forward hook that lives for
-one call.
+activation), `stem` (the first activated map, where no stage is it already), `last_map` (what the
+global pooling reads), `pooled` (what the classifier reads), `logits`; and the output of any module
+by its dotted path. A tap is a forward hook that lives for one call.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ class TapSpecs:
     pooled_width: int | None
     classifier: str | None
     num_classes: int
+    stem: MapSpec | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -50,16 +51,19 @@ class TapSpecs:
             key: tuple(MapSpec(**one) for one in content[key])
             for key in ("stages", "pre_activations")
         }
-        last = MapSpec(**content["last_map"]) if content["last_map"] else None
-        return cls(**{**content, **several, "last_map": last})
+        single = {
+            key: MapSpec(**content[key]) if content.get(key) else None
+            for key in ("last_map", "stem")
+        }
+        return cls(**{**content, **several, **single})
 
 
 @dataclass
 class Taps:
     """What one forward pass showed; a kind that was not asked for is None.
 
-    logits (N, K), pooled (N, D), last_map (N, C, H, W), stages and pre_activations: maps from fine
-    to coarse, paths: outputs of the modules asked for by dotted path.
+    logits (N, K), pooled (N, D), last_map and stem (N, C, H, W), stages and pre_activations: maps
+    from fine to coarse, paths: outputs of the modules asked for by dotted path.
     """
 
     logits: Tensor
@@ -68,6 +72,7 @@ class Taps:
     stages: list[Tensor] | None
     pre_activations: list[Tensor] | None
     paths: dict[str, Tensor]
+    stem: Tensor | None = None
 
 
 class Tapped:
@@ -94,6 +99,7 @@ class Tapped:
             "last_map": (specs.last_map,) if specs.last_map else (),
             "stages": specs.stages,
             "pre_activations": specs.pre_activations,
+            "stem": (specs.stem,) if specs.stem else (),
         }
         self._paths = [want for want in self.wanted if want not in kinds]
         sides = {(spec.path, spec.side) for w in self.wanted for spec in kinds.get(w, ())}
@@ -124,15 +130,18 @@ class Tapped:
         def maps(kind: str, specs: Sequence[MapSpec]) -> list[Tensor] | None:
             return [seen[s.path, s.side] for s in specs] if kind in self.wanted else None
 
-        last = self.specs.last_map
+        def single(kind: str, spec: MapSpec | None) -> Tensor | None:
+            return seen[spec.path, spec.side] if spec and kind in self.wanted else None
+
         pooled = seen[self.specs.classifier or "", "input"] if "pooled" in self.wanted else None
         return Taps(
             logits=logits,
             pooled=pooled,
-            last_map=seen[last.path, last.side] if last and "last_map" in self.wanted else None,
+            last_map=single("last_map", self.specs.last_map),
             stages=maps("stages", self.specs.stages),
             pre_activations=maps("pre_activations", self.specs.pre_activations),
             paths={path: seen[path, "output"] for path in self._paths},
+            stem=single("stem", self.specs.stem),
         )
 
 

@@ -6,10 +6,12 @@ student is copied into its own frozen state. The keyword-only arguments of `__in
 paper's defaults, are its arguments in a recipe.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from compress.data.batches import Batch
@@ -37,6 +39,14 @@ class Terms:
     ce: float
     kd: float
     method: float
+
+
+def published(weight: float) -> Mapping[str, Terms]:
+    """The two protocols for a method whose term has this weight: CE alone, or CE + KD, beside it.
+
+    `crd` is that of the CRD paper's tables, `simkd` that of the SimKD paper's.
+    """
+    return {"crd": Terms(ce=1, kd=0, method=weight), "simkd": Terms(ce=1, kd=1, method=weight)}
 
 
 @dataclass(frozen=True)
@@ -73,9 +83,9 @@ class Context:
 class Phase:
     """Training before the main one, run by the same loop at a constant learning rate.
 
-    Only `parameters` learn, by the sum of the terms that `loss(student, teachers, batch)` returns.
-    `lr` None is that of the main training. Where the loss does not read the student, say so: the
-    student is then not run, and its batch norm not moved.
+    Of `parameters`, those that the loss reaches learn, by the sum of the terms that
+    `loss(student, teachers, batch)` returns. `lr` None is that of the main training. Where the loss
+    does not read the student, say so: the student is then not run, and its batch norm not moved.
     """
 
     name: str
@@ -94,11 +104,7 @@ class Method(nn.Module):
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
-    # Published weights; a method whose papers say otherwise has its own.
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=1, kd=0, method=1),
-        "simkd": Terms(ce=1, kd=1, method=1),
-    }
+    protocols: ClassVar[Mapping[str, Terms]] = published(1)
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -127,6 +133,10 @@ class Method(nn.Module):
         """Trainings before the main one."""
         return []
 
+    def remarks(self) -> list[str]:
+        """What a user should know of this method on these networks: printed and logged."""
+        return []
+
     def bind(self, student: Tapped) -> None:
         """Called once with the student, for a method that needs a copy or its parameters."""
 
@@ -149,9 +159,83 @@ class Method(nn.Module):
         return student
 
 
+Value = TypeVar("Value")
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+def in_float32(loss: Loss) -> Loss:
+    """Make a loss compute in float32 or wider, inside autocast too.
+
+    Half precision loses the small numbers that relations, divergences and means multiply; tensors
+    among the positional arguments (or in lists there) are widened.
+    """
+
+    @functools.wraps(loss)
+    def widened(*arguments: Any, **settings: Any) -> Any:
+        wide = [_widened(a) for a in arguments]
+        device = next(t for a in wide for t in (a if isinstance(a, list) else [a])).device
+        with torch.autocast(device.type, enabled=False):
+            return loss(*wide, **settings)
+
+    return widened  # type: ignore[return-value]
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        is_half = value.is_floating_point() and value.element_size() < 4
+        return value.float() if is_half else value
+    return [_widened(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
 def first(views: Views) -> Taps:
     """The taps of the first view that the network sees."""
     return next(taps for taps in views if taps is not None)
+
+
+def pooled(views: Views) -> Tensor:
+    """What the classifier reads of the first view, (N, D)."""
+    return _shown(first(views).pooled, "pooled")
+
+
+def stages(views: Views) -> list[Tensor]:
+    """The stage maps of the first view, fine to coarse, each (N, C, H, W)."""
+    return _shown(first(views).stages, "stages")
+
+
+def pre_activations(views: Views) -> list[Tensor]:
+    """The stage maps of the first view before their activation."""
+    return _shown(first(views).pre_activations, "pre_activations")
+
+
+def _shown(value: Value | None, kind: str) -> Value:
+    if value is None:
+        raise ValueError(f"'{kind}' was not tapped")
+    return value
+
+
+def only_teacher(context: Context, method: str) -> TeacherContext:
+    """The one teacher of a method that reads one.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if len(context.teachers) != 1:
+        raise ValueError(f"{method} reads one teacher, got {len(context.teachers)}")
+    return context.teachers[0]
+
+
+def pooled_widths(context: Context, method: str) -> tuple[int, int]:
+    """Widths D of the pooled vectors of student and teacher, for a method that reads one teacher.
+
+    Raises:
+        ValueError: there are several, or a network has no linear classifier to read from.
+    """
+    teacher = only_teacher(context, method).taps
+    for who, specs in (("student", context.student), ("teacher", teacher)):
+        if specs.pooled_width is None:
+            raise ValueError(f"{method} reads what a linear classifier reads; the {who} has none")
+    assert context.student.pooled_width is not None and teacher.pooled_width is not None
+    return context.student.pooled_width, teacher.pooled_width
 
 
 def _at(views: Views, index: int) -> Taps:

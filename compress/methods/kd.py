@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from compress.data.batches import Batch
-from compress.methods.base import Context, Method, Terms, Views
+from compress.methods.base import Context, Method, Terms, Views, in_float32
 
 
+@in_float32
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(teacher || student) of softened predictions, mean over the batch.
 
@@ -33,12 +34,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Returns:
         A scalar >= 0 in float32 or wider, 0 where the logits are equal.
     """
-    # Half precision loses the small probabilities that matter here.
-    student, teacher = (
-        z.float() if z.element_size() < 4 else z for z in (student_logits, teacher_logits)
-    )
-    log_q = log_softmax(student / temperature, dim=1)
-    log_p = log_softmax(teacher / temperature, dim=1)
+    log_q = log_softmax(student_logits / temperature, dim=1)
+    log_p = log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batches import Batch
-from compress.methods.base import Context, Method, Terms, Views, first
+from compress.methods.base import Context, Method, Terms, Views, first, in_float32, only_teacher
 from compress.taps import Taps, encoder_until
 
 
+@in_float32
 def simkd_loss(projected: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean squared difference of two maps.
 
@@ -41,9 +42,6 @@ def simkd_loss(projected: Tensor, teacher_map: Tensor) -> Tensor:
     Returns:
         A scalar in float32 or wider, mean over every element.
     """
-    projected, teacher_map = (
-        m.float() if m.element_size() < 4 else m for m in (projected, teacher_map)
-    )
     if teacher_map.shape[-2:] != projected.shape[-2:]:
         teacher_map = adaptive_avg_pool2d(teacher_map, (projected.shape[-2], projected.shape[-1]))
     return mse_loss(projected, teacher_map)
@@ -101,9 +99,7 @@ class SimKD(Method):
 
     def __init__(self, context: Context, *, reduction: int = 2, depthwise: bool = False) -> None:
         super().__init__(context)
-        if len(context.teachers) != 1:
-            raise ValueError(f"simkd reuses one teacher's classifier, got {len(context.teachers)}")
-        teacher = context.teachers[0]
+        teacher = only_teacher(context, "simkd")
         student_map, teacher_map = context.student.last_map, teacher.taps.last_map
         if student_map is None or teacher_map is None or teacher.weight is None:
             who = "student" if student_map is None else "teacher"

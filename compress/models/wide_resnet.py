@@ -46,6 +46,7 @@ class WideResNet(nn.Module):
 
     # The papers' stage maps are the raw sums; before an activation they are the next norm's output.
     stage_paths: ClassVar = ("block1", "block2", "block3")
+    stem_path: ClassVar = "conv1"
     pre_activation_paths: ClassVar[Mapping[str, str]] = {
         "block1": "block2.layer.0.relu1",
         "block2": "block3.layer.0.relu1",

@@ -3,12 +3,14 @@
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from compress import deployment, models
 from compress.artifacts import Job, Outcome
 from compress.console import log
 from compress.data import Dataset, ImageBatches
+from compress.data.batches import Batch
 from compress.distillation import Distillation, teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
@@ -21,18 +23,17 @@ from compress.tap_discovery import discover
 from compress.taps import TapSpecs
 from compress.training import constant, train
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 def terms_for(part: MethodPart, distill: Distill) -> Terms:
-    """The weights of a method: its own, the recipe's, or those of the published protocol.
+    """The weights of a method: those of the published protocol where the recipe gives no other.
 
     `distill.weights` is for the method that ships; a method beside it has its own `weights`.
     """
+    terms = METHODS[part.name].protocols[distill.protocol]
     given = part.weights or (distill.weights if part is distill.method else None)
-    if given is not None:
-        return Terms(given.ce, given.kd, given.method)
-    return METHODS[part.name].protocols[distill.protocol]
+    return terms if given is None else replace(terms, **given.model_dump(exclude_none=True))
 
 
 def run(job: Job) -> Outcome:
@@ -64,9 +65,15 @@ def run(job: Job) -> Outcome:
         kd_temperature=recipe.distill.kd_temperature,
     ).to(job.device)
     deployed = method.deploy(student)
+    for remark in method.remarks():
+        log(f"  {job.name}: {remark}")
     probe = next(iter(batches.epoch(0)))
+    held_out = _held_out(data, len(method.views), settings.batch_size, job)
+    with seeded(seed, job.name, "measure"):
+        terms = {"initial": module.measure(held_out)}
     for phase in method.phases():
-        module.enter(phase, probe)
+        with seeded(seed, job.name, "probe"):
+            module.enter(phase, probe)
         train(
             module,
             batches,
@@ -78,6 +85,8 @@ def run(job: Job) -> Outcome:
         )
     with seeded(seed, job.name, "probe"):
         module.enter(None, probe)
+    with seeded(seed, job.name, "measure"):
+        terms["start"] = module.measure(held_out)
     history = train(
         module,
         batches,
@@ -89,6 +98,8 @@ def run(job: Job) -> Outcome:
         evaluate=lambda: judge(deployed, data, job),
         keep_best=f"validation_{task.metric}" if data.validation else None,
     )
+    with seeded(seed, job.name, "measure"):
+        terms["end"] = module.measure(held_out)
     found = summary(history, task.metric)
     log(f"  {job.name}: {found[task.metric]:.2f} % on {len(data.test)} test images")
     values = {
@@ -97,11 +108,31 @@ def run(job: Job) -> Outcome:
         "seed": seed,
         "method": {"name": part.name, **part.arguments},
         "weights": asdict(weights),
+        "terms": terms,
         "test_images": len(data.test),
         **found,
     }
     digest = _save(job, data, student, deployed, method, values)
     return Outcome({**values, "sha256": digest}, {})
+
+
+def _held_out(data: Dataset, views: int, size: int, job: Job) -> Batch:
+    """The first test images, unaugmented, on which a method's term is measured.
+
+    Each has the index of a training image of its own class, for methods that remember those.
+    """
+    chosen = torch.arange(min(size, len(data.test)))
+    labels = data.test.labels.cpu()[chosen]
+    of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
+    pixels = data.preprocessing.normalise(data.test.fetch(chosen).to(job.device))
+    return Batch(
+        images=(pixels,) * views,
+        view_ids=(torch.zeros_like(chosen).to(job.device),) * views,
+        labels=labels.to(job.device),
+        index=torch.tensor([of_class[int(label)] for label in labels], device=job.device),
+        epoch=0,
+        step=0,
+    )
 
 
 def _build(

@@ -87,7 +87,8 @@ class Distillation(nn.Module):
         in the graph.
         """
         self._phase = phase
-        own = self._trainable if phase is None else phase.parameters
+        named = {id(p) for p in (self._trainable if phase is None else phase.parameters)}
+        own = [p for p in self._trainable if id(p) in named]  # what was frozen stays frozen
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         for parameter in own:

@@ -197,6 +197,11 @@ def pooled(views: Views) -> Tensor:
     return _shown(first(views).pooled, "pooled")
 
 
+def last_map(views: Views) -> Tensor:
+    """What the global pooling of the first view reads, (N, C, H, W)."""
+    return _shown(first(views).last_map, "last_map")
+
+
 def stages(views: Views) -> list[Tensor]:
     """The stage maps of the first view, fine to coarse, each (N, C, H, W)."""
     return _shown(first(views).stages, "stages")

@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batches import Batch
-from compress.methods.base import Context, Method, Terms, Views, first, in_float32, only_teacher
+from compress.methods.base import (
+    Context,
+    Method,
+    Terms,
+    Views,
+    in_float32,
+    last_map,
+    only_teacher,
+)
 from compress.taps import Taps, encoder_until
 
 
@@ -132,12 +140,12 @@ class SimKD(Method):
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `simkd`."""
-        projected = self.projector(self.shrink(_last_map(first(student))))
-        return {"simkd": simkd_loss(projected, _last_map(first(teachers[0])))}
+        projected = self.projector(self.shrink(last_map(student)))
+        return {"simkd": simkd_loss(projected, last_map(teachers[0]))}
 
     def logits(self, student: Taps) -> Tensor:
         """See `Method.logits`."""
-        features = self.projector(self.shrink(_last_map(student)))
+        features = self.projector(self.shrink(last_map([student])))
         logits: Tensor = self.classifier(features.mean((2, 3)))
         return logits
 
@@ -145,9 +153,3 @@ class SimKD(Method):
         """See `Method.deploy`."""
         encoder = encoder_until(student, self.last_map_path)
         return Deployed(encoder, self.shrink, self.projector, self.classifier)
-
-
-def _last_map(taps: Taps) -> Tensor:
-    if taps.last_map is None:
-        raise ValueError("the last map was not tapped")
-    return taps.last_map

@@ -54,9 +54,12 @@ def batches(method: Method, batch_size: int = 8, count: int = 24) -> ImageBatche
 
 
 def distillation(
-    method_class: type[Method], teachers: int = 1, weights: Terms | None = None
+    method_class: type[Method],
+    teachers: int = 1,
+    weights: Terms | None = None,
+    teacher: str = "resnet8x4",
 ) -> Distillation:
-    student, teacher_networks = networks(teachers)
+    student, teacher_networks = networks(teachers, teacher=teacher)
     torch.manual_seed(0)
     method = method_class(context(student, teacher_networks))
     return Distillation(

@@ -1,6 +1,7 @@
 """What every method promises, checked for each one in the registry and for two throw-away ones."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,15 @@ def method_class(request: pytest.FixtureRequest) -> type[Method]:
 
 
 def _module(method_class: type[Method]) -> building.Distillation:
-    return building.distillation(method_class, teachers_needed(method_class))
+    """With the method's own term computed, also where its published weight is 0."""
+    terms = method_class.protocols["simkd"]
+    return building.distillation(
+        method_class,
+        teachers_needed(method_class),
+        replace(terms, method=terms.method or 1),
+        # The one method that takes equal widths alone.
+        "resnet14" if method_class is METHODS["fsp"] else "resnet8x4",
+    )
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:
@@ -151,6 +160,29 @@ def test_a_phase_trains_its_parameters_alone() -> None:
     assert not any(p.requires_grad for p in module.method.slow.parameters())
 
 
+def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[Method]) -> None:
+    module = _module(method_class)
+    batch = next(building.batches(module.method).epoch(0))
+    for phase in module.method.phases():
+        module.enter(phase, batch)
+        learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        named = {id(p) for p in phase.parameters}
+        assert learning
+        assert {id(p) for p in learning.values()} <= named
+        assert phase.reads_student or not any(n.startswith("student.") for n in learning)
+        fixed = {n: p.clone() for n, p in module.named_parameters() if n not in learning}
+        optimizer = torch.optim.SGD([*learning.values()], lr=0.01)
+        values = []
+        for _ in range(20):
+            total = _sum(module.train()(batch))
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            values.append(float(total.detach()))
+        assert values[-1] < values[0]
+        assert all(torch.equal(module.get_parameter(n), value) for n, value in fixed.items())
+
+
 def test_every_method_has_its_file_test_and_readme_row() -> None:
     root = Path(__file__).parents[2]
     stems = {p.stem for p in (root / "compress/methods").glob("*.py")} - {
@@ -158,6 +190,7 @@ def test_every_method_has_its_file_test_and_readme_row() -> None:
         "__main__",
         "base",
         "maps",
+        "memory_bank",
     }
     tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
     readme = (root / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,46 @@
+"""List the methods: python -m compress.methods [--json]."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from compress import signatures
+from compress.methods import METHODS
+from compress.methods.base import Method
+
+
+def describe(name: str, method: type[Method]) -> dict[str, Any]:
+    """What a program may want to know of a method: plain values."""
+    module = sys.modules[method.__module__].__doc__ or ""
+    return {
+        "name": name,
+        "title": module.strip().splitlines()[0],
+        "student_taps": list(method.student_taps),
+        "teacher_taps": list(method.teacher_taps),
+        "batch_coupled": method.batch_coupled,
+        "protocols": {key: asdict(terms) for key, terms in method.protocols.items()},
+        "arguments": signatures.schema(method),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the list; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m compress.methods", description="List the distillation methods."
+    )
+    parser.add_argument("--json", action="store_true", help="for programs, with every argument")
+    options = parser.parse_args(arguments)
+    methods = [describe(name, method) for name, method in METHODS.items()]
+    if options.json:
+        print(json.dumps(methods, indent=2))
+        return 0
+    width = max(map(len, METHODS))
+    for method in methods:
+        print(f"{method['name']:<{width}}  {method['title']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -153,11 +153,12 @@ def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[s
 
 @dataclass(frozen=True)
 class Shapes:
-    """Taps of the teachers and the student, and each method as it would be built."""
+    """Taps of the teachers and the student, each method as it would be built, or why it is not."""
 
     teachers: list[tuple[str, TapSpecs]]
     student: tuple[str, TapSpecs]
     methods: dict[str, Method]
+    refused: dict[str, str]
 
 
 def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | None, list[str]]:
@@ -199,7 +200,7 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
         steps_per_epoch=1,
         epochs=recipe.distill.train.epochs,
     )
-    methods = {}
+    methods, refused = {}, {}
     for label, part in labelled(recipe).items():
         try:
             with seeded(0, "method", part.name):
@@ -209,10 +210,11 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
                 Tapped(network, specs, methods[label].teacher_taps)
             methods[label].deploy(student[0])
         except (ValueError, UserError) as error:
-            problems.append(f"distill: {label}: {error}")
+            refused[label] = str(error)
     shapes = Shapes(
         [(name, t[1]) for name, t in teachers if t is not None],
         (recipe.student.model.name, student[1]),
         methods,
+        refused,
     )
-    return (None if problems else shapes), problems
+    return shapes, [f"distill: {label}: {reason}" for label, reason in refused.items()]

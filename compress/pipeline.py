@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,13 @@ from compress.stages import dataset_of
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 user error, 130 interrupted)."""
+    return reported(lambda: _command(_parser().parse_args(arguments)))
+
+
+def reported(command: Callable[[], int]) -> int:
+    """The exit code of a command; what its user did wrong is printed without a traceback."""
     try:
-        return _command(_parser().parse_args(arguments))
+        return command()
     except UserError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
@@ -109,7 +115,7 @@ def _command(options: argparse.Namespace) -> int:
         user_code.trust(name)
     shapes, problems = checks.probe(recipe)
     if problems:
-        raise UserError(_listed(options.recipe, problems))
+        raise UserError(listed(options.recipe, problems))
     planned = plan.make_plan(recipe)
     for name in (*options.fresh, *([options.until] if options.until else [])):
         _check_stage(name, planned)
@@ -149,7 +155,7 @@ def load(path: Path, overrides: list[str]) -> Recipe:
     if recipe is not None:
         problems = checks.check_recipe(recipe)
     if recipe is None or problems:
-        raise UserError(_listed(path, problems))
+        raise UserError(listed(path, problems))
     return recipe
 
 
@@ -165,7 +171,8 @@ def _refuse_own_teacher(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _listed(path: Path, problems: list[str]) -> str:
+def listed(path: Path, problems: list[str]) -> str:
+    """The problems of a file as one message."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
 
@@ -197,19 +204,12 @@ def _run(
     digests: dict[str, str] = {}
     stopped = False
     for step in planned.steps:
-        fields = {
-            "version": step.version,
-            **step.fields,
-            "images": data_digest,
-            "inputs": {name: digests.get(name) for name in step.inputs},
-        }
+        fields = _fields(step, data_digest, digests)
         if not stopped:
             _run_step(step, fields, planned.recipe, run, options, device)
         elif not run.finished(step.name, fields):
             continue
-        # What follows depends on what was found here, not only on what was asked for.
-        found = read_result(run.folder, step.name)
-        digests[step.name] = fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
+        digests[step.name] = _found(run, step)
         following = planned.steps[planned.steps.index(step) + 1 :]
         is_last = all(s.stage != step.stage for s in following)
         if step.name == options.until or (step.stage == options.until and is_last):
@@ -220,6 +220,37 @@ def _run(
     report = reporting.write_report(run.folder)
     console.print(reporting.terminal_table(run.folder))
     log(f"report: {report}")
+
+
+def finished(recipe: Recipe, folder: Path, until: str | None = None) -> bool:
+    """Whether a run directory holds the result of every stage (up to one) of a checked recipe."""
+    planned = plan.make_plan(recipe)
+    run = RunDirectory(folder, folder.name)
+    data_digest = dataset_of(recipe).digest()
+    digests: dict[str, str] = {}
+    for step in planned.steps:
+        if not run.finished(step.name, _fields(step, data_digest, digests)):
+            return False
+        digests[step.name] = _found(run, step)
+        if until in (step.name, step.stage):
+            break
+    return True
+
+
+def _fields(step: Step, data_digest: str, digests: dict[str, str]) -> dict[str, Any]:
+    """Everything that a step's result depends on."""
+    return {
+        "version": step.version,
+        **step.fields,
+        "images": data_digest,
+        "inputs": {name: digests.get(name) for name in step.inputs},
+    }
+
+
+def _found(run: RunDirectory, step: Step) -> str:
+    """What follows a step depends on what was found there, not only on what was asked for."""
+    found = read_result(run.folder, step.name)
+    return fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
 
 
 def _run_step(

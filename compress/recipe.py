@@ -196,9 +196,9 @@ class Recipe(Part):
         return value
 
 
-def _model_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+def _model_at(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel] | None:
     """The model whose keys stand at a location of a recipe."""
-    model: type[BaseModel] | None = Recipe
+    model: type[BaseModel] | None = root
     for key in location:
         if isinstance(key, int) or model is None:
             continue
@@ -214,15 +214,18 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]
 
 
-def describe_errors(error: ValidationError) -> list[str]:
-    """Each problem of a recipe as `path: what is wrong, what was given, what is accepted`."""
+def describe_errors(error: ValidationError, root: type[BaseModel] = Recipe) -> list[str]:
+    """Each problem of a recipe, or of what `root` describes.
+
+    As `path: what is wrong, what was given, what is accepted`.
+    """
     lines = []
     for item in error.errors():
         # Drop what pydantic adds for unions, which is no key of the recipe.
         location = tuple(k for k in item["loc"] if isinstance(k, int) or re.fullmatch(r"\w+", k))
         path = ".".join(map(str, location)) or "recipe"
         if item["type"] == "extra_forbidden":
-            model = _model_at(location[:-1])
+            model = _model_at(location[:-1], root)
             known = list(model.model_fields) if model else []
             hint = nearest(str(location[-1]), known)
             lines.append(f"{path}: unknown key; accepted here: {', '.join(known)}{hint}")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
-    ("compress.errors", "compress.randomness", "compress.environment"),
+    ("compress.errors", "compress.randomness", "compress.environment", "compress.ranks"),
     ("compress.recipe", "compress.recipe_files"),
     ("compress.console",),
     ("compress.artifacts", "compress.signatures"),
@@ -31,10 +31,12 @@ RANKS: list[tuple[str, ...]] = [
         "compress.accounting",
     ),
     ("compress.stages", "export", "eval"),
+    ("compress.sweep_recipe",),
     ("compress.reporting",),
     ("compress.plan",),
     ("compress.checks",),
     ("compress.pipeline",),
+    ("compress.sweep",),
 ]
 
 

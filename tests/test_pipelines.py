@@ -12,10 +12,12 @@ from compress.accounting import account_pair, pairs
 from compress.data import IMAGE_SIZES
 from compress.recipe import Recipe, check_shape
 from compress.recipe_files import read_yaml
+from compress.sweep_recipe import check_sweep, recipe_of
 from compress.tap_discovery import discover
 
 ROOT = Path(__file__).parents[1] / "pipelines"
-FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+TABLES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tables/*.yaml"))
+FILES = sorted({path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml")} - {*TABLES})
 CLASSES = {"cifar100": 100, "digits": 10, "image_folder": 1000}
 
 # | [`file`](file) | teacher -> student | data | SimKD | projector parameters | pruning ratio |
@@ -50,6 +52,7 @@ def has_counts(file: str) -> bool:
 def rows() -> dict[str, list[str]]:
     """File -> the other cells of its row in pipelines/README.md."""
     found = ROW.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    found = [row for row in found if not row[0].startswith("tables/")]
     assert all(shown == target for shown, target, _ in found)
     assert len({shown for shown, _, _ in found}) == len(found), "a file stands twice"
     return {shown: [c.strip() for c in cells.split("|")] for shown, _, cells in found}
@@ -104,6 +107,31 @@ def test_the_learning_rate_is_the_papers(file: str) -> None:
 
 def test_the_table_lists_every_recipe() -> None:
     assert sorted(rows()) == FILES
+
+
+# | [`file`](file) | what it is |
+SWEEP_ROW = re.compile(r"^\| \[`(tables/.+?)`\]\((.+?)\) \|[^|]*\|$", re.MULTILINE)
+
+
+def test_every_sweep_is_listed() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sorted(shown for shown, _ in SWEEP_ROW.findall(text)) == TABLES
+
+
+@pytest.mark.parametrize("file", TABLES)
+def test_a_sweep_is_in_order_and_says_how_it_is_run(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert f"python -m compress.sweep pipelines/{file} " in text
+    sweep, problems = check_sweep(read_yaml(ROOT / file))
+    assert sweep is not None, problems
+    for pair in sweep.pairs:
+        recipe, problems = check_shape(recipe_of(sweep, pair, list(sweep.methods)))
+        assert recipe is not None, problems
+        assert checks.check_recipe(recipe) == []
+        if "_table" in file:
+            is_mobile = recipe.student.model.name.startswith(("mobilenet", "shufflenet"))
+            assert recipe.distill.train.lr == (0.01 if is_mobile else 0.05)
+            assert set(sweep.paper) - {"teacher"} == {method.row for method in sweep.methods}
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -1,0 +1,126 @@
+"""Every method on every pair of the papers' tables: it runs, or refuses in one sentence.
+
+The networks themselves do not run: taps of the right shapes are drawn in their place.
+"""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress.data.batches import Batch
+from compress.methods import METHODS
+from compress.methods.base import Context, Method, TeacherContext
+from compress.models import build
+from compress.recipe_files import read_yaml
+from compress.sweep_recipe import check_sweep
+from compress.tap_discovery import discover
+from compress.taps import MapSpec, Tapped, Taps, TapSpecs
+
+TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
+CLASSES, SHAPE, IMAGES = 10, (3, 32, 32), 3
+
+
+def _pairs() -> list[tuple[str, str]]:
+    found = []
+    for path in TABLES:
+        sweep, problems = check_sweep(read_yaml(path))
+        assert sweep is not None, problems
+        found += [
+            (sweep.teachers[p.teacher]["model"], sweep.students[p.student]["model"])
+            for p in sweep.pairs
+        ]
+    # Ends of what users bring: torchvision's and timm's networks, other sizes of maps.
+    found += [("torchvision:resnet18", "resnet8"), ("resnet8x4", "torchvision:mobilenet_v2")]
+    found += [("timm:resnet10t", "shufflenetv2"), ("wrn_16_2", "timm:resnet10t")]
+    return list(dict.fromkeys(found))
+
+
+PAIRS = _pairs()
+
+
+@functools.cache
+def _specs(name: str) -> TapSpecs:
+    return discover(build(name, num_classes=CLASSES), SHAPE, name)
+
+
+def _map(spec: MapSpec, *, learns: bool) -> Tensor:
+    return torch.rand(IMAGES, spec.channels, spec.height, spec.width, requires_grad=learns)
+
+
+def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
+    assert specs.pooled_width is not None
+    return Taps(
+        logits=torch.randn(IMAGES, CLASSES, requires_grad=learns),
+        pooled=torch.rand(IMAGES, specs.pooled_width, requires_grad=learns),
+        last_map=_map(specs.last_map, learns=learns) if specs.last_map else None,
+        stages=[_map(spec, learns=learns) for spec in specs.stages],
+        pre_activations=[_map(spec, learns=learns) - 0.5 for spec in specs.pre_activations],
+        paths={},
+        stem=_map(specs.stem, learns=learns) if specs.stem else None,
+    )
+
+
+def _method(name: str, teacher: str, student: str) -> Method:
+    known, classes = _specs(teacher), torch.arange(60) % CLASSES
+    assert known.pooled_width is not None
+    context = Context(
+        student=_specs(student),
+        teachers=(
+            TeacherContext(known, torch.randn(CLASSES, known.pooled_width), torch.randn(CLASSES)),
+        ),
+        num_classes=CLASSES,
+        train_size=60,
+        labels=classes,
+        batch_size=IMAGES,
+        steps_per_epoch=15,
+        epochs=2,
+    )
+    method = METHODS[name](context)
+    network = nn.Linear(1, 1)  # what a method that is bound keeps is not run here
+    method.bind(Tapped(network, _specs(student), ()))
+    return method
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
+def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None:
+    torch.manual_seed(0)
+    images = (torch.rand(IMAGES, *SHAPE),)
+    index = torch.arange(IMAGES)
+    batch = Batch(images, (index,), index % CLASSES, index, 0, 0)
+    for teacher, student in PAIRS:
+        try:
+            method = _method(name, teacher, student)
+        except ValueError as error:
+            assert _may_refuse(name, teacher, student), f"{teacher} -> {student}: {error}"
+            assert "\n" not in str(error)
+            assert len(str(error)) > 40
+            continue
+        own = _taps(_specs(student), learns=True)
+        terms = method([own], [[_taps(_specs(teacher), learns=False)]], batch)
+        total = torch.stack([*terms.values()]).sum()
+        assert torch.isfinite(total), f"{teacher} -> {student}"
+        total.backward()  # type: ignore[no-untyped-call]
+        learned = [own.logits, own.pooled, own.last_map, own.stem]
+        learned += [*(own.stages or ())]
+        reached = any(t is not None and t.grad is not None for t in learned)
+        assert reached or name == "ab", f"{teacher} -> {student}: nothing reaches the student"
+
+
+def _may_refuse(name: str, teacher: str, student: str) -> bool:
+    if name == "fsp":
+        widths = [tuple(m.channels for m in _specs(n).stages) for n in (teacher, student)]
+        return widths[0] != widths[1]
+    if name == "ft":  # a single pixel has nothing to spread over
+        return any(_specs(n).stages[-1].height == 1 for n in (teacher, student))
+    # SimKD pools a larger student map by a whole stride.
+    sizes = [spec.height for n in (student, teacher) if (spec := _specs(n).last_map)]
+    return name == "simkd" and (len(sizes) < 2 or sizes[0] % sizes[1] != 0)
+
+
+def test_fsp_runs_where_the_paper_has_a_number() -> None:
+    for teacher, student in (("wrn_40_2", "wrn_16_2"), ("resnet56", "resnet20")):
+        assert not _may_refuse("fsp", teacher, student)
+    assert _may_refuse("fsp", "wrn_40_2", "wrn_40_1")

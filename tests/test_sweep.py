@@ -1,0 +1,143 @@
+"""Sweeps: cells are ordinary recipes, trained once, and the table says what they found."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compress import sweep
+from compress.recipe import check_shape
+from compress.sweep_recipe import Sweep, cells, check_sweep, recipe_of
+
+SMALL: dict[str, Any] = {
+    "title": "Small: a test",
+    "recipe": {
+        "data": {"name": "digits", "train_images": 400, "test_images": 200},
+        "teacher": {"train": {"epochs": 5, "lr": 0.05}},
+        "distill": {"protocol": "crd", "train": {"epochs": 1, "lr": 0.05}},
+        "trials": 2,
+        "fuse": None,
+        "account": None,
+        "export": None,
+    },
+    "teachers": {"big": {"model": "resnet14"}},
+    "students": {"thin": {"model": "resnet8", "train": {"lr": 0.02}}, "wide": {"model": "vgg8"}},
+    "pairs": [{"teacher": "big", "student": "thin"}],
+    "methods": ["kd", {"name": "kd", "label": "hot", "temperature": 8.0, "trials": 1}],
+    "paper": {"kd": [[75.0, 0.5]]},
+}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    return {**json.loads(json.dumps(SMALL)), **changes}
+
+
+def checked(raw: dict[str, Any]) -> Sweep:
+    found, problems = check_sweep(raw)
+    assert found is not None, problems
+    return found
+
+
+def test_a_cell_is_an_ordinary_recipe() -> None:
+    found = checked(small())
+    hot = cells(found)[1]
+    assert hot.name == "big-thin/hot"
+    recipe, problems = check_shape(recipe_of(found, hot.pair, [hot.method], "t.safetensors"))
+    assert recipe is not None, problems
+    assert recipe.distill.method.name == "kd"
+    assert recipe.distill.method.arguments == {"temperature": 8.0}
+    assert recipe.trials == 1
+    assert recipe.distill.train.lr == 0.02, "the student's own learning rate"
+    assert recipe.teacher[0].checkpoint == "t.safetensors"
+    assert found.recipe["distill"]["train"]["lr"] == 0.05, "the shared part is untouched"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"pairs": [{"teacher": "bog", "student": "thin"}]}, "did you mean 'big'?"),
+        ({"methods": ["kd", "kd"]}, "methods: 'kd' stands twice"),
+        ({"paper": {"kd": [1.0, 2.0]}}, "paper.kd: one value per pair (1), got 2"),
+        ({"paper": {"at": [1.0]}}, "paper.at: no such row"),
+        ({"statistic": "median"}, "statistic: "),
+        ({"metods": []}, "did you mean 'methods'?"),
+    ],
+)
+def test_a_mistake_in_the_shape_is_named(changes: dict[str, Any], expected: str) -> None:
+    found, problems = check_sweep(small(**changes))
+    assert found is None
+    assert any(expected in problem for problem in problems), problems
+
+
+def _write(folder: Path, raw: dict[str, Any]) -> Path:
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return file
+
+
+def test_a_mistake_in_a_cell_has_its_path_in_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _write(tmp_path, small(methods=["none", {"name": "kd", "temprature": 2}]))
+    assert sweep.main([str(file), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().out
+    assert "methods.1.temprature: unknown key" in told
+    assert "temperature" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_cannot_apply_is_a_cell_without_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = [{"name": "simkd", "label": "impossible", "reduction": 1000}]
+    file = _write(tmp_path, small(methods=methods, paper={}))
+    out = tmp_path / "out"
+    assert sweep.main([str(file), "--out", str(out), "--table"]) == 0
+    assert "big-thin/impossible: not applicable: reduction is" in capsys.readouterr().out
+    (_, row) = json.loads((out / "table.json").read_text(encoding="utf-8"))
+    assert row["not_applicable"].startswith("reduction is")
+    assert "| n/a |" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = _write(tmp_path, small()), tmp_path / "out"
+    command = [str(file), "--out", str(out), "--jobs", "2"]
+    assert sweep.main(command) == 0
+    first = capsys.readouterr().out
+    assert first.count(": starts") == 3, "one teacher, two cells"
+    rows = json.loads((out / "table.json").read_text(encoding="utf-8"))
+    assert [row["trials"] for row in rows] == [1, 2, 1]
+    kd = rows[1]
+    assert kd["paper_percent"] == 75.0
+    assert kd["standard_deviation"] is not None
+    assert set(kd["terms"][0]) == {"initial", "start", "end"}
+    with (out / "table.csv").open(encoding="utf-8") as table:
+        assert [row["method"] for row in csv.DictReader(table)] == ["teacher", "kd", "hot"]
+    text = (out / "table.md").read_text(encoding="utf-8")
+    assert "75.00 ± 0.50" in text
+    assert "Protocol crd" in text
+    assert "big → thin" in (out / "table.html").read_text(encoding="utf-8")
+    assert sweep.main(command) == 0
+    assert ": starts" not in capsys.readouterr().out
+    # One more row trains that row alone.
+    _write(tmp_path, small(methods=[*SMALL["methods"], {"name": "none", "trials": 1}]))
+    assert sweep.main(command) == 0
+    assert capsys.readouterr().out.count(": starts") == 1
+
+
+def test_a_failed_cell_is_told_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(run: Any, options: Any) -> tuple[float, str | None]:
+        return 0.0, "the disk is full" if run.name.endswith("/kd") else None
+
+    monkeypatch.setattr(sweep, "_run", run)
+    out = tmp_path / "out"
+    assert sweep.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
+    told = capsys.readouterr().out
+    assert "big-thin/hot: done" in told
+    assert "error: big-thin/kd: the disk is full" in told
+    assert "failed" in (out / "table.md").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ says how to build the network around them. A student's file is the deployed netw
 rebuilding it nor cutting out its encoder needs a teacher.
 """
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from compress.artifacts import (
     write_json,
     write_tensors,
 )
+from compress.checkpoint import trained_state
 from compress.data.images import Preprocessing
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
@@ -179,6 +181,40 @@ def load_student(folder: Path, name: str = "student") -> Student:
     path = folder / f"{name}.safetensors"
     _load_exactly(network, read_tensors(path)[0], path)
     return Student(network.eval(), description)
+
+
+def load_unfinished(folder: Path) -> Student:
+    """The deployed network of a training that was interrupted, as its last checkpoint has it.
+
+    Its description's `metrics` are those of that epoch, `interrupted` says which it is.
+
+    Raises:
+        UserError: no epoch was finished, or a file is damaged.
+    """
+    history_file = folder / "metrics.jsonl"
+    if not (folder / "description.json").is_file() or not history_file.is_file():
+        raise UserError(f"{folder} holds no whole epoch of a student's training yet")
+    description = load_description(folder, "description")
+    state = trained_state(folder)
+    network = build_plain(description)
+    _load_exactly(network, _part(state, "student."), folder)
+    if description["method"] is not None:
+        method = rebuild_method(description["method"])
+        # Banks and the like are as long as the training set, which is not here.
+        own = method.state_dict()
+        found = _part(state, "method.")
+        fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
+        method.load_state_dict(fitting, strict=False)
+        network = method.deploy(network)
+    lines = history_file.read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])
+    description["metrics"] = {k: v for k, v in last.items() if "percent" in k}
+    description["interrupted"] = {"after_epoch": last["epoch"]}
+    return Student(network.eval(), description)
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

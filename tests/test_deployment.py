@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from compress import deployment
+from compress.artifacts import write_json
+from compress.distillation import Distillation
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.base import Method
 from compress.models import build
+from compress.training import Settings, train
 from tests.methods import building
 
 NAMES = tuple("abcde")
@@ -23,6 +27,11 @@ def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
     for batch in building.batches(module.method).epoch(0):
         module(batch)
     deployed = module.method.deploy(module.student).eval()
+    deployment.save(folder, "student", deployed, _described(module, deployed, name))
+    return deployed
+
+
+def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str, Any]:
     description = deployment.describe(
         {"name": "resnet8", "arguments": {}},
         module.method.context.student,
@@ -32,12 +41,10 @@ def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
         fingerprint="f",
     )
     bare = deployed is module.student
-    description |= {
+    return description | {
         "method": None if bare else deployment.describe_method(module.method, name, {}),
         "encoder_prefix": "" if bare else "encoder.",
     }
-    deployment.save(folder, "student", deployed, description)
-    return deployed
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -122,3 +129,37 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"student\.json not found"):
         deployment.load_student(tmp_path)
+
+
+def _train_one_epoch(folder: Path, name: str) -> nn.Module:
+    """A training that stopped after its first epoch, as the distill stage leaves it."""
+    module = building.distillation(METHODS[name])
+    deployed = module.method.deploy(module.student)
+    write_json(folder / "description.json", _described(module, deployed, name))
+    train(
+        module,
+        building.batches(module.method),
+        Settings(epochs=1, lr=0.01),
+        directory=folder,
+        role="test",
+        seed=0,
+        device=building.CPU,
+        evaluate=lambda: {"top1_percent": 12.5},
+    )
+    return deployed.eval()
+
+
+@pytest.mark.parametrize("name", ["kd", "simkd", "crd"])
+def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, name: str) -> None:
+    deployed = _train_one_epoch(tmp_path, name)
+    found = deployment.load_unfinished(tmp_path)
+    images = torch.randn(4, *building.SHAPE)
+    with torch.no_grad():
+        assert torch.equal(found.network(images), deployed(images))
+    assert found.description["metrics"] == {"top1_percent": 12.5}
+    assert found.description["interrupted"] == {"after_epoch": 1}
+
+
+def test_a_training_without_a_whole_epoch_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no whole epoch"):
+        deployment.load_unfinished(tmp_path)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compress import deployment, models
-from compress.artifacts import Job, Outcome
+from compress.artifacts import Job, Outcome, write_json
 from compress.console import log
 from compress.data import Dataset, ImageBatches
 from compress.data.batches import Batch
@@ -64,14 +64,47 @@ def run(job: Job) -> Outcome:
         task,
         kd_temperature=recipe.distill.kd_temperature,
     ).to(job.device)
-    deployed = method.deploy(student)
     for remark in method.remarks():
         log(f"  {job.name}: {remark}")
+    deployed = method.deploy(student)
+    description = _describe(job, data, deployed is student, method, weights)
+    # Written before the first step: an interrupted training can be exported.
+    write_json(job.folder / "description.json", description)
+    history, terms = _train(job, module, batches, data, deployed)
+    found = summary(history, task.metric)
+    log(f"  {job.name}: {found[task.metric]:.2f} % on {len(data.test)} test images")
+    description["metrics"] = {k: v for k, v in found.items() if "percent" in k}
+    digest = deployment.save(job.folder, "student", deployed, description)
+    values = {
+        "label": job.arguments["label"],
+        "trial": trial,
+        "seed": seed,
+        **description["distillation"],
+        "terms": terms,
+        "test_images": len(data.test),
+        **found,
+        "sha256": digest,
+    }
+    return Outcome(values, {})
+
+
+def _train(
+    job: Job, module: Distillation, batches: ImageBatches, data: Dataset, deployed: nn.Module
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """The phases, then the main training; its history, and the method's own terms over it."""
+    settings = settings_from(job.recipe.distill.train)
+    seed = job.recipe.seed + job.arguments["trial"]
+    metric = task_of(job.recipe).metric
     probe = next(iter(batches.epoch(0)))
-    held_out = _held_out(data, len(method.views), settings.batch_size, job)
-    with seeded(seed, job.name, "measure"):
-        terms = {"initial": module.measure(held_out)}
-    for phase in method.phases():
+    held_out = _held_out(data, len(module.method.views), settings.batch_size, job)
+    terms: dict[str, dict[str, float]] = {}
+
+    def measure(moment: str) -> None:
+        with seeded(seed, job.name, "measure"):
+            terms[moment] = module.measure(held_out)
+
+    measure("initial")
+    for phase in module.method.phases():
         with seeded(seed, job.name, "probe"):
             module.enter(phase, probe)
         train(
@@ -85,8 +118,7 @@ def run(job: Job) -> Outcome:
         )
     with seeded(seed, job.name, "probe"):
         module.enter(None, probe)
-    with seeded(seed, job.name, "measure"):
-        terms["start"] = module.measure(held_out)
+    measure("start")
     history = train(
         module,
         batches,
@@ -96,24 +128,10 @@ def run(job: Job) -> Outcome:
         seed=seed,
         device=job.device,
         evaluate=lambda: judge(deployed, data, job),
-        keep_best=f"validation_{task.metric}" if data.validation else None,
+        keep_best=f"validation_{metric}" if data.validation else None,
     )
-    with seeded(seed, job.name, "measure"):
-        terms["end"] = module.measure(held_out)
-    found = summary(history, task.metric)
-    log(f"  {job.name}: {found[task.metric]:.2f} % on {len(data.test)} test images")
-    values = {
-        "label": job.arguments["label"],
-        "trial": trial,
-        "seed": seed,
-        "method": {"name": part.name, **part.arguments},
-        "weights": asdict(weights),
-        "terms": terms,
-        "test_images": len(data.test),
-        **found,
-    }
-    digest = _save(job, data, student, deployed, method, values)
-    return Outcome({**values, "sha256": digest}, {})
+    measure("end")
+    return history, terms
 
 
 def _held_out(data: Dataset, views: int, size: int, job: Job) -> Batch:
@@ -169,31 +187,28 @@ def _build(
         raise UserError(f"distill.{part.name}: {error}") from None
 
 
-def _save(
-    job: Job,
-    data: Dataset,
-    student: nn.Module,
-    deployed: nn.Module,
-    method: Method,
-    values: dict[str, Any],
-) -> str:
-    """Write the student's two files; returns the SHA-256 of its weights."""
+def _describe(
+    job: Job, data: Dataset, bare: bool, method: Method, weights: Terms
+) -> dict[str, Any]:
+    """What the student's file says of itself; its metrics are still to come."""
     model = job.recipe.student.model
     part: MethodPart = job.arguments["part"]
-    bare = deployed is student
     description = deployment.describe(
         {"name": model.name, "arguments": model.arguments},
         method.context.student,
         data.class_names,
         data.preprocessing,
-        metrics={k: v for k, v in values.items() if "percent" in k},
+        metrics={},
         fingerprint=job.recipe_fingerprint,
     )
-    description |= {
-        "label": values["label"],
-        "trial": values["trial"],
-        "distillation": {"method": values["method"], "weights": values["weights"]},
+    distillation = {
+        "method": {"name": part.name, **part.arguments},
+        "weights": asdict(weights),
+    }
+    return description | {
+        "label": job.arguments["label"],
+        "trial": job.arguments["trial"],
+        "distillation": distillation,
         "method": None if bare else deployment.describe_method(method, part.name, part.arguments),
         "encoder_prefix": "" if bare else "encoder.",
     }
-    return deployment.save(job.folder, "student", deployed, description)

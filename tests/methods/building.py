@@ -9,6 +9,7 @@ from compress.data.batches import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing
 from compress.distillation import Distillation, teacher_context
 from compress.methods.base import Context, Method, Terms
+from compress.methods.fsp import FSP
 from compress.models import build
 from compress.tap_discovery import discover
 from compress.tasks import Classification
@@ -57,8 +58,9 @@ def distillation(
     method_class: type[Method],
     teachers: int = 1,
     weights: Terms | None = None,
-    teacher: str = "resnet8x4",
 ) -> Distillation:
+    # The one method that takes equal widths alone.
+    teacher = "resnet14" if method_class is FSP else "resnet8x4"
     student, teacher_networks = networks(teachers, teacher=teacher)
     torch.manual_seed(0)
     method = method_class(context(student, teacher_networks))

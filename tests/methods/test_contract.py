@@ -30,8 +30,6 @@ def _module(method_class: type[Method]) -> building.Distillation:
         method_class,
         teachers_needed(method_class),
         replace(terms, method=terms.method or 1),
-        # The one method that takes equal widths alone.
-        "resnet14" if method_class is METHODS["fsp"] else "resnet8x4",
     )
 
 

@@ -135,11 +135,12 @@ def _train(
 
 
 def _held_out(data: Dataset, views: int, size: int, job: Job) -> Batch:
-    """The first test images, unaugmented, on which a method's term is measured.
+    """Test images from all over the split, unaugmented, on which a method's term is measured.
 
-    Each has the index of a training image of its own class, for methods that remember those.
+    (The first ones may all be of one class.) Each has the index of a training image of its own class, for methods that remember those.
     """
-    chosen = torch.arange(min(size, len(data.test)))
+    count = min(size, len(data.test))
+    chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
     labels = data.test.labels.cpu()[chosen]
     of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
     pixels = data.preprocessing.normalise(data.test.fetch(chosen).to(job.device))

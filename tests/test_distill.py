@@ -1,0 +1,85 @@
+"""The distill stage's own decisions: weights of the terms, and the images a term is measured on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.artifacts import Job
+from compress.methods import METHODS
+from compress.methods.base import Terms
+from compress.recipe import Recipe
+from compress.stages import dataset_of, distill
+from tests.methods import building
+
+
+def _recipe(method: object, protocol: str = "crd", **more: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "data": {"name": "digits", "test_images": 100},
+            "teacher": {"model": "resnet14", "train": {"epochs": 1, "lr": 0.1}},
+            "student": {"model": "resnet8"},
+            "distill": {
+                "method": method,
+                "protocol": protocol,
+                "train": {"epochs": 1, "lr": 0.1},
+                **more,
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "expected"),
+    [
+        ("crd", "crd", Terms(1, 0, 0.8)),
+        ("crd", "simkd", Terms(1, 1, 0.8)),
+        ({"name": "crd", "weights": {"kd": 1}}, "crd", Terms(1, 1, 0.8)),
+        ({"name": "at", "weights": {"method": 500}}, "simkd", Terms(1, 1, 500)),
+        ({"name": "ab", "weights": {"ce": 2}}, "crd", Terms(2, 0, 0)),
+        ("kd", "crd", Terms(0.1, 0, 0.9)),
+        ("simkd", "crd", Terms(0, 0, 1)),
+    ],
+)
+def test_weights_change_only_what_they_name(method: object, protocol: str, expected: Terms) -> None:
+    recipe = _recipe(method, protocol)
+    assert distill.terms_for(recipe.distill.method, recipe.distill) == expected
+
+
+def test_the_recipes_weights_are_those_of_the_method_that_ships() -> None:
+    recipe = _recipe("at", compare=["at"], weights={"kd": 3})
+    assert distill.terms_for(recipe.distill.method, recipe.distill).kd == 3
+    assert distill.terms_for(recipe.distill.compare[0], recipe.distill).kd == 0
+
+
+def test_a_term_is_measured_on_images_of_every_class() -> None:
+    recipe = _recipe("kd")
+    data = dataset_of(recipe)
+    job = Job("distill/kd", Path(), Path(), recipe, {}, building.CPU, 0, "")
+    batch = distill._held_out(data, 2, 64, job)
+    assert len(batch.images) == 2
+    assert batch.images[0].shape[0] == 64
+    assert set(batch.labels.tolist()) == set(range(10))
+    assert torch.equal(data.train.labels[batch.index], batch.labels)
+
+
+@pytest.mark.parametrize("name", ["kd", "simkd", "crd", "semckd", "ab"])
+def test_measuring_moves_no_state(name: str) -> None:
+    module = building.distillation(METHODS[name])
+    batches = building.batches(module.method)
+    batch = next(batches.epoch(0))
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    learning = [p.requires_grad for p in module.parameters()]
+    found = module.measure(batch)
+    assert found["gradient_to_ce"] > 0
+    assert torch.isfinite(torch.tensor([*found.values()])).all()
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert [p.requires_grad for p in module.parameters()] == learning
+    assert all(p.grad is None for p in module.parameters())
+    module.after_step()
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_the_student_alone_has_no_term_to_measure() -> None:
+    module = building.distillation(METHODS["none"])
+    assert module.measure(next(building.batches(module.method).epoch(0))) == {}

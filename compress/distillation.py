@@ -1,5 +1,6 @@
 """Student, frozen teachers and a method as the one module that the loop trains."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -102,13 +103,14 @@ class Distillation(nn.Module):
         for parameter in reached:
             parameter.requires_grad_(True)
 
-    def measure(self, batch: Batch) -> dict[str, float]:
+    def measure(self, batch: Batch) -> dict[str, float | None]:
         """What the method's own terms are on a batch, and how hard they pull at the student.
 
         Returns:
             `term`: their unweighted sum. `gradient_to_ce`: the norm of their gradient on the
             student's parameters, times the method's weight (1 where that is 0), divided by that of
-            the cross entropy. Empty for a method without terms. Every state is left as it was.
+            the cross entropy. None where that is no finite number. Empty for a method without
+            terms. Every state is left as it was, gradients are cleared.
         """
         if type(self.method).forward is Method.forward:
             return {}
@@ -121,7 +123,8 @@ class Distillation(nn.Module):
             hard = self.method.hard_loss(student, batch, self.task.loss)
             norms = [_gradient_norm(term, parameters) for term in (own, hard)]
         ratio = (self.weights.method or 1) * norms[0] / norms[1]
-        return {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
+        found = {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
+        return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
     def _reads_teachers(self) -> bool:
         own = self._phase is not None or self.weights.method != 0
@@ -136,7 +139,7 @@ class Distillation(nn.Module):
 
     @contextmanager
     def _as_it_was(self) -> Iterator[None]:
-        """Training mode inside; state, gradients and mode afterwards as they were."""
+        """Training mode inside; afterwards state and mode as they were, and no gradients."""
         before = {name: value.clone() for name, value in self.state_dict().items()}
         training = self.training
         self.train()
@@ -150,8 +153,9 @@ class Distillation(nn.Module):
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    norm: Tensor = torch.stack([g.float().norm() for g in found if g is not None]).norm()
-    return norm
+    norms = [g.float().norm() for g in found if g is not None]
+    total: Tensor = torch.stack([term.new_zeros((), dtype=torch.float32), *norms]).norm()
+    return total
 
 
 def teacher_context(network: nn.Module, specs: TapSpecs) -> TeacherContext:

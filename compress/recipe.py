@@ -148,11 +148,32 @@ class Account(Part):
     latency: Latency = Latency()
 
 
+class Int8(Part):
+    """The quantized file: images of the training split to calibrate on, and its accuracy gate.
+
+    `max_top1_drop` is in percentage points, on the validation split where there is one, else on
+    the test split.
+    """
+
+    calibration_images: Positive = 512
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    max_top1_drop: Annotated[float, Field(ge=0)] = 1.0
+
+
 class Export(Part):
-    """The ONNX file and its parity gate (max abs difference of logits, relative to their scale)."""
+    """The bundle and its parity gate (max abs difference of logits, relative to their scale).
+
+    With `raw_pixels` the files take uint8 (N, H, W, 3) and normalise inside. `compile_latency`
+    times torch.compile beside the other runtimes, which takes a compiler and some seconds.
+    `license` is the model card's, such as apache-2.0.
+    """
 
     opset: Annotated[int, Field(ge=18, le=20)] = 18
     tolerance: Annotated[float, Field(gt=0)] = 1e-3
+    raw_pixels: bool = False
+    int8: Int8 | None = Int8()
+    compile_latency: bool = True
+    license: str | None = None
 
 
 class TransferPart(BaseModel):
@@ -222,7 +243,7 @@ def describe_errors(error: ValidationError, root: type[BaseModel] = Recipe) -> l
     lines = []
     for item in error.errors():
         # Drop what pydantic adds for unions, which is no key of the recipe.
-        location = tuple(k for k in item["loc"] if isinstance(k, int) or re.fullmatch(r"\w+", k))
+        location = tuple(k for k in item["loc"] if isinstance(k, int) or _is_key(k))
         path = ".".join(map(str, location)) or "recipe"
         if item["type"] == "extra_forbidden":
             model = _model_at(location[:-1], root)
@@ -237,6 +258,10 @@ def describe_errors(error: ValidationError, root: type[BaseModel] = Recipe) -> l
             message = item["msg"][0].lower() + item["msg"][1:]
             lines.append(f"{path}: {message}, got {item['input']!r}")
     return list(dict.fromkeys(lines))
+
+
+def _is_key(part: str) -> bool:
+    return re.fullmatch(r"[\w.+-]+", part) is not None and part not in ("float", "int", "str")
 
 
 def check_shape(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:

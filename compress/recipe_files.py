@@ -6,7 +6,7 @@ neither, and takes no tags.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +71,20 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise UserError(f"{origin} is not readable as YAML: {detail}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a recipe file as it stands, without checking its content."""
+def read_yaml(
+    path: Path, what: str = "a recipe", keys: Iterable[str] = tuple(Recipe.model_fields)
+) -> dict[str, Any]:
+    """Read a recipe file (or another of `keys`) as it stands, without checking its content."""
     if not path.is_file():
-        raise UserError(f"recipe '{path}' not found (looked in {Path.cwd()})")
+        raise UserError(f"{what.removeprefix('a ')} '{path}' not found (looked in {Path.cwd()})")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a recipe is YAML") from None
+        raise UserError(f"{path} is not a text file; {what} is YAML") from None
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         kind = "empty" if raw is None else f"a {type(raw).__name__}"
-        raise UserError(
-            f"{path} is {kind}; a recipe is a mapping with {', '.join(Recipe.model_fields)}"
-        )
+        raise UserError(f"{path} is {kind}; {what} is a mapping with {', '.join(keys)}")
     return {key: _unshared(value) for key, value in raw.items()}
 
 

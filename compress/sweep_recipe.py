@@ -6,7 +6,7 @@ its `student` (and the student's `train` into `distill.train`), a method into `d
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -58,7 +58,17 @@ class Sweep(BaseModel):
     @property
     def protocol(self) -> str:
         """The published weights that hold where a method gives no others."""
-        return str(self.recipe.get("distill", {}).get("protocol", "simkd"))
+        return str((self.recipe.get("distill") or {}).get("protocol", "simkd"))
+
+    @property
+    def reference(self) -> str | None:
+        """The row that others are compared with: KD's."""
+        return next((method.row for method in self.methods if method.name == "kd"), None)
+
+    @property
+    def chooses_epochs(self) -> bool:
+        """Whether a validation split chooses the epoch that is reported."""
+        return bool((self.recipe.get("data") or {}).get("validation"))
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,22 @@ class Cell:
         return f"{self.pair.name}/{self.method.row}"
 
 
+@dataclass
+class Status:
+    """What is known of a sweep's runs by name (`teacher T` or a cell's): why not, or finished."""
+
+    refused: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    current: set[str] = field(default_factory=set)
+
+
 def check_sweep(raw: dict[str, Any]) -> tuple[Sweep | None, list[str]]:
     """The sweep and the problems of its shape; its cells are checked as recipes."""
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
         return None, describe_errors(error, Sweep)
-    problems = []
+    problems = _wrong_parts(sweep)
     for kind, known in (("teacher", sweep.teachers), ("student", sweep.students)):
         for i, pair in enumerate(sweep.pairs):
             label = getattr(pair, kind)
@@ -103,6 +122,29 @@ def check_sweep(raw: dict[str, Any]) -> tuple[Sweep | None, list[str]]:
     return (None if problems else sweep), problems
 
 
+def _wrong_parts(sweep: Sweep) -> list[str]:
+    """What cannot be merged into a recipe."""
+    distill = sweep.recipe.get("distill")
+    parts = {f"recipe.{key}": sweep.recipe.get(key) for key in ("teacher", "student", "distill")}
+    if isinstance(distill, dict):
+        parts["recipe.distill.train"] = distill.get("train")
+    parts |= {f"students.{name}.train": s.get("train") for name, s in sweep.students.items()}
+    problems = [
+        f"{path}: expected a mapping, got {part!r}"
+        for path, part in parts.items()
+        if part is not None and not isinstance(part, dict)
+    ]
+    if isinstance(distill, dict):
+        problems += [
+            f"recipe.distill.{key}: stands in methods, one row each; leave it out here"
+            for key in ("method", "compare")
+            if key in distill
+        ]
+    names = [*sweep.teachers, *(method.row for method in sweep.methods)]
+    problems += [f"'{n}': a label does not end in .yaml" for n in names if n.endswith(".yaml")]
+    return problems
+
+
 def _repeated(path: str, names: list[str]) -> list[str]:
     twice = dict.fromkeys(name for name in names if names.count(name) > 1)
     return [f"{path}: '{name}' stands twice; give one of them another label" for name in twice]
@@ -123,7 +165,10 @@ def recipe_of(
         teacher_file: where the trained teacher lies; None: the recipe trains or reads its own.
     """
     raw = copy.deepcopy(sweep.recipe)
-    teacher = _merged(raw.get("teacher") or {}, sweep.teachers[pair.teacher])
+    entry = sweep.teachers[pair.teacher]
+    teacher = _merged(raw.get("teacher") or {}, entry)
+    if "checkpoint" in entry and "train" not in entry:
+        teacher.pop("train", None)  # it is read as it is
     if teacher_file is not None:
         taps = {"taps": teacher["taps"]} if "taps" in teacher else {}
         teacher = {"checkpoint": teacher_file, **taps}

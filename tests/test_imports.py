@@ -36,6 +36,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.plan",),
     ("compress.checks",),
     ("compress.pipeline",),
+    ("compress.sweep_runs",),
     ("compress.sweep",),
 ]
 

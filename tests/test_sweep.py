@@ -10,7 +10,8 @@ import yaml
 
 from compress import sweep
 from compress.recipe import check_shape
-from compress.sweep_recipe import Sweep, cells, check_sweep, recipe_of
+from compress.sweep_recipe import Status, Sweep, cells, check_sweep, recipe_of
+from compress.sweep_runs import Plan, Run, _problem
 
 SMALL: dict[str, Any] = {
     "title": "Small: a test",
@@ -122,22 +123,88 @@ def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "big → thin" in (out / "table.html").read_text(encoding="utf-8")
     assert sweep.main(command) == 0
     assert ": starts" not in capsys.readouterr().out
+    _changes_are_noticed(file, out)
     # One more row trains that row alone.
     _write(tmp_path, small(methods=[*SMALL["methods"], {"name": "none", "trials": 1}]))
     assert sweep.main(command) == 0
     assert capsys.readouterr().out.count(": starts") == 1
 
 
+def _table(file: Path, out: Path, *, code: int = 0) -> list[dict[str, Any]]:
+    """The table of what a sweep's directory holds for the recipe as it is now."""
+    assert sweep.main([str(file), "--out", str(out), "--table"]) == code
+    rows: list[dict[str, Any]] = json.loads((out / "table.json").read_text(encoding="utf-8"))
+    return rows
+
+
+def _changes_are_noticed(file: Path, out: Path) -> None:
+    # Numbers of another recipe are not shown as this one's.
+    raw = small()
+    raw["methods"][0] = {"name": "kd", "weights": {"ce": 0.5}}
+    _write(file.parent, raw)
+    assert [row["trials"] for row in _table(file, out)] == [1, 0, 1]
+    raw = small()
+    raw["recipe"]["teacher"]["train"]["epochs"] = 6
+    _write(file.parent, raw)
+    assert [row["trials"] for row in _table(file, out)] == [0, 0, 0]
+    # Fewer trials are fewer.
+    _write(file.parent, small(methods=[{"name": "kd", "trials": 1}]))
+    assert [row["trials"] for row in _table(file, out)] == [1, 1]
+    # A damaged cell is told, the others stay.
+    _write(file.parent, small())
+    result = out / "cells/big-thin/kd/distill/kd/result.json"
+    whole = result.read_text(encoding="utf-8")
+    result.write_text('{"broken', encoding="utf-8")
+    rows = _table(file, out, code=1)
+    assert "is damaged" in rows[1]["failed"]
+    assert [row["trials"] for row in rows] == [1, 0, 1]
+    result.write_text(whole, encoding="utf-8")
+
+
 def test_a_failed_cell_is_told_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(run: Any, options: Any) -> tuple[float, str | None]:
-        return 0.0, "the disk is full" if run.name.endswith("/kd") else None
+    def run(self: Plan, run: Run) -> str | None:
+        return "the disk is full" if run.name.endswith("/kd") else None
 
-    monkeypatch.setattr(sweep, "_run", run)
+    monkeypatch.setattr(Plan, "_run", run)
     out = tmp_path / "out"
     assert sweep.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
     told = capsys.readouterr().out
-    assert "big-thin/hot: done" in told
     assert "error: big-thin/kd: the disk is full" in told
+    assert "hot" not in told.partition("error")[2]
     assert "failed" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_teacher_is_trained_with_a_method_that_fits_its_pair(tmp_path: Path) -> None:
+    methods = [{"name": "simkd", "reduction": 1000}, "none"]
+    found = checked(small(methods=methods, paper={}))
+    plan = Plan(found, tmp_path, Status(refused={"big-thin/simkd": "it cannot"}), ())
+    (teacher,) = plan.teachers()
+    assert teacher.recipe["distill"]["method"]["name"] == "none"
+    assert [cell.name for cell in plan.cells] == ["big-thin/none"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("teacher", ["resnet14"], "recipe.teacher: expected a mapping, got ['resnet14']"),
+        ("student", "resnet8", "recipe.student: expected a mapping"),
+        ("distill", [1], "recipe.distill: expected a mapping"),
+        ("distill", {"train": 5}, "recipe.distill.train: expected a mapping, got 5"),
+        ("distill", {"method": "kd"}, "recipe.distill.method: stands in methods"),
+    ],
+)
+def test_a_wrong_part_is_no_traceback(place: str, value: object, expected: str) -> None:
+    raw = small()
+    raw["recipe"][place] = value
+    found, problems = check_sweep(raw)
+    assert found is None
+    assert any(problem.startswith(expected) for problem in problems), problems
+
+
+def test_a_run_ended_by_a_signal_says_which(tmp_path: Path) -> None:
+    run = Run("a/b", tmp_path / "b", {})
+    assert "SIGKILL" in (_problem(-9, "epoch 1", run) or "")
+    assert _problem(2, "loading\nerror: no such\n folder\n", run) == "no such folder"
+    assert _problem(0, "", run) is None

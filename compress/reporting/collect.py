@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from compress.artifacts import read_mapping
+from compress.recipe_files import parse_yaml
 from compress.reporting.network import BASELINE, Network
 from compress.reporting.ranking import LAST_EPOCH, SELECTED, Candidate, Recommendation, recommend
 
@@ -154,11 +154,12 @@ def _reading_order(resolved: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _resolved(path: Path) -> Mapping[str, Any]:
-    return _mapping(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return _mapping(parse_yaml(text, str(path)))
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    return _mapping(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_mapping(path) if path.is_file() else {}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

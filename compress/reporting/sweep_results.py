@@ -6,11 +6,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compress.reporting.collect import load
+from compress.errors import UserError
+from compress.reporting.collect import Run, load
 from compress.reporting.ranking import difference
-from compress.sweep_recipe import PaperValue, Sweep, cells
+from compress.sweep_recipe import PaperValue, Status, Sweep, cells
 
-TEACHER, REFERENCE = "teacher", "kd"
+TEACHER = "teacher"
 KEYS = {"last_epoch": "top1_percent", "best_on_test": "best_on_test_top1_percent"}
 
 
@@ -47,40 +48,58 @@ class Results:
 
     def reading(self, one: Found) -> str:
         """Against KD: "higher", "lower", "not distinguishable", or "" where it says nothing."""
-        other = self.found.get((one.pair, REFERENCE))
-        is_student = one.row not in (TEACHER, REFERENCE)
+        reference = self.sweep.reference
+        other = self.found.get((one.pair, reference)) if reference else None
+        is_student = one.row not in (TEACHER, reference)
         if other is None or other.mean is None or one.mean is None or not is_student:
             return ""
         return difference(one.mean, one.test_images, other.mean, other.test_images).reading
 
 
-def collect(
-    sweep: Sweep, folder: Path, refused: Mapping[str, str], failed: Mapping[str, str]
-) -> Results:
-    """Read the runs of a sweep; what is not there yet stays empty."""
+def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
+    """Read the finished runs of a sweep; what is not there yet, or is of another recipe, is not."""
     results, key = Results(sweep), KEYS[sweep.statistic]
     for index, pair in enumerate(sweep.pairs):
-        networks = load(folder / "teachers" / pair.teacher).teachers
-        paper = sweep.paper.get(TEACHER, [])
+        name = f"teacher {pair.teacher}"
+        percents: tuple[float, ...] = ()
+        if name in status.current:
+            networks = _load(folder / "teachers" / pair.teacher, name, status).teachers
+            percents = tuple(p for network in networks for p in network.percents(key))
         results.found[pair.name, TEACHER] = Found(
             pair.name,
             TEACHER,
-            tuple(p for network in networks for p in network.percents(key)),
-            paper=paper[index] if paper else None,
-            failed=failed.get(f"teacher {pair.teacher}", ""),
+            percents,
+            paper=_paper(sweep, TEACHER, index),
+            failed=status.failed.get(name, ""),
         )
     for cell in cells(sweep):
-        students = load(folder / "cells" / cell.name).students
-        paper = sweep.paper.get(cell.method.row, [])
-        trials = tuple(trial for network in students for trial in network.trials)
+        trials: tuple[Mapping[str, Any], ...] = ()
+        if cell.name in status.current:
+            wanted = cell.method.trials or sweep.recipe.get("trials", 1)
+            students = _load(folder / "cells" / cell.name, cell.name, status).students
+            trials = tuple(t for s in students for t in s.trials if t.get("trial", 0) < wanted)
         results.found[cell.pair.name, cell.method.row] = Found(
             cell.pair.name,
             cell.method.row,
             tuple(trial[key] for trial in trials),
             trials[0]["test_images"] if trials else 0,
-            paper[sweep.pairs.index(cell.pair)] if paper else None,
+            _paper(sweep, cell.method.row, sweep.pairs.index(cell.pair)),
             trials,
-            refused.get(cell.name, ""),
-            failed.get(cell.name, ""),
+            status.refused.get(cell.name, ""),
+            status.failed.get(cell.name, ""),
         )
     return results
+
+
+def _load(folder: Path, name: str, status: Status) -> Run:
+    """A run directory; where it is damaged the run counts as failed, and the others go on."""
+    try:
+        return load(folder)
+    except UserError as error:
+        status.failed[name] = str(error)
+        return Run(folder, name, "", {}, {}, {}, (), ())
+
+
+def _paper(sweep: Sweep, row: str, index: int) -> PaperValue:
+    values = sweep.paper.get(row)
+    return values[index] if values else None

@@ -7,7 +7,7 @@ against the KD row, and the paper's value in a second line.
 import csv
 import io
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -22,7 +22,7 @@ from compress.reporting.markdown import markdown
 from compress.reporting.ranking import NOT_DISTINGUISHABLE
 from compress.reporting.sweep_results import KEYS, TEACHER, Found, Results, collect
 from compress.reporting.tables import Cell, Column, Table
-from compress.sweep_recipe import PaperValue, Sweep
+from compress.sweep_recipe import PaperValue, Status, Sweep
 
 _ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", NOT_DISTINGUISHABLE: "≈"}
 _NOT_APPLICABLE = "n/a"
@@ -44,7 +44,7 @@ def accuracy_table(results: Results) -> Table:
 def _cell(results: Results, one: Found) -> Cell:
     arrow = _ARROWS.get(results.reading(one), "")
     text = formats.mean_and_deviation(one.percents)
-    if not one.percents and (one.refused or one.failed):
+    if one.refused or one.failed:
         text = _NOT_APPLICABLE if one.refused else "failed"
     return Cell(f"{text} {arrow}".strip(), _paper(one.paper) if one.paper is not None else "")
 
@@ -74,8 +74,9 @@ def terms_table(results: Results) -> Table:
             continue
         values = [terms[when]["term"] for when in ("initial", "start", "end")]
         pulls = [terms[when]["gradient_to_ce"] for when in ("initial", "end")]
-        shown = [f"{value:.4g}" for value in (*values, *pulls)]
-        rows.append([one.pair, one.row, *shown, "yes" if values[2] < values[0] else "no"])
+        shown = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
+        fell = None not in (values[0], values[2]) and values[2] < values[0]
+        rows.append([one.pair, one.row, *shown, "yes" if fell else "no"])
     return Table(columns, rows, "The methods' own terms on held-out images")
 
 
@@ -110,7 +111,9 @@ _TERMS = (
 def _protocol(results: Results) -> str:
     sweep = results.sweep
     statistic = {
-        "last_epoch": "accuracy after the last epoch",
+        "last_epoch": "accuracy of the epoch chosen on the validation split"
+        if sweep.chooses_epochs
+        else "accuracy after the last epoch",
         "best_on_test": "best accuracy on the test set, which is optimistic",
     }
     done = sum(bool(one.percents) for one in results.found.values() if one.row != TEACHER)
@@ -129,15 +132,15 @@ _PROTOCOLS = {
 
 def _reading(results: Results) -> str:
     counts = [len(one.percents) for one in results.found.values() if one.row != TEACHER]
-    most = max(counts, default=0)
-    fewest = min((count for count in counts if count), default=0)
-    trials = f"{most}" if most == fewest else f"{fewest} to {most}"
-    spread = "mean ± standard deviation (divisor n - 1)" if most > 1 else "one trial"
-    paper = " Second line: the paper's value." if results.sweep.paper else ""
-    return (
-        f"Trials: {trials}, {spread}. Against KD of the same pair: ↑ higher, ↓ lower, "
-        f"≈ {NOT_DISTINGUISHABLE} (two standard errors of the test set).{paper}"
+    counts = [count for count in counts if count] or [0]
+    trials = str(max(counts)) if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+    spread = ", mean ± standard deviation (divisor n - 1)" if max(counts) > 1 else ""
+    against = (
+        f" Against KD of the same pair: ↑ higher, ↓ lower, ≈ {NOT_DISTINGUISHABLE} (two standard "
+        "errors of the test set)."
     )
+    paper = " Second line, or in brackets: the paper's value." if results.sweep.paper else ""
+    return f"Trials: {trials}{spread}.{against if results.sweep.reference else ''}{paper}"
 
 
 def records(results: Results) -> list[dict[str, Any]]:
@@ -163,11 +166,9 @@ def records(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def write_table(
-    sweep: Sweep, folder: Path, *, refused: Mapping[str, str], failed: Mapping[str, str]
-) -> Path:
+def write_table(sweep: Sweep, folder: Path, status: Status) -> Path:
     """Write table.md, table.html, table.csv and table.json; returns the page's path."""
-    results = collect(sweep, folder, refused, failed)
+    results = collect(sweep, folder, status)
     page, rows = document(results), records(results)
     write_text(folder / "table.md", markdown(page))
     write_text(folder / "table.html", html(page))
@@ -181,8 +182,9 @@ def write_table(
     return folder / "table.html"
 
 
-def terminal_table(
-    sweep: Sweep, folder: Path, *, refused: Mapping[str, str], failed: Mapping[str, str]
-) -> RichTable:
-    """The accuracy table for a terminal."""
-    return accuracy_table(collect(sweep, folder, refused, failed)).rich(sweep.title)
+def terminal_table(sweep: Sweep, folder: Path, status: Status) -> RichTable:
+    """The accuracy table for a terminal, with what its signs mean."""
+    results = collect(sweep, folder, status)
+    table = accuracy_table(results)
+    columns = [replace(c, header=c.header.replace(" → ", "\n→ ")) for c in table.columns]
+    return replace(table, columns=columns, caption=_reading(results)).rich(sweep.title)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -81,7 +82,8 @@ class Table:
         )
         for column in self.columns:
             head = Text("\n".join(filter(None, (column.header, column.unit))))
-            table.add_column(head, justify="right" if column.is_number else "left")
+            side: Literal["right", "left"] = "right" if column.is_number else "left"
+            table.add_column(head, justify=side, overflow="fold")
         for place, row in enumerate(self.rows):
             cells = [Text("\n".join(filter(None, _parts(cell)))) for cell in row]
             table.add_row(*cells, style="bold" if place == self.highlight else None)

@@ -90,14 +90,14 @@ def run(job: Job) -> Outcome:
 
 def _train(
     job: Job, module: Distillation, batches: ImageBatches, data: Dataset, deployed: nn.Module
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float | None]]]:
     """The phases, then the main training; its history, and the method's own terms over it."""
     settings = settings_from(job.recipe.distill.train)
     seed = job.recipe.seed + job.arguments["trial"]
     metric = task_of(job.recipe).metric
     probe = next(iter(batches.epoch(0)))
     held_out = _held_out(data, len(module.method.views), settings.batch_size, job)
-    terms: dict[str, dict[str, float]] = {}
+    terms: dict[str, dict[str, float | None]] = {}
 
     def measure(moment: str) -> None:
         with seeded(seed, job.name, "measure"):
@@ -137,7 +137,8 @@ def _train(
 def _held_out(data: Dataset, views: int, size: int, job: Job) -> Batch:
     """Test images from all over the split, unaugmented, on which a method's term is measured.
 
-    (The first ones may all be of one class.) Each has the index of a training image of its own class, for methods that remember those.
+    (The first ones may all be of one class.) Each has the index of a training image of its own
+    class, for methods that remember those.
     """
     count = min(size, len(data.test))
     chosen = torch.linspace(0, len(data.test) - 1, count).round().long()

@@ -152,12 +152,13 @@ class Int8(Part):
     """The quantized file: images of the training split to calibrate on, and its accuracy gate.
 
     `max_top1_drop` is in percentage points, on the validation split where there is one, else on
-    the test split.
+    the test split. Layers that are left out stay float.
     """
 
     calibration_images: Positive = 512
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     max_top1_drop: Annotated[float, Field(ge=0)] = 1.0
+    leave_out: list[Literal["first", "last"]] = []
 
 
 class Export(Part):

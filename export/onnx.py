@@ -1,27 +1,52 @@
-"""A deployed network as one self-contained ONNX file, and ONNX Runtime sessions on it."""
+"""A deployed network as a self-contained ONNX file."""
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
+from compress.deployment import Encoder
 from compress.errors import UserError
-from compress.models.folding import fold_batchnorm
+from export.files import move, open_session, run_session, write_model
+from export.graphs import INPUT, Exporter, translate
 
-INPUT, OUTPUT = "images", "logits"
+__all__ = [
+    "FEATURES",
+    "INPUT",
+    "OUTPUT",
+    "Exported",
+    "Exporter",
+    "export_encoder",
+    "export_onnx",
+    "open_session",
+    "run_session",
+]
+
+OUTPUT, FEATURES = "logits", "features"
+_AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's file
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the names of the files, the model first, then its tensors' if apart."""
+
+    files: tuple[str, ...]
+    size_bytes: int
+    opset: int
+    exporter: Exporter
+    dynamic_size: bool = False  # height and width are free, not only the batch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "files": list(self.files)}
 
 
 def export_onnx(
-    network: nn.Module,
+    network: torch.nn.Module,
     path: Path,
     *,
     input_shape: tuple[int, int, int],
@@ -29,118 +54,137 @@ def export_onnx(
     preprocessing: Mapping[str, Any],
     fingerprint: str,
     opset: int = 18,
-) -> None:
+    raw_pixels: bool = False,
+    exporter: Exporter = "dynamo",
+    embed_up_to: int | None = None,
+) -> Exported:
     """Write `network` with batch norm folded, in eval mode, weights inside, any batch size.
 
-    The file's only input is `images`, normalised float32 (N, C, H, W); its only output `logits`
-    (N, K). Its metadata hold `class_names` and `preprocessing` as JSON and the `fingerprint`.
+    The file's only input is `images`, normalised float32 (N, C, H, W), or with `raw_pixels` uint8
+    (N, H, W, 3) that it normalises itself; its only output `logits` (N, K). Its metadata hold
+    `class_names` and `preprocessing` as JSON, `input` and the `fingerprint`.
 
     Args:
         network: takes (N, C, H, W), gives (N, K); on any device, not changed.
-        path: written in one step.
+        path: written in one step. Above `embed_up_to` bytes (default: what protobuf can hold) the
+            tensors go to `NAME.data` beside it, which must not be renamed.
         input_shape: (C, H, W).
 
     Raises:
         UserError: torch cannot express the network in ONNX.
     """
-    model = _translate(network, input_shape, opset)
-    _forget_origin(model)
-    model.metadata_props.clear()
+    model = translate(
+        network,
+        input_shape=input_shape,
+        output=OUTPUT,
+        dynamic={0: "batch"},
+        opset=opset,
+        exporter=exporter,
+        raw_pixels=preprocessing if raw_pixels else None,
+    )
     metadata = {
         "class_names": json.dumps(list(class_names)),
         "preprocessing": json.dumps(dict(preprocessing)),
+        "input": "uint8 pixels NHWC" if raw_pixels else "normalised float32 NCHW",
         "fingerprint": fingerprint,
     }
-    onnx.helper.set_model_props(model, metadata)
-    onnx.checker.check_model(model, full_check=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model.SerializeToString(deterministic=True))
-    partial.replace(path)
+    files, size = write_model(model, path, metadata, embed_up_to)
+    return Exported(files, size, opset, exporter)
 
 
-def _translate(
-    network: nn.Module, input_shape: tuple[int, int, int], opset: int
-) -> onnx.ModelProto:
-    """The network, batch norm folded, as an ONNX model that takes any number of images."""
-    folded = fold_batchnorm(network).network.cpu()
-    # Two images: torch.export takes a dimension of one for a constant.
-    images = torch.zeros(2, *input_shape)
-    try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                folded,
-                (images,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise UserError(
-            f"torch {torch.__version__} cannot export this network: {reason}"
-        ) from error
-    assert program is not None  # with dynamo=True there always is one
-    return program.model_proto
+def export_encoder(
+    encoder: Encoder,
+    path: Path,
+    *,
+    fingerprint: str = "",
+    opset: int = 18,
+    exporter: Exporter = "dynamo",
+    embed_up_to: int | None = None,
+) -> Exported:
+    """Write the encoder: normalised `images` (N, 3, H, W) -> `features`, batch norm folded.
 
-
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with as many threads as torch uses.
+    H and W are free where that can be exported and the file agrees with torch at another size;
+    else they are the image size that the encoder was trained at. `dynamic_size` tells which.
 
     Raises:
-        UserError: the file is missing or no ONNX model.
+        UserError: torch cannot export it, or the file computes something else.
     """
-    if not path.is_file():
-        raise UserError(f"{path} not found (looked in {Path.cwd()})")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
     try:
-        return onnxruntime.InferenceSession(
-            path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        return _encoder(
+            encoder,
+            path,
+            {0: "batch", 2: "height", 3: "width"},
+            fingerprint=fingerprint,
+            opset=opset,
+            exporter=exporter,
+            embed_up_to=embed_up_to,
         )
-    except Exception as error:  # its exceptions have no common base that is public
-        message = " ".join(str(error).split())
-        raise UserError(f"ONNX Runtime cannot load {path}: {message}") from error
+    except UserError:
+        return _encoder(
+            encoder,
+            path,
+            {0: "batch"},
+            fingerprint=fingerprint,
+            opset=opset,
+            exporter=exporter,
+            embed_up_to=embed_up_to,
+        )
 
 
-def run_session(
-    session: onnxruntime.InferenceSession, images: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Logits (N, K) of normalised images (N, C, H, W)."""
-    logits: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
-    return logits
+def _encoder(
+    encoder: Encoder,
+    path: Path,
+    dynamic: Mapping[int, str],
+    *,
+    fingerprint: str,
+    opset: int,
+    exporter: Exporter,
+    embed_up_to: int | None,
+) -> Exported:
+    size = encoder.preprocessing.image_size
+    model = translate(
+        encoder,
+        input_shape=(3, size, size),
+        output=FEATURES,
+        dynamic=dynamic,
+        opset=opset,
+        exporter=exporter,
+    )
+    metadata = {
+        "preprocessing": json.dumps(encoder.preprocessing.as_dict()),
+        "input": "normalised float32 NCHW",
+        "fingerprint": fingerprint,
+    }
+    is_free = 2 in dynamic
+    # Moved to `path` only once it is proven.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        trial = Path(folder) / path.name
+        files, written = write_model(model, trial, metadata, embed_up_to)
+        _require_agreement(encoder, trial, size, size)
+        if is_free:
+            _require_agreement(encoder, trial, size + encoder.stride, size + 2 * encoder.stride)
+        move(trial.parent, path.parent, files)
+    return Exported(files, written, opset, exporter, dynamic_size=is_free)
 
 
-def _forget_origin(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes on each node: stack traces with this machine's paths."""
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        graph.metadata_props.clear()
-        for item in [*graph.value_info, *graph.input, *graph.output, *graph.initializer]:
-            item.metadata_props.clear()
-        for node in graph.node:
-            node.metadata_props.clear()
-            node.doc_string = ""
-            graphs += [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-    for function in model.functions:
-        function.metadata_props.clear()
-        for node in function.node:
-            node.metadata_props.clear()
-            node.doc_string = ""
+def _require_agreement(encoder: Encoder, path: Path, height: int, width: int) -> None:
+    """Refuse a file whose maps are not the encoder's.
 
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Warnings that torch and onnxscript give each other reason for, none of the user's making."""
-    with warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning):
-            for module in (r"torch\.", r"onnxscript\.", r"onnx_ir\.", r"copyreg"):
-                warnings.filterwarnings("ignore", category=category, module=module)
-        yield
+    Raises:
+        UserError: they differ, or one of the two does not take images of this size.
+    """
+    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
+    network = encoder.body.eval()
+    try:
+        with torch.inference_mode():
+            expected = network(images)
+        found = torch.from_numpy(run_session(open_session(path), images.numpy()))
+        difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    except Exception as error:  # RuntimeError of either; those of ONNX Runtime are not public
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path.name} cannot take {height}x{width} images: {reason}") from error
+    if not difference <= _AGREEMENT * scale:
+        raise UserError(
+            f"{path.name} differs from the trained encoder on {height}x{width} images by up to "
+            f"{difference:.3g} (largest feature {scale:.3g}); try the other exporter"
+        )

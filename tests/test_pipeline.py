@@ -113,7 +113,7 @@ def test_the_numbers_agree_with_each_other(done: tuple[Path, Path]) -> None:
 
 
 def test_the_onnx_file_stands_alone(done: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copy(done[1] / "export/student.onnx", tmp_path)
+    shutil.copy(done[1] / "export/bundle/student.onnx", tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
     assert session.run(None, {"images": torch.zeros(3, 3, 16, 16).numpy()})[0].shape == (3, 3)
     metadata = session.get_modelmeta().custom_metadata_map

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from compress.reporting import cost, figures, results, sections, summary, transfer
+from compress.reporting import cost, figures, product, results, sections, summary, transfer
 from compress.reporting.collect import Run, load
 from compress.reporting.document import Document, Figure
 from compress.reporting.html import html
@@ -45,7 +45,7 @@ def document(run: Run) -> Document:
         *figures.accuracy_and_size(run),
         *sections.fusion(run),
         *cost.cost(run),
-        *cost.export(run),
+        *product.product(run),
         *transfer.transfers(run),
         *sections.time_per_stage(run),
         *sections.definitions(),

@@ -1,4 +1,4 @@
-"""What the networks cost: the accounting section, and the ONNX file beside torch."""
+"""What the networks cost: the accounting section."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,44 +33,11 @@ def cost(run: Run) -> list[Block]:
         Table(exact, rows, f"Cost for one input of {shape}; activations at batch {batch}"),
     ]
     blocks += _projectors(networks)
-    blocks += _latencies("Network", "Latency in torch", run.measured("account"))
+    blocks += latencies("Network", "Latency in torch", run.measured("account"))
     return blocks
 
 
-def export(run: Run) -> list[Block]:
-    """The ONNX file: is it the same network, and how fast is it."""
-    heading, values = Heading("ONNX export"), run.values("export")
-    if not values:
-        return [heading, Paragraph("The export stage has not run.")]
-    torch, timed = _torch_latency(run), run.measured("export")
-    facts = [
-        ("File", formats.plain(values.get("file"))),
-        ("Student", formats.plain(values.get("student"))),
-        ("Opset", formats.count(values.get("opset"))),
-        ("Size (bytes)", formats.count(values.get("size_bytes"))),
-        ("Images compared", formats.count(values.get("images"))),
-        ("Largest logit difference", formats.scientific(values.get("max_abs_difference"))),
-        ("Largest logit", formats.decimal(values.get("logit_scale"))),
-        ("Tolerance, share of it", formats.scientific(values.get("tolerance"))),
-        ("Agreement with torch (%)", formats.decimal(values.get("top1_agreement_percent"))),
-        ("Top-1 in ONNX Runtime (%)", formats.decimal(values.get("onnx_top1_percent"))),
-        ("Top-1 in torch (%)", formats.decimal(values.get("torch_top1_percent"))),
-    ]
-    columns = (Column("Quantity", is_number=False), Column("Value"))
-    blocks: list[Block] = [
-        heading,
-        Table(columns, facts, "The exported file"),
-    ]
-    choice = run.recommendation
-    if choice and choice.label != values.get("student"):
-        text = f"The exported student is {values.get('student')}; recommended is {choice.label}."
-        blocks.append(Paragraph(f"{text} Every student's folder can be exported.", is_note=True))
-    both = {"ONNX Runtime": timed.get("latency") or {}, "torch": torch}
-    timed = {**timed, "latency": {name: row for name, row in both.items() if row}}
-    return blocks + _latencies("Runtime", "Latency of the exported student", timed)
-
-
-def _latencies(first: str, caption: str, measured: Mapping[str, Any]) -> list[Block]:
+def latencies(first: str, caption: str, measured: Mapping[str, Any]) -> list[Block]:
     """One line per name, median and p95 of every batch size beside it; nothing where untimed."""
     latency = measured.get("latency") or {}
     sizes = sorted({size for row in latency.values() for size in row}, key=int)
@@ -84,18 +51,13 @@ def _latencies(first: str, caption: str, measured: Mapping[str, Any]) -> list[Bl
         [name, *(formats.milliseconds(row.get(size, {}).get(key)) for size, key in keys)]
         for name, row in latency.items()
     ]
-    return [Table(columns, rows, caption), _protocol(measured)]
+    return [Table(columns, rows, caption), protocol(measured)]
 
 
-def _protocol(measured: Mapping[str, Any]) -> Paragraph:
-    protocol = measured.get("protocol") or {}
-    return Paragraph(f"Protocol: {formats.plain(protocol) or 'not recorded'}.", is_note=True)
-
-
-def _torch_latency(run: Run) -> Mapping[str, Any]:
-    latency = run.measured("account").get("latency") or {}
-    found = latency.get(run.values("export").get("student")) or {}
-    return found if isinstance(found, dict) else {}
+def protocol(measured: Mapping[str, Any]) -> Paragraph:
+    """How latencies were measured."""
+    told = measured.get("protocol") or {}
+    return Paragraph(f"Protocol: {formats.plain(told) or 'not recorded'}.", is_note=True)
 
 
 def _costs(row: Mapping[str, Any]) -> list[Cell | str]:

@@ -1,24 +1,31 @@
 """The export stage and `python -m export`, on an untrained student and real digits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+import export.bundle
 import export.stage
 from compress import deployment
 from compress.artifacts import Job
-from compress.data import Preprocessing
 from compress.deployment import Student
 from compress.errors import UserError
 from compress.models import build
-from compress.recipe import Recipe
+from compress.recipe import Export, Recipe
 from compress.stages import dataset_of
+from compress.tap_discovery import discover
+from export import predict, verify
 from export.__main__ import main
+from export.files import open_session
+from export.manifest import check_manifest
+from export.parity import Parity
+from tests.export.networks import trained
 
 RECIPE = Recipe.model_validate(
     {
@@ -27,6 +34,11 @@ RECIPE = Recipe.model_validate(
         "student": {"model": "resnet8"},
         "distill": {"method": "kd", "train": {"epochs": 1, "lr": 0.1}},
         "account": {"latency": {"batch_sizes": [1, 3], "rounds": 2}},
+        # The network is not trained: its classes are close to each other.
+        "export": {
+            "int8": {"calibration_images": 32, "max_top1_drop": 50},
+            "compile_latency": False,
+        },
     }
 )
 
@@ -34,31 +46,29 @@ RECIPE = Recipe.model_validate(
 def student() -> Student:
     """A described network as `load_student` gives it."""
     data = dataset_of(RECIPE)
-    size = data.preprocessing.image_size
-    description = {
-        "input_shape": [3, size, size],
-        "class_names": list(data.class_names),
-        "preprocessing": data.preprocessing.as_dict(),
-        "fingerprint": "0123abcd",
-    }
-    return Student(build("resnet8", num_classes=10).eval(), description)
+    network = trained(build("resnet8", num_classes=10), size=16)
+    description = deployment.describe(
+        {"name": "resnet8", "arguments": {}},
+        discover(network, (3, 16, 16), "resnet8"),
+        data.class_names,
+        data.preprocessing,
+        metrics={},
+        fingerprint="0123abcd",
+    )
+    distillation = {"method": {"name": "kd"}, "weights": {"ce": 1, "kd": 0, "method": 1}}
+    description |= {"method": None, "encoder_prefix": "", "distillation": distillation}
+    return Student(network.eval(), description)
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run_folder(tmp_path: Path) -> Path:
     """A run directory with one trained student, `kd`."""
     folder = tmp_path / "run"
     (folder / "distill" / "kd").mkdir(parents=True)
     (folder / "distill" / "kd" / "result.json").write_text("{}")
     (folder / "resolved.yaml").write_text(yaml.safe_dump(RECIPE.model_dump(mode="json")))
     loaded = student()
-
-    def load(asked: Path) -> Student:
-        assert asked == folder / "distill" / "kd"
-        return loaded
-
-    monkeypatch.setattr(deployment, "load_student", load)
-    monkeypatch.setattr(export.stage, "load_student", load)
+    deployment.save(folder / "distill" / "kd", "student", loaded.network, loaded.description)
     return folder
 
 
@@ -77,60 +87,137 @@ def job(run_folder: Path, recipe: Recipe = RECIPE) -> Job:
     )
 
 
-def test_the_stage_writes_a_checked_file_and_its_numbers(run_folder: Path) -> None:
+FILES = {
+    "MODEL_CARD.md",
+    "encoder.onnx",
+    "labels.txt",
+    "manifest.json",
+    "predict.py",
+    "preprocess.json",
+    "student.int8.onnx",
+    "student.json",
+    "student.onnx",
+    "student.safetensors",
+}
+
+
+def test_the_stage_writes_a_bundle_and_its_numbers(run_folder: Path) -> None:
     outcome = export.stage.run(job(run_folder))
     values: dict[str, Any] = outcome.values
-    path = run_folder / "export" / "student.onnx"
-    assert [p.name for p in path.parent.iterdir()] == ["student.onnx"]
-    assert values["file"] == "student.onnx"
+    bundle = run_folder / "export" / "bundle"
+    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+    assert {p.name for p in bundle.iterdir()} == FILES
+    assert set(check_manifest(bundle).files) == FILES - {"manifest.json"}
     assert values["student"] == "kd"
-    assert values["size_bytes"] == path.stat().st_size
+    assert values["size_bytes"] == (bundle / "student.onnx").stat().st_size
     assert values["images"] == 40
     assert values["top1_agreement_percent"] == 100
-    assert values["onnx_top1_percent"] == values["torch_top1_percent"]
     assert values["max_abs_difference"] <= values["tolerance"] * values["logit_scale"]
-    assert set(outcome.measured["latency"]) == {"1", "3"}
-    assert outcome.measured["protocol"]["threads"] == torch.get_num_threads()
-    json.dumps([values, outcome.measured], allow_nan=False)
+    assert values["int8"]["size_bytes"] == (bundle / "student.int8.onnx").stat().st_size
+    assert values["int8"]["size_bytes"] < 0.5 * values["size_bytes"]
+    assert values["int8"]["max_abs_difference"] > values["max_abs_difference"]
+    assert values["encoder"]["dynamic_size"]
+    timed = outcome.measured
+    assert set(timed["latency"]) == {"torch", "ONNX Runtime", "ONNX Runtime, int8"}
+    assert set(timed["latency"]["torch"]) == {"1", "3"}
+    assert timed["not_compiled"] == "not asked for"
+    assert timed["protocol"]["threads"] == torch.get_num_threads()
+    json.dumps([values, timed], allow_nan=False)
+    # The product by itself: its own script on a picture, its own proof on the data.
+    picture = run_folder / "digit.png"
+    pixels = dataset_of(RECIPE).test.fetch_original(0).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(picture)
+    assert predict.main([str(bundle), str(picture)]) == 0
+    assert predict.main([str(bundle), str(picture), "--int8"]) == 0
+    assert verify.main([str(bundle), "--threads", "1", "--max-top1-drop", "50"]) == 0
 
 
-def test_a_file_that_differs_is_refused_and_not_left(
+def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
+    settings = RECIPE.export.model_copy(update={"raw_pixels": True})  # type: ignore[union-attr]
+    recipe = RECIPE.model_copy(update={"export": settings, "account": None})
+    outcome = export.stage.run(job(run_folder, recipe))
+    assert outcome.measured == {}
+    bundle = run_folder / "export" / "bundle"
+    for name in ("student.onnx", "student.int8.onnx"):
+        (given,) = open_session(bundle / name).get_inputs()
+        assert (given.type, given.shape) == ("tensor(uint8)", ["batch", 16, 16, 3])
+    described = json.loads((bundle / "preprocess.json").read_text())
+    assert (described["dtype"], described["layout"]) == ("uint8", "NHWC")
+    assert outcome.values["max_abs_difference"] < 1e-4
+    assert verify.main([str(bundle), "--threads", "1", "--max-top1-drop", "50"]) == 0
+
+
+def test_a_file_that_differs_is_refused_and_nothing_is_left(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = export.stage.export_onnx
+    write = export.bundle.export_onnx
 
     def write_another(network: torch.nn.Module, path: Path, **described: Any) -> None:
         write(build("resnet8", num_classes=10, seed=1), path, **described)
 
-    monkeypatch.setattr(export.stage, "export_onnx", write_another)
+    monkeypatch.setattr(export.bundle, "export_onnx", write_another)
     with pytest.raises(UserError, match="differs from the trained network"):
         export.stage.run(job(run_folder))
     assert list((run_folder / "export").iterdir()) == []
 
 
-def test_preprocessing_in_the_file_rebuilds_the_preprocessing(run_folder: Path) -> None:
-    export.stage.run(job(run_folder))
-    model = onnx.load(run_folder / "export" / "student.onnx")
-    metadata = {p.key: p.value for p in model.metadata_props}
-    found = Preprocessing.from_dict(json.loads(metadata["preprocessing"]))
-    assert found == dataset_of(RECIPE).preprocessing
+def test_an_int8_file_that_costs_too_much_is_refused(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = export.bundle.compare
+
+    def worse(*given: Any, **settings: Any) -> Parity:
+        found = compare(*given, **settings)
+        return replace(found, torch_top1_percent=found.onnx_top1_percent + 50.5)
+
+    monkeypatch.setattr(export.bundle, "compare", worse)
+    with pytest.raises(UserError, match=r"50\.50 points .*max_top1_drop"):
+        export.stage.run(job(run_folder))
+    assert list((run_folder / "export").iterdir()) == []
 
 
-def test_the_command_exports_the_main_student(
+def test_class_names_that_are_no_line_are_refused(run_folder: Path) -> None:
+    for name in ("two\nlines", "not text \udcff"):
+        loaded = student()
+        loaded.description["class_names"][3] = name
+        asked = export.stage.request("kd", loaded, run_folder, RECIPE, Export(int8=None))
+        with pytest.raises(UserError, match=r"labels\.txt"):
+            export.bundle.write_bundle(asked, run_folder / "b")
+
+
+def test_the_command_writes_the_main_students_bundle(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "small.onnx"
-    assert main([str(run_folder), "--out", str(path)]) == 0
-    assert path.is_file()
-    assert "same class" in capsys.readouterr().out
+    path = tmp_path / "small"
+    arguments = [str(run_folder), "--out", str(path)]
+    assert main([*arguments, "--no-int8", "--license", "apache-2.0"]) == 0
+    assert {p.name for p in path.iterdir()} == FILES - {"student.int8.onnx"}
+    assert "license: apache-2.0" in (path / "MODEL_CARD.md").read_text()
+    assert f"bundle: {path}" in capsys.readouterr().out
+    assert main(arguments) == 2
+    assert "replace it with --force" in capsys.readouterr().err
+    assert main([*arguments, "--no-int8", "--force"]) == 0
+
+
+def test_an_interrupted_student_is_bundled_as_its_checkpoint_has_it(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder / "distill" / "kd"
+    (folder / "result.json").rename(folder / "checkpoint.safetensors")
+    loaded = student()
+    loaded.description["interrupted"] = {"after_epoch": 7}
+    monkeypatch.setattr(deployment, "load_unfinished", lambda asked: loaded)
+    assert main([str(run_folder), "--out", str(tmp_path / "b"), "--no-int8"]) == 0
+    card = (tmp_path / "b" / "MODEL_CARD.md").read_text()
+    assert "interrupted after epoch 7" in card
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--student", "kb"], "did you mean 'kd'?"),
-        (["--out", "no/such/folder/x.onnx"], "does not exist"),
-        (["--out", "."], "is a folder"),
+        (["--out", "no/such/folder/x"], "does not exist"),
+        (["--out", "."], "is no bundle"),
     ],
 )
 def test_mistakes_are_one_sentence(

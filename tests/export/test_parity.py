@@ -1,5 +1,6 @@
 """The comparison of torch and ONNX Runtime, with a stand-in for the session."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.data import Preprocessing
 from compress.errors import UserError
-from export.parity import Parity, compare
+from export.parity import Parity, compare, compare_each, pixels_of
 
 
 class Table(nn.Module):
@@ -24,7 +26,8 @@ class Session:
     def __init__(self, *answers: list[list[float]]) -> None:
         self.answers = iter(answers)
 
-    def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+    def run(self, outputs: Any, inputs: dict[str, Any]) -> list[Any]:
+        self.given = inputs
         return [np.asarray(next(self.answers), dtype=np.float32)]
 
 
@@ -42,6 +45,7 @@ def test_numbers_by_hand_over_two_batches() -> None:
     found = compare(Table(), session, batches)  # type: ignore[arg-type]
     assert found.images == 3
     assert found.max_abs_difference == 2.0
+    assert found.mean_abs_difference == pytest.approx((2.0 + 0.5 + 0.25) / 6)
     assert found.logit_scale == 4.0
     assert found.top1_agreement_percent == pytest.approx(200 / 3)
     assert found.torch_top1_percent == pytest.approx(200 / 3)
@@ -49,7 +53,7 @@ def test_numbers_by_hand_over_two_batches() -> None:
 
 
 def parity(difference: float, scale: float) -> Parity:
-    return Parity(10, difference, scale, 90.0, 70.0, 80.0)
+    return Parity(10, difference, difference / 2, scale, 90.0, 70.0, 80.0)
 
 
 def test_the_gate_is_relative_to_the_logits() -> None:
@@ -59,6 +63,28 @@ def test_the_gate_is_relative_to_the_logits() -> None:
         parity(0.02, 10.0).require(1e-3)
     for number in ("0.02", "0.01", "10 images", "90.00 %", "70.00 %", "80.00 %"):
         assert number in str(refusal.value)
+
+
+def test_several_files_are_compared_as_each_alone() -> None:
+    batches = [(images([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))]
+    answers = [[[1.0, 0.0], [0.0, 2.0]], [[1.0, 3.0], [0.0, 2.0]]]
+    sessions = {str(i): Session(answer) for i, answer in enumerate(answers)}
+    found = compare_each(Table(), sessions, batches)  # type: ignore[arg-type]
+    for i, answer in enumerate(answers):
+        alone = compare(Table(), Session(answer), batches)  # type: ignore[arg-type]
+        assert found[str(i)] == alone
+    assert [found["0"].top1_drop, found["1"].top1_drop] == [0, 50]
+
+
+def test_a_file_is_given_what_it_takes() -> None:
+    preprocessing = Preprocessing(2, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    every = torch.arange(256, dtype=torch.uint8).repeat(3).view(64, 3, 2, 2)
+    session = Session([[0.0, 0.0, 0.0]] * 64)
+    batches = [(preprocessing.normalise(every), torch.zeros(64, dtype=torch.long))]
+    taken = partial(pixels_of, preprocessing=preprocessing)
+    compare(Table(), session, batches, taken=taken)  # type: ignore[arg-type]
+    assert session.given["images"].dtype == np.uint8
+    np.testing.assert_array_equal(session.given["images"], every.permute(0, 2, 3, 1).numpy())
 
 
 @pytest.mark.parametrize("answer", [float("nan"), float("inf")])

@@ -1,0 +1,117 @@
+"""MODEL_CARD.md: what is in a bundle, how it was made, how good it is, and what it is not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_FRONT = """---
+license: {license}
+pipeline_tag: image-classification
+---
+"""
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
+            `license` (None: not stated), `parity`, `int8` (None without it), `files` (name ->
+            bytes), `latency` (see `export.timing`, or None), `costs` (of `account`, or None).
+    """
+    sections = [
+        _FRONT.format(license=facts["license"] or "unknown") + f"\n# {facts['name']}",
+        _summary(facts),
+        "## Use\n\n" + _use(),
+        "## Accuracy\n\n" + _accuracy(facts),
+        "## Size and speed\n\n" + _speed(facts),
+        "## How it was made\n\n" + _origin(facts),
+        "## Limits\n\n" + _limits(facts),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    student = facts["student"]
+    size = student["preprocessing"]["image_size"]
+    text = (
+        f"An image classifier: {student['architecture']['name']}, {student['num_classes']} classes "
+        f"(`labels.txt`), RGB images of {size} x {size} pixels."
+    )
+    interrupted = student.get("interrupted")
+    if interrupted:
+        text += (
+            f" **Its training was interrupted after epoch {interrupted['after_epoch']}**; the "
+            "numbers are of that epoch."
+        )
+    return text
+
+
+def _use() -> str:
+    return (
+        "    pip install numpy pillow onnxruntime\n"
+        "    python BUNDLE/predict.py image.png [folder ...] [--int8] [--json]\n\n"
+        "`preprocess.json` states exactly what the ONNX files take; `manifest.json` has the "
+        "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it."
+    )
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    parity, int8 = facts["parity"], facts["int8"]
+    rows = [
+        "| network | top-1, % | same class as trained, % |",
+        "|---|---:|---:|",
+        f"| as trained (torch) | {parity['torch_top1_percent']:.2f} | |",
+        f"| `student.onnx` | {parity['onnx_top1_percent']:.2f} | "
+        f"{parity['top1_agreement_percent']:.2f} |",
+    ]
+    if int8 is not None:
+        rows.append(
+            f"| `student.int8.onnx` | {int8['onnx_top1_percent']:.2f} | "
+            f"{int8['top1_agreement_percent']:.2f} |"
+        )
+    split = "the test split"
+    rows.append(f"\nOn {parity['images']} images of {split}, last epoch unless said otherwise.")
+    return "\n".join(rows)
+
+
+def _speed(facts: Mapping[str, Any]) -> str:
+    lines = ["| file | MB |", "|---|---:|"]
+    lines += [f"| `{name}` | {size / 1e6:.3f} |" for name, size in facts["files"].items()]
+    costs = facts["costs"]
+    if costs is not None:
+        lines.append(f"\n{costs['parameters']:,} parameters, {costs['macs']:,} MACs per image.")
+    timed = facts["latency"]
+    if timed is not None:
+        sizes = sorted({s for row in timed["latency"].values() for s in row}, key=int)
+        lines += ["", "| runtime | " + " | ".join(f"batch {s}, ms" for s in sizes) + " |"]
+        lines.append("|---|" + "---:|" * len(sizes))
+        for name, row in timed["latency"].items():
+            cells = [f"{row[s]['median_ms']:.3f}" for s in sizes]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        told = ", ".join(f"{k} {v}" for k, v in timed["protocol"].items())
+        lines.append(f"\nMedian of a call: {told}.")
+    return "\n".join(lines)
+
+
+def _origin(facts: Mapping[str, Any]) -> str:
+    student = facts["student"]
+    distillation = student["distillation"]
+    arguments = {k: v for k, v in distillation["method"].items() if k != "name"}
+    method = distillation["method"]["name"] + (f" {arguments}" if arguments else "")
+    weights = ", ".join(f"{k} {v:g}" for k, v in distillation["weights"].items())
+    data = ", ".join(f"{k} {v}" for k, v in facts["data"].items() if v is not None)
+    versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
+    return (
+        f"* Data: {data}\n* Method: {method}, weights of the terms: {weights}\n"
+        f"* Recipe fingerprint: {student['fingerprint']}\n* Versions: {versions}"
+    )
+
+
+def _limits(facts: Mapping[str, Any]) -> str:
+    return (
+        "It knows its classes alone: an image of anything else still gets one of them. Accuracy "
+        "was measured on the data above; other cameras, crops and qualities were not tried. "
+        "Probabilities are not calibrated. Latency holds for the machine named beside it. The "
+        "licence of the training data, and of the teacher, also binds this model: "
+        + ("it was not stated." if facts["license"] is None else f"{facts['license']}.")
+    )

@@ -1,0 +1,189 @@
+"""`export.verify` accepts a whole bundle, and says of any other what is wrong with it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from compress.data import Preprocessing
+from export.verify import main
+from tests.export import bundles
+
+QUICK = ["--threads", "1", "--images", "40", "--batch", "16"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundles.write(tmp_path_factory.mktemp("whole") / "bundle")
+
+
+@pytest.fixture
+def bundle(whole: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(whole, tmp_path / "bundle"))
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_whole_bundle_is_in_order(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    code, found = report(capsys, str(whole), "--images", "20", "--batch", "8")
+    assert (code, found["failures"]) == (0, [])
+    assert torch.get_num_threads() == before
+    assert set(found["opsets"].values()) == {18}
+    asked = {(row["file"], row["batch"], row["threads"]) for row in found["rows"]}
+    threads = {row["threads"] for row in found["rows"]}
+    assert 1 in threads
+    files = ("student.onnx", "student.int8.onnx")
+    assert asked == {(f, b, t) for f in files for b in (1, 8) for t in threads}
+    for row in found["rows"]:
+        assert row["images"] == 20
+        assert row["top1_agreement_percent"] == 100
+        assert row["onnx_top1_percent"] == row["torch_top1_percent"] > 60
+        assert 0 < row["mean_abs_difference"] <= row["max_abs_difference"] < 1e-3
+    sizes = {(row["height"], row["width"]) for row in found["encoder"]}
+    assert sizes == {(16, 16), (20, 24)}
+    assert all(0 < row["max_abs"] < 1e-3 * row["scale"] for row in found["encoder"])
+
+
+def test_the_tables_are_for_reading(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(whole), *QUICK]) == 0
+    shown = capsys.readouterr().out
+    assert "in order" in shown
+    assert "student.int8.onnx" in shown
+
+
+def test_a_bundle_that_takes_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = report(capsys, str(bundles.write(tmp_path / "raw", raw=True)), *QUICK)
+    assert (code, found["failures"]) == (0, [])
+    assert found["rows"][0]["onnx_top1_percent"] > 60
+
+
+def test_images_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = bundles.digits()
+    for split, images in (("train", data.train), ("test", data.test)):
+        for i in range(30):
+            place = tmp_path / "data" / split / str(int(images.labels[i]))
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = images.fetch(torch.tensor([i]))[0].permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(place / f"{i}.png")
+    own = Preprocessing(16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=16)
+    made = bundles.write(tmp_path / "bundle", preprocessing=own)
+    bundles.listed(made, {"name": "image_folder", "image_size": 16})
+    assert main([str(made), *QUICK]) == 2
+    assert "say which with --data FOLDER" in capsys.readouterr().err
+    code, found = report(capsys, str(made), *QUICK, "--data", str(tmp_path / "data"))
+    assert code == 0
+    assert found["rows"][0]["images"] == 30
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+SPOILED: list[tuple[Callable[[Path], Any], list[str]]] = [
+    (lambda b: flip(b / "student.onnx"), ["student.onnx was changed (its SHA-256"]),
+    (lambda b: (b / "encoder.onnx").write_bytes(b"x"), ["encoder.onnx is truncated: it has 1 "]),
+    (lambda b: (b / "labels.txt").unlink(), ["labels.txt is missing"]),
+    (lambda b: (b / "notes.txt").write_text("x"), ["notes.txt is not listed"]),
+    (lambda b: (b / "manifest.json").unlink(), ["is no bundle"]),
+    (lambda b: (b / "manifest.json").write_text("{"), ["manifest.json is damaged"]),
+    (lambda b: (b / "manifest.json").write_text('{"format": 2}'), ["has format 2"]),
+    (lambda b: (b / "manifest.json").write_text('{"format": 1}'), ["manifest.json is damaged"]),
+    (
+        lambda b: (b / "labels.txt").rename(b / "names.txt"),
+        ["labels.txt is missing", "names.txt is not listed"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "sentences"), SPOILED)
+def test_files_that_are_not_the_manifests(
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], Any],
+    sentences: list[str],
+) -> None:
+    spoil(bundle)
+    assert main([str(bundle), *QUICK]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(sentences)
+    for line, sentence in zip(lines, sentences, strict=True):
+        assert sentence in line
+
+
+def unknown_opset(bundle: Path) -> None:
+    model = onnx.load(bundle / "student.onnx")
+    model.opset_import[0].version = 99
+    (bundle / "student.onnx").write_bytes(model.SerializeToString())
+
+
+def say(bundle: Path, **changed: Any) -> None:
+    path = bundle / "preprocess.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+WRONG: list[tuple[Callable[[Path], Any], dict[str, Any], list[str], str]] = [
+    (unknown_opset, {}, [], "asks for opset 99"),
+    (lambda b: (b / "student.onnx").unlink(), {}, [], "lists no student.onnx"),
+    (lambda b: (b / "labels.txt").write_text("a\nb\n"), {}, [], "names other classes"),
+    (lambda b: say(b, image_size=32), {}, [], "preprocess.json says image_size 32"),
+    (lambda b: say(b, dtype="uint8"), {}, [], "preprocess.json says dtype 'uint8'"),
+    (lambda b: None, {"image_size": 32}, [], "the data set is opened with"),
+    (lambda b: None, {"classes": 5}, [], "classes are not the 10"),
+    (lambda b: None, {"name": "digit"}, [], "did you mean 'digits'?"),
+    (lambda b: None, {"colour": "grey"}, [], "data section is not this version's"),
+    (lambda b: None, {}, ["--data", "."], "leave out --data"),
+    (lambda b: None, {}, ["--threads", "0"], "--threads 0"),
+    (lambda b: None, {}, ["--threads", "9999"], "this machine has"),
+    (lambda b: None, {}, ["--images", "0"], "--images 0"),
+    (lambda b: None, {}, ["--tolerance", "nan"], "--tolerance nan"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "data", "arguments", "sentence"), WRONG)
+def test_mistakes_are_one_sentence(
+    bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path], Any],
+    data: dict[str, Any],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    spoil(bundle)
+    bundles.listed(bundle, {**bundles.DATA, **data})
+    assert main([str(bundle), *QUICK, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_no_folder_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "not found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.int8.onnx"])
+def test_another_network_in_a_file_exceeds_its_limit(
+    bundle: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    preprocessing = bundles.digits().preprocessing
+    bundles.write_onnx(bundle / name, bundles.confused(), raw=False, preprocessing=preprocessing)
+    bundles.listed(bundle)
+    code, found = report(capsys, str(bundle), *QUICK)
+    assert code == 1
+    assert len(found["failures"]) == 2
+    assert all(line.startswith(f"{name} at batch ") for line in found["failures"])
+    wide = ["--tolerance", "100", "--max-top1-drop", "100"]
+    assert report(capsys, str(bundle), *QUICK, *wide)[0] == 0

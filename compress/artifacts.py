@@ -92,6 +92,7 @@ def write_tensors(
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}; what was written before is whole") from None
+    partial.chmod(0o644)  # safetensors keeps files to their owner
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

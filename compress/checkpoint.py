@@ -25,6 +25,22 @@ def trained_state(directory: Path) -> dict[str, Tensor]:
     return _module_part(read_tensors(directory / _FILE)[0])
 
 
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    """The rows of the whole epochs that a training has behind it; none without a checkpoint."""
+    path = directory / _FILE
+    if not path.is_file():
+        return []
+    history: list[dict[str, Any]] = json.loads(read_tensors(path)[1].get("history", "[]"))
+    return history
+
+
+def trained_epoch(directory: Path, history: list[dict[str, Any]]) -> int:
+    """The epoch, counted from 1, of the weights that `trained_state` gives."""
+    for path in directory.glob("best-*.safetensors"):
+        return int(path.stem.removeprefix("best-"))
+    return len(history)
+
+
 def _module_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
 

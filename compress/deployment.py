@@ -5,7 +5,6 @@ says how to build the network around them. A student's file is the deployed netw
 rebuilding it nor cutting out its encoder needs a teacher.
 """
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from compress.artifacts import (
     write_json,
     write_tensors,
 )
-from compress.checkpoint import trained_state
+from compress.checkpoint import read_history, trained_epoch, trained_state
 from compress.data.images import Preprocessing
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
@@ -35,6 +34,10 @@ from compress.tap_discovery import switch_off_inplace
 from compress.taps import MapSpec, TapSpecs, encoder_until
 
 FORMAT = 1
+_KEYS = {
+    *("architecture", "num_classes", "class_names", "input_shape", "preprocessing", "taps"),
+    *("method", "fingerprint"),
+}
 # The plain numbers of a method's context.
 _NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
 
@@ -147,7 +150,7 @@ def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
         raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
     if content.get("code"):
         user_code.verify(content["architecture"]["name"], content["code"], path)
-    missing = sorted({"architecture", "num_classes", "input_shape", "taps", "method"} - {*content})
+    missing = sorted(_KEYS - {*content})
     if missing:
         raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return content
@@ -186,13 +189,14 @@ def load_student(folder: Path, name: str = "student") -> Student:
 def load_unfinished(folder: Path) -> Student:
     """The deployed network of a training that was interrupted, as its last checkpoint has it.
 
-    Its description's `metrics` are those of that epoch, `interrupted` says which it is.
+    Its weights are of the last whole epoch, or of the best one where a validation split chooses;
+    its description's `metrics` are those of that epoch, and `interrupted` names both.
 
     Raises:
         UserError: no epoch was finished, or a file is damaged.
     """
-    history_file = folder / "metrics.jsonl"
-    if not (folder / "description.json").is_file() or not history_file.is_file():
+    history = read_history(folder)
+    if not history or not (folder / "description.json").is_file():
         raise UserError(f"{folder} holds no whole epoch of a student's training yet")
     description = load_description(folder, "description")
     state = trained_state(folder)
@@ -206,10 +210,10 @@ def load_unfinished(folder: Path) -> Student:
         fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
         method.load_state_dict(fitting, strict=False)
         network = method.deploy(network)
-    lines = history_file.read_text(encoding="utf-8").splitlines()
-    last = json.loads(lines[-1])
-    description["metrics"] = {k: v for k, v in last.items() if "percent" in k}
-    description["interrupted"] = {"after_epoch": last["epoch"]}
+    epoch = trained_epoch(folder, history)
+    row = history[epoch - 1]
+    description["metrics"] = {k: v for k, v in row.items() if "percent" in k}
+    description["interrupted"] = {"after_epoch": len(history), "weights_of_epoch": epoch}
     return Student(network.eval(), description)
 
 

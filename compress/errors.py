@@ -1,7 +1,8 @@
 """The one exception that speaks to the user, and the hint in its messages."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -9,6 +10,28 @@ class UserError(Exception):
 
     The message says what was given, what was expected and what to do.
     """
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command; what its user did wrong is one line on stderr and no traceback.
+
+    Returns:
+        The command's own code; 2 after a user's mistake or where a file cannot be read or
+        written; 130 when interrupted.
+    """
+    try:
+        return command()
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror or error}"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -174,7 +174,7 @@ class Export(Part):
     raw_pixels: bool = False
     int8: Int8 | None = Int8()
     compile_latency: bool = True
-    license: str | None = None
+    license: Annotated[str, Field(pattern=r"^[^\r\n]+$")] | None = None
 
 
 class TransferPart(BaseModel):

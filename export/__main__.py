@@ -1,12 +1,12 @@
 """`python -m export RUN`: any student of a run directory as a bundle that runs anywhere."""
 
 import argparse
-import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from compress.errors import UserError, nearest
+from compress.errors import UserError, exit_code, nearest
 
 if TYPE_CHECKING:
     from compress.deployment import Student
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 after a user's mistake."""
+    """Run the command; returns the exit code: 0, 2 after a user's mistake, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("run", type=Path, help="a run directory of compress.pipeline")
     parser.add_argument("--student", help="which student (default: the recipe's main method)")
@@ -23,28 +23,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--raw-pixels", action="store_true", help="files that take uint8 (N, H, W, 3)"
     )
+    parser.add_argument("--calibration-images", type=int, help="for int8 (default: the recipe's)")
+    parser.add_argument("--calibration", help="minmax, entropy or percentile")
+    parser.add_argument("--max-top1-drop", type=float, help="points that int8 may lose")
+    parser.add_argument("--leave-out", nargs="+", help="layers that stay float: first, last")
     parser.add_argument("--license", help="for the model card, such as apache-2.0")
     parser.add_argument(
         "--trust-code", action="store_true", help="run code that the student's file names"
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     options = parser.parse_args(arguments)
-    try:
-        if options.trust_code:
-            from compress.models import user_code
+    return exit_code(lambda: _command(options))
 
-            user_code.trust("*")
-        _export(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _command(options: argparse.Namespace) -> int:
+    if options.trust_code:
+        from compress.models import user_code
+
+        user_code.trust("*")
+    _export(options)
     return 0
 
 
 def _export(options: argparse.Namespace) -> None:
     # What is heavy is imported after the arguments are known to be right.
     from compress.recipe_files import load_resolved
-    from export.bundle import write_bundle
+    from export.bundle import UNFINISHED, write_bundle
     from export.stage import request
 
     run: Path = options.run
@@ -55,27 +59,37 @@ def _export(options: argparse.Namespace) -> None:
     settings = _settings(recipe, options)
     student = _load(run / "distill" / name)
     asked = request(name, student, run, recipe, settings)
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    write_bundle(asked, fresh)
-    if out.exists():
-        shutil.rmtree(out)
-    fresh.rename(out)
+    # The old bundle goes once the new one is whole and in its place.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=UNFINISHED) as folder:
+        write_bundle(asked, Path(folder) / "new")
+        if out.exists():
+            out.rename(Path(folder) / "old")
+        (Path(folder) / "new").rename(out)
     print(f"bundle: {out}")
 
 
 def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
     """The recipe's export section with what the command line changes."""
-    from compress.recipe import Export
+    from pydantic import ValidationError
 
-    changes: dict[str, object] = {}
+    from compress.recipe import Export, Int8, describe_errors
+
+    base = recipe.export or Export()
+    names = ("calibration_images", "calibration", "max_top1_drop", "leave_out")
+    int8 = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    changes: dict[str, Any] = {}
     if options.no_int8:
         changes["int8"] = None
+    elif int8:
+        changes["int8"] = {**(base.int8 or Int8()).model_dump(), **int8}
     if options.raw_pixels:
         changes["raw_pixels"] = True
     if options.license:
         changes["license"] = options.license
-    return (recipe.export or Export()).model_copy(update=changes)
+    try:
+        return Export.model_validate({**base.model_dump(), **changes})
+    except ValidationError as error:
+        raise UserError("; ".join(describe_errors(error, Export))) from None
 
 
 def _load(folder: Path) -> "Student":
@@ -86,20 +100,37 @@ def _load(folder: Path) -> "Student":
     if (folder / "result.json").is_file():
         return load_student(folder)
     student = load_unfinished(folder)
-    epoch = student.description["interrupted"]["after_epoch"]
-    log(f"{folder} was interrupted; this is its student after epoch {epoch}")
+    epochs = student.description["interrupted"]
+    log(
+        f"{folder} was interrupted after epoch {epochs['after_epoch']}; this is its student as of "
+        f"epoch {epochs['weights_of_epoch']}"
+    )
     return student
 
 
 def _refuse_occupied(out: Path, *, force: bool) -> None:
+    """Only a whole bundle that holds nothing else is ever replaced."""
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: folder '{out.parent}' does not exist")
-    if not out.exists():
+    if not out.exists() and not out.is_symlink():
         return
-    if not (out / "manifest.json").is_file():
-        raise UserError(f"--out {out}: it exists and is no bundle; choose another name")
+    if out.is_symlink() or out.resolve() == Path.cwd():
+        raise UserError(f"--out {out}: give the name of a new folder, no link and not this folder")
     if not force:
         raise UserError(f"--out {out}: it exists; choose another name, or replace it with --force")
+    from export.manifest import check_manifest
+
+    try:
+        listed = set(check_manifest(out).files)
+    except UserError as error:
+        raise UserError(
+            f"--out {out}: it exists and is no whole bundle ({str(error).splitlines()[0]}); "
+            "choose another name"
+        ) from None
+    found = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
+    others = sorted(found - listed - {"manifest.json"})
+    if others:
+        raise UserError(f"--out {out}: it holds more than a bundle ({others[0]}); move that first")
 
 
 def _choose(run: Path, name: str | None, recipe: "Recipe") -> str:

@@ -5,33 +5,41 @@ preprocess.json  predict.py  MODEL_CARD.md  manifest.json (SHA-256 of every othe
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from numpy.typing import NDArray
 
 from compress.artifacts import write_json, write_text
 from compress.console import bar, log
-from compress.data import Dataset, Images, Preprocessing, evaluation_batches
+from compress.data import Dataset, Images, evaluation_batches
 from compress.deployment import Student, load_encoder, save
+from compress.environment import environment
 from compress.errors import UserError
 from compress.models.folding import fold_batchnorm
 from compress.recipe import Export, Latency
 from export import predict
 from export.card import model_card
+from export.files import open_session
+from export.layout import ENCODER, FLOAT, INT8, preprocess_content
 from export.manifest import write_manifest
-from export.onnx import export_encoder, export_onnx, open_session
+from export.onnx import Exported, export_encoder, export_onnx
 from export.parity import Parity, Taken, compare, pixels_of
 from export.quantize import quantize_onnx, require_accuracy
-from export.timing import FLOAT, INT8, time_runtimes
+from export.timing import ORT, ORT_INT8, time_runtimes
 
 _BATCH = 64
 _CPU = torch.device("cpu")
-FLOAT_FILE, INT8_FILE, ENCODER_FILE = "student.onnx", "student.int8.onnx", "encoder.onnx"
+# Hidden folders in which a bundle is made; what a kill leaves of one may be deleted.
+UNFINISHED = ".bundle-"
+# Operators that move numbers and compute nothing.
+_MOVING = {"Concat", "Gather", "Reshape", "Slice", "Split", "Transpose"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Request:
     """What is to be bundled.
 
     `data_section` is the recipe's, without root and with the seed that subsets are drawn by;
-    `latency` None leaves out timing; `costs` are the student's columns of `account`, if it ran.
+    `latency` None leaves out timing; `costs` are the student's columns of `account`, if it ran;
+    `found` and `teachers` are what the distill and teacher stages found.
     """
 
     name: str
@@ -49,6 +58,8 @@ class Request:
     settings: Export
     latency: Latency | None = None
     costs: Mapping[str, Any] | None = None
+    found: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Sequence[Mapping[str, Any]] = ()
 
 
 def write_bundle(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,12 +71,11 @@ def write_bundle(request: Request, folder: Path) -> tuple[dict[str, Any], dict[s
     Raises:
         UserError: the student cannot be exported, or a file differs too much from it.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
     try:
+        partial.chmod(0o755)
         values, measured = _fill(request, partial)
-        partial.replace(folder)
+        partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return values, measured
@@ -74,13 +84,13 @@ def write_bundle(request: Request, folder: Path) -> tuple[dict[str, Any], dict[s
 def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     student, settings = request.student, request.settings
     described = student.description
-    preprocessing = Preprocessing.from_dict(described["preprocessing"])
     save(folder, "student", student.network, described)
     write_text(folder / "labels.txt", "".join(f"{n}\n" for n in _labels(described)))
-    _write_preprocess(folder, preprocessing, raw_pixels=settings.raw_pixels)
+    content = preprocess_content(described["preprocessing"], raw_pixels=settings.raw_pixels)
+    write_json(folder / "preprocess.json", content)
     shutil.copyfile(predict.__file__, folder / "predict.py")
-    parity = _float(request, folder)
-    int8 = _int8(request, folder) if settings.int8 is not None else None
+    written, parity = _float(request, folder)
+    int8 = _int8(request, folder, written) if settings.int8 is not None else None
     encoder = _encoder(described, folder, settings)
     measured = _timed(request, folder)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -91,9 +101,12 @@ def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any
         "data": request.data_section,
         "parity": parity.as_dict(),
         "int8": int8,
-        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".safetensors"))},
+        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".data", ".safetensors"))},
         "latency": measured or None,
         "costs": request.costs,
+        "found": request.found,
+        "teachers": request.teachers,
+        "machine": environment(_CPU),
     }
     write_text(folder / "MODEL_CARD.md", model_card(facts))
     write_manifest(
@@ -108,7 +121,8 @@ def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any
         "opset": settings.opset,
         "raw_pixels": settings.raw_pixels,
         "tolerance": settings.tolerance,
-        "size_bytes": sizes[FLOAT_FILE],
+        "size_bytes": written.size_bytes,
+        "moving_nodes": _moving_nodes(folder / FLOAT),
         **parity.as_dict(),
         "int8": int8,
         "encoder": encoder,
@@ -121,34 +135,16 @@ def _labels(described: Mapping[str, Any]) -> list[str]:
     for name in names:
         # A folder's name may hold bytes that are no text.
         is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
-        if len(name.splitlines()) != 1 or not is_text:
+        if name.splitlines() != [name] or not is_text:
             raise UserError(f"class name {name!r} is no line of text for labels.txt; rename it")
     return names
 
 
-def _write_preprocess(folder: Path, preprocessing: Preprocessing, *, raw_pixels: bool) -> None:
-    content = {
-        "format": 1,
-        "input": "images",
-        "dtype": "uint8" if raw_pixels else "float32",
-        "layout": "NHWC" if raw_pixels else "NCHW",
-        "color": "RGB",
-        "image_size": preprocessing.image_size,
-        "resize": preprocessing.resize,
-        "interpolation": "bilinear",
-        "divide_by": 255.0,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "normalise_in_graph": raw_pixels,
-    }
-    write_json(folder / "preprocess.json", content)
-
-
-def _float(request: Request, folder: Path) -> Parity:
+def _float(request: Request, folder: Path) -> tuple[Exported, Parity]:
     described, settings = request.student.description, request.settings
     channels, height, width = described["input_shape"]
-    path = folder / FLOAT_FILE
-    export_onnx(
+    path = folder / FLOAT
+    written = export_onnx(
         request.student.network,
         path,
         input_shape=(channels, height, width),
@@ -161,18 +157,18 @@ def _float(request: Request, folder: Path) -> Parity:
     parity = _compare(request, path, request.data.test)
     parity.require(settings.tolerance)
     log(
-        f"  {FLOAT_FILE}: logits within {parity.max_abs_difference:.2g} of the trained network on "
+        f"  {FLOAT}: logits within {parity.max_abs_difference:.2g} of the trained network on "
         f"{parity.images} test images, top-1 {parity.onnx_top1_percent:.2f} %"
     )
-    return parity
+    return written, parity
 
 
-def _int8(request: Request, folder: Path) -> dict[str, Any]:
+def _int8(request: Request, folder: Path, written: Exported) -> dict[str, Any]:
     asked = request.settings.int8
     assert asked is not None
-    path = folder / INT8_FILE
+    path = folder / INT8
     info = quantize_onnx(
-        folder / FLOAT_FILE,
+        folder / FLOAT,
         path,
         _calibration(request),
         method=asked.calibration,
@@ -185,13 +181,26 @@ def _int8(request: Request, folder: Path) -> dict[str, Any]:
         gate.torch_top1_percent, gate.onnx_top1_percent, asked.max_top1_drop, gate.images
     )
     parity = gate if judged is request.data.test else _compare(request, path, request.data.test)
-    size = path.stat().st_size
-    share = size / (folder / FLOAT_FILE).stat().st_size
+    share = info.size_bytes / written.size_bytes
     log(
-        f"  {INT8_FILE}: top-1 {parity.onnx_top1_percent:.2f} % "
+        f"  {INT8}: top-1 {parity.onnx_top1_percent:.2f} % "
         f"({parity.onnx_top1_percent - parity.torch_top1_percent:+.2f}), {share:.2f} of the size"
     )
-    return {"size_bytes": size, **info.as_dict(), **parity.as_dict()}
+    return {
+        **info.as_dict(),
+        **parity.as_dict(),
+        "gate": {
+            "split": "validation" if judged is request.data.validation else "test",
+            "images": gate.images,
+            "top1_drop": gate.top1_drop,
+            "accepted": asked.max_top1_drop,
+        },
+    }
+
+
+def _moving_nodes(path: Path) -> int:
+    graph = onnx.load(path, load_external_data=False).graph
+    return sum(node.op_type in _MOVING for node in graph.node)
 
 
 def _calibration(request: Request) -> Iterator[NDArray[Any]]:
@@ -230,22 +239,22 @@ def _taken(request: Request) -> Taken | None:
 def _encoder(described: Mapping[str, Any], folder: Path, settings: Export) -> dict[str, Any] | None:
     """The encoder's file; None where the network has no last map to cut it at."""
     if described["taps"]["last_map"] is None:
-        log(f"  {ENCODER_FILE}: left out, {described['architecture']['name']} has no last map")
+        log(f"  {ENCODER}: left out, {described['architecture']['name']} has no last map")
         return None
-    path = folder / ENCODER_FILE
+    path = folder / ENCODER
     found = export_encoder(
         load_encoder(folder), path, fingerprint=described["fingerprint"], opset=settings.opset
     )
-    log(f"  {ENCODER_FILE}: {'any image size' if found.dynamic_size else 'one image size'}")
+    log(f"  {ENCODER}: {'any image size' if found.dynamic_size else 'one image size'}")
     return found.as_dict()
 
 
 def _timed(request: Request, folder: Path) -> dict[str, Any]:
     if request.latency is None:
         return {}
-    files = {FLOAT: folder / FLOAT_FILE}
-    if (folder / INT8_FILE).is_file():
-        files[INT8] = folder / INT8_FILE
+    files = {ORT: folder / FLOAT}
+    if (folder / INT8).is_file():
+        files[ORT_INT8] = folder / INT8
     channels, height, width = request.student.description["input_shape"]
     return time_runtimes(
         fold_batchnorm(request.student.network).network,

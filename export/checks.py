@@ -13,9 +13,9 @@ from compress.deployment import Student, load_student
 from compress.errors import UserError, nearest
 from compress.recipe import Data
 from export.files import check_file, open_session, takes_pixels
+from export.layout import FLOAT, preprocess_content
 from export.manifest import Manifest
 
-FLOAT, INT8, ENCODER = "student.onnx", "student.int8.onnx", "encoder.onnx"
 _NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
 
 
@@ -43,16 +43,7 @@ def load_described(bundle: Path) -> Student:
     labels = (bundle / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if labels != list(described["class_names"]):
         raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
-    expected = {
-        **{key: described["preprocessing"][key] for key in ("image_size", "resize", "mean", "std")},
-        "input": "images",
-        "color": "RGB",
-        "interpolation": "bilinear",
-        "divide_by": 255.0,
-        "dtype": "uint8" if raw else "float32",
-        "layout": "NHWC" if raw else "NCHW",
-        "normalise_in_graph": raw,
-    }
+    expected = preprocess_content(described["preprocessing"], raw_pixels=raw)
     found = read_mapping(bundle / "preprocess.json")
     for key, value in expected.items():
         if found.get(key) != value:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from compress.data import Dataset, Preprocessing, evaluation_batches
 from compress.deployment import Encoder, Student, load_encoder
 from compress.errors import UserError
-from export.checks import ENCODER
 from export.files import open_session, run_session, takes_pixels
+from export.layout import ENCODER
 from export.parity import Gap, Parity, compare_each, pixels_of
 
 _FEW = 100  # images at batch 1, and for the encoder

@@ -38,6 +38,7 @@ def write_model(
         else:
             names = (path.name, f"{path.name}.data")
             onnx.save_model(model, target, save_as_external_data=True, location=names[1])
+            (target.parent / names[1]).chmod(0o644)
         check_file(target)
         size = sum((target.parent / name).stat().st_size for name in names)
         move(target.parent, path.parent, names)

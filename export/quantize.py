@@ -109,7 +109,7 @@ def require_accuracy(
             f"{int8_top1_percent:.2f} % int8, {images} images), accepted is {max_drop:g} "
             "(export.int8.max_top1_drop); try more calibration images, another calibration "
             f"method ({', '.join(CALIBRATIONS)}), leaving out the first and last layers, or "
-            "`int8: null` to export the float file alone"
+            "`int8: null` (--no-int8) to export the float file alone"
         )
 
 

@@ -1,15 +1,17 @@
 """The stage `export`: the bundle of the student that ships, gated by parity on real images."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import Job, Outcome, read_json
+from compress.artifacts import Job, Outcome, changed_fields, read_json
 from compress.deployment import Student, load_student
 from compress.errors import UserError
 from compress.recipe import Export, Recipe
 from compress.stages import dataset_of
-from export.bundle import Request, write_bundle
+from export.bundle import UNFINISHED, Request, write_bundle
+from export.checks import require_same_data
 
 RESULT_VERSION = 2
 BUNDLE = "bundle"
@@ -23,7 +25,8 @@ def run(job: Job) -> Outcome:
     label = str(job.arguments["label"])
     student = load_student(job.run_folder / "distill" / label)
     folder = job.folder / BUNDLE
-    shutil.rmtree(folder, ignore_errors=True)  # of a stage that was stopped before its result
+    for rest in (folder, *job.folder.glob(f"{UNFINISHED}*")):
+        shutil.rmtree(rest, ignore_errors=True)  # of a stage that was stopped before its result
     asked = request(label, student, job.run_folder, job.recipe, settings)
     values, measured = write_bundle(asked, folder)
     return Outcome({"folder": BUNDLE, **values}, measured)
@@ -32,27 +35,56 @@ def run(job: Job) -> Outcome:
 def request(
     label: str, student: Student, run_folder: Path, recipe: Recipe, settings: Export
 ) -> Request:
-    """What a run's student is bundled with."""
+    """What a run's student is bundled with.
+
+    Raises:
+        UserError: the student was trained for another recipe than the run's present one.
+    """
+    trained = run_folder / "distill" / label
+    _refuse_other_data(trained, recipe)
+    data = dataset_of(recipe)
+    require_same_data(trained, student, data)
     section = recipe.data.model_dump(exclude={"root"})
     return Request(
         name=label,
         student=student,
-        data=dataset_of(recipe),
+        data=data,
         data_section={**section, "seed": _subset_seed(recipe)},
         settings=settings,
         latency=recipe.account.latency if recipe.account else None,
         costs=_costs(run_folder, label),
+        found=_values(trained),
+        teachers=_values(run_folder / "teacher").get("teachers", ()),
     )
+
+
+def _refuse_other_data(trained: Path, recipe: Recipe) -> None:
+    path = trained / "fields.json"
+    if not path.is_file():
+        return
+    before, now = read_json(path).get("data"), recipe.data.model_dump(mode="json", exclude={"root"})
+    changed = changed_fields(before, now, "data")
+    if changed:
+        raise UserError(
+            f"{trained} was trained on other data than the run's recipe names now: "
+            f"{', '.join(changed)}; run the recipe again first"
+        )
 
 
 def _subset_seed(recipe: Recipe) -> int:
     return recipe.seed if recipe.data.seed is None else recipe.data.seed
 
 
+def _values(stage: Path) -> dict[str, Any]:
+    """What a stage found, where it is finished."""
+    path = stage / "result.json"
+    values: dict[str, Any] = read_json(path).get("values", {}) if path.is_file() else {}
+    return values
+
+
 def _costs(run_folder: Path, label: str) -> dict[str, Any] | None:
-    """What `account` counted of this student, where it has run."""
-    path = run_folder / "account" / "result.json"
-    if not path.is_file():
-        return None
-    rows: list[dict[str, Any]] = read_json(path)["values"].get("networks", [])
-    return next((row for row in rows if row.get("label") == label), None)
+    """What `account` counted of this student, where it has run; trials are of one size."""
+    rows = _values(run_folder / "account").get("networks", [])
+    name = re.sub(r"-trial\d+$", "", label)
+    found = (row for row in rows if row["role"] == "deployed" and row["label"] == name)
+    return next(found, None)

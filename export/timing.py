@@ -6,7 +6,7 @@ one number of threads.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import nn
 
 from compress.accounting import measure_latency, protocol
 from compress.recipe import Latency as Asked
-from export.onnx import open_session, run_session
+from export.files import open_session, run_session, takes_pixels
 
 _CPU = torch.device("cpu")
-TORCH, COMPILED, FLOAT, INT8 = "torch", "torch.compile", "ONNX Runtime", "ONNX Runtime, int8"
+TORCH, COMPILED, ORT, ORT_INT8 = "torch", "torch.compile", "ONNX Runtime", "ONNX Runtime, int8"
 
 
 def time_runtimes(
@@ -50,7 +50,7 @@ def time_runtimes(
     candidates: dict[str, Callable[[torch.Tensor], object]] = {TORCH: network}
     reason: str | None = None if compiled else "not asked for"
     if compiled:
-        fast, reason = _compile(network, torch.zeros(1, *input_shape))
+        fast, reason = _compile(network, input_shape, asked.batch_sizes)
         if fast is not None:
             candidates[COMPILED] = fast
     latency: dict[str, dict[str, Any]] = {name: {} for name in (*candidates, *sessions)}
@@ -71,9 +71,9 @@ def time_runtimes(
 def _zeros(
     session: onnxruntime.InferenceSession, batch: int, input_shape: tuple[int, int, int]
 ) -> NDArray[Any]:
-    """What the file takes: normalised NCHW, or with raw pixels uint8 NHWC."""
+    """What the file takes."""
     channels, height, width = input_shape
-    if session.get_inputs()[0].type == "tensor(uint8)":
+    if takes_pixels(session):
         return np.zeros((batch, height, width, channels), np.uint8)
     return np.zeros((batch, *input_shape), np.float32)
 
@@ -96,14 +96,16 @@ def _quiet_compiler() -> Iterator[None]:
 
 
 def _compile(
-    network: nn.Module, images: torch.Tensor
+    network: nn.Module, input_shape: tuple[int, int, int], batch_sizes: Sequence[int]
 ) -> tuple[Callable[[torch.Tensor], object] | None, str | None]:
     """The network compiled, or why it cannot be (no C++ compiler, a graph it cannot follow)."""
     try:
         with warnings.catch_warnings(), _quiet_compiler():
             warnings.simplefilter("ignore")  # torch's own, about itself
             fast = torch.compile(network, dynamic=False)
-            _infer(fast, images)
+            for batch in batch_sizes:
+                _infer(fast, torch.zeros(batch, *input_shape))
     except Exception as error:  # inductor and dynamo share no base class
-        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        return None, f"{type(error).__name__}: {lines[0]}"
     return fast, None

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.console import console, log
-from export.checks import ENCODER, FLOAT
 from export.comparisons import EncoderRow, Row
+from export.layout import ENCODER, FLOAT
 
 # That int8 may lose in a row of fewer images than the longest: one of 100 is a point already.
 _SLACK_IMAGES = 3

@@ -2,7 +2,8 @@
 
 Checks every file against the manifest, every ONNX file by ONNX's own checker, and runs torch and
 ONNX Runtime on the same test images, at batch 1 and N, on each number of threads. Exit code: 0 in
-order, 1 where a limit is exceeded, 2 after a user's mistake, which a changed file counts as.
+order, 1 where a limit is exceeded, 2 after a user's mistake, which a changed file counts as, 130
+when interrupted.
 """
 
 import argparse
@@ -13,30 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import UserError
+from compress.errors import UserError, exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, see the module's docstring."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.trust_code:
-            from compress.models import user_code
+    return exit_code(lambda: _command(options))
 
-            user_code.trust("*")
-        report = verify(
-            options.bundle,
-            data=options.data,
-            images=options.images,
-            batch=options.batch,
-            threads=options.threads,
-            tolerance=options.tolerance,
-            max_top1_drop=options.max_top1_drop,
-        )
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
+
+def _command(options: argparse.Namespace) -> int:
+    if options.trust_code:
+        from compress.models import user_code
+
+        user_code.trust("*")
+    report = verify(
+        options.bundle,
+        data=options.data,
+        images=options.images,
+        batch=options.batch,
+        threads=options.threads,
+        tolerance=options.tolerance,
+        max_top1_drop=options.max_top1_drop,
+    )
     if options.json:
         print(json.dumps(report, indent=2, allow_nan=False))
     else:
@@ -87,7 +87,7 @@ def verify(
             raise UserError(f"{name} {limit}: give 0 or more")
     counts = _threads(threads)
     # What is heavy is imported after the arguments are known to be right.
-    from export import checks, comparisons
+    from export import checks, comparisons, layout
     from export.manifest import check_manifest
     from export.verdict import failures, plain
 
@@ -97,10 +97,10 @@ def verify(
     opened = checks.open_described(manifest.data, data)
     checks.require_same_data(bundle, student, opened)
     settings = comparisons.Settings(images, batch, counts)
-    files = [name for name in (checks.FLOAT, checks.INT8) if name in opsets]
+    files = [name for name in (layout.FLOAT, layout.INT8) if name in opsets]
     rows = list(comparisons.student_rows(bundle, files, student, opened, settings))
     maps = []
-    if checks.ENCODER in opsets:
+    if layout.ENCODER in opsets:
         maps = list(comparisons.encoder_rows(bundle, opened, settings))
     return {
         "bundle": str(bundle),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compress import deployment
-from compress.artifacts import write_json
+from compress.artifacts import read_tensors, write_json, write_tensors
 from compress.distillation import Distillation
 from compress.errors import UserError
 from compress.methods import METHODS
@@ -157,9 +157,23 @@ def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, 
     with torch.no_grad():
         assert torch.equal(found.network(images), deployed(images))
     assert found.description["metrics"] == {"top1_percent": 12.5}
-    assert found.description["interrupted"] == {"after_epoch": 1}
+    assert found.description["interrupted"] == {"after_epoch": 1, "weights_of_epoch": 1}
 
 
 def test_a_training_without_a_whole_epoch_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no whole epoch"):
         deployment.load_unfinished(tmp_path)
+
+
+def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Path) -> None:
+    _train_one_epoch(tmp_path, "kd")
+    rows = [{"epoch": 1, "top1_percent": 50.0}, {"epoch": 2, "top1_percent": 40.0}]
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, {**metadata, "history": json.dumps(rows)})
+    state = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
+    write_tensors(tmp_path / "best-0001.safetensors", state)
+    (tmp_path / "metrics.jsonl").unlink()  # it is written after the checkpoint
+    found = deployment.load_unfinished(tmp_path).description
+    assert found["interrupted"] == {"after_epoch": 2, "weights_of_epoch": 1}
+    assert found["metrics"] == {"top1_percent": 50.0}

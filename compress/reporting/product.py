@@ -24,9 +24,7 @@ def product(run: Run) -> list[Block]:
         blocks.append(Paragraph(f"{text} python -m export bundles any of them.", is_note=True))
     timed = run.measured("export")
     blocks += latencies("Runtime", "Latency of the exported student", timed)
-    ratios = _ratios(timed.get("latency") or {})
-    if ratios:
-        blocks.append(Paragraph(ratios, is_note=True))
+    blocks += [Paragraph(text, is_note=True) for text in _speed(run, values, timed)]
     reason = timed.get("not_compiled")
     if reason and timed.get("latency"):
         blocks.append(Paragraph(f"torch.compile is not in the table: {reason}.", is_note=True))
@@ -89,14 +87,47 @@ def _reading(values: Mapping[str, Any]) -> str:
     )
 
 
-def _ratios(latency: Mapping[str, Any]) -> str:
-    """Each runtime's median at batch 1 as a share of torch eager's."""
-    eager = latency.get(_TORCH, {}).get("1", {}).get("median_ms")
+def _speed(run: Run, values: Mapping[str, Any], timed: Mapping[str, Any]) -> list[str]:
+    """Each runtime against torch eager at batch 1, the goals, and what stands in their way."""
+    medians = {
+        name: row["1"]["median_ms"]
+        for name, row in (timed.get("latency") or {}).items()
+        if "1" in row
+    }
+    eager = medians.pop(_TORCH, None)
     if not eager:
-        return ""
-    shares = [
-        f"{name} {row['1']['median_ms'] / eager:.2f}"
-        for name, row in latency.items()
-        if name != _TORCH and "1" in row
+        return []
+    shares = {name: median / eager for name, median in medians.items()}
+    told = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+    int8 = values.get("int8") or {}
+    if int8.get("size_bytes") and values.get("size_bytes"):
+        shares["int8 file's size"] = int8["size_bytes"] / values["size_bytes"]
+    missed = [f"{n} {shares[n]:.2f} > {g}" for n, g in _GOALS.items() if shares.get(n, 0) > g]
+    goals = ", ".join(f"{name} {goal}" for name, goal in _GOALS.items())
+    texts = [
+        f"Share of torch eager's time at batch 1: {told}.",
+        f"Goals for a CPU with 8-bit instructions (VNNI): {goals}; "
+        + (f"not reached: {', '.join(missed)}." if missed else "all reached."),
     ]
-    return f"Share of torch eager's time at batch 1: {', '.join(shares)}." if shares else ""
+    return texts + ([f"What bounds it: {_bounds(run, values, medians)}."] if missed else [])
+
+
+# Of torch eager's time at batch 1, and of the float file.
+_GOALS = {"ONNX Runtime": 0.35, "ONNX Runtime, int8": 0.15, "int8 file's size": 0.27}
+
+
+def _bounds(run: Run, values: Mapping[str, Any], medians: Mapping[str, float]) -> str:
+    """How fast the files compute, and what in them does not compute at all."""
+    networks = run.values("account").get("networks") or []
+    macs = next((n["macs"] for n in networks if n["label"] == values.get("student")), None)
+    parts = []
+    for name, median in medians.items():
+        if macs and name in _GOALS:
+            parts.append(f"{name} makes {macs / median / 1e6:.1f} billion MACs a second")
+    int8 = values.get("int8") or {}
+    if int8:
+        parts.append(f"{int8.get('quantized_layers')} of {int8.get('layers')} layers are int8")
+    parts.append(f"{values.get('moving_nodes')} nodes of the graph move numbers and compute none")
+    if macs:
+        parts.append(f"{macs / 1e6:.1f} million MACs in all, so that calls cost beside them")
+    return "; ".join(parts)

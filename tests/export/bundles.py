@@ -13,6 +13,7 @@ from compress import deployment
 from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
 from compress.models import build
 from compress.tap_discovery import discover
+from export.layout import preprocess_content
 from export.manifest import write_manifest
 from export.onnx import export_encoder, export_onnx
 from tests.export.networks import trained
@@ -85,26 +86,11 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     encoder = deployment.load_encoder(folder)
     export_encoder(encoder, folder / "encoder.onnx", exporter="torchscript")
     (folder / "labels.txt").write_text("".join(f"{n}\n" for n in data.class_names))
-    (folder / "preprocess.json").write_text(json.dumps(_preprocess(own, raw)))
+    (folder / "preprocess.json").write_text(
+        json.dumps(preprocess_content(own.as_dict(), raw_pixels=raw))
+    )
     (folder / "predict.py").write_text("")
     return listed(folder)
-
-
-def _preprocess(preprocessing: Preprocessing, raw: bool) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "input": "images",
-        "dtype": "uint8" if raw else "float32",
-        "layout": "NHWC" if raw else "NCHW",
-        "color": "RGB",
-        "image_size": preprocessing.image_size,
-        "resize": preprocessing.resize,
-        "interpolation": "bilinear",
-        "divide_by": 255.0,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "normalise_in_graph": raw,
-    }
 
 
 def listed(folder: Path, data: dict[str, Any] = DATA) -> Path:

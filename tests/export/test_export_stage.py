@@ -177,10 +177,11 @@ def test_an_int8_file_that_costs_too_much_is_refused(
 
 
 def test_class_names_that_are_no_line_are_refused(run_folder: Path) -> None:
-    for name in ("two\nlines", "not text \udcff"):
+    for name in ("two\nlines", "ends\n", "", "not text \udcff"):
         loaded = student()
         loaded.description["class_names"][3] = name
-        asked = export.stage.request("kd", loaded, run_folder, RECIPE, Export(int8=None))
+        asked = export.stage.request("kd", student(), run_folder, RECIPE, Export(int8=None))
+        asked = replace(asked, student=loaded)
         with pytest.raises(UserError, match=r"labels\.txt"):
             export.bundle.write_bundle(asked, run_folder / "b")
 
@@ -192,11 +193,53 @@ def test_the_command_writes_the_main_students_bundle(
     arguments = [str(run_folder), "--out", str(path)]
     assert main([*arguments, "--no-int8", "--license", "apache-2.0"]) == 0
     assert {p.name for p in path.iterdir()} == FILES - {"student.int8.onnx"}
-    assert "license: apache-2.0" in (path / "MODEL_CARD.md").read_text()
+    assert 'license: "apache-2.0"' in (path / "MODEL_CARD.md").read_text()
     assert f"bundle: {path}" in capsys.readouterr().out
     assert main(arguments) == 2
     assert "replace it with --force" in capsys.readouterr().err
     assert main([*arguments, "--no-int8", "--force"]) == 0
+    assert {p.name for p in path.parent.iterdir()} == {"small", "run"}, "nothing is left beside it"
+    assert (path / "student.safetensors").stat().st_mode & 0o444 == 0o444
+
+
+def test_force_replaces_nothing_but_a_bundle(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "webapp"
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text('{"name": "my extension"}')
+    beside = tmp_path / "web.new"
+    beside.mkdir()
+    own = tmp_path / "own"
+    command = [str(run_folder), "--no-int8", "--force", "--out"]
+    assert main([*command, str(foreign)]) == 2
+    assert "is no whole bundle" in capsys.readouterr().err
+    assert main([*command, str(own)]) == 0
+    (own / ".notes").write_text("mine")
+    assert main([*command, str(own)]) == 2
+    assert "holds more than a bundle (.notes)" in capsys.readouterr().err
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    assert main([*command, str(link)]) == 2
+    assert (own / ".notes").read_text() == "mine"
+    assert beside.is_dir()
+
+
+def test_a_student_of_other_data_is_refused(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = RECIPE.data.model_dump(mode="json", exclude={"root"})
+    fields = run_folder / "distill" / "kd" / "fields.json"
+    fields.write_text(json.dumps({"data": {**described, "classes": 5}}))
+    assert main([str(run_folder)]) == 2
+    assert "data.classes (5 -> None)" in capsys.readouterr().err
+    fields.write_text(json.dumps({"data": described}))
+    changed = {**RECIPE.model_dump(mode="json")}
+    changed["data"] = {**changed["data"], "classes": 5}
+    fields.unlink()
+    (run_folder / "resolved.yaml").write_text(yaml.safe_dump(changed))
+    assert main([str(run_folder)]) == 2
+    assert "5 classes are not the 10" in capsys.readouterr().err
 
 
 def test_an_interrupted_student_is_bundled_as_its_checkpoint_has_it(
@@ -205,11 +248,12 @@ def test_an_interrupted_student_is_bundled_as_its_checkpoint_has_it(
     folder = run_folder / "distill" / "kd"
     (folder / "result.json").rename(folder / "checkpoint.safetensors")
     loaded = student()
-    loaded.description["interrupted"] = {"after_epoch": 7}
+    loaded.description["interrupted"] = {"after_epoch": 7, "weights_of_epoch": 5}
     monkeypatch.setattr(deployment, "load_unfinished", lambda asked: loaded)
     assert main([str(run_folder), "--out", str(tmp_path / "b"), "--no-int8"]) == 0
     card = (tmp_path / "b" / "MODEL_CARD.md").read_text()
     assert "interrupted after epoch 7" in card
+    assert "numbers are of epoch 5" in card
 
 
 @pytest.mark.parametrize(
@@ -217,7 +261,10 @@ def test_an_interrupted_student_is_bundled_as_its_checkpoint_has_it(
     [
         (["--student", "kb"], "did you mean 'kd'?"),
         (["--out", "no/such/folder/x"], "does not exist"),
-        (["--out", "."], "is no bundle"),
+        (["--out", "."], "not this folder"),
+        (["--calibration", "median"], "calibration"),
+        (["--leave-out", "middle"], "leave_out"),
+        (["--license", "mit\nfoo: 1"], "license"),
     ],
 )
 def test_mistakes_are_one_sentence(

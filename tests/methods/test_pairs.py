@@ -20,7 +20,7 @@ from compress.tap_discovery import discover
 from compress.taps import MapSpec, Tapped, Taps, TapSpecs
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
-CLASSES, SHAPE, IMAGES = 10, (3, 32, 32), 3
+CLASSES, SHAPE, IMAGES = 10, (3, 32, 32), 4
 
 
 def _pairs() -> list[tuple[str, str]]:

@@ -1,0 +1,30 @@
+"""What the files of a bundle are called, and what preprocess.json says."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FLOAT, INT8, ENCODER = "student.onnx", "student.int8.onnx", "encoder.onnx"
+
+
+def preprocess_content(preprocessing: Mapping[str, Any], *, raw_pixels: bool) -> dict[str, Any]:
+    """The content of preprocess.json: from an RGB image to what the student's files take.
+
+    Args:
+        preprocessing: `compress.data.Preprocessing.as_dict()`.
+        raw_pixels: the files take uint8 (N, H, W, 3) and normalise inside.
+    """
+    return {
+        "format": 1,
+        "input": "images",
+        "dtype": "uint8" if raw_pixels else "float32",
+        "layout": "NHWC" if raw_pixels else "NCHW",
+        "color": "RGB",
+        "image_size": preprocessing["image_size"],
+        "resize": preprocessing["resize"],
+        "interpolation": "bilinear",
+        "antialias": True,
+        "divide_by": 255.0,
+        "mean": list(preprocessing["mean"]),
+        "std": list(preprocessing["std"]),
+        "normalise_in_graph": raw_pixels,
+    }

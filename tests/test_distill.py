@@ -56,11 +56,22 @@ def test_a_term_is_measured_on_images_of_every_class() -> None:
     recipe = _recipe("kd")
     data = dataset_of(recipe)
     job = Job("distill/kd", Path(), Path(), recipe, {}, building.CPU, 0, "")
-    batch = distill._held_out(data, 2, 64, job)
-    assert len(batch.images) == 2
-    assert batch.images[0].shape[0] == 64
-    assert set(batch.labels.tolist()) == set(range(10))
-    assert torch.equal(data.train.labels[batch.index], batch.labels)
+    methods = {n: building.distillation(METHODS[n]).method for n in ("kd", "crd")}
+    for name, method in methods.items():
+        batch = distill._fixed_batch(data, method, 64, job)
+        assert batch.images[0].shape[0] == 64
+        assert set(batch.labels.tolist()) == set(range(10))
+        assert torch.equal(data.train.labels[batch.index], batch.labels)
+        # What remembers training images is measured on these, the others on test images.
+        images = data.train if name == "crd" else data.test
+        seen = {
+            i.numpy().tobytes()
+            for i in data.preprocessing.normalise(images.fetch(torch.arange(len(images))))
+        }
+        assert all(image.numpy().tobytes() in seen for image in batch.images[0])
+        if name == "crd":
+            own = data.preprocessing.normalise(data.train.fetch(batch.index))
+            assert torch.equal(own, batch.images[0])
 
 
 @pytest.mark.parametrize("name", ["kd", "simkd", "crd", "semckd", "ab"])

@@ -102,6 +102,7 @@ class Method(nn.Module):
     views: ClassVar[tuple[View, ...]] = (View(),)
     batch_coupled: ClassVar[bool] = False  # True where the loss relates samples of a batch
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
+    knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
     protocols: ClassVar[Mapping[str, Terms]] = published(1)

@@ -129,6 +129,7 @@ def _forget(contrast: Contrast, _: object) -> None:
 class CRD(Method):
     """Contrast against memory banks, see the module's docstring."""
 
+    knows_images = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     protocols: ClassVar[Mapping[str, Terms]] = published(0.8)

@@ -77,7 +77,7 @@ def terms_table(results: Results) -> Table:
         shown = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
         fell = None not in (values[0], values[2]) and values[2] < values[0]
         rows.append([one.pair, one.row, *shown, "yes" if fell else "no"])
-    return Table(columns, rows, "The methods' own terms on held-out images")
+    return Table(columns, rows, "The methods' own terms on a fixed batch")
 
 
 def document(results: Results) -> Document:
@@ -101,8 +101,9 @@ def document(results: Results) -> Document:
 
 
 _TERMS = (
-    "The unweighted term on one fixed batch of test images without augmentation, student in "
-    "training mode, first trial. The gradient is that of the weighted term on the student's "
+    "The unweighted term on one fixed batch of test images without augmentation (of training "
+    "images for CRD, which knows these alone), student in training mode, first trial. A term may "
+    "be below 0 (VID). The gradient is that of the weighted term on the student's "
     "parameters, its norm divided by cross entropy's (weight 1 for a method whose term is only "
     "pre-trained)."
 )

@@ -96,12 +96,12 @@ def _train(
     seed = job.recipe.seed + job.arguments["trial"]
     metric = task_of(job.recipe).metric
     probe = next(iter(batches.epoch(0)))
-    held_out = _held_out(data, len(module.method.views), settings.batch_size, job)
+    fixed = _fixed_batch(data, module.method, settings.batch_size, job)
     terms: dict[str, dict[str, float | None]] = {}
 
     def measure(moment: str) -> None:
         with seeded(seed, job.name, "measure"):
-            terms[moment] = module.measure(held_out)
+            terms[moment] = module.measure(fixed)
 
     measure("initial")
     for phase in module.method.phases():
@@ -134,22 +134,26 @@ def _train(
     return history, terms
 
 
-def _held_out(data: Dataset, views: int, size: int, job: Job) -> Batch:
-    """Test images from all over the split, unaugmented, on which a method's term is measured.
+def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
+    """Images without augmentation on which a method's term is measured, evenly over their split.
 
-    (The first ones may all be of one class.) Each has the index of a training image of its own
-    class, for methods that remember those.
+    Those of the test split, each with the index of a training image of its class; a method that
+    knows its training images by their index has no term on others, and gets training images.
     """
-    count = min(size, len(data.test))
-    chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
-    labels = data.test.labels.cpu()[chosen]
+    images = data.train if method.knows_images else data.test
+    # The first ones may all be of one class.
+    count = min(size, len(images))
+    chosen = torch.linspace(0, len(images) - 1, count).round().long()
+    labels = images.labels.cpu()[chosen]
     of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
-    pixels = data.preprocessing.normalise(data.test.fetch(chosen).to(job.device))
+    same_class = torch.tensor([of_class[int(label)] for label in labels])
+    pixels = data.preprocessing.normalise(images.fetch(chosen).to(job.device))
+    views = len(method.views)
     return Batch(
         images=(pixels,) * views,
         view_ids=(torch.zeros_like(chosen).to(job.device),) * views,
         labels=labels.to(job.device),
-        index=torch.tensor([of_class[int(label)] for label in labels], device=job.device),
+        index=(chosen if method.knows_images else same_class).to(job.device),
         epoch=0,
         step=0,
     )

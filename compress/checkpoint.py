@@ -1,6 +1,7 @@
 """A training's state on disk: written after every epoch, resumed from bit by bit."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def trained_state(directory: Path) -> dict[str, Tensor]:
     """The state of the trained module: the best epoch's where one was selected, else the last's."""
     for path in directory.glob("best-*.safetensors"):
         return read_tensors(path)[0]
-    return _module_part(read_tensors(directory / _FILE)[0])
+    return part_of(read_tensors(directory / _FILE)[0], "module.")
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
@@ -41,8 +42,9 @@ def trained_epoch(directory: Path, history: list[dict[str, Any]]) -> int:
     return len(history)
 
 
-def _module_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 class Checkpoint:
@@ -92,7 +94,7 @@ class Checkpoint:
     def _load(self) -> list[dict[str, Any]]:
         tensors, metadata = read_tensors(self.path)
         history: list[dict[str, Any]] = json.loads(metadata["history"])
-        self.module.load_state_dict(_module_part(tensors))
+        self.module.load_state_dict(part_of(tensors, "module."))
         state: dict[int, dict[str, Any]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):

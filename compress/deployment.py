@@ -23,7 +23,7 @@ from compress.artifacts import (
     write_json,
     write_tensors,
 )
-from compress.checkpoint import read_history, trained_epoch, trained_state
+from compress.checkpoint import part_of, read_history, trained_epoch, trained_state
 from compress.data.images import Preprocessing
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
@@ -201,12 +201,12 @@ def load_unfinished(folder: Path) -> Student:
     description = load_description(folder, "description")
     state = trained_state(folder)
     network = build_plain(description)
-    _load_exactly(network, _part(state, "student."), folder)
+    _load_exactly(network, part_of(state, "student."), folder)
     if description["method"] is not None:
         method = rebuild_method(description["method"])
         # Banks and the like are as long as the training set, which is not here.
         own = method.state_dict()
-        found = _part(state, "method.")
+        found = part_of(state, "method.")
         fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
         method.load_state_dict(fitting, strict=False)
         network = method.deploy(network)
@@ -215,10 +215,6 @@ def load_unfinished(folder: Path) -> Student:
     description["metrics"] = {k: v for k, v in row.items() if "percent" in k}
     description["interrupted"] = {"after_epoch": len(history), "weights_of_epoch": epoch}
     return Student(network.eval(), description)
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -12,8 +12,16 @@ class UserError(Exception):
     """
 
 
-def exit_code(command: Callable[[], int]) -> int:
-    """Run a command; what its user did wrong is one line on stderr and no traceback.
+def _to_stderr(message: str) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def exit_code(command: Callable[[], int], tell: Callable[[str], None] = _to_stderr) -> int:
+    """Run a command; what its user did wrong is told in words, with no traceback.
+
+    Args:
+        tell: shows the message, by default each of its lines on stderr.
 
     Returns:
         The command's own code; 2 after a user's mistake or where a file cannot be read or
@@ -22,15 +30,13 @@ def exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        message = str(error)
+        tell(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}{error.strerror or error}"
+        tell(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
     return 2
 
 

@@ -30,7 +30,7 @@ from compress.artifacts import (
 from compress.checks import Shapes
 from compress.console import console, log, log_to, note
 from compress.environment import environment
-from compress.errors import UserError, nearest
+from compress.errors import UserError, exit_code, nearest
 from compress.models import user_code
 from compress.plan import Plan, Step
 from compress.recipe import Recipe, check_shape
@@ -44,19 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def reported(command: Callable[[], int]) -> int:
-    """The exit code of a command; what its user did wrong is printed without a traceback."""
-    try:
-        return command()
-    except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        console.print(f"error: {where}{error.strerror or error}", style="red", markup=False)
-        return 2
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to continue where it stopped")
-        return 130
+    """The exit code of a command that can be continued; mistakes are told on the console."""
+
+    def stoppable() -> int:
+        try:
+            return command()
+        except KeyboardInterrupt:
+            console.print("interrupted; run the same command again to continue where it stopped")
+            return 130
+
+    def tell(message: str) -> None:
+        console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+
+    return exit_code(stoppable, tell)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from compress.artifacts import write_json, write_text
 from compress.console import bar, log
-from compress.data import Dataset, Images, evaluation_batches
+from compress.data import Dataset, Images, evaluation_batches, evenly
 from compress.deployment import Student, load_encoder, save
 from compress.environment import environment
 from compress.errors import UserError
@@ -208,8 +208,7 @@ def _calibration(request: Request) -> Iterator[NDArray[Any]]:
     asked = request.settings.int8
     assert asked is not None
     train = request.data.train
-    count = min(asked.calibration_images, len(train))
-    chosen = torch.linspace(0, len(train) - 1, count).round().long()
+    chosen = evenly(train, asked.calibration_images)
     taken = _taken(request)
     preprocessing = request.data.preprocessing
     for images, _ in evaluation_batches(train.subset(chosen), _BATCH, preprocessing, _CPU):

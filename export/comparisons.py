@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from compress.data import Dataset, Preprocessing, evaluation_batches
+from compress.data import Dataset, Preprocessing, evaluation_batches, evenly
 from compress.deployment import Encoder, Student, load_encoder
 from compress.errors import UserError
 from export.files import open_session, run_session, takes_pixels
@@ -125,9 +125,8 @@ def _encoder_row(
 
 def _batches(data: Dataset, batch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """So many test images, evenly over the split, whose order is often that of its classes."""
-    count = min(count, len(data.test))
-    chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
-    yield from evaluation_batches(data.test.subset(chosen), batch, data.preprocessing, _CPU)
+    images = data.test.subset(evenly(data.test, count))
+    yield from evaluation_batches(images, batch, data.preprocessing, _CPU)
 
 
 def _require_input(session: onnxruntime.InferenceSession, preprocessing: Preprocessing) -> None:

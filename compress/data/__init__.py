@@ -11,7 +11,7 @@ from compress.data.batches import Batch, ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
 from compress.data.digits import digits
 from compress.data.folder import image_folder
-from compress.data.images import FileImages, Images, MemoryImages, Preprocessing
+from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
 from compress.data.source import Source, balanced
 from compress.errors import UserError
 from compress.randomness import generator
@@ -27,6 +27,7 @@ __all__ = [
     "MemoryImages",
     "Preprocessing",
     "evaluation_batches",
+    "evenly",
     "open_data",
 ]
 

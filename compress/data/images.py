@@ -67,6 +67,12 @@ def _constants(
     return first, second
 
 
+def evenly(images: "Images", count: int) -> Tensor:
+    """Indices of up to `count` images from all over a split, whose first may be of one class."""
+    count = min(count, len(images))
+    return torch.linspace(0, len(images) - 1, count).round().long()
+
+
 class Images(Protocol):
     """Labelled images."""
 

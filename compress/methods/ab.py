@@ -21,16 +21,15 @@ Paper (CRD Table 1, last epoch): resnet32x4 -> resnet8x4 on CIFAR-100 73.17.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from compress.data.batches import Batch
-from compress.methods.base import Context, Method, Phase, Terms, Views, in_float32, pre_activations
+from compress.methods.base import Context, PretrainedMethod, Views, in_float32, pre_activations
 from compress.methods.maps import MapRegressor, align, left_out, stage_pairs
-from compress.taps import MapSpec, Tapped
+from compress.taps import MapSpec
 
 
 @in_float32
@@ -54,39 +53,19 @@ def ab_loss(student: list[Tensor], teacher: list[Tensor], margin: float) -> Tens
     return 3 / 1000 * total
 
 
-class AB(Method):
+class AB(PretrainedMethod):
     """Connectors, and a pre-training of the student with them."""
 
     student_taps = ("pre_activations",)
     teacher_taps = ("pre_activations",)
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=1, kd=0, method=0),
-        "simkd": Terms(ce=1, kd=1, method=0),
-    }
 
     def __init__(self, context: Context, *, margin: float = 1.0, pretrain_epochs: int = 30) -> None:
-        super().__init__(context)
+        super().__init__(context, pretrain_epochs)
         pairs = stage_pairs(context, "ab", kind="pre_activations")
         if not 0 < margin < math.inf:
             raise ValueError(f"margin is above 0, got {margin}")
-        if pretrain_epochs < 0:
-            raise ValueError(f"pretrain_epochs is at least 0, got {pretrain_epochs}")
         self.margin = margin
-        self.pretrain_epochs = pretrain_epochs
         self.connectors = nn.ModuleList(_connector(*pair) for pair in pairs)
-        self._student: list[nn.Parameter] = []
-
-    def bind(self, student: Tapped) -> None:
-        """See `Method.bind`."""
-        # A plain list: registered here, the student would be trained and saved twice.
-        self._student = [p for p in student.network.parameters() if p.requires_grad]
-
-    def phases(self) -> list[Phase]:
-        """The pre-training, none for 0 epochs."""
-        if not self.pretrain_epochs:
-            return []
-        learning = [*self._student, *self.connectors.parameters()]
-        return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `ab`."""

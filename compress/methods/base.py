@@ -160,6 +160,35 @@ class Method(nn.Module):
         return student
 
 
+class PretrainedMethod(Method):
+    """A method whose term is minimised before the main training.
+
+    There the student's parameters and the method's own learn; in the main training the term's
+    published weight is 0.
+    """
+
+    protocols: ClassVar[Mapping[str, Terms]] = published(0)
+
+    def __init__(self, context: Context, pretrain_epochs: int) -> None:
+        super().__init__(context)
+        if pretrain_epochs < 0:
+            raise ValueError(f"pretrain_epochs is at least 0, got {pretrain_epochs}")
+        self.pretrain_epochs = pretrain_epochs
+        self._student: list[nn.Parameter] = []
+
+    def bind(self, student: Tapped) -> None:
+        """See `Method.bind`."""
+        # A plain list: registered here, the student would be trained and saved twice.
+        self._student = [p for p in student.network.parameters() if p.requires_grad]
+
+    def phases(self) -> list[Phase]:
+        """The pre-training, none for 0 epochs."""
+        if not self.pretrain_epochs:
+            return []
+        learning = [*self._student, *self.parameters()]
+        return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
+
+
 Value = TypeVar("Value")
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 

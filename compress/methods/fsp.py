@@ -18,18 +18,15 @@ repository's.
 Paper (CRD Table 1, last epoch): resnet32x4 -> resnet8x4 on CIFAR-100 72.62.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.data.batches import Batch
 from compress.methods.base import (
     Context,
-    Method,
-    Phase,
-    Terms,
+    PretrainedMethod,
     Views,
     first,
     in_float32,
@@ -37,7 +34,7 @@ from compress.methods.base import (
     stages,
 )
 from compress.methods.maps import align
-from compress.taps import Tapped, TapSpecs
+from compress.taps import TapSpecs
 
 
 @in_float32
@@ -67,20 +64,14 @@ def _flows(maps: list[Tensor]) -> list[Tensor]:
     return flows
 
 
-class FSP(Method):
+class FSP(PretrainedMethod):
     """A pre-training of the student on the flows between its maps."""
 
     student_taps = ("stem", "stages")
     teacher_taps = ("stem", "stages")
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=1, kd=0, method=0),
-        "simkd": Terms(ce=1, kd=1, method=0),
-    }
 
     def __init__(self, context: Context, *, pretrain_epochs: int = 30) -> None:
-        super().__init__(context)
-        if pretrain_epochs < 0:
-            raise ValueError(f"pretrain_epochs is at least 0, got {pretrain_epochs}")
+        super().__init__(context, pretrain_epochs)
         own, target = context.student, only_teacher(context, "fsp").taps
         self.with_stem = own.stem is not None and target.stem is not None
         widths = self._widths(own), self._widths(target)
@@ -89,19 +80,6 @@ class FSP(Method):
                 "fsp needs two or more feature maps of the same widths in both networks, "
                 f"got {_listed(widths[0])} in the student and {_listed(widths[1])} in the teacher"
             )
-        self.pretrain_epochs = pretrain_epochs
-        self._student: list[nn.Parameter] = []
-
-    def bind(self, student: Tapped) -> None:
-        """See `Method.bind`."""
-        # A plain list: registered here, the student would be trained and saved twice.
-        self._student = [p for p in student.network.parameters() if p.requires_grad]
-
-    def phases(self) -> list[Phase]:
-        """The pre-training, none for 0 epochs."""
-        if not self.pretrain_epochs:
-            return []
-        return [Phase("pretrain", self.pretrain_epochs, self._student, self.forward)]
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `fsp`."""

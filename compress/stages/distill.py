@@ -9,7 +9,7 @@ from torch import nn
 from compress import deployment, models
 from compress.artifacts import Job, Outcome, write_json
 from compress.console import log
-from compress.data import Dataset, ImageBatches
+from compress.data import Dataset, ImageBatches, evenly
 from compress.data.batches import Batch
 from compress.distillation import Distillation, teacher_context
 from compress.errors import UserError
@@ -141,9 +141,7 @@ def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
     knows its training images by their index has no term on others, and gets training images.
     """
     images = data.train if method.knows_images else data.test
-    # The first ones may all be of one class.
-    count = min(size, len(images))
-    chosen = torch.linspace(0, len(images) - 1, count).round().long()
+    chosen = evenly(images, size)
     labels = images.labels.cpu()[chosen]
     of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
     same_class = torch.tensor([of_class[int(label)] for label in labels])

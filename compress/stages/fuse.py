@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress import deployment
 from compress.artifacts import Job, Outcome, read_result
-from compress.checkpoint import trained_state
+from compress.checkpoint import part_of, trained_state
 from compress.console import bar, log
 from compress.data import evaluation_batches
 from compress.errors import UserError
@@ -70,7 +70,7 @@ def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -
     """The prediction of the separate parts, as the training's checkpoint holds them."""
     state = trained_state(folder)
     network = deployment.build_plain(description)
-    network.load_state_dict(_part(state, "student."))
+    network.load_state_dict(part_of(state, "student."))
     network.eval()
     if description["method"] is None:
         logits: Tensor = network(images)
@@ -78,12 +78,8 @@ def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -
     method = deployment.rebuild_method(description["method"])
     tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), method.student_taps)
     method.bind(tapped)
-    method.load_state_dict(_part(state, "method."))
+    method.load_state_dict(part_of(state, "method."))
     return method.eval().logits(tapped(images))
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

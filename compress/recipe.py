@@ -40,19 +40,28 @@ class Named(BaseModel):
 
 
 class Data(Named):
-    """A data set: its name and own arguments, and what can be asked of any data set."""
+    """A data set: its name and own arguments, and what can be asked of any data set.
+
+    With `views: K` an image has K different augmented views in all, drawn once, instead of every
+    one that the augmentation can make.
+    """
 
     classes: Annotated[int, Field(ge=2)] | None = None
     train_images: Positive | None = None
     test_images: Positive | None = None
     validation: Annotated[int, Field(ge=0)] = 0
     augment: Literal["crop_flip", "crop", "resized_crop", "none"] = "crop_flip"
+    views: Positive | None = None
     image_size: Positive | None = None
     seed: int | None = None
 
 
 class Train(Part):
-    """How a network is trained: the papers' SGD unless said otherwise."""
+    """How a network is trained: the papers' SGD unless said otherwise.
+
+    `accumulate: P` runs each batch in P parts whose gradients are summed, to need less memory.
+    `precision` is that of the networks (autocast); losses are float32 in any case.
+    """
 
     epochs: Positive
     lr: Annotated[float, Field(gt=0)]
@@ -62,6 +71,8 @@ class Train(Part):
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     schedule: Named = Named(name="multistep")
+    accumulate: Positive = 1
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class TapPaths(Part):
@@ -177,6 +188,33 @@ class Export(Part):
     license: Annotated[str, Field(pattern=r"^[^\r\n]+$")] | None = None
 
 
+class TeacherCache(Part):
+    """Teacher outputs kept on disk under (image, view).
+
+    `max_gb` bounds the file. float16 halves it; its error is measured and printed. `folder` is
+    where it lies, by default inside the run directory.
+    """
+
+    max_gb: Annotated[float, Field(gt=0)] = 4.0
+    dtype: Literal["float32", "float16"] = "float32"
+    folder: str | None = None
+
+
+class Engine(Part):
+    """How the work is done, not what is done.
+
+    `compile` of networks: `auto` where the run is long enough and there is a compiler. `teacher` is
+    the arithmetic of teachers while students learn: bfloat16 and int8 change their targets by
+    what is measured and printed. `share_teacher` trains the students of one teacher side by side,
+    each batch shown to the teacher once.
+    """
+
+    compile: Literal["auto", "always", "never"] = "auto"
+    teacher: Literal["float32", "bfloat16", "int8"] = "float32"
+    cache: TeacherCache | None = None
+    share_teacher: bool = False
+
+
 class TransferPart(BaseModel):
     """A downstream task on the distilled encoder: `{task, data, train, init, **arguments}`."""
 
@@ -202,6 +240,8 @@ class Recipe(Part):
     teacher: Annotated[list[Teacher], Field(min_length=1)]
     student: StudentPart
     distill: Distill
+    engine: Engine = Engine()
+    trackers: list[Named] = []
     fuse: Fuse | None = Fuse()
     account: Account | None = Account()
     export: Export | None = Export()

@@ -66,7 +66,7 @@ class Taps:
     from fine to coarse, paths: outputs of the modules asked for by dotted path.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     pooled: Tensor | None
     last_map: Tensor | None
     stages: list[Tensor] | None

@@ -126,7 +126,7 @@ class Method(nn.Module):
         """
         view = next(i for i, v in enumerate(self.views) if v.student and v.teacher)
         logits = self.logits(_at(student, view))
-        terms = [loss(logits, _at(teacher, view).logits) for teacher in teachers]
+        terms = [loss(logits, logits_of(_at(teacher, view))) for teacher in teachers]
         total: Tensor = sum(terms[1:], terms[0])
         return total / len(terms)
 
@@ -149,7 +149,7 @@ class Method(nn.Module):
 
         `deploy` must give the same numbers; the fuse stage proves it on real images.
         """
-        return student.logits
+        return logits_of(student)
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """The network that ships: normalised images -> logits (N, K); identity by default.
@@ -220,6 +220,11 @@ def _widened(value: Any) -> Any:
 def first(views: Views) -> Taps:
     """The taps of the first view that the network sees."""
     return next(taps for taps in views if taps is not None)
+
+
+def logits_of(taps: Taps) -> Tensor:
+    """The logits (N, K) of one view."""
+    return _shown(taps.logits, "logits")
 
 
 def pooled(views: Views) -> Tensor:

@@ -34,6 +34,7 @@ from compress.methods.base import (
     first,
     in_float32,
     last_map,
+    logits_of,
     only_teacher,
     pooled,
     pooled_widths,
@@ -118,5 +119,6 @@ class SRRL(Method):
         teacher = teachers[0]
         on_map = isinstance(self.connector, _MapConnector)
         projected = self.connector(last_map(student) if on_map else pooled(student))
-        loss = srrl_loss(projected, pooled(teacher), first(teacher).logits, self.weight, self.bias)
+        teacher_logits = logits_of(first(teacher))
+        loss = srrl_loss(projected, pooled(teacher), teacher_logits, self.weight, self.bias)
         return {"srrl": loss}

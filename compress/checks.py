@@ -15,6 +15,7 @@ from compress.distillation import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context, Method
+from compress.optimisation import OPTIMIZERS, SCHEDULES
 from compress.plan import labelled
 from compress.randomness import seeded
 from compress.recipe import MethodPart, Named, Recipe, TapPaths, Train, TransferPart
@@ -22,7 +23,7 @@ from compress.stages import settings_from
 from compress.stages.distill import terms_for
 from compress.tap_discovery import discover
 from compress.taps import Tapped, TapSpecs
-from compress.training import OPTIMIZERS, SCHEDULES
+from compress.trackers import TRACKERS, lacks
 
 # Labels that name something else in results and transfer tasks.
 _RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
@@ -54,6 +55,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
     for label in labelled(recipe):
         if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
             problems.append(f"distill: the label '{label}' is taken by the report; choose another")
+    problems += _check_trackers(recipe.trackers)
     for i, entry in enumerate(recipe.transfer):
         problems += _check_transfer(entry, f"transfer.{i}", list(labelled(recipe)))
     return list(dict.fromkeys(problems))
@@ -126,6 +128,19 @@ def _check_train(train: Train, path: str) -> list[str]:
             settings_from(train)
         except ValueError as error:
             problems.append(f"{path}.schedule: {error}")
+    return problems
+
+
+def _check_trackers(parts: list[Named]) -> list[str]:
+    problems: list[str] = []
+    names = [part.name for part in parts]
+    for i, part in enumerate(parts):
+        path = f"trackers.{i}"
+        problems += _check_named(part, TRACKERS, path)
+        if part.name in names[:i]:
+            problems.append(f"{path}: '{part.name}' stands twice")
+        elif part.name in TRACKERS and (lacking := lacks(part.name)):
+            problems.append(f"{path}: {lacking}")
     return problems
 
 

@@ -1,0 +1,53 @@
+"""What every tracker is given and does."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compress.artifacts import fingerprint_of, write_text
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is tracked: a run's directory, its name and its recipe as plain values."""
+
+    folder: Path
+    name: str
+    recipe: Mapping[str, Any]
+
+    def remembered(self, kind: str, where: Mapping[str, Any], create: Callable[[], str]) -> str:
+        """The id of this run at a tracker, so that a run that is continued is one run there.
+
+        Args:
+            kind: names the tracker.
+            where: the server, project and so on; elsewhere it is another run.
+            create: gives a new id.
+        """
+        file = self.folder / "trackers" / f"{kind}-{fingerprint_of(where)}.txt"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, create() + "\n")
+        return file.read_text(encoding="utf-8").strip()
+
+
+class Tracker(ABC):
+    """Where numbers go. Its keyword-only arguments are those of a recipe.
+
+    Whatever it raises is told to the user once, and it is not asked again.
+    """
+
+    package: ClassVar[str]  # the module that it needs
+    install: ClassVar[str]  # what pip has to install for that
+
+    @abstractmethod
+    def __init__(self, place: Place, **arguments: Any) -> None: ...
+
+    @abstractmethod
+    def log(self, role: str, epoch: int, values: Mapping[str, float]) -> None:
+        """Take the numbers of one epoch (from 1) of one network."""
+
+    @abstractmethod
+    def close(self, *, failed: bool) -> None:
+        """The run has ended; `failed` where it stopped half way."""

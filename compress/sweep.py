@@ -1,7 +1,7 @@
 """The command of a sweep: train every cell of a table that is not trained yet, write the table.
 
 python -m compress.sweep TABLE.yaml [--set key.path=value] [--out DIR] [--jobs N] [--check]
-                         [--table] [--device D] [--trust-code]
+                         [--table] [--device D] [--trust-code] [--ray [ADDRESS]]
 
 DIR/teachers/T.yaml, T/             each teacher's recipe and run, trained once
 DIR/cells/TEACHER-STUDENT/M.yaml, M/  each cell's recipe and run: both ordinary, so that
@@ -10,8 +10,12 @@ DIR/table.md  table.html  table.csv  table.json
 """
 
 import argparse
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -24,6 +28,8 @@ from compress.models import user_code
 from compress.recipe import check_shape
 from compress.recipe_files import apply_override, read_yaml
 from compress.reporting.sweep_table import terminal_table, write_table
+from compress.sweep_processes import Runner, run_process
+from compress.sweep_ray import on_ray
 from compress.sweep_recipe import Pair, Status, Sweep, SweepMethod, check_sweep, recipe_of
 from compress.sweep_runs import Plan
 
@@ -51,11 +57,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=_positive, default=1, help="runs at the same time (default: 1)"
     )
+    _add_ray(parser)
     parser.add_argument("--check", action="store_true", help="check every cell, run nothing")
     parser.add_argument("--table", action="store_true", help="write the table of what there is")
     parser.add_argument("--device", help="as of compress.pipeline")
     parser.add_argument("--trust-code", action="store_true", help="as of compress.pipeline")
     return parser
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on the Ray cluster at ADDRESS (auto: the one that runs here; default: a Ray of "
+        "this machine); all its nodes must see the same folders under the same paths",
+    )
+    parser.add_argument(
+        "--cpus-per-run", type=_amount, default=1.0, metavar="N", help="with --ray (default: 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-run", type=_amount, default=0.0, metavar="N", help="with --ray (default: 0)"
+    )
+
+
+def _amount(text: str) -> float:
+    if not re.fullmatch(r"\d+|0?\.\d+", text):  # of a device, Ray gives a part or whole ones
+        raise argparse.ArgumentTypeError(f"expected a whole number or a part of 1, got '{text}'")
+    return float(text)
 
 
 def _positive(text: str) -> int:
@@ -87,13 +117,25 @@ def _command(options: argparse.Namespace) -> int:
         if options.table:
             plan.look()
         else:
-            plan.train()
+            with _runner(options) as runner:
+                plan.train(runner)
         path = write_table(sweep, folder, plan.status)
         console.print(terminal_table(sweep, folder, plan.status))
         log(f"table: {path}")
     for name, reason in plan.status.failed.items():
         console.print(f"error: {name}: {reason}", style="red", markup=False, soft_wrap=True)
     return 1 if plan.status.failed else 0
+
+
+@contextmanager
+def _runner(options: argparse.Namespace) -> Iterator[Runner]:
+    """What runs the commands: processes of this machine, or a Ray cluster's."""
+    if options.ray is not None:
+        with on_ray(options.ray, cpus=options.cpus_per_run, gpus=options.gpus_per_run) as runner:
+            yield runner
+        return
+    # Threads of several processes on the same cores wait for each other, up to fifty times longer.
+    yield partial(run_process, threads=max(1, (os.cpu_count() or 1) // options.jobs))
 
 
 def _options(sweep: Sweep, options: argparse.Namespace) -> list[str]:

@@ -1,27 +1,25 @@
 """The runs of a sweep: which are finished, and training those that are not, each in a process."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import yaml
 
-from compress import pipeline
+from compress import running
 from compress.artifacts import write_text
 from compress.console import log
 from compress.errors import UserError
 from compress.recipe import check_shape
 from compress.reporting.sweep_table import write_table
+from compress.sweep_processes import Command, Runner, problem
 from compress.sweep_recipe import Cell, Status, Sweep, cells, recipe_of
 
 
@@ -46,7 +44,7 @@ class Run:
             UserError: a result is damaged.
         """
         recipe = check_shape(self.recipe)[0]
-        return recipe is not None and pipeline.finished(recipe, self.folder, self.until)
+        return recipe is not None and running.finished(recipe, self.folder, self.until)
 
 
 @dataclass
@@ -58,7 +56,6 @@ class Plan:
     status: Status
     options: Sequence[str]  # of compress.pipeline
     jobs: int = 1
-    children: set["subprocess.Popen[str]"] = field(default_factory=set)
 
     @property
     def cells(self) -> list[Cell]:
@@ -95,17 +92,17 @@ class Plan:
             if f"teacher {cell.pair.teacher}" in self.status.current:
                 self._is_finished(self.student(cell))
 
-    def train(self) -> None:
+    def train(self, runner: Runner) -> None:
         """Train the teachers, then the cells; the table is written after each of them."""
         with _stopped_by_sigterm():
-            self._run_all(self.teachers())
+            self._run_all(self.teachers(), runner)
             students = []
             for cell in self.cells:
                 if f"teacher {cell.pair.teacher}" in self.status.failed:
                     self.status.failed[cell.name] = f"its teacher {cell.pair.teacher} failed"
                 else:
                     students.append(self.student(cell))
-            self._run_all(students)
+            self._run_all(students, runner)
 
     def _is_finished(self, run: Run) -> bool:
         try:
@@ -117,69 +114,47 @@ class Plan:
             self.status.current.add(run.name)
         return is_finished
 
-    def _run_all(self, runs: list[Run]) -> None:
+    def _run_all(self, runs: list[Run], runner: Runner) -> None:
         waiting = [r for r in runs if not self._is_finished(r) and r.name not in self.status.failed]
         self._write_table()
+        stopped = threading.Event()
         with ThreadPoolExecutor(max_workers=self.jobs) as pool:
             try:
                 started: dict[Future[str | None], Run] = {
-                    pool.submit(self._run, run): run for run in waiting
+                    pool.submit(self._run, run, runner, stopped): run for run in waiting
                 }
                 for future in as_completed(started):
-                    run, problem = started[future], future.result()
-                    if problem is not None:
-                        self.status.failed[run.name] = problem
+                    run, why = started[future], future.result()
+                    if why is not None:
+                        self.status.failed[run.name] = why
                     else:
                         self._is_finished(run)
                     self._write_table()
             except BaseException:
                 # What waits is not started, what runs keeps its last whole epoch.
                 pool.shutdown(wait=False, cancel_futures=True)
-                for child in list(self.children):
-                    child.terminate()
+                stopped.set()
                 raise
 
     def _write_table(self) -> None:
         write_table(self.sweep, self.folder, self.status)
 
-    def _run(self, run: Run) -> str | None:
+    def _run(self, run: Run, runner: Runner, stopped: threading.Event) -> str | None:
         """Run the recipe in a process of its own; returns its error, if any."""
-        run.file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(run.file, yaml.safe_dump(run.recipe, sort_keys=False))
-        command = [sys.executable, "-m", "compress.pipeline", str(run.file)]
-        command += ["--out", str(run.folder), *(["--until", run.until] if run.until else [])]
-        # Threads of several processes on the same cores wait for each other, up to fifty times
-        # longer.
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.jobs))}
         log(f"{run.name}: starts; its log is {run.folder}/log.txt")
         start = time.perf_counter()
-        child = subprocess.Popen(
-            [*command, *self.options],
-            env={**threads, **os.environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.children.add(child)
-        told, _ = child.communicate()
-        self.children.discard(child)
-        problem = _problem(child.returncode, told, run)
+        why = problem(runner(self._command(run), stopped), run.folder / "log.txt")
         seconds = time.perf_counter() - start
-        log(f"{run.name}: {f'failed: {problem}' if problem else 'done'} ({seconds:.0f} s)")
-        return problem
+        log(f"{run.name}: {f'failed: {why}' if why else 'done'} ({seconds:.0f} s)")
+        return why
 
-
-def _problem(code: int, told: str, run: Run) -> str | None:
-    if code == 0:
-        return None
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"ended by {name} (out of memory?); {run.folder}/log.txt has what it did"
-    start = told.rfind("error: ")
-    if code == 2 and start >= 0:
-        return " ".join(told[start + 7 :].split())
-    lines = told.strip().splitlines() or ["it said nothing"]
-    return f"exit code {code}: {lines[-1].strip()}; {run.folder}/log.txt has what it did"
+    def _command(self, run: Run) -> Command:
+        """What runs it, and its recipe as a file."""
+        run.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(run.file, yaml.safe_dump(run.recipe, sort_keys=False))
+        until = ["--until", run.until] if run.until else []
+        arguments = ["-m", "compress.pipeline", str(run.file), "--out", str(run.folder), *until]
+        return Command((*arguments, *self.options), (run.folder,))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import yaml
 
 from compress import sweep
 from compress.recipe import check_shape
+from compress.sweep_processes import Command, Ended
 from compress.sweep_recipe import Status, Sweep, cells, check_sweep, recipe_of
-from compress.sweep_runs import Plan, Run, _problem
+from compress.sweep_runs import Plan
 
 SMALL: dict[str, Any] = {
     "title": "Small: a test",
@@ -30,6 +32,8 @@ SMALL: dict[str, Any] = {
     "methods": ["kd", {"name": "kd", "label": "hot", "temperature": 8.0, "trials": 1}],
     "paper": {"kd": [[75.0, 0.5]]},
 }
+
+DONE = Ended(0, "")
 
 
 def small(**changes: Any) -> dict[str, Any]:
@@ -164,10 +168,10 @@ def _changes_are_noticed(file: Path, out: Path) -> None:
 def test_a_failed_cell_is_told_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(self: Plan, run: Run) -> str | None:
-        return "the disk is full" if run.name.endswith("/kd") else None
+    def run(command: Command, stopped: Event, *, threads: int) -> Ended:
+        return Ended(2, "error: the disk is full") if command.folders[0].name == "kd" else DONE
 
-    monkeypatch.setattr(Plan, "_run", run)
+    monkeypatch.setattr(sweep, "run_process", run)
     out = tmp_path / "out"
     assert sweep.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
     told = capsys.readouterr().out
@@ -201,10 +205,3 @@ def test_a_wrong_part_is_no_traceback(place: str, value: object, expected: str) 
     found, problems = check_sweep(raw)
     assert found is None
     assert any(problem.startswith(expected) for problem in problems), problems
-
-
-def test_a_run_ended_by_a_signal_says_which(tmp_path: Path) -> None:
-    run = Run("a/b", tmp_path / "b", {})
-    assert "SIGKILL" in (_problem(-9, "epoch 1", run) or "")
-    assert _problem(2, "loading\nerror: no such\n folder\n", run) == "no such folder"
-    assert _problem(0, "", run) is None

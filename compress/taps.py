@@ -6,7 +6,7 @@ global pooling reads), `pooled` (what the classifier reads), `logits`; and the o
 by its dotted path. A tap is a forward hook that lives for one call.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -73,6 +73,25 @@ class Taps:
     pre_activations: list[Tensor] | None
     paths: dict[str, Tensor]
     stem: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Taps":
+        """The same with every tensor changed."""
+
+        def one(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        def several(tensors: list[Tensor] | None) -> list[Tensor] | None:
+            return None if tensors is None else [change(t) for t in tensors]
+
+        return Taps(
+            logits=one(self.logits),
+            pooled=one(self.pooled),
+            last_map=one(self.last_map),
+            stages=several(self.stages),
+            pre_activations=several(self.pre_activations),
+            paths={path: change(tensor) for path, tensor in self.paths.items()},
+            stem=one(self.stem),
+        )
 
 
 class Tapped:

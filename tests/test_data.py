@@ -133,8 +133,8 @@ def test_what_a_worker_holds_can_be_sent_to_a_new_process(tmp_path: Path) -> Non
     )
     first = next(feed.epoch(0))  # the loader is in use
     reader = pickle.loads(pickle.dumps(feed.reader))
-    order, ids = reader.plan(0)
-    (pixels,) = reader.read(reader.step(order, 0), ids)
+    plan = reader.plan(0)
+    (pixels,) = reader.read(reader.step(plan.order, 0), plan.view_ids)
     assert torch.equal(data.preprocessing.normalise(pixels), first.images[0])
 
 

@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from compress.data.batches import Batch, ImageBatches, evaluation_batches
+from compress.data.batch import Batch
+from compress.data.batches import ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
 from compress.data.digits import digits
 from compress.data.folder import image_folder
@@ -41,7 +43,7 @@ DATASETS: Mapping[str, Callable[..., Source]] = {
 # The size of a data set's images where a recipe does not say.
 IMAGE_SIZES: Mapping[str, int] = {"cifar100": 32, "digits": 16, "image_folder": 224}
 
-_COMMON = ("classes", "train_images", "test_images", "validation", "augment", "seed")
+_COMMON = ("classes", "train_images", "test_images", "validation", "augment", "views", "seed")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ class Dataset:
 
     def digest(self) -> str:
         """Identifies every image that training or testing reads, in order."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         parts = [self.train, self.test, *([self.validation] if self.validation else [])]
         text = " ".join(part.digest() for part in parts) + repr(self.class_names)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

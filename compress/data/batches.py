@@ -1,69 +1,24 @@
 """Batches whose order and augmentation are a pure function of (seed, epoch, index)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compress.data.augment import AUGMENTATIONS
+from compress.data.batch import Batch
 from compress.data.images import Images, MemoryImages, Preprocessing
+from compress.data.reader import Plan, Reader
 from compress.errors import UserError
-from compress.randomness import generator
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training step's input.
-
-    images: per view, normalised float32 (N, 3, S, S); view_ids: per view, the integer (N,) that
-    identifies each image's augmentation; labels (N,); index (N,) of each image in the training
-    set; epoch and step, counted from 0.
-    """
-
-    images: tuple[Tensor, ...]
-    view_ids: tuple[Tensor, ...]
-    labels: Tensor
-    index: Tensor
-    epoch: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Which images a step reads and how they look; small, so that a worker process can hold it."""
-
-    images: Images
-    image_size: int
-    batch_size: int
-    augment: tuple[str, ...]
-    seed: int
-
-    def plan(self, epoch: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The order of an epoch's images and, per view, each image's view id; on the CPU."""
-        count = len(self.images)
-        order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
-        draws = [generator(self.seed, "augment", v, epoch) for v in range(len(self.augment))]
-        names = zip(self.augment, draws, strict=True)
-        return order, tuple(AUGMENTATIONS[name].draw(count, draw) for name, draw in names)
-
-    def read(self, index: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
-        """The views of some images: per view, uint8 (N, 3, S, S)."""
-        return [
-            AUGMENTATIONS[name].apply(self.images, index, view_ids[index], self.image_size)
-            for name, view_ids in zip(self.augment, ids, strict=True)
-        ]
-
-    def step(self, order: Tensor, step: int) -> Tensor:
-        """The images of one step."""
-        return order[step * self.batch_size : (step + 1) * self.batch_size]
+from compress.ranks import rank, world
 
 
 class ImageBatches:
-    """Shuffled, augmented batches; a last batch of a single image is left out (batch norm).
+    """Shuffled, augmented batches; each of several processes gets its part of every batch.
 
-    Images in memory stay on `device` and nothing in a step waits for it.
+    A last batch of a single image is left out (batch norm), and so is one with fewer images than
+    there are processes. Images in memory stay on `device` and nothing in a step waits for it.
     """
 
     def __init__(
@@ -76,17 +31,41 @@ class ImageBatches:
         seed: int,
         device: torch.device,
         workers: int = 0,
+        views: int | None = None,
+        views_seed: int = 0,
     ) -> None:
-        """One augmentation name per view. `workers` decode files beside the training step."""
+        """One augmentation name per view. `workers` decode files beside the training step.
+
+        Raises:
+            UserError: too few images, or more `views` of an image than its augmentation makes.
+        """
         images = images.to(device)
         self.preprocessing = preprocessing
         self.device = device
-        self.reader = Reader(images, preprocessing.image_size, batch_size, tuple(augment), seed)
+        self.reader = Reader(
+            images,
+            preprocessing.image_size,
+            batch_size,
+            tuple(augment),
+            seed,
+            views,
+            views_seed,
+            rank(),
+            world(),
+        )
+        for name in augment:
+            if views is not None and views > AUGMENTATIONS[name].views:
+                raise UserError(
+                    f"data.views: {views} of each image were asked for, augmentation {name} has "
+                    f"{AUGMENTATIONS[name].views}"
+                )
         self._labels = images.labels.to(device)
         full, rest = divmod(len(images), batch_size)
-        self._steps = full + (rest > 1)
+        self._steps = full + (rest >= max(2, world()))
         if not self._steps:
             raise UserError(f"{len(images)} training images are too few to learn from")
+        if batch_size < world():
+            raise UserError(f"a batch of {batch_size} images is too small for {world()} processes")
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)
@@ -96,25 +75,35 @@ class ImageBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""
-        order, ids = self.reader.plan(epoch)
-        order, ids = order.to(self.device), tuple(v.to(self.device) for v in ids)
-        for step, views in enumerate(self._pixels(epoch, order, ids)):
-            index = self.reader.step(order, step)
+        plan = self.reader.plan(epoch).to(self.device)
+        for step, views in enumerate(self._pixels(epoch, plan)):
+            index = self.reader.step(plan.order, step)
+            first, _, count = self.reader.rows(step)
             moved = (v.to(self.device, non_blocking=True) for v in views)
             yield Batch(
                 images=tuple(self.preprocessing.normalise(v) for v in moved),
-                view_ids=tuple(v[index] for v in ids),
+                view_ids=tuple(v[index] for v in plan.view_ids),
+                slots=tuple(v[index] for v in plan.slots),
                 labels=self._labels[index],
                 index=index,
                 epoch=epoch,
                 step=step,
+                start=first,
+                of=count,
             )
 
-    def _pixels(self, epoch: int, order: Tensor, ids: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    @property
+    def slots(self) -> int:
+        """How many different views an image has in this training, at most."""
+        reader = self.reader
+        return reader.views or max(AUGMENTATIONS[name].views for name in reader.augment)
+
+    def _pixels(self, epoch: int, plan: Plan) -> Iterator[list[Tensor]]:
         if self._files is not None:
             return self._files.epoch(epoch, len(self))
         reader = self.reader
-        return (reader.read(reader.step(order, step), ids) for step in range(len(self)))
+        steps = range(len(self))
+        return (reader.read(reader.step(plan.order, step), plan.view_ids) for step in steps)
 
 
 class _FileSteps:
@@ -145,15 +134,15 @@ class _Steps(Dataset["list[Tensor] | str"]):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self._epoch = -1
-        self._plan: tuple[Tensor, tuple[Tensor, ...]] = torch.empty(0), ()
+        self._plan = Plan(torch.empty(0), (), ())
 
     def __getitem__(self, item: tuple[int, int]) -> list[Tensor] | str:
         epoch, step = item
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self.reader.plan(epoch)
-        order, ids = self._plan
+        plan = self._plan
         try:
-            return self.reader.read(self.reader.step(order, step), ids)
+            return self.reader.read(self.reader.step(plan.order, step), plan.view_ids)
         except UserError as error:
             return str(error)
 
@@ -188,10 +177,17 @@ def evaluation_batches(
     preprocessing: Preprocessing,
     device: torch.device,
     workers: int = 0,
+    *,
+    shared: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order: normalised (N, 3, S, S) and labels (N,)."""
+    """Every image once, in order: normalised (N, 3, S, S) and labels (N,).
+
+    `shared`: each of several processes gets its part of the batches; together every image once.
+    """
     in_memory = isinstance(images, MemoryImages)
     chunks = _Chunks(images, batch_size)
+    if shared:
+        chunks.chunks = chunks.chunks[rank() :: world()]
     loader = DataLoader(
         chunks,
         batch_size=None,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.taps import Tapped, Taps, TapSpecs
 
 # Per view: what the network showed, None where it does not see the view.

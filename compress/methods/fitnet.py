@@ -23,7 +23,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
 from compress.methods.maps import MapRegressor, align, stage_pairs
 

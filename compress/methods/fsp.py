@@ -23,7 +23,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import (
     Context,
     PretrainedMethod,

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import (
     Context,
     Method,

@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import Context, Method, Terms, Views, in_float32
 
 

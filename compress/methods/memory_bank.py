@@ -152,30 +152,47 @@ class ClassSampler(nn.Module):
             f"{self.fewest_others:,} or more images of other classes"
         ]
 
-    def same(self, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """One image of each class: (N,) -> (N,)."""
-        position = _integers(classes.shape, generator) % self.count[classes]
+    def same(
+        self, classes: Tensor, generator: torch.Generator, start: int = 0, whole: int = 0
+    ) -> Tensor:
+        """One image of each class: (N,) -> (N,).
+
+        Where `classes` are those from `start` of a batch of `whole`, the draws are the whole's.
+        """
+        drawn = _integers(torch.Size((whole or len(classes),)), generator)
+        position = drawn[start : start + len(classes)] % self.count[classes]
         return self.order[self.start[classes] + position]
 
-    def others(self, classes: Tensor, generator: torch.Generator) -> Tensor:
-        """K images of other classes for each class: (N,) -> (N, K).
+    def others(
+        self, classes: Tensor, generator: torch.Generator, start: int = 0, whole: int = 0
+    ) -> Tensor:
+        """K images of other classes for each class: (N,) -> (N, K); `start`, `whole` as in `same`.
 
         They are distinct unless `distinct` is False.
         """
+        whole = whole or len(classes)
         if self.distinct:
-            parts = torch.split(classes, _at_once(len(self.labels)))
-            return torch.cat([self._distinct(part, generator) for part in parts])
-        own, start = self.count[classes][:, None], self.start[classes][:, None]
-        shape = torch.Size((len(classes), self.negatives))
-        position = _integers(shape, generator) % (len(self.order) - own)
-        return self.order[position + (position >= start) * own]
+            return self._distinct(classes, generator, start, whole)
+        own, first_own = self.count[classes][:, None], self.start[classes][:, None]
+        drawn = _integers(torch.Size((whole, self.negatives)), generator)
+        position = drawn[start : start + len(classes)] % (len(self.order) - own)
+        return self.order[position + (position >= first_own) * own]
 
-    def _distinct(self, classes: Tensor, generator: torch.Generator) -> Tensor:
+    def _distinct(
+        self, classes: Tensor, generator: torch.Generator, start: int, whole: int
+    ) -> Tensor:
         """The images with the highest of random keys; 31 bits, so that hardly two are equal."""
-        shape = len(classes), len(self.labels)
-        keys = torch.empty(shape, dtype=torch.int32, device=classes.device)
-        keys.random_(generator=generator).masked_fill_(self.labels == classes[:, None], -1)
-        return keys.topk(self.negatives, dim=1, sorted=False).indices
+        size, end = _at_once(len(self.labels)), start + len(classes)
+        found: list[Tensor] = []
+        for first in range(0, end, size):  # rows before the own ones, too: they move the generator
+            shape = min(size, whole - first), len(self.labels)
+            keys = torch.empty(shape, dtype=torch.int32, device=classes.device)
+            own = keys.random_(generator=generator)[max(0, start - first) : end - first]
+            done = sum(len(rows) for rows in found)
+            of = classes[done : done + len(own)]
+            own = own.masked_fill_(self.labels == of[:, None], -1)
+            found.append(own.topk(self.negatives, dim=1, sorted=False).indices)
+        return torch.cat(found)
 
 
 def _integers(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import (
     Context,
     Method,

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import (
     Context,
     Method,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
 from compress.methods.maps import align, stage_pairs
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import (
     Context,
     Method,

@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
 from compress.methods.maps import stage_pairs
 

@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods.base import (
     Context,
     Method,

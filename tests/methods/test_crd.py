@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.distillation import Distillation
 from compress.methods.base import Context
 from compress.methods.crd import CRD, Contrast, crd_loss

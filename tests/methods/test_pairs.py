@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import build

@@ -1,0 +1,60 @@
+"""One training step's images, and the parts that processes and accumulation make of it."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's input, or this process's part of it.
+
+    images: per view, normalised float32 (N, 3, S, S); view_ids: per view, the integer (N,) that
+    identifies each image's augmentation; slots: the same counted from 0 among the views that the
+    image has in this training; labels (N,); index (N,) of each image in the training set; epoch
+    and step, counted from 0. A part begins at row `start` of the whole step's batch of `of` images
+    (0: this is all of it).
+    """
+
+    images: tuple[Tensor, ...]
+    view_ids: tuple[Tensor, ...]
+    labels: Tensor
+    index: Tensor
+    epoch: int
+    step: int
+    slots: tuple[Tensor, ...] = ()
+    start: int = 0
+    of: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Images of the whole step, those of other processes and parts included."""
+        return self.of or len(self.index)
+
+    @property
+    def share(self) -> float:
+        """How much of the whole step's mean this part's mean is."""
+        return len(self.index) / self.whole
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Up to `parts` parts of nearly equal size, in order."""
+        count = len(self.index)
+        bounds = [count * i // parts for i in range(parts + 1)]
+        rows = [slice(a, b) for a, b in pairwise(bounds) if a < b]
+        return [self._part(part) for part in rows]
+
+    def _part(self, rows: slice) -> "Batch":
+        def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t[rows] for t in tensors)
+
+        return replace(
+            self,
+            images=cut(self.images),
+            view_ids=cut(self.view_ids),
+            slots=cut(self.slots),
+            labels=self.labels[rows],
+            index=self.index[rows],
+            start=self.start + rows.start,
+            of=self.whole,
+        )

@@ -1,0 +1,88 @@
+"""Which images a step reads and how they look: a pure function of (seed, epoch, index)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from compress.data.augment import AUGMENTATIONS
+from compress.data.images import Images
+from compress.randomness import generator
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Which images a step reads and how they look; small, so that a worker process can hold it.
+
+    With `views` K an image has K views in all, drawn by `views_seed`. Of each step's images this
+    reads the part of process `rank` of `world`.
+    """
+
+    images: Images
+    image_size: int
+    batch_size: int
+    augment: tuple[str, ...]
+    seed: int
+    views: int | None = None
+    views_seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def plan(self, epoch: int) -> "Plan":
+        """What an epoch's images are and how they look; on the CPU."""
+        count = len(self.images)
+        order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
+        slots, ids = [], []
+        for view, name in enumerate(self.augment):
+            draw = generator(self.seed, "augment", view, epoch)
+            if self.views is None:
+                slots.append(AUGMENTATIONS[name].draw(count, draw))
+                ids.append(slots[-1])
+            else:
+                chosen = _chosen_views(name, count, self.views, self.views_seed)
+                slots.append(torch.randint(self.views, (count,), generator=draw))
+                ids.append(chosen.gather(1, slots[-1][:, None])[:, 0])
+        return Plan(order, tuple(ids), tuple(slots))
+
+    def read(self, index: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
+        """The views of some images: per view, uint8 (N, 3, S, S)."""
+        return [
+            AUGMENTATIONS[name].apply(self.images, index, view_ids[index], self.image_size)
+            for name, view_ids in zip(self.augment, ids, strict=True)
+        ]
+
+    def rows(self, step: int) -> tuple[int, int, int]:
+        """Of a step's images this process's part: first, one after its last, and all of them."""
+        before = step * self.batch_size
+        count = min(self.batch_size, len(self.images) - before)
+        return count * self.rank // self.world, count * (self.rank + 1) // self.world, count
+
+    def step(self, order: Tensor, step: int) -> Tensor:
+        """The images of this process's part of one step."""
+        first, end, _ = self.rows(step)
+        return order[step * self.batch_size + first : step * self.batch_size + end]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An epoch: the order of its images and, per view, each image's view id and slot."""
+
+    order: Tensor
+    view_ids: tuple[Tensor, ...]
+    slots: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> "Plan":
+        """The plan on a device."""
+        ids, slots = (tuple(t.to(device) for t in v) for v in (self.view_ids, self.slots))
+        return Plan(self.order.to(device), ids, slots)
+
+
+@lru_cache(maxsize=4)
+def _chosen_views(name: str, count: int, views: int, seed: int) -> Tensor:
+    """The view ids (count, views) that each image has; distinct where there are few in all."""
+    draw, available = generator(seed, "views"), AUGMENTATIONS[name].views
+    if available > 2**10:  # so many that two of an image are hardly ever the same
+        return torch.randint(available, (count, views), generator=draw)
+    return torch.rand(count, available, generator=draw).topk(views).indices

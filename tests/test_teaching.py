@@ -1,0 +1,148 @@
+"""What the engine of a recipe does to teachers: cached, limited in views, in other arithmetic."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from compress import frozen, pipeline
+from compress.artifacts import read_json, read_tensors
+from compress.data import open_data
+from compress.data.batches import ImageBatches
+
+RECIPE: dict[str, Any] = {
+    "data": {"name": "digits", "classes": 3, "train_images": 96, "test_images": 60, "seed": 3},
+    "teacher": {"model": "resnet14", "train": {"epochs": 6, "lr": 0.02, "batch_size": 16}},
+    "student": {"model": "resnet8"},
+    "distill": {
+        "method": "kd",
+        "train": {"epochs": 2, "lr": 0.05, "batch_size": 16},
+    },
+    "fuse": None,
+    "account": None,
+    "export": None,
+}
+CACHE = {"engine": {"compile": "never", "cache": {"max_gb": 1.0}}}
+
+
+def run(folder: Path, out: str = "run", **changes: Any) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **changes}))
+    assert pipeline.main([str(path), "--out", str(folder / out), "--workers", "0"]) == 0
+    return folder / out
+
+
+def student(out: Path, label: str = "kd") -> dict[str, torch.Tensor]:
+    return read_tensors(out / f"distill/{label}/student.safetensors")[0]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the teacher is shown, batch by batch."""
+    seen: list[int] = []
+    shows = frozen.Frozen.__call__
+
+    def counted(self: frozen.Frozen, images: torch.Tensor) -> Any:
+        seen.append(len(images))
+        return shows(self, images)
+
+    monkeypatch.setattr(frozen.Frozen, "__call__", counted)
+    return seen
+
+
+def test_a_warm_cache_spares_the_teacher_and_changes_no_bit(
+    tmp_path: Path, shown: list[int]
+) -> None:
+    data = {**RECIPE["data"], "augment": "none"}  # every view comes again: whole batches, in order
+    plain = run(tmp_path, "plain", data=data)
+    del shown[:]
+    cold = run(tmp_path, "run", data=data, **CACHE)
+    assert sum(shown) == 96, "the second epoch's targets are there"
+    del shown[:]
+    again = {**RECIPE["distill"], "compare": [{"name": "kd", "label": "again"}]}
+    warm = run(tmp_path, "run", data=data, distill=again, **CACHE)
+    assert not shown
+    for label in ("kd", "again"):
+        assert student(warm, label).keys() == student(plain).keys()
+    first, second = student(cold), student(warm, "again")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    told = "".join(read_json(warm / "distill/again/result.json")["measured"]["teaching"])
+    assert "192 of 192 outputs were there" in told
+
+
+def test_a_cache_survives_and_says_where_it_cannot_serve(tmp_path: Path, shown: list[int]) -> None:
+    distill = {**RECIPE["distill"], "compare": ["simkd"]}
+    out = run(tmp_path, distill=distill, **CACHE)
+    told = read_json(out / "distill/simkd/result.json")["measured"]["teaching"]
+    assert any("no teacher cache: the method reads the teacher's 'last_map'" in t for t in told)
+    assert [p.name for p in (out / "teacher_cache").glob("*/rows.bin")] == ["rows.bin"]
+    assert not (out / "superseded").exists()
+
+
+def test_few_views_are_met_again_and_again(tmp_path: Path, shown: list[int]) -> None:
+    run(tmp_path, data={**RECIPE["data"], "views": 1}, **CACHE)
+    assert sum(shown) == 96
+
+
+def test_with_views_an_image_has_no_others() -> None:
+    data = open_data(RECIPE["data"])
+
+    def seen(views: int | None) -> list[set[int]]:
+        batches = ImageBatches(
+            data.train,
+            data.preprocessing,
+            batch_size=96,
+            augment=["crop_flip", "crop_flip"],
+            seed=0,
+            device=torch.device("cpu"),
+            views=views,
+            views_seed=5,
+        )
+        found: list[set[int]] = [set() for _ in range(96)]
+        for epoch in range(30):
+            batch = next(batches.epoch(epoch))
+            assert batch.slots[0].max() < batches.slots
+            for ids in batch.view_ids:
+                for index, view in zip(batch.index.tolist(), ids.tolist(), strict=True):
+                    found[index].add(view)
+        return found
+
+    assert {len(views) for views in seen(3)} == {3}
+    assert min(len(views) for views in seen(None)) > 20
+    assert seen(3) == seen(3)
+    assert len({tuple(sorted(views)) for views in seen(3)}) > 90, "each image has its own"
+
+
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "int8"])
+def test_other_arithmetic_is_measured_and_told(tmp_path: Path, arithmetic: str) -> None:
+    out = run(tmp_path, engine={"teacher": arithmetic, "compile": "never"})
+    told = read_json(out / "distill/kd/result.json")["measured"]["teaching"]
+    assert any(f"{arithmetic} against float32 on 60 images: logits" in t for t in told), told
+
+
+def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
+    plain = run(tmp_path, "plain", engine={"compile": "never"})
+    compiled = run(tmp_path, "run", engine={"compile": "always"})
+    values = [
+        read_json(out / "distill/kd/result.json")["values"]["terms"]["end"]["term"]
+        for out in (plain, compiled)
+    ]
+    assert values[0] == pytest.approx(values[1], rel=0.05)
+
+
+def test_parts_and_bfloat16_learn_about_the_same(tmp_path: Path) -> None:
+    found = {}
+    for name, changes in {
+        "plain": {},
+        "parts": {"accumulate": 2},
+        "bfloat16": {"precision": "bfloat16"},
+        "float16": {"precision": "float16"},
+    }.items():
+        train = {**RECIPE["distill"]["train"], **changes}
+        out = run(tmp_path, name, distill={**RECIPE["distill"], "train": train})
+        lines = (out / "distill/kd/metrics.jsonl").read_text().splitlines()
+        found[name] = yaml.safe_load(lines[0])["loss"]
+    for name, loss in found.items():
+        assert loss == pytest.approx(found["plain"], rel=0.1), name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.accounting.costs import network_costs, pruning_columns
 from compress.accounting.latency import Latency, measure_latency, protocol, speedup_percent
 from compress.accounting.macs import MacCount, count_macs
-from compress.accounting.memory import peak_activation_bytes
+from compress.accounting.memory import peak_activation_bytes, peak_step_bytes
 from compress.accounting.pruning import (
     projector_to_student_percent,
     pruning_ratio_cost_points,
@@ -29,6 +29,7 @@ __all__ = [
     "measure_latency",
     "network_costs",
     "peak_activation_bytes",
+    "peak_step_bytes",
     "projector_to_student_percent",
     "protocol",
     "pruning_columns",

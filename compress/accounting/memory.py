@@ -1,7 +1,7 @@
-"""Peak memory of the activations in one forward."""
+"""Peak memory of the tensors in one forward, or in one step of training."""
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +26,25 @@ def peak_activation_bytes(module: nn.Module, input_shape: tuple[int, int, int], 
         batch: number of images.
     """
     images = blank_images(module, input_shape, batch)
-    meter = _Meter([images, *module.parameters(), *module.buffers()])
-    with evaluating(module), torch.no_grad(), meter:
-        module(images)
+    outside = [images, *module.parameters(), *module.buffers()]
+    with evaluating(module), torch.no_grad():
+        return peak_step_bytes(lambda: module(images), outside)
+
+
+def peak_step_bytes(step: Callable[[], object], outside: Iterable[Tensor]) -> int:
+    """Largest number of bytes of tensors alive at once while `step` runs, backward included.
+
+    Counted as `peak_activation_bytes` does, now with what is kept for the backward pass and with
+    the gradients. A step whose parameters have gradients already adds to those, and they count
+    from then on.
+
+    Args:
+        step: what to watch; eager, as operators of a compiled graph are not seen one by one.
+        outside: what belongs to the caller and is not counted: parameters, buffers, the batch.
+    """
+    meter = _Meter(outside)
+    with meter:
+        step()
     return meter.peak
 
 

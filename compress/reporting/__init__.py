@@ -6,7 +6,16 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from compress.reporting import cost, figures, product, results, sections, summary, transfer
+from compress.reporting import (
+    cost,
+    figures,
+    memory,
+    product,
+    results,
+    sections,
+    summary,
+    transfer,
+)
 from compress.reporting.collect import Run, load
 from compress.reporting.document import Document, Figure
 from compress.reporting.html import html
@@ -47,6 +56,7 @@ def document(run: Run) -> Document:
         *cost.cost(run),
         *product.product(run),
         *transfer.transfers(run),
+        *memory.training_memory(run),
         *sections.time_per_stage(run),
         *sections.definitions(),
         *sections.recipe(run),

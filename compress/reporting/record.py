@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from compress.reporting.collect import Run
+from compress.reporting.memory import student_memory
 from compress.reporting.network import Network
 from compress.reporting.ranking import rule
 from compress.reporting.sections import stage_seconds
@@ -66,6 +67,7 @@ def _measured(run: Run) -> dict[str, Any]:
     account, export = run.measured("account"), run.measured("export")
     return {
         "seconds": stage_seconds(run),
+        "memory": student_memory(run),
         "latency": account.get("latency") or {},
         "latency_protocol": account.get("protocol") or {},
         "onnx_latency": export.get("latency") or {},

@@ -38,6 +38,7 @@ TOP1 = {
     ("simkd", 0): 96.67,
     ("simkd", 1): 97.33,
 }
+METHOD_BYTES = {"none": 0, "kd": 0, "crd-14": 51_344_000, "simkd": 47_040}
 
 
 def write(path: Path, content: Any) -> None:
@@ -96,7 +97,9 @@ def distill(folder: Path, slow: float) -> None:
             "test_images": 300,
             "recommended_candidate": True,
         }
-        stage(folder, name, values, {"seconds": (40.25 + trial) * slow})
+        memory = {"step_bytes": 25_430_000 + trial, "method_bytes": METHOD_BYTES[label]}
+        measured = {"seconds": (40.25 + trial) * slow, "memory": {**memory, "batch": 64}}
+        stage(folder, name, values, measured)
         scale = 0.08 if label == "simkd" else 1.2 if label == "kd" else 0.9
         history(folder / name / "metrics.jsonl", 8, top1, scale)
 

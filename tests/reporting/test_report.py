@@ -70,6 +70,7 @@ def numbers(value: Any) -> Iterator[float]:
 def spellings(value: float) -> set[str]:
     """Every way in which the report may print a number."""
     printers = (formats.decimal, formats.signed, formats.scientific, formats.milliseconds)
+    printers += (formats.megabytes,)
     exact = {formats.count(value)} if float(value).is_integer() else set()
     return {
         *exact,
@@ -271,3 +272,40 @@ def test_columns_of_latency_are_the_batches_that_were_timed(
     write_report(folder)
     header = (folder / "report.md").read_text().split("| Network |")[1].splitlines()[0]
     assert "batch 1 (ms)" in header and "batch 256 (ms)" in header and "64" not in header
+
+
+def test_memory_of_every_student_that_was_measured(make_run: Make) -> None:
+    folder = make_run()
+    path = folder / "distill/kd/result.json"
+    kd = json.loads(path.read_text())
+    kd["measured"]["memory"]["device_peak_bytes"] = 1_234_567_890
+    path.write_text(json.dumps(kd))
+    for name in ("none", "none-trial1"):  # as an earlier version left it
+        path = folder / f"distill/{name}/result.json"
+        result = json.loads(path.read_text())
+        del result["measured"]["memory"]
+        path.write_text(json.dumps(result))
+    write_report(folder)
+    section = (folder / "report.md").read_text().split("## Training memory")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert rows[0].endswith("| Peak on the device (MB) |")
+    assert rows[2:] == [
+        "| kd | 25.43 | 0 | 64 | 1,234.57 |",
+        "| crd-14 | 25.43 | 51.34 | 64 | \N{EN DASH} |",
+        "| simkd | 25.43 | 0.047 | 64 | \N{EN DASH} |",
+    ]
+    assert "optimiser" in section and "main training" in section
+    memory = json.loads((folder / "report.json").read_text())["measured"]["memory"]
+    # Of two trials the larger.
+    assert memory["simkd"] == {"step_bytes": 25_430_001, "method_bytes": 47_040, "batch": 64}
+
+
+def test_without_numbers_there_is_no_table_of_memory(make_run: Make) -> None:
+    folder = make_run(stages=("teacher",))
+    page = write_report(folder)
+    assert "Training memory" not in page.read_text() + (folder / "report.md").read_text()
+
+
+def test_memory_is_told_per_device_only_where_there_is_one(complete: Path) -> None:
+    page = (complete / "report.html").read_text()
+    assert "Training memory" in page and "on the device" not in page

@@ -1,0 +1,98 @@
+"""What the memory of a training is said to be, per method; measuring it changes nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from compress.artifacts import Job
+from compress.data import Batch
+from compress.distillation import Distillation
+from compress.methods import METHODS
+from compress.methods.base import Terms
+from compress.optimisation import Settings, constant
+from compress.stages.distill import _Training
+from tests.methods import building
+
+
+def _module(name: str, weights: Terms | None = None) -> tuple[Distillation, Batch]:
+    module = building.distillation(METHODS[name], weights=weights)
+    batch = next(building.batches(module.method).epoch(0))
+    module.enter(None, batch)
+    return module, batch
+
+
+@pytest.mark.parametrize("name", ["none", "kd", "simkd", "crd", "semckd", "ab"])
+def test_measuring_moves_no_state(name: str) -> None:
+    module, batch = _module(name)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    learning = [p.requires_grad for p in module.parameters()]
+    expected = module(batch)
+    module.load_state_dict(before)
+    assert module.peak_bytes(batch) == module.peak_bytes(batch) > 0
+    module.after_step()
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert [p.requires_grad for p in module.parameters()] == learning
+    assert all(p.grad is None for p in module.parameters())
+    found = module(batch)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_step_takes_what_its_images_and_its_method_need() -> None:
+    module, batch = _module("none")
+    alone, half = module.peak_bytes(batch), module.peak_bytes(batch.split(2)[0])
+    assert 0.45 * alone < half < 0.65 * alone
+    # At least what the student keeps of each image: a map (16, 16, 16) around each convolution.
+    assert alone > len(batch.labels) * 7 * 16 * 16 * 16 * 4
+    frozen = sum(p.nbytes for p in module.student.parameters())
+    assert alone > frozen  # a gradient for each parameter, in the end
+    assert _module("nst")[0].peak_bytes(batch) > alone
+
+
+def test_it_is_that_of_the_plain_networks_whatever_shows_the_taps() -> None:
+    module, batch = _module("kd")
+    expected = module.peak_bytes(batch)
+
+    def refuse(*_: Any) -> Any:
+        pytest.fail("a fast network was asked")
+
+    module.learn_from([refuse])
+    module.look_with(refuse)
+    assert module.peak_bytes(batch) == expected
+    with pytest.raises(pytest.fail.Exception, match="fast network"):
+        module(batch)
+
+
+def test_bytes_of_a_methods_own_state_by_hand() -> None:
+    assert _module("kd")[0].method_bytes() == 0
+    module, _ = _module("crd")
+    # 24 training images, 128 numbers each, two banks, two normalisers; linear 64 and 256 -> 128.
+    numbers = 2 * 24 * 128 + 2 + (64 + 1) * 128 + (256 + 1) * 128
+    # What is kept of the labels to draw by class: integers per image twice, per class twice.
+    indices = 2 * 24 + 2 * building.CLASSES
+    assert module.method_bytes() == 4 * numbers + 8 * indices
+
+
+def _stage(module: Distillation, batch: Batch, settings: Settings) -> dict[str, int]:
+    recipe = SimpleNamespace(seed=0)
+    job = Job("distill/kd", Path(), Path(), recipe, {"trial": 0}, building.CPU, 0, "")  # type: ignore[arg-type]
+    teaching: Any = SimpleNamespace(probe=batch)
+    training = _Training(job, module, teaching, None, module.student)  # type: ignore[arg-type]
+    training._measure_memory(settings)
+    return training.memory
+
+
+def test_the_stage_measures_the_step_that_it_will_take() -> None:
+    module, batch = _module("kd")
+    settings = Settings(epochs=1, lr=0.1, batch_size=8, schedule=constant())
+    generator = torch.get_rng_state()
+    found = _stage(module, batch, settings)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert found == {"step_bytes": module.peak_bytes(batch), "method_bytes": 0, "batch": 8}
+    parts = _stage(module, batch, replace(settings, accumulate=4))
+    assert parts["batch"] == 2 and parts["step_bytes"] < 0.5 * found["step_bytes"]
+    half = _stage(module, batch, replace(settings, precision="bfloat16"))
+    assert half["step_bytes"] < 0.9 * found["step_bytes"]

@@ -1,5 +1,8 @@
 """The run directory: fingerprints, results written last and atomically, files that survive a kill.
 
+Of several processes the first alone writes and moves what is on the disk; the others may read it
+once they have waited for it.
+
 DIR/run.json  recipe.yaml  resolved.yaml  environment.json  log.txt  report.*
 DIR/<stage>/fields.json    what the stage depends on, written before it starts
 DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured"}, written when done
@@ -11,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compress.errors import UserError
+from compress.ranks import by_first, is_first
 from compress.recipe import Recipe
 
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
@@ -47,10 +51,14 @@ class Job:
     device: torch.device
     workers: int
     recipe_fingerprint: str
+    # What jobs that are trained side by side have in common; None: the job is trained alone.
+    companions: dict[Any, Any] | None = None
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader or a kill sees the old content or the new."""
+    if not is_first():
+        return
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -84,6 +92,8 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors in one step."""
+    if not is_first():
+        return
     partial = path.with_name(path.name + ".partial")
     # safetensors refuses channels_last and shared storage.
     plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
@@ -156,7 +166,13 @@ class RunDirectory:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Create or re-enter the directory; one process at a time."""
+        """Create or re-enter the directory; one run at a time."""
+        with ExitStack() as held:
+            by_first(lambda: held.enter_context(self._held()))
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign()

@@ -1,7 +1,11 @@
-"""What the user sees while a recipe runs: messages (also in `log.txt`) and progress bars."""
+"""What the user sees while a recipe runs: messages (also in `log.txt`) and progress bars.
+
+Of several processes the first alone speaks.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -9,8 +13,12 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from compress.ranks import is_first
+
 console = Console(highlight=False)
-_log_file: Path | None = None
+# Of the context, since several runs may take turns in one process.
+_log_file: ContextVar[Path | None] = ContextVar("log_file", default=None)
+_bars: ContextVar[bool] = ContextVar("bars", default=True)
 
 
 class Advance(Protocol):
@@ -22,24 +30,35 @@ class Advance(Protocol):
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Inside the block every message is also appended to `path`, with its time."""
-    global _log_file
-    before, _log_file = _log_file, path
+    before = _log_file.set(path)
     try:
         yield
     finally:
-        _log_file = before
+        _log_file.reset(before)
+
+
+def without_bars() -> None:
+    """Show no bars from here on in this context: several at once would overwrite each other."""
+    _bars.set(False)
+
+
+def shows_bars() -> bool:
+    """Whether a bar would be seen; where not, a line per epoch is."""
+    return console.is_terminal and _bars.get()
 
 
 def log(message: str) -> None:
     """Print one message; plain text, so brackets in it are never read as markup."""
-    console.print(message, markup=False, soft_wrap=True)
-    note(message)
+    if is_first():
+        console.print(message, markup=False, soft_wrap=True)
+        note(message)
 
 
 def note(message: str) -> None:
-    """Append one message to `log.txt` alone."""
-    if _log_file is not None:
-        with _log_file.open("a", encoding="utf-8") as file:
+    """Append one message to `log.txt` alone, from any process."""
+    path = _log_file.get()
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')}  {message}\n")
 
 
@@ -53,7 +72,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    disable = not console.is_terminal
+    disable = not (shows_bars() and is_first())
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total, note="")
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from compress.ranks import summed
+
 
 class Classification:
     """One label per image; judged by top-1 accuracy in percent, higher is better."""
@@ -24,14 +26,18 @@ class Classification:
     def evaluate(
         self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
     ) -> dict[str, float]:
-        """Top-1 accuracy over (images, labels) batches; the network is put in eval mode."""
+        """Top-1 accuracy over (images, labels) batches; the network is put in eval mode.
+
+        It is that over the batches of all processes, each of which may have batches of its own.
+        """
         network.eval()
         correct: Tensor | int = 0
         total = 0
         for images, labels in batches:
             correct = correct + (network(images).argmax(1) == labels).sum()
             total += len(labels)
-        return {self.metric: 100 * int(correct) / total}
+        correct, total = summed(torch.tensor([int(correct), total])).tolist()
+        return {self.metric: 100 * correct / total}
 
     def chance_percent(self, num_classes: int, images: int) -> float:
         """The metric of guessing, plus two standard errors of a test set of that many images."""

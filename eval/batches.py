@@ -6,7 +6,9 @@ from typing import Generic, TypeVar
 
 import torch
 
+from compress.errors import UserError
 from compress.randomness import generator
+from compress.ranks import part, world
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -18,6 +20,7 @@ class KeyedBatches(Generic[Example, Batch]):
 
     `read(index, mirrored)` gives one example and `collate` makes a batch of a list of them. With
     fewer examples than `batch_size` there is one batch of all. The global generator is not used.
+    Each of several processes gets its part of every batch.
     """
 
     count: int
@@ -27,6 +30,10 @@ class KeyedBatches(Generic[Example, Batch]):
     read: Callable[[int, bool], Example]
     collate: Callable[[list[Example]], Batch]
 
+    def __post_init__(self) -> None:
+        if (whole := min(self.count, self.batch_size)) < world():
+            raise UserError(f"a batch of {whole} images is too small for {world()} processes")
+
     def __len__(self) -> int:
         return max(1, self.count // self.batch_size)
 
@@ -35,9 +42,8 @@ class KeyedBatches(Generic[Example, Batch]):
         order = torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).tolist()
         for step in range(len(self)):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.collate(
-                [self.read(index, self._mirrored(epoch, index)) for index in indices]
-            )
+            own = indices[part(len(indices))]
+            yield self.collate([self.read(index, self._mirrored(epoch, index)) for index in own])
 
     def _mirrored(self, epoch: int, index: int) -> bool:
         if not self.flip:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,7 +13,11 @@ from compress.artifacts import read_json, write_json
 from compress.console import log
 from compress.deployment import Encoder, load_encoder
 from compress.errors import UserError
-from compress.training import Batches, Settings, train
+from compress.optimisation import Settings
+from compress.ranks import by_first, is_first
+from compress.training import Batches, train
+
+Data = TypeVar("Data")
 
 DISTILLED = "distilled"
 ALONE = "alone"
@@ -47,6 +52,16 @@ class Start:
     folder: Path
 
 
+def opened(context: Context, make: Callable[[Path], Data]) -> Data:
+    """What `make` reads, in every process; it gets the folder for generated files.
+
+    The first process does so before the others, as it may have to write the files.
+    """
+    found: list[Data] = []
+    by_first(lambda: found.append(make(context.folder / "data")))
+    return found[0] if is_first() else make(context.folder / "data")
+
+
 def compare_inits(
     context: Context, evaluate: Callable[[Start], dict[str, float]]
 ) -> list[dict[str, Any]]:
@@ -54,13 +69,13 @@ def compare_inits(
 
     A finished init is read from its `outcome.json` again, so that a killed stage goes on with
     the next one. All inits get the same seed, hence the same order of data and the same head.
+    Of several processes all train and evaluate; the first decides and keeps the metrics.
     """
     students = [_student_of(context, init) for init in context.inits]
     rows = []
     for init, student in zip(context.inits, students, strict=True):
         finished = context.folder / init / "outcome.json"
-        if not finished.is_file():
-            finished.parent.mkdir(parents=True, exist_ok=True)
+        if not by_first(partial(_is_done, finished)):
             encoder = _encoder(context.students[student], init, context.seed)
             metrics = evaluate(Start(init, student, encoder, finished.parent))
             row = {
@@ -70,9 +85,15 @@ def compare_inits(
                 "matched_percent": float(encoder.matched_percent),
             }
             write_json(finished, row)
-        rows.append(read_json(finished))
+        rows.append(by_first(partial(read_json, finished)))
         log(f"  {init}: " + ", ".join(f"{k} {v:.2f}" for k, v in rows[-1]["metrics"].items()))
     return rows
+
+
+def _is_done(outcome: Path) -> bool:
+    """Whether an init's result is there; its folder is afterwards."""
+    outcome.parent.mkdir(parents=True, exist_ok=True)
+    return outcome.is_file()
 
 
 def fine_tune(

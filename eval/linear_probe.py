@@ -18,8 +18,9 @@ from torch.nn import functional
 from compress.data import Dataset, Images, evaluation_batches, open_data
 from compress.deployment import Encoder, load_encoder
 from compress.randomness import seeded
+from compress.ranks import gathered, own_share, part
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, fine_tune, result
+from eval.context import Context, Start, compare_inits, fine_tune, opened, result
 from eval.digit_scenes import prepare
 
 PROTOCOL = (
@@ -86,7 +87,8 @@ DATASETS: Mapping[str, Callable[..., Mapping[str, Any]]] = {
 def _open(context: Context, image_size: int) -> Dataset:
     """The pictures at the size on which the encoder was trained."""
     arguments = dict(context.data)
-    spec = DATASETS[arguments.pop("name")](context.folder / "data", **arguments)
+    make = DATASETS[arguments.pop("name")]
+    spec = opened(context, lambda folder: make(folder, **arguments))
     return open_data({**spec, "image_size": image_size}, seed=context.seed)
 
 
@@ -123,15 +125,18 @@ def _probe(context: Context, start: Start, dataset: Dataset) -> dict[str, float]
 def pooled_features(
     encoder: Encoder, images: Images, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, channels) float32 and labels (N,) of all images, encoder in eval mode."""
+    """Features (N, channels) float32 and labels (N,) of all images, encoder in eval mode.
+
+    Each of several processes computes whole batches of them, and all get all.
+    """
     encoder.eval()
-    pairs = [
-        (encoder(pixels).float().mean((2, 3)), labels)
-        for pixels, labels in evaluation_batches(
-            images, _FEATURE_BATCH, encoder.preprocessing, device
-        )
-    ]
-    return torch.cat([features for features, _ in pairs]), torch.cat([label for _, label in pairs])
+    batches = torch.split(torch.arange(len(images)), _FEATURE_BATCH)
+    features = [torch.empty(0, encoder.channels, device=device)]  # where there are few images
+    if own := batches[part(len(batches))]:
+        share = images.subset(torch.cat(own))
+        shown = evaluation_batches(share, _FEATURE_BATCH, encoder.preprocessing, device)
+        features += [encoder(pixels).float().mean((2, 3)) for pixels, _ in shown]
+    return gathered(torch.cat(features)), images.labels.to(device)
 
 
 class ProbeLoss(nn.Module):
@@ -142,6 +147,7 @@ class ProbeLoss(nn.Module):
         self.head = head
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """batch is features (N, C) and labels (N,)."""
+        """batch is features (N, C) and labels (N,); the term is this process's share."""
         features, labels = batch
-        return {"ce": functional.cross_entropy(self.head(features), labels)}
+        loss = functional.cross_entropy(self.head(features), labels)
+        return {"ce": own_share(len(labels)) * loss}

@@ -1,4 +1,4 @@
-"""Two processes on CPU: rows are gathered in order, and CRD's state is that of one process."""
+"""Two processes on CPU have what one has: what they exchange, evaluation, and CRD's state."""
 
 import warnings
 from datetime import timedelta
@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
+from compress import ranks
+from compress.errors import UserError
 from compress.methods.crd import Contrast
 from compress.ranks import gathered, rank
+from compress.tasks import Classification
+from eval.batches import KeyedBatches
+from eval.detection.task import detect
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
 
@@ -53,6 +58,10 @@ def _process(_: int, number: int, folder: str) -> None:
         rows = torch.full((SHARES[number], 2), float(number), requires_grad=True)
         found["gathered"] = gathered(rows)
         found["empty"] = gathered(torch.arange(4 * number))
+        _exchange(number)
+        found["loss"], *gradients = _coupled(slice(0, SHARES[0]) if number == 0 else slice(5, None))
+        found["coupled weight"] = gradients[0]
+        found |= _evaluated()
         torch.save(found, f"{folder}/{number}.pt")
     finally:
         distributed.destroy_process_group()
@@ -69,15 +78,93 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
     assert first["gathered"].tolist() == [[0, 0]] * 5 + [[1, 1]] * 3
     assert first["empty"].tolist() == [0, 1, 2, 3]
+    loss, gradient = _coupled(slice(None))
+    torch.testing.assert_close(first["loss"], loss)
+    torch.testing.assert_close(first["coupled weight"], gradient)
+    for name, value in _evaluated().items():
+        assert torch.equal(first[name], value), name
     whole = _trained(slice(None))
     losses = whole.pop("losses")
     for name, value in whole.items():
         torch.testing.assert_close(first[name], value)
-    # From the second step on all see the same normalisers and banks.
+    # All see the same normalisers and banks.
     shares = zip(SHARES, (first["losses"], second["losses"]), strict=True)
     mean = sum(share * found for share, found in shares) / sum(SHARES)
-    torch.testing.assert_close(mean[1:], losses[1:])
-    assert not torch.allclose(mean[0], losses[0], rtol=1e-4)
+    torch.testing.assert_close(mean, losses)
+
+
+def _exchange(number: int) -> None:
+    """What each function gives, in each of two processes."""
+    assert (ranks.world(), ranks.is_first()) == (2, number == 0)
+    assert [ranks.part(5), ranks.part(1)] == [
+        [slice(0, 2), slice(0, 0)], [slice(2, 5), slice(0, 1)]
+    ][number]  # fmt: skip
+    assert ranks.own_share(1 + 2 * number) == (0.25, 0.75)[number]
+    assert ranks.told(("value", number)) == ("value", 0)
+    assert ranks.joined([number] * (1 + number)) == [0, 1, 1]
+    counts = torch.tensor([number, 2])
+    assert ranks.summed(counts).tolist() == [1, 4]
+    assert counts.tolist() == [number, 2]
+    # The first process is alone inside: nothing there waits for the other.
+    worlds = ranks.by_first(lambda: (ranks.world(), ranks.summed(torch.ones(1)).item(), number))
+    assert worlds == (1, 1.0, 0)
+    assert ranks.world() == 2
+    with pytest.raises(UserError, match="said by 0"):
+        ranks.by_first(lambda: _fail(number))
+    read = list[int]
+    batches = KeyedBatches[int, read](7, 5, 0, False, lambda index, _: index, list)
+    (own,) = batches.epoch(0)
+    assert [len(own), sorted(ranks.joined(own))[0] >= 0] == [2 + number, True]
+    assert len(set(ranks.joined(own))) == 5
+    with pytest.raises(UserError, match="too small for 2 processes"):
+        KeyedBatches[int, read](7, 1, 0, False, lambda index, _: index, list)
+
+
+def _fail(number: int) -> None:
+    raise UserError(f"said by {number}")
+
+
+def _coupled(part: slice) -> tuple[Tensor, Tensor]:
+    """A loss of all rows' relations, and the gradient of the weight that made the rows."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(sum(SHARES), 4, generator=generator, dtype=torch.float64)[part]
+    weight = torch.nn.Parameter(torch.eye(4, dtype=torch.float64))
+    features = ranks.gathered_with_gradient(rows @ weight)
+    loss = (features @ features.mT).sin().mean()
+    (loss * ranks.own_share(len(rows))).backward()
+    ranks.sum_gradients([weight])
+    assert weight.grad is not None
+    return loss.detach(), weight.grad
+
+
+class _Means(torch.nn.Module):
+    """Logits that say the mean is high; detections at the mean."""
+
+    def forward(self, images: Tensor | list[Tensor]) -> Tensor | list[dict[str, Tensor]]:
+        if isinstance(images, Tensor):
+            return torch.stack([-images.mean(1), images.mean(1)], 1)
+        # Results that depend on what else is in the batch, as padding makes them.
+        return [{"scores": image.mean()[None] + len(images)} for image in images]
+
+
+class _Image:
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def pixels(self) -> Tensor:
+        return torch.full((3, 2, 2), self.value, dtype=torch.uint8)
+
+
+def _evaluated() -> dict[str, Tensor]:
+    """Top-1 of 7 images in batches that the processes share unequally, and detections."""
+    generator = torch.Generator().manual_seed(2)
+    images, labels = (torch.randn(7, 5, generator=generator), torch.arange(7) % 2)
+    batches = [(images[i : i + 3], labels[i : i + 3]) for i in range(0, 7, 3)]
+    top1 = Classification().evaluate(_Means(), batches[rank() :: ranks.world()])
+    pictures = tuple(_Image(i) for i in range(11))
+    found = detect(_Means(), pictures, 4, torch.device("cpu"))  # type: ignore[arg-type]
+    scores = torch.cat([one["scores"] for one in found])
+    return {"top1": torch.tensor(top1["top1_percent"]), "scores": scores}
 
 
 def test_one_process_has_its_own_rows_without_gradient() -> None:

@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from compress.deployment import Encoder
 from compress.errors import UserError
 from compress.randomness import seeded
+from compress.ranks import own_share
 
 _POOL = 7
 Images = list[Tensor]
@@ -104,7 +105,11 @@ class DetectorLoss(nn.Module):
         self.detector = detector
 
     def forward(self, batch: tuple[Images, Targets]) -> dict[str, Tensor]:
-        """batch is images (3, H, W) in 0..1 and their targets: boxes (n, 4), labels (n,)."""
+        """batch is images (3, H, W) in 0..1 and their targets: boxes (n, 4), labels (n,).
+
+        The terms are this process's share, by images, of those of all. Each process samples regions
+        of its own images, so that their sum is not exactly what one process has.
+        """
         images, targets = batch
-        terms: dict[str, Tensor] = self.detector(images, targets)
-        return terms
+        share = own_share(len(images))
+        return {name: share * term for name, term in self.detector(images, targets).items()}

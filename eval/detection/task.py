@@ -1,13 +1,15 @@
 """The detection task: fine-tune a Faster R-CNN from each init, report COCO average precision."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
+from compress.ranks import by_first, joined, part
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, fine_tune, result
+from eval.context import Context, Start, compare_inits, fine_tune, opened, result
 from eval.detection.annotations import AnnotatedImage, DetectionData
 from eval.detection.data import DATASETS
 from eval.detection.metrics import PROTOCOL, average_precision
@@ -44,8 +46,8 @@ def detection(
         flip: mirror training images at random; wrong where left and right differ in meaning.
     """
     spec = dict(context.data)
-    data = DATASETS[spec.pop("name")](context.folder / "data", **spec)
-    (context.folder / "pictures").mkdir(exist_ok=True)
+    make = DATASETS[spec.pop("name")]
+    data = opened(context, lambda folder: make(folder, **spec))
 
     def evaluate(start: Start) -> dict[str, float]:
         detector = build_detector(
@@ -88,12 +90,14 @@ def _fine_tune(
     )
     fine_tune(context, start, DetectorLoss(detector), batches, "detection")
     found = detect(detector, data.test, context.settings.batch_size, context.device)
-    draw_detections(
-        context.folder / "pictures" / f"{start.init}.png",
-        data.test[:_PICTURED],
-        found[:_PICTURED],
-        data.class_names,
-    )
+    picture = context.folder / "pictures" / f"{start.init}.png"
+    return by_first(lambda: _judged(data, found, picture))
+
+
+def _judged(data: DetectionData, found: list[dict[str, Tensor]], picture: Path) -> dict[str, float]:
+    """Metrics over the test images, the first of which are drawn."""
+    picture.parent.mkdir(exist_ok=True)
+    draw_detections(picture, data.test[:_PICTURED], found[:_PICTURED], data.class_names)
     return average_precision(data.test, found, len(data.class_names))
 
 
@@ -119,12 +123,16 @@ def _to_device(examples: list[Example], device: torch.device) -> tuple[Images, T
 def detect(
     detector: FasterRCNN, images: tuple[AnnotatedImage, ...], batch_size: int, device: torch.device
 ) -> list[dict[str, Tensor]]:
-    """Boxes (n, 4), labels (n,) and scores (n,) of every image, on the CPU, best score first."""
+    """Boxes (n, 4), labels (n,) and scores (n,) of every image, on the CPU, best score first.
+
+    Each of several processes sees whole batches of the images, and all get all detections.
+    """
     detector.eval()
     found: list[dict[str, Tensor]] = []
-    for first in range(0, len(images), batch_size):
+    firsts = range(0, len(images), batch_size)
+    for first in firsts[part(len(firsts))]:
         chunk = [
             image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
         ]
         found += [{k: v.cpu() for k, v in output.items()} for output in detector(chunk)]
-    return found
+    return joined(found)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from compress.deployment import Encoder
 from compress.randomness import seeded
+from compress.ranks import summed
 
 BINS = (1, 2, 3, 6)
 
@@ -65,7 +66,7 @@ class Segmenter(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """Cross-entropy over all pixels that are not void, for THE loop."""
+    """Mean cross-entropy over all pixels that are not void, for THE loop."""
 
     def __init__(self, segmenter: Segmenter, void: int) -> None:
         super().__init__()
@@ -73,7 +74,12 @@ class SegmentationLoss(nn.Module):
         self.void = void
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """batch is normalised images (N, 3, H, W) and masks (N, H, W) of class indices."""
+        """batch is normalised images (N, 3, H, W) and masks (N, H, W) of class indices.
+
+        The term is this process's share: its sum over the pixels of all processes.
+        """
         images, masks = batch
-        logits = self.segmenter(images)
-        return {"ce": functional.cross_entropy(logits, masks, ignore_index=self.void)}
+        loss = functional.cross_entropy(
+            self.segmenter(images), masks, ignore_index=self.void, reduction="sum"
+        )
+        return {"ce": loss / summed((masks != self.void).sum())}

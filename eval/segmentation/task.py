@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.errors import UserError
+from compress.ranks import is_first, part, summed
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, fine_tune, result
+from eval.context import Context, Start, compare_inits, fine_tune, opened, result
 from eval.pictures import draw_masks
 from eval.segmentation.data import DATASETS, VOID, MaskedImage, SegmentationData
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, segmentation_metrics
@@ -33,13 +34,13 @@ def segmentation(
         flip: mirror training images at random; wrong where left and right differ in meaning.
     """
     spec = dict(context.data)
-    data = DATASETS[spec.pop("name")](context.folder / "data", **spec)
+    make = DATASETS[spec.pop("name")]
+    data = opened(context, lambda folder: make(folder, **spec))
     if min(context.settings.batch_size, len(data.train)) < 2:
         raise UserError(
             "segmentation needs batches of two or more images: the norm of the one-cell branch "
             "has a single value per image."
         )
-    (context.folder / "pictures").mkdir(exist_ok=True)
 
     def evaluate(start: Start) -> dict[str, float]:
         segmenter = Segmenter(
@@ -96,19 +97,19 @@ def _evaluate(
     device: torch.device,
     picture: Path,
 ) -> dict[str, float]:
-    """Metrics over the test images, the first of which are drawn."""
+    """Metrics over the test images, of which each process sees its part; the first are drawn."""
     classes = len(data.class_names)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
-    for item in data.test:
-        pixels, truth = item.pixels(), item.classes()
-        prediction = predict(segmenter, pixels, image_size, device)
-        confusion += confusion_matrix(truth, prediction, classes=classes, void=VOID)
-        if len(drawn) < _PICTURED:
-            drawn.append((pixels, truth, prediction))
-    images, truths, predictions = zip(*drawn, strict=True)
-    draw_masks(picture, images, truths, predictions, VOID)
-    return segmentation_metrics(confusion)
+    for item in data.test[part(len(data.test))]:
+        prediction = predict(segmenter, item.pixels(), image_size, device)
+        confusion += confusion_matrix(item.classes(), prediction, classes=classes, void=VOID)
+    if is_first():
+        picture.parent.mkdir(exist_ok=True)
+        images = [item.pixels() for item in data.test[:_PICTURED]]
+        truths = [item.classes() for item in data.test[:_PICTURED]]
+        predictions = [predict(segmenter, pixels, image_size, device) for pixels in images]
+        draw_masks(picture, images, truths, predictions, VOID)
+    return segmentation_metrics(summed(confusion))
 
 
 def example(item: MaskedImage, image_size: int | None, mirrored: bool) -> Example:

@@ -15,9 +15,9 @@ from compress.artifacts import Job
 from compress.data import MemoryImages, Preprocessing
 from compress.deployment import Encoder
 from compress.errors import UserError
+from compress.optimisation import Settings
 from compress.recipe import Train
 from compress.tap_discovery import discover
-from compress.training import Settings
 from eval import context as context_module
 from eval import stage
 from eval.batches import KeyedBatches

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from compress.artifacts import read_tensors, write_tensors, write_text
 from compress.errors import UserError
+from compress.ranks import is_first, wait
 
 _FILE = "checkpoint.safetensors"
 
@@ -48,14 +51,25 @@ def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class Checkpoint:
-    """A training's state in one safetensors file: module, optimiser, history; no pickle."""
+    """A training's state in one safetensors file: module, optimiser, history; no pickle.
 
-    def __init__(self, directory: Path, module: nn.Module, optimizer: Optimizer) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    Of several processes the first writes it and all read it: their states are the same.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        module: nn.Module,
+        optimizer: Optimizer,
+        scaler: GradScaler | None = None,
+    ) -> None:
+        if is_first():
+            directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.path = directory / _FILE
         self.module = module
         self.optimizer = optimizer
+        self.scaler = scaler
 
     def save(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
         """Write the state after an epoch.
@@ -63,6 +77,11 @@ class Checkpoint:
         With `keep_best` the weights of the best epoch so far have a file of their own, named by
         the epoch: at every moment the one that the saved history calls the best is there.
         """
+        if is_first():
+            self._write(history, keep_best)
+        wait()
+
+    def _write(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
         best = best_row(history, keep_best)["epoch"] if keep_best is not None else None
         if best == len(history):
             write_tensors(self._best_path(best), self.module.state_dict())
@@ -75,6 +94,8 @@ class Checkpoint:
                 elif value is not None:
                     plain[f"{index}.{key}"] = value
         metadata = {"history": json.dumps(history), "optimizer": json.dumps(plain)}
+        if self.scaler is not None:
+            metadata["scaler"] = json.dumps(self.scaler.state_dict())
         write_tensors(self.path, tensors, metadata)
         self._write_metrics(history)
         if best is not None:
@@ -105,6 +126,13 @@ class Checkpoint:
             state.setdefault(int(index), {})[key] = plain
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, own in self.optimizer.state.items():
+            for key, value in own.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # In the parameter's memory format, which files do not keep.
+                    own[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(json.loads(metadata.get("scaler", "{}")))
         # A kill between the two files leaves a line too few; the checkpoint is what counts.
         self._write_metrics(history)
         return history
@@ -120,7 +148,7 @@ class Checkpoint:
 
     def _drop_all_but(self, epoch: int) -> None:
         for path in self.directory.glob("best-*.safetensors"):
-            if path != self._best_path(epoch):
+            if is_first() and path != self._best_path(epoch):
                 path.unlink()
 
     def _write_metrics(self, history: list[dict[str, Any]]) -> None:

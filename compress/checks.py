@@ -69,6 +69,11 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     terms = terms_for(part, recipe.distill)
     if terms.ce + terms.kd + terms.method == 0:
         return [f"{path}: every weight is 0, so nothing would be learned"]
+    if method.batch_coupled and recipe.distill.train.accumulate > 1:
+        return [
+            f"{path}: the loss of {part.name} relates the images of a batch, so its parts have "
+            "another loss; leave out distill.train.accumulate"
+        ]
     if method.is_soft_term and terms.kd:
         return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
     return []
@@ -153,6 +158,8 @@ def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[s
     problems = signatures.check(stage.TASKS[entry.task], entry.arguments, path)
     problems += _check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
     problems += _check_train(entry.train, f"{path}.train")
+    if entry.train.accumulate > 1:
+        problems.append(f"{path}.train.accumulate: transfer tasks take their batches whole")
     root = entry.data.arguments.get("root")
     if isinstance(root, str) and not Path(root).is_dir():
         problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")

@@ -30,6 +30,7 @@ from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import user_code
 from compress.randomness import seeded
+from compress.ranks import by_first
 from compress.tap_discovery import switch_off_inplace
 from compress.taps import MapSpec, TapSpecs, encoder_until
 
@@ -137,7 +138,7 @@ def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, 
     path = folder / f"{name}.safetensors"
     write_tensors(path, network.state_dict())
     write_json(folder / f"{name}.json", dict(description))
-    return sha256_file(path)
+    return by_first(lambda: sha256_file(path))
 
 
 def load_description(folder: Path, name: str = "student") -> dict[str, Any]:

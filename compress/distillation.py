@@ -1,18 +1,23 @@
 """Student, frozen teachers and a method as the one module that the loop trains."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from compress.data.batches import Batch
+from compress.accounting.memory import peak_step_bytes
+from compress.data.batch import Batch
 from compress.methods.base import Method, Phase, TeacherContext, Terms, Views
 from compress.methods.kd import kd_loss
-from compress.taps import Tapped, TapSpecs
+from compress.ranks import gathered, gathered_with_gradient, world
+from compress.taps import Tapped, Taps, TapSpecs
 from compress.tasks import Classification
+
+# What a teacher shows of a batch's view, by the view's number.
+Source = Callable[[Batch, int], Taps]
 
 
 class Distillation(nn.Module):
@@ -48,20 +53,22 @@ class Distillation(nn.Module):
             Tapped(teacher.eval().requires_grad_(False), known.taps, method.teacher_taps)
             for teacher, known in zip(teachers, context.teachers, strict=True)
         ]
+        self._sources: list[Source] = []
+        self._look: Callable[[Tensor], Taps] = self._tapped
         self._phase: Phase | None = None
         method.bind(self._tapped)
         self._trainable = [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars whose sum is the loss; a term of weight 0 is not computed."""
-        reads_student = self._phase is None or self._phase.reads_student
+        """Named scalars whose sum is the loss; a term of weight 0 is not computed.
+
+        Of a part of a batch they are means over its own images, but the terms of a coupled method
+        are those of the whole step's batch, whose rows all processes exchange.
+        """
         student: Views = [None] * len(batch.images)
-        if reads_student:
-            student = self._show(self._tapped, batch, "student")
-        teachers: list[Views] = []
-        if self._reads_teachers():
-            with torch.no_grad():
-                teachers = [self._show(teacher, batch, "teacher") for teacher in self._teachers]
+        if self._phase is None or self._phase.reads_student:
+            student = self._student_views(self._look, batch)
+        teachers = self._teacher_views(batch) if self.teacher_taps else []
         if self._phase is not None:
             return dict(self._phase.loss(student, teachers, batch))
         weights, method, terms = self.weights, self.method, dict[str, Tensor]()
@@ -70,9 +77,33 @@ class Distillation(nn.Module):
         if weights.kd:
             terms["soft"] = weights.kd * method.soft_loss(student, teachers, self._soft)
         if weights.method:
+            if method.batch_coupled and world() > 1:
+                student, teachers, batch = _of_all(student, teachers, batch)
             own = method(student, teachers, batch)
             terms |= {name: weights.method * value for name, value in own.items()}
         return terms
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """What the terms of the phase, or of the main training, read of teachers; maybe nothing."""
+        own = self._phase is not None or self.weights.method != 0
+        wanted = list(self.method.teacher_taps) if own else []
+        if self._phase is None and self.weights.kd:
+            wanted.append("logits")
+        return tuple(dict.fromkeys(wanted))
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        """What is read of the student."""
+        return tuple(dict.fromkeys((*self.method.student_taps, "logits")))
+
+    def learn_from(self, sources: Sequence[Source]) -> None:
+        """Let these show `teacher_taps` in place of the networks themselves, one per teacher."""
+        self._sources = list(sources)
+
+    def look_with(self, look: Callable[[Tensor], Taps]) -> None:
+        """Let this show the student's taps: the same network, made faster."""
+        self._look = look
 
     def after_step(self) -> None:
         """Let the method move its banks and averages."""
@@ -88,6 +119,7 @@ class Distillation(nn.Module):
         in the graph.
         """
         self._phase = phase
+        self._sources = []
         named = {id(p) for p in (self._trainable if phase is None else phase.parameters)}
         own = [p for p in self._trainable if id(p) in named]  # what was frozen stays frozen
         for parameter in self._trainable:
@@ -116,9 +148,8 @@ class Distillation(nn.Module):
             return {}
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         with self._as_it_was(), torch.enable_grad():
-            student = self._show(self._tapped, batch, "student")
-            with torch.no_grad():
-                teachers = [self._show(teacher, batch, "teacher") for teacher in self._teachers]
+            student = self._student_views(self._tapped, batch)
+            teachers = self._teacher_views(batch, plain=True)
             own = torch.stack([*self.method(student, teachers, batch).values()]).sum()
             hard = self.method.hard_loss(student, batch, self.task.loss)
             norms = [_gradient_norm(term, parameters) for term in (own, hard)]
@@ -126,13 +157,47 @@ class Distillation(nn.Module):
         found = {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
         return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
-    def _reads_teachers(self) -> bool:
-        own = self._phase is not None or self.weights.method != 0
-        return self.weights.kd != 0 or (own and bool(self.method.teacher_taps))
+    def peak_bytes(self, batch: Batch) -> int:
+        """Most bytes of tensors alive at once in forward and backward of a batch.
 
-    def _show(self, network: Tapped, batch: Batch, role: Literal["student", "teacher"]) -> Views:
+        Parameters, buffers and the batch are not counted. It is that of the plain networks, eager
+        and not cached, whatever shows the taps. Every state is left as it was.
+        """
+        frozen = [t for one in self._teachers for t in _tensors(one.network)]
+        outside = [*_tensors(self), *frozen, *batch.images, *batch.view_ids, *batch.slots]
+        look, sources = self._look, self._sources
+        self._look, self._sources = self._tapped, []
+
+        def step() -> None:
+            loss = torch.stack([*self(batch).values()]).sum()
+            with torch.autocast(loss.device.type, enabled=False):  # as the loop has it
+                loss.backward()  # type: ignore[no-untyped-call]
+
+        try:
+            with self._as_it_was():
+                return peak_step_bytes(step, [*outside, batch.labels, batch.index])
+        finally:
+            self._look, self._sources = look, sources
+
+    def method_bytes(self) -> int:
+        """Bytes of what the method adds to the student: its own parameters and buffers."""
+        return sum(tensor.nbytes for tensor in _tensors(self.method))
+
+    def _student_views(self, look: Callable[[Tensor], Taps], batch: Batch) -> Views:
         views = zip(self.method.views, batch.images, strict=True)
-        return [network(images) if getattr(view, role) else None for view, images in views]
+        return [look(images) if view.student else None for view, images in views]
+
+    @torch.no_grad()
+    def _teacher_views(self, batch: Batch, *, plain: bool = False) -> list[Views]:
+        sources = [] if plain else self._sources
+        if not sources:
+            sources = [_shown_by(teacher) for teacher in self._teachers]
+        views = list(enumerate(self.method.views))
+        # Its arithmetic is its own: what autocast does to the student is not done to its targets.
+        with torch.autocast(batch.index.device.type, enabled=False):
+            return [
+                [src(batch, i) if view.teacher else None for i, view in views] for src in sources
+            ]
 
     def _soft(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return kd_loss(student_logits, teacher_logits, self.kd_temperature)
@@ -149,6 +214,37 @@ class Distillation(nn.Module):
             self.zero_grad(set_to_none=True)
             self.load_state_dict(before)
             self.train(training)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _shown_by(network: Tapped) -> Source:
+    return lambda batch, view: network(batch.images[view])
+
+
+def _of_all(
+    student: Views, teachers: Sequence[Views], batch: Batch
+) -> tuple[Views, list[Views], Batch]:
+    """What a coupled method reads, with the rows of all processes in their order.
+
+    Every process then has the same terms; the student's own rows get the gradient of them all.
+    """
+
+    def rows(views: Views, gather: Callable[[Tensor], Tensor]) -> Views:
+        return [taps.map(gather) if taps is not None else None for taps in views]
+
+    whole = replace(
+        batch,
+        images=(),
+        view_ids=tuple(map(gathered, batch.view_ids)),
+        slots=tuple(map(gathered, batch.slots)),
+        labels=gathered(batch.labels),
+        index=gathered(batch.index),
+        start=0,
+    )
+    return rows(student, gathered_with_gradient), [rows(t, gathered) for t in teachers], whole
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -2,14 +2,14 @@
 
 python -m compress.pipeline RECIPE.yaml [--set key.path=value] [--out DIR] [--until STAGE]
                             [--check] [--fresh STAGE] [--device D] [--schema]
+torchrun --nproc-per-node N -m compress.pipeline RECIPE.yaml ...
 """
 
 import argparse
 import importlib
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +18,44 @@ import yaml
 from rich.table import Table
 
 from compress import checks, plan
-from compress.artifacts import (
-    Job,
-    Outcome,
-    RunDirectory,
-    fingerprint_of,
-    read_result,
-    write_json,
-    write_text,
-)
+from compress.artifacts import RunDirectory, write_json, write_text
 from compress.checks import Shapes
 from compress.console import console, log, log_to, note
 from compress.environment import environment
 from compress.errors import UserError, exit_code, nearest
+from compress.launch import own_device, say_once, started
 from compress.models import user_code
-from compress.plan import Plan, Step
+from compress.plan import Plan
+from compress.ranks import by_first, world
 from compress.recipe import Recipe, check_shape
 from compress.recipe_files import apply_override, read_yaml
-from compress.stages import dataset_of
+from compress.running import Run
+from compress.trackers import track_to
+from compress.training import Position, drained
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 user error, 130 interrupted)."""
-    return reported(lambda: _command(_parser().parse_args(arguments)))
+    with started():
+        return reported(lambda: _command(by_first(lambda: _parser().parse_args(arguments))))
 
 
 def reported(command: Callable[[], int]) -> int:
-    """The exit code of a command that can be continued; mistakes are told on the console."""
+    """The exit code of a command that can be continued; mistakes are told on the console, once."""
 
     def stoppable() -> int:
         try:
             return command()
         except KeyboardInterrupt:
-            console.print("interrupted; run the same command again to continue where it stopped")
+            words = "interrupted; run the same command again to continue where it stopped"
+            say_once(lambda: console.print(words))
             return 130
 
-    def tell(message: str) -> None:
-        console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    return exit_code(stoppable, lambda message: say_once(lambda: _tell(message)))
 
-    return exit_code(stoppable, tell)
+
+def _tell(message: str) -> None:
+    console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,12 +103,38 @@ def _count(text: str) -> int:
 
 def _command(options: argparse.Namespace) -> int:
     if options.schema:
-        print(json.dumps(plan.schema(), indent=2))
+        by_first(lambda: print(json.dumps(plan.schema(), indent=2)))
         return 0
     if options.recipe is None:
         raise UserError(
             "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
         )
+    planned, shapes = _planned(options)
+    device = _device(options.device)
+    if options.check:
+        by_first(lambda: _show(planned, shapes))
+        return 0
+    drained(_running(options, planned, device, {}))
+    return 0
+
+
+def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Position, None, None]:
+    """The command as a generator that stops before each training step of a student.
+
+    Args:
+        arguments: the command's, without its name.
+        companions: what all runs that take turns with it have in common, empty at first.
+
+    Raises:
+        UserError: also written to the run's log.
+    """
+    options = _parser().parse_args(arguments)
+    planned, _ = _planned(options)
+    yield from _running(options, planned, _device(options.device), companions)
+
+
+def _planned(options: argparse.Namespace) -> tuple[Plan, Shapes | None]:
+    """The checked recipe's plan, and the shapes of its networks."""
     recipe = load(options.recipe, options.overrides)
     for name in ("*",) if options.trust_code else _models(recipe):
         user_code.trust(name)
@@ -119,25 +144,36 @@ def _command(options: argparse.Namespace) -> int:
     planned = plan.make_plan(recipe)
     for name in (*options.fresh, *([options.until] if options.until else [])):
         _check_stage(name, planned)
-    device = _device(options.device)
-    if options.check:
-        _show(planned, shapes)
-        return 0
-    folder = options.out or Path("runs") / options.recipe.stem
+    return planned, shapes
+
+
+def _running(
+    options: argparse.Namespace,
+    planned: Plan,
+    device: torch.device,
+    companions: dict[Any, Any],
+) -> Generator[Position, None, None]:
+    recipe, folder = planned.recipe, options.out or Path("runs") / options.recipe.stem
     _refuse_own_teacher(recipe, folder)
-    run = RunDirectory(folder, options.recipe.stem)
-    with run.open(), log_to(folder / "log.txt"):
+    directory = RunDirectory(folder, options.recipe.stem)
+    with directory.open(), log_to(folder / "log.txt"):
         write_text(folder / "recipe.yaml", options.recipe.read_text(encoding="utf-8"))
         resolved = recipe.model_dump(mode="json")
         write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(folder / "environment.json", environment(device))
-        log(f"{options.recipe} -> {folder} ({device})")
+        among = f", {world()} processes" if world() > 1 else ""
+        log(f"{options.recipe} -> {folder} ({device}{among})")
+        run = Run(
+            planned, directory, device, options.workers, options.fresh, options.until, companions
+        )
         try:
-            _run(planned, run, options, device)
+            with track_to(recipe.trackers, folder, str(folder), resolved):
+                current = yield from run.steps()
+            by_first(lambda: _report(directory, current))
         except UserError as error:
-            note(f"error: {error}")
+            message = f"error: {error}"
+            say_once(lambda: note(message), "log")
             raise
-    return 0
 
 
 def _models(recipe: Recipe) -> list[str]:
@@ -188,7 +224,7 @@ def _check_stage(name: str, planned: Plan) -> None:
 def _device(given: str | None) -> torch.device:
     name = given or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = own_device(torch.device(name))
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -196,109 +232,12 @@ def _device(given: str | None) -> torch.device:
     return device
 
 
-def _run(
-    planned: Plan, run: RunDirectory, options: argparse.Namespace, device: torch.device
-) -> None:
-    data_digest = dataset_of(planned.recipe).digest()
-    run.shelve_unplanned([step.name for step in planned.steps])
-    digests: dict[str, str] = {}
-    stopped = False
-    for step in planned.steps:
-        fields = _fields(step, data_digest, digests)
-        if not stopped:
-            _run_step(step, fields, planned.recipe, run, options, device)
-        elif not run.finished(step.name, fields):
-            continue
-        digests[step.name] = _found(run, step)
-        following = planned.steps[planned.steps.index(step) + 1 :]
-        is_last = all(s.stage != step.stage for s in following)
-        if step.name == options.until or (step.stage == options.until and is_last):
-            log(f"stopped after {options.until}, as asked")
-            stopped = True
-    run.mark_current(list(digests))
+def _report(run: RunDirectory, current: list[str]) -> None:
+    run.mark_current(current)
     reporting = importlib.import_module("compress.reporting")
     report = reporting.write_report(run.folder)
     console.print(reporting.terminal_table(run.folder))
     log(f"report: {report}")
-
-
-def finished(recipe: Recipe, folder: Path, until: str | None = None) -> bool:
-    """Whether a run directory holds the result of every stage (up to one) of a checked recipe."""
-    planned = plan.make_plan(recipe)
-    run = RunDirectory(folder, folder.name)
-    data_digest = dataset_of(recipe).digest()
-    digests: dict[str, str] = {}
-    for step in planned.steps:
-        if not run.finished(step.name, _fields(step, data_digest, digests)):
-            return False
-        digests[step.name] = _found(run, step)
-        if until in (step.name, step.stage):
-            break
-    return True
-
-
-def _fields(step: Step, data_digest: str, digests: dict[str, str]) -> dict[str, Any]:
-    """Everything that a step's result depends on."""
-    return {
-        "version": step.version,
-        **step.fields,
-        "images": data_digest,
-        "inputs": {name: digests.get(name) for name in step.inputs},
-    }
-
-
-def _found(run: RunDirectory, step: Step) -> str:
-    """What follows a step depends on what was found there, not only on what was asked for."""
-    found = read_result(run.folder, step.name)
-    return fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
-
-
-def _run_step(
-    step: Step,
-    fields: dict[str, Any],
-    recipe: Recipe,
-    run: RunDirectory,
-    options: argparse.Namespace,
-    device: torch.device,
-) -> None:
-    fresh = step.name in options.fresh or step.stage in options.fresh
-    if not fresh and run.finished(step.name, fields):
-        log(f"{step.name}: done before, skipped")
-        return
-    differences = run.differences(step.name, fields)
-    if fresh or differences:
-        reason = "--fresh" if fresh else "changed: " + ", ".join(differences)
-        old = run.supersede(step.name)
-        if old is not None:
-            log(f"{step.name}: redone ({reason}); the old result is in {old}")
-    if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, fields):
-        log(f"{step.name}: what was done earlier fits again, restored")
-        if run.finished(step.name, fields):
-            return
-    log(f"{step.name}")
-    job = Job(
-        name=step.name,
-        folder=run.begin(step.name, fields),
-        run_folder=run.folder,
-        recipe=recipe,
-        arguments=step.arguments,
-        device=device,
-        workers=options.workers,
-        recipe_fingerprint=_recipe_fingerprint(recipe),
-    )
-    start = time.perf_counter()
-    outcome: Outcome = importlib.import_module(step.module).run(job)
-    seconds = time.perf_counter() - start
-    told = {"seconds": seconds, "environment": environment(device)}
-    run.finish(step.name, fields, Outcome(outcome.values, {**outcome.measured, **told}))
-    log(f"{step.name}: {seconds:.1f} s")
-
-
-def _recipe_fingerprint(recipe: Recipe) -> str:
-    """Names the recipe in model files; where the data lie does not matter."""
-    content = recipe.model_dump(mode="json")
-    content["data"].pop("root", None)
-    return fingerprint_of(content)
 
 
 def _show(planned: Plan, shapes: Shapes | None) -> None:

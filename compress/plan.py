@@ -11,9 +11,10 @@ from compress.artifacts import fingerprint_of, sha256_file
 from compress.data import DATASETS
 from compress.methods import METHODS
 from compress.models import user_code
-from compress.recipe import MethodPart, Recipe, TransferPart
+from compress.optimisation import SCHEDULES
+from compress.recipe import Engine, MethodPart, Recipe, TransferPart
 from compress.stages.distill import terms_for
-from compress.training import SCHEDULES
+from compress.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def make_plan(recipe: Recipe) -> Plan:
                 "weights": [terms.ce, terms.kd, terms.method],
                 "kd_temperature": recipe.distill.kd_temperature if terms.kd else None,
                 "train": recipe.distill.train.model_dump(),
+                "targets": _targets(recipe.engine),
             }
             arguments = {"part": part, "label": label, "trial": trial}
             add(Step(name, "compress.stages.distill", arguments, fields, ("teacher",)))
@@ -124,6 +126,11 @@ def make_plan(recipe: Recipe) -> Plan:
         inputs = tuple(f"distill/{label}" for label in parts if label in used)
         add(Step(f"transfer/{name}", "eval.stage", entry, fields, inputs))
     return plan
+
+
+def _targets(engine: Engine) -> list[str]:
+    """What of the engine changes the targets that students learn from."""
+    return [engine.teacher, engine.cache.dtype if engine.cache else "float32"]
 
 
 def _transfer_names(parts: list[TransferPart]) -> dict[str, TransferPart]:
@@ -167,6 +174,7 @@ def schema() -> dict[str, Any]:
         "data": (DATASETS, ("image_size",)),
         "method": (METHODS, ()),
         "schedule": (SCHEDULES, ()),
+        "tracker": (TRACKERS, ()),
         "model": (models.MODELS, ("num_classes",)),
         "transfer": (stage.TASKS, ()),
     }

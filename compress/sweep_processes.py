@@ -93,15 +93,20 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
             child.wait()
 
 
-def problem(ended: Ended, log_file: Path) -> str | None:
-    """Why a command failed, as one sentence; None where it did not."""
+def problem(ended: Ended, log_file: Path, recipe: Path | None = None) -> str | None:
+    """Why a command failed, as one sentence; None where it did not.
+
+    Of a command that runs several recipes, why this one failed.
+    """
     if ended.code == 0:
         return None
     if ended.code < 0:
         name = signal.Signals(-ended.code).name
         return f"ended by {name} (out of memory?); {log_file} has what it did"
-    start = ended.told.rfind("error: ")
+    mark = f"error: {recipe}: " if recipe else "error: "
+    start = ended.told.rfind(mark)
     if ended.code == 2 and start >= 0:
-        return " ".join(ended.told[start + 7 :].split())
+        told = ended.told[start + len(mark) :]
+        return " ".join((told.partition("\nerror: ")[0] if recipe else told).split())
     lines = ended.told.strip().splitlines() or ["it said nothing"]
     return f"exit code {ended.code}: {lines[-1].strip()}; {log_file} has what it did"

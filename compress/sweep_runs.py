@@ -19,7 +19,7 @@ from compress.console import log
 from compress.errors import UserError
 from compress.recipe import check_shape
 from compress.reporting.sweep_table import write_table
-from compress.sweep_processes import Command, Runner, problem
+from compress.sweep_processes import Command, Ended, Runner, problem
 from compress.sweep_recipe import Cell, Status, Sweep, cells, recipe_of
 
 
@@ -81,6 +81,9 @@ class Plan:
         recipe = recipe_of(
             self.sweep, cell.pair, [cell.method], str(teacher / "teacher.safetensors")
         )
+        cache = (recipe.get("engine") or {}).get("cache")
+        if cache is not None:  # one for all cells
+            cache.setdefault("folder", str(self.folder / "teacher_cache"))
         return Run(cell.name, self.folder / "cells" / cell.name, recipe)
 
     def look(self) -> None:
@@ -95,14 +98,25 @@ class Plan:
     def train(self, runner: Runner) -> None:
         """Train the teachers, then the cells; the table is written after each of them."""
         with _stopped_by_sigterm():
-            self._run_all(self.teachers(), runner)
+            self._run_all([[teacher] for teacher in self.teachers()], runner)
             students = []
             for cell in self.cells:
                 if f"teacher {cell.pair.teacher}" in self.status.failed:
                     self.status.failed[cell.name] = f"its teacher {cell.pair.teacher} failed"
                 else:
                     students.append(self.student(cell))
-            self._run_all(students, runner)
+            self._run_all(self._units(students), runner)
+
+    def _units(self, students: list[Run]) -> list[list[Run]]:
+        """The runs that one process does each: one, or of a shared teacher its part of them all."""
+        if not (self.sweep.recipe.get("engine") or {}).get("share_teacher"):
+            return [[run] for run in students]
+        found: dict[Any, list[Run]] = {}
+        for run in students:
+            if not self._is_finished(run):
+                size = run.recipe["distill"]["train"].get("batch_size")
+                found.setdefault((run.recipe["teacher"]["checkpoint"], size), []).append(run)
+        return [runs[i :: self.jobs] for runs in found.values() for i in range(self.jobs)]
 
     def _is_finished(self, run: Run) -> bool:
         try:
@@ -114,21 +128,18 @@ class Plan:
             self.status.current.add(run.name)
         return is_finished
 
-    def _run_all(self, runs: list[Run], runner: Runner) -> None:
-        waiting = [r for r in runs if not self._is_finished(r) and r.name not in self.status.failed]
+    def _run_all(self, units: list[list[Run]], runner: Runner) -> None:
+        waiting = [[run for run in unit if not self._is_known(run)] for unit in units]
         self._write_table()
         stopped = threading.Event()
         with ThreadPoolExecutor(max_workers=self.jobs) as pool:
             try:
-                started: dict[Future[str | None], Run] = {
-                    pool.submit(self._run, run, runner, stopped): run for run in waiting
+                started: dict[Future[Ended], list[Run]] = {
+                    pool.submit(self._run, unit, runner, stopped): unit for unit in waiting if unit
                 }
                 for future in as_completed(started):
-                    run, why = started[future], future.result()
-                    if why is not None:
-                        self.status.failed[run.name] = why
-                    else:
-                        self._is_finished(run)
+                    for run in started[future]:
+                        self._note(run, future.result(), alone=len(started[future]) == 1)
                     self._write_table()
             except BaseException:
                 # What waits is not started, what runs keeps its last whole epoch.
@@ -139,22 +150,39 @@ class Plan:
     def _write_table(self) -> None:
         write_table(self.sweep, self.folder, self.status)
 
-    def _run(self, run: Run, runner: Runner, stopped: threading.Event) -> str | None:
-        """Run the recipe in a process of its own; returns its error, if any."""
-        log(f"{run.name}: starts; its log is {run.folder}/log.txt")
-        start = time.perf_counter()
-        why = problem(runner(self._command(run), stopped), run.folder / "log.txt")
-        seconds = time.perf_counter() - start
-        log(f"{run.name}: {f'failed: {why}' if why else 'done'} ({seconds:.0f} s)")
-        return why
+    def _is_known(self, run: Run) -> bool:
+        return self._is_finished(run) or run.name in self.status.failed
 
-    def _command(self, run: Run) -> Command:
-        """What runs it, and its recipe as a file."""
-        run.file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(run.file, yaml.safe_dump(run.recipe, sort_keys=False))
-        until = ["--until", run.until] if run.until else []
-        arguments = ["-m", "compress.pipeline", str(run.file), "--out", str(run.folder), *until]
-        return Command((*arguments, *self.options), (run.folder,))
+    def _note(self, run: Run, ended: Ended, *, alone: bool) -> None:
+        """What became of a run whose process has ended."""
+        why = problem(ended, run.folder / "log.txt", None if alone else run.file)
+        if why is not None and (alone or not self._is_finished(run)):
+            self.status.failed[run.name] = why
+            log(f"{run.name}: failed: {why}")
+        elif self._is_finished(run):
+            log(f"{run.name}: done")
+
+    def _run(self, unit: list[Run], runner: Runner, stopped: threading.Event) -> Ended:
+        """Run the recipes in a process of their own."""
+        for run in unit:
+            log(f"{run.name}: starts; its log is {run.folder}/log.txt")
+        start = time.perf_counter()
+        ended = runner(self._command(unit), stopped)
+        log(f"{', '.join(run.name for run in unit)}: {time.perf_counter() - start:.0f} s")
+        return ended
+
+    def _command(self, unit: list[Run]) -> Command:
+        """What runs them, and their recipes as files."""
+        for run in unit:
+            run.file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(run.file, yaml.safe_dump(run.recipe, sort_keys=False))
+        folders = tuple(run.folder for run in unit)
+        if len(unit) > 1:
+            files = (str(run.file) for run in unit)
+            return Command(("-m", "compress.together", *files, *self.options), folders)
+        until = ["--until", unit[0].until] if unit[0].until else []
+        arguments = (str(unit[0].file), "--out", str(folders[0]), *until)
+        return Command(("-m", "compress.pipeline", *arguments, *self.options), folders)
 
 
 @contextmanager

@@ -7,86 +7,33 @@ terms mean and how progress is judged come from outside.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from compress.checkpoint import Checkpoint
-from compress.console import bar, console, log
+from compress.console import bar, log, shows_bars
 from compress.errors import UserError
+from compress.optimisation import OPTIMIZERS, Settings
 from compress.randomness import seeded
+from compress.rank_norm import synchronised_batchnorm
+from compress.ranks import is_first, rank, sum_gradients, summed, world
+from compress.trackers import record
+
+Result = TypeVar("Result")
 
 
-def multistep(
-    *, milestones: tuple[float, ...] = (0.625, 0.75, 0.875), gamma: float = 0.1
-) -> Callable[[float], float]:
-    """Multiply by gamma after each milestone, a share of the run (150, 180, 210 of 240)."""
-    if not all(0 <= m <= 1 for m in milestones):
-        raise ValueError(f"milestones are fractions of the run, from 0 to 1; got {milestones}")
-    return lambda progress: gamma ** sum(progress >= m - 1e-9 for m in milestones)
-
-
-def cosine() -> Callable[[float], float]:
-    """Half a cosine from 1 to 0 (SGDR without restarts, Loshchilov & Hutter 2017)."""
-    return lambda progress: 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def poly(*, power: float = 0.9) -> Callable[[float], float]:
-    """(1 - progress)^power, usual for segmentation."""
-    return lambda progress: (1 - progress) ** power
-
-
-def constant() -> Callable[[float], float]:
-    """The same learning rate throughout."""
-    return lambda progress: 1.0
-
-
-SCHEDULES: Mapping[str, Callable[..., Callable[[float], float]]] = {
-    "multistep": multistep,
-    "cosine": cosine,
-    "poly": poly,
-    "constant": constant,
-}
-
-
-def sgd(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
-    """SGD with momentum, as every paper of the CIFAR protocol uses it."""
-    return torch.optim.SGD(
-        parameters,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov and settings.momentum > 0,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def adamw(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
-    """AdamW with its usual betas; `momentum` and `nesterov` do not apply."""
-    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "Settings"], torch.optim.Optimizer]] = {
-    "sgd": sgd,
-    "adamw": adamw,
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. `schedule` maps the share of the run that is done to a factor of `lr`."""
-
-    epochs: int
-    lr: float
-    batch_size: int = 64
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    schedule: Callable[[float], float] = field(default_factory=multistep)
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Networks inside compute in this precision; float32 switches autocast off."""
+    is_half = precision != "float32"
+    dtype = getattr(torch, precision) if is_half else None
+    with torch.autocast(device.type, dtype, enabled=is_half):
+        yield
 
 
 class Batches(Protocol):
@@ -101,7 +48,26 @@ class Batches(Protocol):
         ...
 
 
-def train(
+# What a training is about to do: main training (0) or a phase before it (below 0), epoch, step.
+Position = tuple[int, int, int]
+History = list[dict[str, Any]]
+
+
+def train(module: nn.Module, batches: Batches, settings: Settings, **options: Any) -> History:
+    """Train `module` in place and return one row per epoch; see `training_steps`."""
+    return drained(training_steps(module, batches, settings, **options))
+
+
+def drained(steps: Generator[Position, None, Result]) -> Result:
+    """Take every step; what the training returns at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def training_steps(
     module: nn.Module,
     batches: Batches,
     settings: Settings,
@@ -112,71 +78,106 @@ def train(
     device: torch.device,
     evaluate: Callable[[], dict[str, float]] | None = None,
     keep_best: str | None = None,
-) -> list[dict[str, Any]]:
-    """Train `module` in place and return one row per epoch.
+    order: int = 0,
+) -> Generator[Position, None, History]:
+    """Train `module` in place, stopping before each step; returns one row per epoch.
 
     Args:
         module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
             `after_step()` of it, if any, is called after each step.
-        batches: see `Batches`.
+        batches: see `Batches`. Where several processes train, each gets its part of a batch, whose
+            `share` weighs its terms.
         directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run that
             was killed continues after its last whole epoch, bit for bit (CPU).
         role: names this training; with `seed` and the epoch it keys the global generators.
         evaluate: returns metrics in percent; called after every epoch.
         keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
             instead of the last epoch's.
+        order: of several trainings that belong together, 0 for the main one, below 0 for phases.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     module.to(device)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[settings.optimizer](parameters, settings)
-    checkpoint = Checkpoint(directory, module, optimizer)
+    step_of = Step(module, settings, device)
+    checkpoint = Checkpoint(directory, module, step_of.optimizer, step_of.scaler)
     history = checkpoint.resume()
     if history and len(history) < settings.epochs:
         log(f"  {role}: continues after epoch {len(history)}")
     steps = len(batches)
-    after_step = getattr(module, "after_step", None)
-    with bar(f"  {role}", settings.epochs * steps) as advance:
+    # Of several processes each draws its own, as a batch of one process has rows of its own.
+    key = (seed, role) if is_first() else (seed, role, rank())
+    with (
+        bar(f"  {role}", settings.epochs * steps) as advance,
+        synchronised_batchnorm(module),
+    ):
         advance(len(history) * steps)
         for epoch in range(len(history), settings.epochs):
             start = time.perf_counter()
             module.train()
             totals: dict[str, Tensor] = {}
-            with seeded(seed, role, epoch):
-                for step, batch in enumerate(batches.epoch(epoch)):
-                    progress = (epoch + step / steps) / settings.epochs
-                    for group in optimizer.param_groups:
-                        group["lr"] = settings.lr * settings.schedule(progress)
-                    terms = module(batch)
-                    optimizer.zero_grad(set_to_none=True)
-                    torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    if after_step is not None:
-                        after_step()
-                    for name, value in terms.items():
-                        totals[name] = totals.get(name, 0) + value.detach()  # stays on the device
+            with seeded(*key, epoch):
+                feed = batches.epoch(epoch)
+                for step in range(steps):
+                    yield order, epoch, step
+                    step_of(next(feed), (epoch + step / steps) / settings.epochs, totals)
                     advance()
-            row = _epoch_row(epoch, steps, optimizer, totals, role)
+            row = _epoch_row(epoch, steps, step_of.optimizer, totals, role)
             if evaluate is not None:
                 row |= evaluate()
             row["seconds"] = round(time.perf_counter() - start, 3)
             history.append(row)
             checkpoint.save(history, keep_best)
+            record(role, row)
             advance(0, note=_note(row))
-            if not console.is_terminal:  # no bar there to watch
+            if not shows_bars():
                 log(f"  {role} epoch {epoch + 1}/{settings.epochs}: {_note(row)}")
     if keep_best is not None:
         checkpoint.restore_best(history, keep_best)
     return history
 
 
+class Step:
+    """One step of the optimiser: forward, backward, gradients of all processes, update."""
+
+    def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+        self.module = module
+        self.settings = settings
+        self.device = device
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.parameters, settings)
+        # Small gradients vanish in float16: they are scaled up, and steps that overflow left out.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+
+    def __call__(self, batch: Any, progress: float, totals: dict[str, Tensor]) -> None:
+        """Learn from a batch; its terms are added to `totals`, which stay on the device."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * settings.schedule(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = settings.accumulate
+        for part in batch.split(min(parts, batch.whole // world())) if parts > 1 else [batch]:
+            share = getattr(part, "share", 1.0)
+            with autocast(self.device, settings.precision):
+                terms = self.module(part)
+            loss = torch.stack([*terms.values()]).sum()
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach() * share
+        sum_gradients(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        after_step = getattr(self.module, "after_step", None)
+        if after_step is not None:
+            after_step()
+
+
 def _epoch_row(
     epoch: int, steps: int, optimizer: torch.optim.Optimizer, totals: dict[str, Tensor], role: str
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`; the only place of an epoch that waits for the device."""
-    terms = {name: float(total) / steps for name, total in totals.items()}
+    sums = summed(torch.stack([*totals.values()])).tolist()
+    terms = {name: total / steps for name, total in zip(totals, sums, strict=True)}
     if not all(map(math.isfinite, terms.values())):
         raise UserError(
             f"{role}: the loss is no longer finite in epoch {epoch + 1} ({terms}); "

@@ -15,7 +15,8 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.base import Method
 from compress.models import build
-from compress.training import Settings, train
+from compress.optimisation import Settings
+from compress.training import train
 from tests.methods import building
 
 NAMES = tuple("abcde")

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
     ("compress.errors", "compress.randomness", "compress.environment", "compress.ranks"),
+    ("compress.launch", "compress.rank_norm", "compress.optimisation"),
     ("compress.recipe", "compress.recipe_files"),
     ("compress.console",),
     ("compress.artifacts", "compress.signatures"),
@@ -20,11 +21,18 @@ RANKS: list[tuple[str, ...]] = [
         "compress.models",
         "compress.taps",
         "compress.tap_discovery",
+        "compress.tapped_graph",
         "compress.tasks",
     ),
     ("compress.methods",),
     (
         "compress.distillation",
+        "compress.frozen",
+        "compress.compiled",
+        "compress.teacher_cache",
+        "compress.teachers",
+        "compress.side_by_side",
+        "compress.trackers",
         "compress.deployment",
         "compress.checkpoint",
         "compress.training",
@@ -35,8 +43,11 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.reporting",),
     ("compress.plan",),
     ("compress.checks",),
+    ("compress.running",),
     ("compress.pipeline",),
-    ("compress.sweep_runs",),
+    ("compress.together",),
+    ("compress.sweep_processes",),
+    ("compress.sweep_runs", "compress.sweep_ray"),
     ("compress.sweep",),
 ]
 

@@ -284,16 +284,8 @@ def test_a_teacher_at_chance_stops_the_run(
 def test_phases_views_and_copies_run_through_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        methods, "METHODS", {**methods.METHODS, "threeviews": ThreeViews, "two": TwoTeachers}
-    )
-    for module in (
-        "compress.plan",
-        "compress.checks",
-        "compress.stages.distill",
-        "compress.deployment",
-    ):
-        monkeypatch.setattr(f"{module}.METHODS", methods.METHODS)
+    for name, method in (("threeviews", ThreeViews), ("two", TwoTeachers)):
+        monkeypatch.setitem(methods.METHODS, name, method)  # type: ignore[call-overload]
     teacher = TINY["teacher"]
     changed = {**TINY["distill"], "method": "threeviews", "compare": []}
     assert (

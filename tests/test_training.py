@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from compress.artifacts import write_tensors
 from compress.checkpoint import trained_state
 from compress.errors import UserError
-from compress.training import SCHEDULES, Settings, multistep, train
+from compress.optimisation import SCHEDULES, Settings, multistep
+from compress.training import train
 
 CPU = torch.device("cpu")
 

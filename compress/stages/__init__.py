@@ -14,9 +14,9 @@ from torch import nn
 from compress.artifacts import Job
 from compress.checkpoint import best_row
 from compress.data import Dataset, evaluation_batches, open_data
+from compress.optimisation import SCHEDULES, Settings
 from compress.recipe import Recipe, Train
 from compress.tasks import Classification
-from compress.training import SCHEDULES, Settings
 
 EVALUATION_BATCH = 256
 
@@ -32,6 +32,8 @@ def settings_from(train: Train) -> Settings:
         nesterov=train.nesterov,
         weight_decay=train.weight_decay,
         schedule=SCHEDULES[train.schedule.name](**train.schedule.arguments),
+        accumulate=train.accumulate,
+        precision=train.precision,
     )
 
 
@@ -68,7 +70,12 @@ def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     for prefix, images in (("", data.test), ("validation_", data.validation)):
         if images is not None:
             batches = evaluation_batches(
-                images, EVALUATION_BATCH, data.preprocessing, job.device, job.workers
+                images,
+                EVALUATION_BATCH,
+                data.preprocessing,
+                job.device,
+                job.workers,
+                shared=True,
             )
             result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches).items()}
     return result

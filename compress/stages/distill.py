@@ -1,29 +1,29 @@
 """One student, trained by one method: the phases, the main training, the artefact."""
 
-from dataclasses import asdict, replace
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from compress import deployment, models
+from compress import deployment
 from compress.artifacts import Job, Outcome, write_json
 from compress.console import log
-from compress.data import Dataset, ImageBatches, evenly
-from compress.data.batches import Batch
-from compress.distillation import Distillation, teacher_context
-from compress.errors import UserError
+from compress.data import Batch, Dataset, evenly
+from compress.distillation import Distillation
 from compress.methods import METHODS
-from compress.methods.base import Context, Method, Terms
+from compress.methods.base import Method, Terms
+from compress.optimisation import Settings, constant
 from compress.randomness import seeded
 from compress.recipe import Distill, MethodPart
-from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
-from compress.stages.teacher import load_initial, load_teachers
-from compress.tap_discovery import discover
-from compress.taps import TapSpecs
-from compress.training import constant, train
+from compress.stages import dataset_of, judge, settings_from, summary, task_of
+from compress.stages.student import build_student, describe_student
+from compress.stages.teacher import load_teachers
+from compress.stages.teaching import Teaching
+from compress.training import History, Position, autocast, drained, training_steps
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 
 def terms_for(part: MethodPart, distill: Distill) -> Terms:
@@ -38,22 +38,18 @@ def terms_for(part: MethodPart, distill: Distill) -> Terms:
 
 def run(job: Job) -> Outcome:
     """Train the student that `job.arguments` names: {"part": MethodPart, "label", "trial"}."""
+    return drained(learn(job))
+
+
+def learn(job: Job) -> Generator[Position, None, Outcome]:
+    """`run`, stopping before each step: jobs with common `companions` can take their turns."""
     recipe, trial = job.recipe, job.arguments["trial"]
     part: MethodPart = job.arguments["part"]
     data = dataset_of(recipe, job.device)
     seed = recipe.seed + trial
-    settings = settings_from(recipe.distill.train)
-    batches = ImageBatches(
-        data.train,
-        data.preprocessing,
-        batch_size=settings.batch_size,
-        augment=[view.augment or data.augment for view in METHODS[part.name].views],
-        seed=order_seed(recipe, trial),
-        device=job.device,
-        workers=job.workers,
-    )
     teachers = load_teachers(job.run_folder)
-    student, method = _build(job, data, seed, teachers, len(batches))
+    teaching = Teaching(job, data, teachers)
+    student, method = build_student(job, data, seed, teachers, len(teaching.batches))
     task = task_of(recipe)
     weights = terms_for(part, recipe.distill)
     module = Distillation(
@@ -67,10 +63,11 @@ def run(job: Job) -> Outcome:
     for remark in method.remarks():
         log(f"  {job.name}: {remark}")
     deployed = method.deploy(student)
-    description = _describe(job, data, deployed is student, method, weights)
+    description = describe_student(job, data, deployed is student, method, weights)
     # Written before the first step: an interrupted training can be exported.
     write_json(job.folder / "description.json", description)
-    history, terms = _train(job, module, batches, data, deployed)
+    training = _Training(job, module, teaching, data, deployed)
+    history, terms = yield from training.run()
     found = summary(history, task.metric)
     log(f"  {job.name}: {found[task.metric]:.2f} % on {len(data.test)} test images")
     description["metrics"] = {k: v for k, v in found.items() if "percent" in k}
@@ -85,53 +82,84 @@ def run(job: Job) -> Outcome:
         **found,
         "sha256": digest,
     }
-    return Outcome(values, {})
+    return Outcome(values, {**teaching.measured(), "memory": training.memory})
 
 
-def _train(
-    job: Job, module: Distillation, batches: ImageBatches, data: Dataset, deployed: nn.Module
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, float | None]]]:
-    """The phases, then the main training; its history, and the method's own terms over it."""
-    settings = settings_from(job.recipe.distill.train)
-    seed = job.recipe.seed + job.arguments["trial"]
-    metric = task_of(job.recipe).metric
-    probe = next(iter(batches.epoch(0)))
-    fixed = _fixed_batch(data, module.method, settings.batch_size, job)
-    terms: dict[str, dict[str, float | None]] = {}
+@dataclass
+class _Training:
+    """The phases, then the main training, and the method's own terms before, between and after."""
 
-    def measure(moment: str) -> None:
-        with seeded(seed, job.name, "measure"):
-            terms[moment] = module.measure(fixed)
+    job: Job
+    module: Distillation
+    teaching: Teaching
+    data: Dataset
+    deployed: nn.Module
+    memory: dict[str, int] = field(default_factory=dict)
 
-    measure("initial")
-    for phase in module.method.phases():
-        with seeded(seed, job.name, "probe"):
-            module.enter(phase, probe)
-        train(
-            module,
-            batches,
-            replace(settings, epochs=phase.epochs, lr=phase.lr or settings.lr, schedule=constant()),
-            directory=job.folder / f"phase-{phase.name}",
-            role=f"{job.name} {phase.name}",
-            seed=seed,
-            device=job.device,
+    def run(
+        self,
+    ) -> Generator[Position, None, tuple[History, dict[str, dict[str, float | None]]]]:
+        """The history of the main training and what the terms were."""
+        settings = settings_from(self.job.recipe.distill.train)
+        phases = self.module.method.phases()
+        fixed = _fixed_batch(self.data, self.module.method, settings.batch_size, self.job)
+        terms = {"initial": self._measure(fixed)}
+        for number, phase in enumerate(phases):
+            epochs, lr = phase.epochs, phase.lr or settings.lr
+            self._enter(phase)
+            yield from training_steps(
+                self.module,
+                self.teaching.batches,
+                replace(settings, epochs=epochs, lr=lr, schedule=constant()),
+                directory=self.job.folder / f"phase-{phase.name}",
+                role=f"{self.job.name} {phase.name}",
+                seed=self._seed,
+                device=self.job.device,
+                order=number - len(phases),
+            )
+        self._enter(None)
+        terms["start"] = self._measure(fixed)
+        self._measure_memory(settings)
+        metric = task_of(self.job.recipe).metric
+        history = yield from training_steps(
+            self.module,
+            self.teaching.shared_batches,
+            settings,
+            directory=self.job.folder,
+            role=self.job.name,
+            seed=self._seed,
+            device=self.job.device,
+            evaluate=lambda: judge(self.deployed, self.data, self.job),
+            keep_best=f"validation_{metric}" if self.data.validation else None,
         )
-    with seeded(seed, job.name, "probe"):
-        module.enter(None, probe)
-    measure("start")
-    history = train(
-        module,
-        batches,
-        settings,
-        directory=job.folder,
-        role=job.name,
-        seed=seed,
-        device=job.device,
-        evaluate=lambda: judge(deployed, data, job),
-        keep_best=f"validation_{metric}" if data.validation else None,
-    )
-    measure("end")
-    return history, terms
+        if self.job.device.type == "cuda":
+            self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)
+        terms["end"] = self._measure(fixed)
+        return history, terms
+
+    @property
+    def _seed(self) -> int:
+        seed: int = self.job.recipe.seed + self.job.arguments["trial"]
+        return seed
+
+    def _enter(self, phase: Any) -> None:
+        with seeded(self._seed, self.job.name, "probe"):
+            self.module.enter(phase, self.teaching.probe)
+        self.teaching.teach(self.module, is_main=phase is None)
+
+    def _measure(self, batch: Batch) -> dict[str, float | None]:
+        with seeded(self._seed, self.job.name, "measure"):
+            return self.module.measure(batch)
+
+    def _measure_memory(self, settings: Settings) -> None:
+        """Bytes of a step's tensors and of the method's state; the device's peak starts anew."""
+        batch, device = self.teaching.probe.split(settings.accumulate)[0], self.job.device
+        with seeded(self._seed, self.job.name, "memory"), autocast(device, settings.precision):
+            step = self.module.peak_bytes(batch)
+        state = self.module.method_bytes()
+        self.memory = {"step_bytes": step, "method_bytes": state, "batch": len(batch.index)}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
@@ -155,64 +183,3 @@ def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
         epoch=0,
         step=0,
     )
-
-
-def _build(
-    job: Job, data: Dataset, seed: int, teachers: list[deployment.Student], steps_per_epoch: int
-) -> tuple[nn.Module, Method]:
-    recipe = job.recipe
-    part: MethodPart = job.arguments["part"]
-    model = recipe.student.model
-    classes = len(data.class_names)
-    student = models.build(
-        model.name, num_classes=classes, seed=seed, role="student", **model.arguments
-    )
-    shape, taps = data.preprocessing.input_shape, recipe.student.taps
-    specs = discover(student, shape, model.name, **taps.model_dump())
-    given = recipe.student.weights
-    if given is not None:
-        load_initial(student, model.name, given, data)
-    context = Context(
-        student=specs,
-        teachers=tuple(
-            teacher_context(t.network, TapSpecs.from_dict(t.description["taps"])) for t in teachers
-        ),
-        num_classes=classes,
-        train_size=len(data.train),
-        labels=data.train.labels.cpu(),
-        batch_size=recipe.distill.train.batch_size,
-        steps_per_epoch=steps_per_epoch,
-        epochs=recipe.distill.train.epochs,
-    )
-    try:
-        with seeded(seed, "method", part.name):
-            return student, METHODS[part.name](context, **part.arguments)
-    except ValueError as error:
-        raise UserError(f"distill.{part.name}: {error}") from None
-
-
-def _describe(
-    job: Job, data: Dataset, bare: bool, method: Method, weights: Terms
-) -> dict[str, Any]:
-    """What the student's file says of itself; its metrics are still to come."""
-    model = job.recipe.student.model
-    part: MethodPart = job.arguments["part"]
-    description = deployment.describe(
-        {"name": model.name, "arguments": model.arguments},
-        method.context.student,
-        data.class_names,
-        data.preprocessing,
-        metrics={},
-        fingerprint=job.recipe_fingerprint,
-    )
-    distillation = {
-        "method": {"name": part.name, **part.arguments},
-        "weights": asdict(weights),
-    }
-    return description | {
-        "label": job.arguments["label"],
-        "trial": job.arguments["trial"],
-        "distillation": distillation,
-        "method": None if bare else deployment.describe_method(method, part.name, part.arguments),
-        "encoder_prefix": "" if bare else "encoder.",
-    }

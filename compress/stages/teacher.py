@@ -10,6 +10,7 @@ from compress.artifacts import Job, Outcome
 from compress.console import log
 from compress.data import Dataset, ImageBatches
 from compress.errors import UserError
+from compress.models.layout import lay_channels_last
 from compress.models.weights import load_state, published_state, read_state
 from compress.recipe import Teacher
 from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
@@ -17,7 +18,7 @@ from compress.tap_discovery import discover
 from compress.tasks import Classification
 from compress.training import train
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 def run(job: Job) -> Outcome:
@@ -43,6 +44,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     network, architecture, method = _build(job, data, index, part)
     shape, name = data.preprocessing.input_shape, architecture["name"]
     specs = discover(network, shape, name, **part.taps.model_dump())
+    lay_channels_last(network, shape)
     task = task_of(job.recipe)
     row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
     if part.train is not None:
@@ -56,6 +58,8 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
             seed=order_seed(job.recipe, 0),
             device=job.device,
             workers=job.workers,
+            views=job.recipe.data.views,
+            views_seed=order_seed(job.recipe, 0),
         )
         history = train(
             learner,

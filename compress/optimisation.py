@@ -1,0 +1,79 @@
+"""How a network learns: schedules of the learning rate, optimisers, and a training's settings."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+def multistep(
+    *, milestones: tuple[float, ...] = (0.625, 0.75, 0.875), gamma: float = 0.1
+) -> Callable[[float], float]:
+    """Multiply by gamma after each milestone, a share of the run (150, 180, 210 of 240)."""
+    if not all(0 <= m <= 1 for m in milestones):
+        raise ValueError(f"milestones are fractions of the run, from 0 to 1; got {milestones}")
+    return lambda progress: gamma ** sum(progress >= m - 1e-9 for m in milestones)
+
+
+def cosine() -> Callable[[float], float]:
+    """Half a cosine from 1 to 0 (SGDR without restarts, Loshchilov & Hutter 2017)."""
+    return lambda progress: 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def poly(*, power: float = 0.9) -> Callable[[float], float]:
+    """(1 - progress)^power, usual for segmentation."""
+    return lambda progress: (1 - progress) ** power
+
+
+def constant() -> Callable[[float], float]:
+    """The same learning rate throughout."""
+    return lambda progress: 1.0
+
+
+SCHEDULES: Mapping[str, Callable[..., Callable[[float], float]]] = {
+    "multistep": multistep,
+    "cosine": cosine,
+    "poly": poly,
+    "constant": constant,
+}
+
+
+def sgd(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
+    """SGD with momentum, as every paper of the CIFAR protocol uses it."""
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov and settings.momentum > 0,
+        weight_decay=settings.weight_decay,
+        fused=parameters[0].is_cuda,
+    )
+
+
+def adamw(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
+    """AdamW with its usual betas; `momentum` and `nesterov` do not apply."""
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "Settings"], torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `schedule` maps the share of the run that is done to a factor of `lr`."""
+
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Callable[[float], float] = field(default_factory=multistep)
+    accumulate: int = 1  # parts of a batch that are run one after the other
+    precision: str = "float32"  # or bfloat16, float16: of the networks, by autocast

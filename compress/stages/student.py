@@ -1,0 +1,86 @@
+"""A student, its method, and what its file says of them."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress import deployment, models
+from compress.artifacts import Job
+from compress.data import Dataset
+from compress.distillation import teacher_context
+from compress.errors import UserError
+from compress.methods import METHODS
+from compress.methods.base import Context, Method, Terms
+from compress.models.layout import lay_channels_last
+from compress.randomness import seeded
+from compress.recipe import MethodPart
+from compress.stages.teacher import load_initial
+from compress.tap_discovery import discover
+from compress.taps import TapSpecs
+
+
+def build_student(
+    job: Job, data: Dataset, seed: int, teachers: list[deployment.Student], steps_per_epoch: int
+) -> tuple[nn.Module, Method]:
+    """The student and the method that `job.arguments` names, for these teachers."""
+    recipe = job.recipe
+    part: MethodPart = job.arguments["part"]
+    model = recipe.student.model
+    classes = len(data.class_names)
+    student = models.build(
+        model.name, num_classes=classes, seed=seed, role="student", **model.arguments
+    )
+    shape, taps = data.preprocessing.input_shape, recipe.student.taps
+    specs = discover(student, shape, model.name, **taps.model_dump())
+    given = recipe.student.weights
+    if given is not None:
+        load_initial(student, model.name, given, data)
+    context = Context(
+        student=specs,
+        teachers=tuple(
+            teacher_context(t.network, TapSpecs.from_dict(t.description["taps"])) for t in teachers
+        ),
+        num_classes=classes,
+        train_size=len(data.train),
+        labels=data.train.labels.cpu(),
+        batch_size=recipe.distill.train.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        epochs=recipe.distill.train.epochs,
+    )
+    try:
+        with seeded(seed, "method", part.name):
+            method = METHODS[part.name](context, **part.arguments)
+    except ValueError as error:
+        raise UserError(f"distill.{part.name}: {error}") from None
+    if lay_channels_last(student, shape):
+        method.to(memory_format=torch.channels_last)
+    return student, method
+
+
+def describe_student(
+    job: Job, data: Dataset, bare: bool, method: Method, weights: Terms
+) -> dict[str, Any]:
+    """What the student's file says of itself; its metrics are still to come."""
+    model = job.recipe.student.model
+    part: MethodPart = job.arguments["part"]
+    description = deployment.describe(
+        {"name": model.name, "arguments": model.arguments},
+        method.context.student,
+        data.class_names,
+        data.preprocessing,
+        metrics={},
+        fingerprint=job.recipe_fingerprint,
+    )
+    distillation = {
+        "method": {"name": part.name, **part.arguments},
+        "weights": asdict(weights),
+    }
+    return description | {
+        "label": job.arguments["label"],
+        "trial": job.arguments["trial"],
+        "distillation": distillation,
+        "method": None if bare else deployment.describe_method(method, part.name, part.arguments),
+        "encoder_prefix": "" if bare else "encoder.",
+    }

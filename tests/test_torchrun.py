@@ -1,0 +1,150 @@
+"""A recipe under torchrun with two processes gives what one process gives.
+
+Computed in float64: float32 sums in another order drift apart within a few steps of a network
+with batch norm, as far as two runs of one process do whose first weights differ by rounding.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from compress.artifacts import read_json, read_tensors
+from tests.test_pipeline import SCENES, TINY
+
+ROOT = Path(__file__).parents[1]
+# 120 images in batches of 19: the last has 6, and one process has a row more than the other.
+TRAIN = {"epochs": 2, "lr": 0.002, "batch_size": 19}
+METHODS = ("kd", "simkd", "rkd", "crd")
+TASKS = ("linear_probe", "segmentation", "detection")
+RECIPE: dict[str, Any] = {
+    "data": TINY["data"],
+    "teacher": {"model": "resnet14", "train": {"epochs": 2, "lr": 0.02, "batch_size": 19}},
+    "student": {"model": "resnet8"},
+    "distill": {
+        "method": "kd",
+        "train": TRAIN,
+        "compare": ["simkd", "rkd", {"name": "crd", "negatives": 16}],
+    },
+    "account": {"latency": {"batch_sizes": [1], "rounds": 1, "warmup": 1}},
+    "export": None,  # ONNX Runtime has no float64 convolution
+    "transfer": [
+        {
+            "task": task,
+            "init": ["distilled"],
+            "data": {"name": "digit_scenes", "classes": 3} if task == "linear_probe" else SCENES,
+            "train": {"epochs": 1, "lr": 0.001, "batch_size": 3},
+        }
+        for task in TASKS
+    ],
+}
+IN_FLOAT64 = """
+import sys, torch
+torch.set_default_dtype(torch.float64)
+torch.Tensor.float = torch.Tensor.double
+from compress import pipeline
+sys.exit(pipeline.main())
+"""
+LOSSES, WEIGHTS = 1e-8, 1e-6  # relative; of weights to the largest of their tensor
+
+
+def _started(folder: Path, processes: int, *options: str) -> subprocess.CompletedProcess[str]:
+    code = folder / "in_float64.py"
+    code.write_text(IN_FLOAT64)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(code)]
+    command += [str(folder / "tiny.yaml"), "--workers", "0", "--device", "cpu", *options]
+    known = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, env={**os.environ, **known}, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The run directories of one process and of two, and what the two printed."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    shown = ""
+    for processes in (1, 2):
+        done = _started(folder, processes, "--out", str(folder / str(processes)))
+        shown = done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "1", folder / "2", shown
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["teacher/0", *(f"distill/{name}" for name in METHODS)])
+def test_trainings_are_as_one_process_has_them(runs: tuple[Path, Path, str], stage: str) -> None:
+    one, two, _ = (*(run / stage for run in runs[:2]), None)
+    assert len(_rows(one)) == len(_rows(two)) == 2
+    for expected, got in zip(_rows(one), _rows(two), strict=True):
+        assert got["terms"] == pytest.approx(expected["terms"], rel=LOSSES)
+        assert got["top1_percent"] == expected["top1_percent"]
+    before, after = (read_tensors(f / "checkpoint.safetensors")[0] for f in (one, two))
+    assert set(before) == set(after)
+    for name, value in before.items():
+        largest = float(value.double().abs().max())
+        torch.testing.assert_close(after[name], value, rtol=0, atol=WEIGHTS * largest, msg=name)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_transfer_is_trained_and_judged_on_every_image(
+    runs: tuple[Path, Path, str], task: str
+) -> None:
+    one, two = (read_json(run / f"transfer/{task}/result.json")["values"] for run in runs[:2])
+    assert one["data"] == two["data"]
+    assert set(one["rows"][0]["metrics"]) == set(two["rows"][0]["metrics"])
+    if task == "linear_probe":  # the others draw regions and dropout, each process its own
+        metrics = one["rows"][0]["metrics"]
+        assert two["rows"][0]["metrics"] == pytest.approx(metrics, abs=1e-9)
+        first, second = (_rows(run / f"transfer/{task}/distilled") for run in runs[:2])
+        assert second[0]["terms"] == pytest.approx(first[0]["terms"], rel=LOSSES)
+
+
+def test_one_process_writes_and_speaks(runs: tuple[Path, Path, str]) -> None:
+    one, two, shown = runs
+    lines = (two / "log.txt").read_text().splitlines()
+    assert len(lines) == len((one / "log.txt").read_text().splitlines())
+    assert shown.count("distill/crd epoch 2/2") == 1
+    assert shown.count("report: ") == 1
+    files = [
+        {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()} for run in runs[:2]
+    ]
+    assert files[0] == files[1]
+
+
+def test_one_process_goes_on_with_what_two_did(runs: tuple[Path, Path, str]) -> None:
+    _, two, _ = runs
+    before = {p: p.stat().st_mtime_ns for p in two.rglob("*.safetensors")}
+    done = _started(two.parent, 1, "--out", str(two))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done before, skipped") == 1 + len(METHODS) + 2 + len(TASKS)
+    assert before == {p: p.stat().st_mtime_ns for p in two.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--frehs", "teacher"], "unrecognized arguments"),  # told by the command's parser
+        (["--until", "nothing"], "unknown stage 'nothing'"),  # found by every process
+        (["--set", "teacher.train.lr=1e9"], "error: teacher: the loss is no longer finite"),
+    ],
+)
+def test_a_mistake_gets_one_message(tmp_path: Path, options: list[str], words: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    done = _started(tmp_path, 2, "--out", str(tmp_path / "run"), *options)
+    assert done.returncode != 0
+    shown = done.stdout + done.stderr.partition("torch/distributed/elastic")[0]
+    assert shown.count(words) == 1, shown
+    assert "Traceback" not in shown
+    assert "exitcode  : 2" in done.stderr

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from compress.data.batches import Batch
+from compress.data.batch import Batch
 from compress.distillation import Distillation, teacher_context
 from compress.methods import METHODS
 from compress.methods.base import Context, Method

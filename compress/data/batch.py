@@ -38,7 +38,7 @@ class Batch:
         return len(self.index) / self.whole
 
     def split(self, parts: int) -> list["Batch"]:
-        """Up to `parts` parts of nearly equal size, in order."""
+        """Parts of nearly equal size, in order; as many as there are rows at most."""
         count = len(self.index)
         bounds = [count * i // parts for i in range(parts + 1)]
         rows = [slice(a, b) for a, b in pairwise(bounds) if a < b]

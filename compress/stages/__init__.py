@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.accounting import count_macs
 from compress.artifacts import Job
 from compress.checkpoint import best_row
+from compress.compiled import pays
 from compress.data import Dataset, evaluation_batches, open_data
 from compress.optimisation import SCHEDULES, Settings
 from compress.recipe import Recipe, Train
@@ -56,6 +58,17 @@ def _open(spec: str, seed: int) -> Dataset:
 @lru_cache(maxsize=1)
 def _moved(data: Dataset, device: torch.device) -> Dataset:
     return data.to(device)
+
+
+def compiles(job: Job, data: Dataset, network: nn.Module, train: Train, *, passes: int) -> bool:
+    """Whether the recipe's engine compiles a network that is run `passes` times an image."""
+    images = train.epochs * len(data.train)
+    return pays(
+        job.recipe.engine.compile,
+        job.device,
+        macs=float(passes * images * count_macs(network, data.preprocessing.input_shape).macs),
+        steps=images // train.batch_size,
+    )
 
 
 def order_seed(recipe: Recipe, trial: int) -> int:

@@ -1,20 +1,24 @@
 """The teachers: trained here, or read from a file; each judged before any student is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compress import deployment, models
 from compress.artifacts import Job, Outcome
+from compress.compiled import compiled_taps
 from compress.console import log
 from compress.data import Dataset, ImageBatches
 from compress.errors import UserError
+from compress.methods.base import logits_of
 from compress.models.layout import lay_channels_last
 from compress.models.weights import load_state, published_state, read_state
 from compress.recipe import Teacher
-from compress.stages import dataset_of, judge, order_seed, settings_from, summary, task_of
+from compress.stages import compiles, dataset_of, judge, order_seed, settings_from, summary, task_of
 from compress.tap_discovery import discover
+from compress.taps import Tapped, Taps, TapSpecs
 from compress.tasks import Classification
 from compress.training import train
 
@@ -49,7 +53,10 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
     if part.train is not None:
         seed = job.recipe.seed + index
-        learner = _Learner(network, task)
+        learner = _Learner(network, specs, task)
+        if compiles(job, data, network, part.train, passes=3):
+            network.to(job.device)
+            learner.look = compiled_taps(network, specs, ("logits",), label) or learner.look
         batches = ImageBatches(
             data.train,
             data.preprocessing,
@@ -95,13 +102,14 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
 class _Learner(nn.Module):
     """A network with its hard loss, as the loop wants it."""
 
-    def __init__(self, network: nn.Module, task: Classification) -> None:
+    def __init__(self, network: nn.Module, specs: TapSpecs, task: Classification) -> None:
         super().__init__()
         self.network = network
         self.task = task
+        self.look: Callable[[Tensor], Taps] = Tapped(network, specs, ("logits",))
 
     def forward(self, batch: Any) -> dict[str, Any]:
-        return {"ce": self.task.loss(self.network(batch.images[0]), batch.labels)}
+        return {"ce": self.task.loss(logits_of(self.look(batch.images[0])), batch.labels)}
 
 
 def _build(

@@ -1,0 +1,149 @@
+"""Teachers as the recipe's engine runs them: their arithmetic, and the cache of what they said."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress import deployment
+from compress.artifacts import Job, sha256_file
+from compress.console import log
+from compress.data import Dataset, ImageBatches, Images, evenly
+from compress.distillation import Source
+from compress.frozen import difference, freeze
+from compress.methods import METHODS
+from compress.stages import compiles
+from compress.taps import Tapped, Taps, TapSpecs
+from compress.teacher_cache import CachedTeacher, TeacherCache, obstacle, planning_remark
+
+# Images of the test split on which the effect of other arithmetic on targets is measured.
+_COMPARED = 256
+# Images of the training split that an int8 teacher is calibrated on.
+_CALIBRATION = 512
+
+
+class FastTeachers:
+    """The teachers of a job's student, or of all its companions."""
+
+    def __init__(
+        self,
+        job: Job,
+        data: Dataset,
+        teachers: Sequence[deployment.Student],
+        batches: ImageBatches,
+    ) -> None:
+        """`batches` are those that the student learns from."""
+        self.job = job
+        self.data = data
+        self.teachers = teachers
+        self.batches = batches
+        self.engine = job.recipe.engine
+        self._caches: list[CachedTeacher] = []
+        self._remarks: list[str] = []
+
+    def identity(self) -> tuple[Any, ...]:
+        """What students must have in common to learn from the same teachers."""
+        weights = (self._weights(number) for number in range(len(self.teachers)))
+        return (*map(sha256_file, weights), self.engine.teacher, str(self.engine.cache))
+
+    def remarks(self) -> list[str]:
+        """What was told of the teachers, and last what their caches saved."""
+        self._remark(*(remark for cached in self._caches for remark in cached.remarks()))
+        return self._remarks
+
+    def sources(self, wanted: tuple[str, ...]) -> list[Source]:
+        """What shows these taps of each teacher, in order."""
+        return [self._source(number, wanted) for number in range(len(self.teachers))]
+
+    def _source(self, number: int, wanted: tuple[str, ...]) -> Source:
+        teacher = self.teachers[number]
+        specs = TapSpecs.from_dict(teacher.description["taps"])
+        name = "teacher" if len(self.teachers) == 1 else f"teacher {number + 1}"
+        precision, train = self.engine.teacher, self.job.recipe.distill.train
+        shows: Callable[[Tensor], Taps]
+        if precision == "int8":
+            shows = self._int8(teacher, specs, wanted)
+        else:
+            shows = fast = freeze(
+                teacher.network,
+                specs,
+                wanted,
+                compile=compiles(self.job, self.data, teacher.network, train, passes=1),
+                precision=precision,
+                name=name,
+            )
+            self._remark(*fast.remarks())
+        if precision != "float32":
+            images = self._sample(self.data.test, _COMPARED)
+            found = difference(shows, Tapped(teacher.network, specs, wanted), images)
+            told = ", ".join(f"{key} {value:.2g}" for key, value in found.items())
+            self._remark(f"{name} in {precision} against float32 on {len(images)} images: {told}")
+        cached = self._cached(shows, number, specs, wanted)
+        return cached or (lambda batch, view: shows(batch.images[view]))
+
+    def _cached(
+        self, shows: Callable[[Tensor], Taps], number: int, specs: TapSpecs, wanted: Sequence[str]
+    ) -> CachedTeacher | None:
+        """The teacher behind its cache; None where the recipe wants none or it cannot serve."""
+        cache, job = self.engine.cache, self.job
+        if cache is None:
+            return None
+        reader = self.batches.reader
+        views = zip(METHODS[job.arguments["part"].name].views, reader.augment, strict=True)
+        augment = [name for view, name in views if view.teacher]
+        images, slots = len(self.data.train), self.batches.slots
+        reason = obstacle(wanted, specs, augment, images, slots)
+        if reason is not None:
+            self._remark(reason)
+            return None
+        known = {"logits": specs.num_classes, "pooled": specs.pooled_width or 0}
+        widths = {kind: known[kind] for kind in wanted}
+        identity = {
+            "teacher": sha256_file(self._weights(number)),
+            "images": self.data.train.digest(),
+            "preprocessing": self.data.preprocessing.as_dict(),
+            "augment": augment[0],
+            "views": [reader.views, reader.views_seed] if reader.views else None,
+            "arithmetic": [self.engine.teacher, job.device.type],
+        }
+        dtype: torch.dtype = getattr(torch, cache.dtype)
+        limit = int(cache.max_gb * 1e9)
+        draws = job.recipe.distill.train.epochs * len(augment)
+        self._remark(planning_remark(images, slots, widths, dtype, limit, draws))
+        folder = Path(cache.folder) if cache.folder else job.run_folder / "teacher_cache"
+        opened = TeacherCache.open(
+            folder,
+            identity,
+            images=images,
+            slots=slots,
+            widths=widths,
+            dtype=dtype,
+            max_bytes=limit,
+        )
+        self._remark(*opened.remarks())
+        self._caches.append(CachedTeacher(shows, opened, tuple(widths)))
+        return self._caches[-1]
+
+    def _weights(self, number: int) -> Path:
+        return self.job.run_folder / "teacher" / str(number) / "teacher.safetensors"
+
+    def _int8(
+        self, teacher: deployment.Student, specs: TapSpecs, wanted: tuple[str, ...]
+    ) -> Callable[[Tensor], Taps]:
+        int8 = importlib.import_module("export.int8_teacher")
+        images = self._sample(self.data.train, _CALIBRATION)
+        shows: Callable[[Tensor], Taps]
+        shows = int8.int8_teacher(teacher.network, specs, wanted, torch.split(images, 64))
+        return shows
+
+    def _sample(self, images: Images, count: int) -> Tensor:
+        pixels = images.fetch(evenly(images, count)).to(self.job.device)
+        return self.data.preprocessing.normalise(pixels)
+
+    def _remark(self, *remarks: str) -> None:
+        for remark in remarks:
+            log(f"  {self.job.name}: {remark}")
+        self._remarks += remarks

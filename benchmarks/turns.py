@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# Steps before the timed ones of a turn: what stood still has left the processor's caches, and the
+# system may have taken its memory away.
+_SETTLING = 2
 Turns = dict[str, list[dict[str, Any]]]  # per candidate, a turn per round
 
 
@@ -130,6 +133,7 @@ def interleaved(
                     log, environment = folder / f"{name}.log", {"OMP_NUM_THREADS": str(threads)}
                     running[name] = Candidate(name, commands[name], log, environment)
                 try:
+                    running[name].turn(_SETTLING)
                     turns[name].append(running[name].turn(steps))
                 except RuntimeError as error:
                     failed[name] = str(error)

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 import yaml
-from rich.table import Table
 
-from compress import checks, plan
+from compress import checks, plan, preview
 from compress.artifacts import RunDirectory, write_json, write_text
 from compress.checks import Shapes
 from compress.console import console, log, log_to, note
@@ -112,7 +111,7 @@ def _command(options: argparse.Namespace) -> int:
     planned, shapes = _planned(options)
     device = _device(options.device)
     if options.check:
-        by_first(lambda: _show(planned, shapes))
+        by_first(lambda: preview.show(planned, shapes))
         return 0
     drained(_running(options, planned, device, {}))
     return 0
@@ -238,42 +237,6 @@ def _report(run: RunDirectory, current: list[str]) -> None:
     report = reporting.write_report(run.folder)
     console.print(reporting.terminal_table(run.folder))
     log(f"report: {report}")
-
-
-def _show(planned: Plan, shapes: Shapes | None) -> None:
-    """What `--check` prints: the stages, and where each network is tapped."""
-    table = Table("stage", "reads", title="Plan")
-    for step in planned.steps:
-        table.add_row(step.name, ", ".join(step.inputs))
-    console.print(table)
-    if shapes is None:
-        return
-    taps = Table("network", "tap", "module", "shape", "stride", title="Taps")
-    for role, (name, specs) in (
-        *(("teacher", t) for t in shapes.teachers),
-        ("student", shapes.student),
-    ):
-        maps = [("stage", spec) for spec in specs.stages]
-        maps += [("pre-activation", spec) for spec in specs.pre_activations]
-        maps += [("last map", specs.last_map)] if specs.last_map else []
-        for kind, spec in maps:
-            where = spec.path if spec.side == "output" else f"input of {spec.path}"
-            shape = f"{spec.channels} x {spec.height} x {spec.width}"
-            taps.add_row(f"{role} {name}", kind, where, shape, str(spec.stride))
-        pooled = (f"input of {specs.classifier}", str(specs.pooled_width))
-        taps.add_row(f"{role} {name}", "pooled", *(pooled if specs.classifier else ("none", "")))
-    console.print(taps)
-    adapters = Table("method", "trains beside the student", "parameters", title="Adapters")
-    for label, method in shapes.methods.items():
-        parts = [
-            f"{name} ({type(child).__name__})"
-            for name, child in method.named_children()
-            if any(p.requires_grad for p in child.parameters())
-        ]
-        count = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        adapters.add_row(label, ", ".join(parts) or "nothing", f"{count:,}")
-    console.print(adapters)
-    console.print("The recipe is in order.")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.reporting",),
     ("compress.plan",),
     ("compress.checks",),
-    ("compress.running",),
+    ("compress.running", "compress.preview"),
     ("compress.pipeline",),
     ("compress.together",),
     ("compress.sweep_processes",),

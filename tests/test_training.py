@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.artifacts import write_tensors
-from compress.checkpoint import trained_state
+from compress.checkpoint import Checkpoint, trained_state
+from compress.data.batch import Batch
 from compress.errors import UserError
 from compress.optimisation import SCHEDULES, Settings, multistep
-from compress.training import train
+from compress.training import Step, train
 
 CPU = torch.device("cpu")
 
@@ -66,12 +67,15 @@ def run(folder: Path, problem: Problem, epochs: int = 4, **options: object) -> l
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [("sgd", "float32"), ("adamw", "float32"), ("sgd", "float16"), ("sgd", "bfloat16")],
+)
 @pytest.mark.parametrize("kill_at", [1, 4, 9])
 def test_a_killed_training_continues_bit_by_bit(
-    tmp_path: Path, kill_at: int, optimizer: str
+    tmp_path: Path, kill_at: int, optimizer: str, precision: str
 ) -> None:
-    settings = Settings(epochs=4, lr=0.05, optimizer=optimizer)
+    settings = Settings(epochs=4, lr=0.05, optimizer=optimizer, precision=precision)
     whole = Problem()
     expected = run(tmp_path / "whole", whole, settings=settings)
     killed = Problem()
@@ -197,3 +201,56 @@ def test_sgd_is_nesterov_with_weight_decay_as_the_papers_write_it(tmp_path: Path
         velocity = 0.9 * velocity + gradient
         w -= 0.1 * (gradient + 0.9 * velocity)
     assert float(module.w.detach()) == pytest.approx(w, rel=1e-12)
+
+
+def test_the_scale_of_float16_gradients_continues_where_it_was(tmp_path: Path) -> None:
+    settings = Settings(epochs=1, lr=0.05, precision="float16")
+    module = Problem()
+    step = Step(module, settings, CPU)
+    step.scaler.update(new_scale=128.0)
+    step(next(Data().epoch(0)), 0.0, {})
+    Checkpoint(tmp_path, module, step.optimizer, step.scaler).save([{"epoch": 1}], None)
+    again = Step(Problem(), settings, CPU)
+    Checkpoint(tmp_path, again.module, again.optimizer, again.scaler).resume()
+    assert again.scaler.state_dict() == step.scaler.state_dict()
+    assert again.scaler.get_scale() == 128.0
+
+
+def test_a_resumed_momentum_lies_in_memory_as_its_parameter(tmp_path: Path) -> None:
+    def learner() -> tuple[nn.Module, torch.optim.Optimizer]:
+        network = nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        return network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+
+    network, optimizer = learner()
+    network(torch.randn(2, 4, 5, 5)).sum().backward()
+    optimizer.step()
+    Checkpoint(tmp_path, network, optimizer).save([{"epoch": 1}], None)
+    network, optimizer = learner()
+    Checkpoint(tmp_path, network, optimizer).resume()
+    momentum = optimizer.state[network.weight]["momentum_buffer"]
+    assert momentum.stride() == network.weight.stride()
+
+
+def test_parts_of_a_batch_have_its_gradient(tmp_path: Path) -> None:
+    data = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    whole = Batch((data,), (), data.sum(1), torch.arange(7), 0, 0)
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Linear(4, 1).double()
+
+        def forward(self, batch: Batch) -> dict[str, Tensor]:
+            error = self.net(batch.images[0].double())[:, 0] - batch.labels
+            return {"squared": error.square().mean()}
+
+    found = []
+    for parts in (1, 3, 100):
+        module, totals = Linear(), {}
+        step = Step(module, Settings(epochs=1, lr=0.1, accumulate=parts), CPU)
+        step(whole, 0.0, totals)
+        found.append([*module.parameters(), totals["squared"]])
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

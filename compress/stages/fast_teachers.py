@@ -124,7 +124,7 @@ class FastTeachers:
             max_bytes=limit,
         )
         self._remark(*opened.remarks())
-        self._caches.append(CachedTeacher(shows, opened, tuple(widths)))
+        self._caches.append(CachedTeacher(shows, opened, tuple(widths), plan=reader.plan))
         return self._caches[-1]
 
     def _weights(self, number: int) -> Path:

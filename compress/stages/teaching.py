@@ -41,7 +41,8 @@ class Teaching:
     @cached_property
     def probe(self) -> Batch:
         """The first batch, to find out what learns."""
-        return next(iter(self.batches.epoch(0)))
+        batch: Batch = next(iter(self.shared_batches.epoch(0)))
+        return batch
 
     def teach(self, module: Distillation, *, is_main: bool) -> None:
         """Let the student learn from fast teachers; to be called once the module has entered.

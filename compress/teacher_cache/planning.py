@@ -86,6 +86,6 @@ def _size(kind: str, specs: TapSpecs, images: int, slots: int) -> str:
     numbers = sum(spec.channels * spec.height * spec.width for spec in maps)
     if not numbers:
         return ""
-    if slots > _MOST_SLOTS:
+    if slots > _MOST_SLOTS or not images:
         return f", {numbers:,} numbers a view"
     return f", {numbers * 4 * images * slots / 1e9:,.0f} GB for {images:,} images x {slots} views"

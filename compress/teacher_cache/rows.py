@@ -11,6 +11,7 @@ calls, since a full disk kills a process that writes through a map. On a full tm
 through one does: the folder belongs on a disk.
 """
 
+import mmap
 import os
 import weakref
 import zlib
@@ -66,7 +67,11 @@ class TeacherCache:
             # It may be longer: another process may have a higher bound.
             if os.fstat(self._file).st_size < rows * self._record:
                 os.truncate(path, rows * self._record)
-        self._map = np.asarray(np.memmap(path, np.uint8, "r", shape=(rows, self._record)))
+        mapped = mmap.mmap(self._file, rows * self._record, access=mmap.ACCESS_READ)
+        if hasattr(mapped, "madvise"):
+            # Rows lie anywhere: what the system reads beside them, unless told, is for nothing.
+            mapped.madvise(mmap.MADV_RANDOM)
+        self._map = np.frombuffer(mapped, np.uint8).reshape(rows, self._record)
 
     @classmethod
     def open(
@@ -114,6 +119,14 @@ class TeacherCache:
                 "restore it or delete its folder"
             )
         return cls(own, shape, kept, dtype)
+
+    def expect(self, index: Tensor, slots: Tensor) -> None:
+        """Have the system fetch rows from the disk before they are read; waits for none of them."""
+        rows, kept = self._rows(index, slots)
+        if hasattr(os, "posix_fadvise"):
+            for row in rows[kept].tolist():
+                place = row * self._record
+                os.posix_fadvise(self._file, place, self._record, os.POSIX_FADV_WILLNEED)
 
     def read(
         self, index: Tensor, slots: Tensor, view_ids: Tensor

@@ -1,11 +1,13 @@
 """A teacher that looks into its cache before it looks at the images."""
 
 from collections.abc import Callable, Sequence
+from threading import Thread
 
 import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
+from compress.data.reader import Plan
 from compress.taps import Taps
 from compress.teacher_cache.rows import TeacherCache
 
@@ -26,12 +28,18 @@ class CachedTeacher:
         cache: TeacherCache,
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
+        plan: Callable[[int], Plan] | None = None,
     ) -> None:
-        """`live` shows normalised images (N, 3, S, S) to the network; `output` is its type."""
+        """`live` shows normalised images (N, 3, S, S) to the network; `output` is its type.
+
+        With the `plan` of an epoch its rows are fetched from the disk before they are asked for.
+        """
         self.live = live
         self.cache = cache
         self.kinds = tuple(kinds)
         self.output = output
+        self.plan = plan
+        self._epoch = -1
         self.hits = self.misses = 0
         self.rounding = (0.0, 0.0)
 
@@ -40,6 +48,9 @@ class CachedTeacher:
         images = batch.images[view]
         if not batch.slots:
             return self.live(images)
+        if self.plan is not None and batch.epoch != self._epoch:
+            self._epoch = batch.epoch
+            Thread(target=self._expect, args=(self.plan, batch.epoch), daemon=True).start()
         index, slots, ids = (
             t.cpu() for t in (batch.index, batch.slots[view], batch.view_ids[view])
         )
@@ -61,6 +72,11 @@ class CachedTeacher:
                 rows[kind][new] = stored[kind].to(self.output)
         shown = {kind: value.to(images.device) for kind, value in rows.items()}
         return Taps(shown.get("logits"), shown.get("pooled"), None, None, None, {})
+
+    def _expect(self, plan: Callable[[int], Plan], epoch: int) -> None:
+        planned = plan(epoch)
+        for slots in planned.slots:
+            self.cache.expect(planned.order, slots[planned.order])
 
     def remarks(self) -> list[str]:
         """How much was found, and what rounding to a smaller type changed; for the log."""

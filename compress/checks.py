@@ -11,6 +11,7 @@ import torch
 
 from compress import models, signatures
 from compress.data import DATASETS, IMAGE_SIZES
+from compress.data.augment import AUGMENTATIONS
 from compress.distillation import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
@@ -35,6 +36,7 @@ _PROBE_IMAGES = 1000
 def check_recipe(recipe: Recipe) -> list[str]:
     """Problems of names, arguments and files; opens no data and builds no network."""
     problems = _check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    problems += _check_data(recipe)
     for i, teacher in enumerate(recipe.teacher):
         path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
         problems += _check_model(teacher.model, f"{path}.model")
@@ -114,8 +116,29 @@ def _check_weights(given: str | None, model: Named | None, path: str) -> list[st
     return [f"{path}: '{given}' not found (looked in {Path.cwd()})"]
 
 
+def _check_data(recipe: Recipe) -> list[str]:
+    """What of the data and the engine no registry knows."""
+    problems = []
+    views, available = recipe.data.views, AUGMENTATIONS[recipe.data.augment].views
+    if views is not None and views > available:
+        problems.append(
+            f"data.views: {views} of each image were asked for, augmentation "
+            f"{recipe.data.augment} has {available}"
+        )
+    cache = recipe.engine.cache
+    if cache is not None and cache.folder and Path(cache.folder).is_file():
+        problems.append(f"engine.cache.folder: '{cache.folder}' is a file; give a folder")
+    return problems
+
+
 def _check_train(train: Train, path: str) -> list[str]:
     problems = _check_named(train.schedule, SCHEDULES, f"{path}.schedule")
+    if train.accumulate > max(1, train.batch_size // 2):
+        problems.append(
+            f"{path}.accumulate: a part of a batch has two images or more (batch norm); of "
+            f"{train.batch_size} that is at most {max(1, train.batch_size // 2)}, got "
+            f"{train.accumulate}"
+        )
     if train.optimizer.arguments:
         given = ", ".join(train.optimizer.arguments)
         problems.append(
@@ -155,7 +178,7 @@ def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[s
         known = ", ".join(stage.TASKS)
         hint = nearest(entry.task, stage.TASKS)
         return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
-    problems = signatures.check(stage.TASKS[entry.task], entry.arguments, path)
+    problems = signatures.check(stage.TASKS[entry.task], entry.own_arguments, path)
     problems += _check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
     problems += _check_train(entry.train, f"{path}.train")
     if entry.train.accumulate > 1:
@@ -163,7 +186,8 @@ def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[s
     root = entry.data.arguments.get("root")
     if isinstance(root, str) and not Path(root).is_dir():
         problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
-    accepted = ["distilled", "scratch", *(["alone"] if "none" in labels else []), *labels]
+    alone = ["alone"] if "none" in labels else []
+    accepted = ["distilled", "scratch", "teacher", *alone, *labels]
     for init in entry.init:
         if init not in accepted:
             problems.append(

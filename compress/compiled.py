@@ -40,6 +40,7 @@ def compiled_taps(
 
     The network is put in training mode.
     """
+    log(f"  {name}: is compiled, which takes up to a minute")
     try:
         return CompiledTaps(TappedGraph(network.train(), specs, wanted), name)
     except Untraceable as reason:

@@ -233,6 +233,37 @@ def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -
     network.load_state_dict(state)
 
 
+def encoder_state(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of a deployed network's tensors the student's own, under the plain architecture's names."""
+    return part_of(state, description["encoder_prefix"])
+
+
+def cut_encoder(
+    network: nn.Module,
+    specs: TapSpecs,
+    preprocessing: Preprocessing,
+    state: Mapping[str, Tensor],
+    origin: str,
+) -> Encoder:
+    """Load what fits of `state` into a plain network and cut out its encoder.
+
+    The two share their parameters. The encoder's `matched_percent` counts its own tensors alone.
+
+    Args:
+        state: under the names of `network`; empty for training from scratch.
+        origin: names the source in messages.
+    """
+    if specs.last_map is None:
+        raise UserError(f"{origin} has no last map to cut its encoder at")
+    own = network.state_dict()
+    found = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(found, strict=False)
+    body = encoder_until(network, specs.last_map.path)
+    needed = body.state_dict().keys()
+    matched = 100 * len(needed & found.keys()) / len(needed)
+    return Encoder(body, specs.last_map, preprocessing, matched)
+
+
 def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encoder:
     """The encoder of a student, projector and classifier dropped.
 
@@ -240,19 +271,11 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
         weights: False leaves the random initialisation keyed by `seed`: training from scratch.
     """
     description = load_description(folder)
-    specs = TapSpecs.from_dict(description["taps"])
-    if specs.last_map is None:
-        name = description["architecture"]["name"]
-        raise UserError(f"{folder}: {name} has no last map to cut its encoder at")
-    body = encoder_until(build_plain(description, seed=seed), specs.last_map.path)
-    matched = 0
-    own = body.state_dict()
-    if weights:
-        prefix = description["encoder_prefix"]
-        state, _ = read_tensors(folder / "student.safetensors")
-        found = {k: state[prefix + k] for k in own if prefix + k in state}
-        found = {k: v for k, v in found.items() if v.shape == own[k].shape}
-        body.load_state_dict(found, strict=False)
-        matched = len(found)
-    preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    return Encoder(body, specs.last_map, preprocessing, 100 * matched / len(own))
+    state = read_tensors(folder / "student.safetensors")[0] if weights else {}
+    return cut_encoder(
+        build_plain(description, seed=seed),
+        TapSpecs.from_dict(description["taps"]),
+        Preprocessing.from_dict(description["preprocessing"]),
+        encoder_state(state, description),
+        f"{folder}: {description['architecture']['name']}",
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compress.accounting.memory import peak_step_bytes
 from compress.data.batch import Batch
+from compress.errors import UserError
 from compress.methods.base import Method, Phase, TeacherContext, Terms, Views
 from compress.methods.kd import kd_loss
 from compress.ranks import gathered, gathered_with_gradient, world
@@ -185,7 +186,7 @@ class Distillation(nn.Module):
 
     def _student_views(self, look: Callable[[Tensor], Taps], batch: Batch) -> Views:
         views = zip(self.method.views, batch.images, strict=True)
-        return [look(images) if view.student else None for view, images in views]
+        return [_looked(look, images) if view.student else None for view, images in views]
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch, *, plain: bool = False) -> list[Views]:
@@ -218,6 +219,17 @@ class Distillation(nn.Module):
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _looked(look: Callable[[Tensor], Taps], images: Tensor) -> Taps:
+    before = images._version
+    taps = look(images)
+    if images._version != before:
+        raise UserError(
+            "the student's forward changes its input in place, which others read too; let it work "
+            "on a copy (images.clone())"
+        )
+    return taps
 
 
 def _shown_by(network: Tapped) -> Source:

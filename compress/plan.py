@@ -10,6 +10,7 @@ from compress import models, signatures
 from compress.artifacts import fingerprint_of, sha256_file
 from compress.data import DATASETS
 from compress.methods import METHODS
+from compress.methods.base import Terms
 from compress.models import user_code
 from compress.optimisation import SCHEDULES
 from compress.recipe import Engine, MethodPart, Recipe, TransferPart
@@ -94,7 +95,7 @@ def make_plan(recipe: Recipe) -> Plan:
                 "weights": [terms.ce, terms.kd, terms.method],
                 "kd_temperature": recipe.distill.kd_temperature if terms.kd else None,
                 "train": recipe.distill.train.model_dump(),
-                "targets": _targets(recipe.engine),
+                "targets": _targets(recipe.engine) if reads_teachers(part, terms) else None,
             }
             arguments = {"part": part, "label": label, "trial": trial}
             add(Step(name, "compress.stages.distill", arguments, fields, ("teacher",)))
@@ -123,14 +124,21 @@ def make_plan(recipe: Recipe) -> Plan:
         fields = {"seed": recipe.seed, "transfer": told}
         used = {main if i in ("distilled", "scratch") else i for i in transfer.init}
         used = {"none" if label == "alone" else label for label in used}
-        inputs = tuple(f"distill/{label}" for label in parts if label in used)
+        teacher = ("teacher",) if "teacher" in used else ()
+        inputs = (*teacher, *(f"distill/{label}" for label in parts if label in used))
         add(Step(f"transfer/{name}", "eval.stage", entry, fields, inputs))
     return plan
 
 
-def _targets(engine: Engine) -> list[str]:
+def reads_teachers(part: MethodPart, terms: Terms) -> bool:
+    """Whether a method's terms of weight, or its phases, read a teacher."""
+    return terms.kd != 0 or bool(METHODS[part.name].teacher_taps)
+
+
+def _targets(engine: Engine) -> dict[str, str]:
     """What of the engine changes the targets that students learn from."""
-    return [engine.teacher, engine.cache.dtype if engine.cache else "float32"]
+    stored = engine.cache.dtype if engine.cache else "float32"
+    return {"engine.teacher": engine.teacher, "engine.cache.dtype": stored}
 
 
 def _transfer_names(parts: list[TransferPart]) -> dict[str, TransferPart]:

@@ -215,20 +215,64 @@ class Engine(Part):
     share_teacher: bool = False
 
 
+class TransferTrain(Train):
+    """How a transfer task trains: so many passes over its data, or so many steps."""
+
+    epochs: Positive = 1
+    iterations: Positive | None = None
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "TransferTrain":
+        if self.iterations is None and "epochs" not in self.model_fields_set:
+            raise ValueError("has no length; give `epochs` or `iterations`")
+        return self
+
+
+# How a task trains where an entry does not say. The linear probe's are those of RRD's released code
+# for STL-10 and TinyImageNet, since CRD and DLKD print none.
+TRANSFER_TRAIN: dict[str, dict[str, Any]] = {
+    "linear_probe": {
+        "epochs": 120,
+        "lr": 0.05,
+        "nesterov": False,
+        "schedule": {"name": "multistep", "milestones": [0.25, 0.5, 0.75]},
+    },
+    "neighbours": {"epochs": 1, "lr": 1.0},  # nothing is trained
+    "detection": {"epochs": 12, "lr": 0.01, "batch_size": 8, "weight_decay": 1e-4},
+    "segmentation": {"epochs": 30, "lr": 0.01, "batch_size": 8, "schedule": {"name": "poly"}},
+}
+
+
 class TransferPart(BaseModel):
-    """A downstream task on the distilled encoder: `{task, data, train, init, **arguments}`."""
+    """A downstream task on the distilled encoder: `{task, data, train, init, **arguments}`.
+
+    Each init is trained with as many `seeds`, the same ones for all: the recipe's and those after.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     task: str
     data: Named
-    train: Train
+    train: TransferTrain
     init: Annotated[list[str], Field(min_length=1)] = ["distilled", "scratch"]
+    seeds: Positive = 1
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$")] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trained_as_usual(cls, value: Any) -> Any:
+        """Without `train` the task's own."""
+        usual = TRANSFER_TRAIN.get(str(value.get("task"))) if isinstance(value, dict) else None
+        return {"train": usual, **value} if usual is not None else value
+
+    @property
+    def own_arguments(self) -> dict[str, Any]:
+        """The task's own arguments."""
+        return dict(self.model_extra or {})
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The task's own arguments."""
-        return dict(self.model_extra or {})
+        """What the stage is told beside data, inits and training: own arguments and `seeds`."""
+        return {"seeds": self.seeds, **self.own_arguments}
 
 
 class Recipe(Part):

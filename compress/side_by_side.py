@@ -26,7 +26,7 @@ def side_by_side(
     All of them have reached their first step before any takes it.
 
     Raises:
-        UserError: of the first that failed, after the others have ended.
+        UserError, OSError: of the first that failed, after the others have ended.
     """
     lanes = [_Lane(training) for training in trainings]
     try:
@@ -52,7 +52,7 @@ class _Lane(Generic[Result]):
 
     def __init__(self, training: Generator[Position, None, Result]) -> None:
         self.training = training
-        self.error: UserError | None = None
+        self.error: UserError | OSError | None = None
         self.position: Position | None = None
         self._context = contextvars.copy_context()
         self._context.run(without_bars)
@@ -67,7 +67,7 @@ class _Lane(Generic[Result]):
             self.position = self._context.run(next, self.training)
         except StopIteration as end:
             self.position, self.result = None, end.value
-        except UserError as error:
+        except (UserError, OSError) as error:
             self.position, self.error = None, error
         finally:
             self._random = _random_state()

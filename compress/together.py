@@ -47,8 +47,11 @@ def _one(
     arguments = [str(path), "--out", str(path.with_suffix("")), *options]
     try:
         yield from pipeline.run_steps(arguments, companions)
-    except UserError as error:
+    except (UserError, OSError) as error:
         failed[path] = str(error)
+    except Exception as error:  # a defect in one run is no reason to lose the others
+        console.print_exception()
+        failed[path] = f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -156,7 +156,9 @@ class Step:
             group["lr"] = settings.lr * settings.schedule(progress)
         self.optimizer.zero_grad(set_to_none=True)
         parts = settings.accumulate
-        for part in batch.split(min(parts, batch.whole // world())) if parts > 1 else [batch]:
+        if parts > 1:  # of two images or more, for batch norm, and as many in every process
+            parts = max(1, min(parts, batch.whole // (2 * world())))
+        for part in batch.split(parts) if parts > 1 else [batch]:
             share = getattr(part, "share", 1.0)
             with autocast(self.device, settings.precision):
                 terms = self.module(part)

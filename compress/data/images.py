@@ -1,7 +1,7 @@
 """Where images come from: in memory as uint8, or in files that are decoded when asked for."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,6 +100,10 @@ class Images(Protocol):
         """Identifies content and order."""
         ...
 
+    def version(self) -> str:
+        """`digest`, and where the content is in files, these very files as they are now."""
+        ...
+
 
 class MemoryImages:
     """Images of one size as a uint8 tensor (N, 3, S, S), on any device."""
@@ -132,6 +136,10 @@ class MemoryImages:
         digest = hashlib.sha256(self.pixels.cpu().contiguous().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def version(self) -> str:
+        """See `Images`."""
+        return self.digest()
 
 
 class FileImages:
@@ -181,6 +189,14 @@ class FileImages:
 
     def digest(self) -> str:
         """Names and sizes stand for the content: reading every file would take minutes."""
-        lines = [f"{p.relative_to(self.root)} {p.stat().st_size}" for p in self.paths]
-        text = "\n".join(lines).encode("utf-8", "surrogateescape")
-        return hashlib.sha256(text).hexdigest()[:16]
+        return _digest_of(f"{p.relative_to(self.root)} {p.stat().st_size}" for p in self.paths)
+
+    def version(self) -> str:
+        """See `Images`."""
+        stats = ((p.resolve(), p.stat()) for p in self.paths)
+        return _digest_of(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+
+
+def _digest_of(lines: Iterable[str]) -> str:
+    text = "\n".join(lines).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]

@@ -1,16 +1,20 @@
 """How the maps of a network lie in memory."""
 
+import copy
+
 import torch
 from torch import nn
 
 from compress.errors import UserError
+from compress.randomness import seeded
 
 
 def lay_channels_last(network: nn.Module, input_shape: tuple[int, int, int]) -> bool:
     """Let a network's maps lie channels last in memory, which convolutions read faster.
 
     Changes the order of its weights in memory, in place, and no value. A `forward` that takes a
-    `view` of a map may not allow it: the network is then left as it was.
+    `view` of a map may not allow it, found on a copy that learns and judges: the network is then
+    left as it was.
 
     Args:
         network: takes images (N, C, H, W).
@@ -19,14 +23,13 @@ def lay_channels_last(network: nn.Module, input_shape: tuple[int, int, int]) -> 
     Returns:
         Whether they do.
     """
-    device, training = next(network.parameters()).device, network.training
-    network.to(memory_format=torch.channels_last)
+    tried = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    images = torch.zeros(2, *input_shape, device=next(network.parameters()).device)
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(2, *input_shape, device=device))
+        with seeded("channels last"):
+            tried.train()(images).sum().backward()
+            tried.eval()(images)
     except (RuntimeError, UserError):
-        network.to(memory_format=torch.contiguous_format)
         return False
-    finally:
-        network.train(training)
+    network.to(memory_format=torch.channels_last)
     return True

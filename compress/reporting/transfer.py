@@ -18,9 +18,45 @@ def transfers(run: Run) -> list[Block]:
     stages = run.transfers()
     if not stages:
         return [*blocks, Paragraph("No transfer stage has run.")]
+    blocks += _over_data_sets(run, stages)
     for stage in stages:
         blocks += _task(run, stage)
     return blocks
+
+
+def _over_data_sets(run: Run, stages: list[str]) -> list[Block]:
+    """Initialisations x data sets for each task that has run on several, as the papers print it."""
+    groups: dict[str, list[str]] = {}
+    for stage in stages:
+        groups.setdefault(str(run.values(stage).get("task")), []).append(stage)
+    tables: list[Block] = []
+    for task, several in groups.items():
+        if len(several) < 2:
+            continue
+        found = {stage: run.values(stage) for stage in several}
+        rows = {s: {r.get("init"): r for r in v.get("rows") or []} for s, v in found.items()}
+        columns = [Column("Initialisation", is_number=False)]
+        columns += [Column(_stage_title(s), _unit(found[s])) for s in several]
+        cells: list[list[Cell | str]] = [
+            [str(init), *(_metric(rows[s].get(init, {}), _headline(found[s])) for s in several)]
+            for init in dict.fromkeys(init for one in rows.values() for init in one)
+        ]
+        title = f"{task.replace('_', ' ').capitalize()} over data sets"
+        tables.append(Table(columns, cells, title))
+    return tables
+
+
+def _stage_title(stage: str) -> str:
+    return stage.split("/", 1)[1].replace("_", " ")
+
+
+def _headline(values: Mapping[str, Any]) -> str:
+    return str(values.get("headline", ""))
+
+
+def _unit(values: Mapping[str, Any]) -> str:
+    """top1_percent -> "top1, %"."""
+    return ", ".join(filter(None, _named(_headline(values))))
 
 
 def _task(run: Run, stage: str) -> list[Block]:
@@ -49,25 +85,48 @@ def _sentence(text: Any) -> str:
 
 
 def _table(rows: list[Mapping[str, Any]], headline: str, name: str) -> Table:
-    """The headline metric stands first."""
+    """The headline metric stands first, then its difference to the reference."""
     keys = dict.fromkeys(key for row in rows for key in row.get("metrics") or {})
     ordered = [key for key in keys if key == headline] + [key for key in keys if key != headline]
+    reference = _reference(rows)
     columns = (
         Column("Initialisation", is_number=False),
         Column("Student", is_number=False),
         *(Column(*_named(key)) for key in ordered),
+        *([Column(f"Difference to {reference}", "95 % interval")] if reference else []),
+        Column("Seeds"),
         Column("Encoder loaded", "%"),
     )
     cells: list[list[Cell | str]] = [
         [
             str(row.get("init")),
             str(row.get("student", formats.MISSING)),
-            *(_metric(row.get("metrics") or {}, key) for key in ordered),
+            *(_metric(row, key) for key in ordered),
+            *([_difference(row, headline)] if reference else []),
+            formats.count(len(row.get("per_seed") or [None])),
             formats.decimal(row.get("matched_percent")),
         ]
         for row in rows
     ]
     return Table(columns, cells, f"Transfer to {name.replace('_', ' ')}")
+
+
+def _reference(rows: list[Mapping[str, Any]]) -> str | None:
+    """The initialisation to which the others are compared."""
+    found = [row["against"]["reference"] for row in rows if row.get("against")]
+    return str(found[0]) if found else None
+
+
+def _difference(row: Mapping[str, Any], key: str) -> Cell:
+    """Mean paired difference, and its interval where the seeds allow one."""
+    against = (row.get("against") or {}).get("differences", {}).get(key)
+    if against is None:
+        return Cell(formats.MISSING, "reference")
+    ends = against.get("interval")
+    if ends is None:
+        return Cell(formats.signed(against["mean"]), "no interval")
+    low, high = (formats.signed(end) for end in ends)
+    return Cell(formats.signed(against["mean"]), f"{low} to {high}")
 
 
 def _named(key: str) -> tuple[str, str]:
@@ -78,16 +137,19 @@ def _named(key: str) -> tuple[str, str]:
     return key.replace("_", " "), ""
 
 
-def _metric(values: Mapping[str, Any], key: str) -> str:
-    value = values.get(key)
-    if isinstance(value, float):
-        return formats.decimal(value, 2 if key.endswith("_percent") else 4)
-    return formats.plain(value)
+def _metric(row: Mapping[str, Any], key: str) -> Cell:
+    """The mean over the seeds; their standard deviation in small print."""
+    value, spread = (row.get("metrics") or {}).get(key), (row.get("spread") or {}).get(key)
+    decimals = 2 if key.endswith("_percent") else 4
+    if not isinstance(value, float):
+        return Cell(formats.plain(value))
+    note = "" if spread is None else f"± {formats.decimal(spread, decimals)}"
+    return Cell(formats.decimal(value, decimals), note)
 
 
 def _curves(run: Run, stage: str, rows: list[Mapping[str, Any]], headline: str) -> list[Block]:
     inits = dict.fromkeys(str(row.get("init")) for row in rows)
-    history = {init: metrics(run.folder / stage / init / "metrics.jsonl") for init in inits}
+    history = {init: metrics(_of_first_seed(run.folder / stage / init)) for init in inits}
     header, unit = _named(headline)
     images = []
     for key, title in (
@@ -108,6 +170,12 @@ def _curves(run: Run, stage: str, rows: list[Mapping[str, Any]], headline: str) 
     return [Figure(images, f"Learning curves of {name}.")] if images else []
 
 
+def _of_first_seed(folder: Path) -> Path:
+    """The epochs of an init's training, of several seeds those of the first."""
+    seeds = sorted(folder.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    return (seeds[0] if seeds else folder) / "metrics.jsonl"
+
+
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     found = [row for row in rows if row.get(key) is not None]
     return [(float(row["epoch"]), float(row[key])) for row in found]
@@ -120,8 +188,10 @@ def _pictures(folder: Path, stage: str, names: list[str], legend: str) -> list[B
     for name in names:
         path = (root / name).resolve()
         if path.is_relative_to(root) and path.suffix.lower() in _PICTURES and path.is_file():
-            label = path.stem.replace("_", " ")
+            folder_name = Path(name).parts[0]  # of an init, unless all lie in one folder
+            label = path.stem if folder_name in (name, "pictures") else folder_name
+            label = label.replace("_", " ")
             images.append(Image(f"{stage}/{name}", f"Examples: {label}", path.read_bytes()))
-    labels = ", ".join(Path(image.file).stem.replace("_", " ") for image in images)
+    labels = ", ".join(image.alt.removeprefix("Examples: ") for image in images)
     caption = f"Examples, in order: {labels}. {legend}".strip()
     return [Figure(images, caption)] if images else []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress import deployment
-from compress.artifacts import Job, sha256_file
+from compress.artifacts import Job, fingerprint_of, sha256_file
 from compress.console import log
 from compress.data import Dataset, ImageBatches, Images, evenly
 from compress.distillation import Source
@@ -44,10 +44,16 @@ class FastTeachers:
         self._caches: list[CachedTeacher] = []
         self._remarks: list[str] = []
 
-    def identity(self) -> tuple[Any, ...]:
-        """What students must have in common to learn from the same teachers."""
-        weights = (self._weights(number) for number in range(len(self.teachers)))
-        return (*map(sha256_file, weights), self.engine.teacher, str(self.engine.cache))
+    def identity(self, wanted: Sequence[str]) -> str:
+        """What students must have in common to learn these taps from the same teachers.
+
+        What a cache serves is not united with what none can serve.
+        """
+        every = range(len(self.teachers))
+        served = [self._obstacle(n, wanted) is None for n in every] if self.engine.cache else None
+        engine = self.engine.model_dump(exclude={"share_teacher"})
+        known = [self._known(number) for number in every]
+        return fingerprint_of({"teachers": known, "engine": engine, "served": served})
 
     def remarks(self) -> list[str]:
         """What was told of the teachers, and last what their caches saved."""
@@ -79,7 +85,7 @@ class FastTeachers:
         if precision != "float32":
             images = self._sample(self.data.test, _COMPARED)
             found = difference(shows, Tapped(teacher.network, specs, wanted), images)
-            told = ", ".join(f"{key} {value:.2g}" for key, value in found.items())
+            told = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
             self._remark(f"{name} in {precision} against float32 on {len(images)} images: {told}")
         cached = self._cached(shows, number, specs, wanted)
         return cached or (lambda batch, view: shows(batch.images[view]))
@@ -92,18 +98,16 @@ class FastTeachers:
         if cache is None:
             return None
         reader = self.batches.reader
-        views = zip(METHODS[job.arguments["part"].name].views, reader.augment, strict=True)
-        augment = [name for view, name in views if view.teacher]
-        images, slots = len(self.data.train), self.batches.slots
-        reason = obstacle(wanted, specs, augment, images, slots)
+        augment, images, slots = self._augment(), len(self.data.train), self.batches.slots
+        reason = self._obstacle(number, wanted)
         if reason is not None:
             self._remark(reason)
             return None
         known = {"logits": specs.num_classes, "pooled": specs.pooled_width or 0}
         widths = {kind: known[kind] for kind in wanted}
         identity = {
-            "teacher": sha256_file(self._weights(number)),
-            "images": self.data.train.digest(),
+            "teacher": self._known(number),
+            "images": self.data.train.version(),
             "preprocessing": self.data.preprocessing.as_dict(),
             "augment": augment[0],
             "views": [reader.views, reader.views_seed] if reader.views else None,
@@ -127,8 +131,23 @@ class FastTeachers:
         self._caches.append(CachedTeacher(shows, opened, tuple(widths), plan=reader.plan))
         return self._caches[-1]
 
-    def _weights(self, number: int) -> Path:
-        return self.job.run_folder / "teacher" / str(number) / "teacher.safetensors"
+    def _obstacle(self, number: int, wanted: Sequence[str]) -> str | None:
+        specs = TapSpecs.from_dict(self.teachers[number].description["taps"])
+        images, slots = len(self.data.train), self.batches.slots
+        return obstacle(wanted, specs, self._augment(), images, slots)
+
+    def _augment(self) -> list[str]:
+        """The augmentations of the views that teachers see."""
+        views = METHODS[self.job.arguments["part"].name].views
+        seen = zip(views, self.batches.reader.augment, strict=True)
+        return [name for view, name in seen if view.teacher]
+
+    def _known(self, number: int) -> dict[str, Any]:
+        """All that a teacher's outputs depend on: its weights, and what network they belong to."""
+        weights = self.job.run_folder / "teacher" / str(number) / "teacher.safetensors"
+        keys = ("architecture", "code", "taps", "method", "encoder_prefix")
+        description = self.teachers[number].description
+        return {key: description.get(key) for key in keys} | {"sha256": sha256_file(weights)}
 
     def _int8(
         self, teacher: deployment.Student, specs: TapSpecs, wanted: tuple[str, ...]

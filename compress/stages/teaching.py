@@ -33,9 +33,11 @@ class Teaching:
         """Those of the main training, which companions read together."""
         if self.job.companions is None:
             return self.batches
-        batches: Batches = self.job.companions.setdefault(
-            ("batches", self._key), SharedBatches(self.batches)
-        )
+        companions, key = self.job.companions, ("batches", self._key)
+        if key not in companions:
+            # Phases read `batches` in their own time.
+            companions[key] = SharedBatches(self._batches())
+        batches: Batches = companions[key]
         return batches
 
     @cached_property
@@ -61,8 +63,9 @@ class Teaching:
         if self.job.companions is None or not is_main:
             module.learn_from(self._fast.sources(wanted))
             return
+        key = "teachers", self._key, self._fast.identity(wanted)
         shared: SharedTeachers = self.job.companions.setdefault(
-            ("teachers", self._key, *self._fast.identity()), SharedTeachers(self._fast.sources)
+            key, SharedTeachers(self._fast.sources)
         )
         module.learn_from(shared.sources(wanted, len(self.teachers)))
 

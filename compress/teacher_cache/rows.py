@@ -27,6 +27,7 @@ from torch import Tensor
 from compress.artifacts import changed_fields, fingerprint_of, read_mapping, write_json
 from compress.console import log
 from compress.errors import UserError
+from compress.ranks import by_first
 
 FORMAT = 1
 _MARKS = 8 + 4  # bytes of a row's view id and checksum; checksum 0 says that nothing is there
@@ -108,16 +109,7 @@ class TeacherCache:
             )
         own = folder / fingerprint_of(content)
         own.mkdir(parents=True, exist_ok=True)
-        path = own / "cache.json"
-        with FileLock(own / ".lock"):
-            if not path.is_file():
-                write_json(path, content)
-            changed = changed_fields(read_mapping(path), content)
-        if changed:
-            raise UserError(
-                f"{path} describes another cache than its folder's name ({', '.join(changed)}); "
-                "restore it or delete its folder"
-            )
+        by_first(lambda: _describe(own, content))
         return cls(own, shape, kept, dtype)
 
     def expect(self, index: Tensor, slots: Tensor) -> None:
@@ -198,6 +190,20 @@ class TeacherCache:
         pairs = zip(ends, starts, strict=True)
         sums = [zlib.crc32(data[end + 4 - length : end], start) or 1 for end, start in pairs]
         return np.array(sums, np.uint32)
+
+
+def _describe(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write `cache.json`, or compare what is there."""
+    path = folder / "cache.json"
+    with FileLock(folder / ".lock"):
+        if not path.is_file():
+            write_json(path, content)
+        changed = changed_fields(read_mapping(path), dict(content))
+    if changed:
+        raise UserError(
+            f"{path} describes another cache than its folder's name ({', '.join(changed)}); "
+            "restore it or delete its folder"
+        )
 
 
 def _marks(lines: Any) -> tuple[Any, Any]:

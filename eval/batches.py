@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import chain, count, islice
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from compress.errors import UserError
 from compress.randomness import generator
 from compress.ranks import part, world
+from compress.training import Batches
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -49,3 +51,32 @@ class KeyedBatches(Generic[Example, Batch]):
         if not self.flip:
             return False
         return bool(torch.rand(1, generator=generator(self.seed, "flip", epoch, index)) < 0.5)
+
+
+@dataclass(frozen=True)
+class _Stretched:
+    """The same stream of batches, cut into epochs of another length."""
+
+    batches: Batches
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Any]:
+        """Steps `epoch * steps` onwards of all epochs of the batches, one after the other."""
+        first, skipped = divmod(epoch * self.steps, len(self.batches))
+        stream = chain.from_iterable(self.batches.epoch(number) for number in count(first))
+        return islice(stream, skipped, skipped + self.steps)
+
+
+def in_iterations(batches: Batches, iterations: int) -> tuple[Batches, int]:
+    """Batches and epochs that make `iterations` steps in all.
+
+    The epochs, after each of which a checkpoint is written, are about as long as one pass over the
+    data: their number is the divisor of `iterations` nearest to that, so round numbers serve best.
+    """
+    passes = iterations / len(batches)
+    divisors = [n for n in range(1, iterations + 1) if iterations % n == 0]
+    epochs = min(divisors, key=lambda n: abs(n - passes))
+    return _Stretched(batches, iterations // epochs), epochs

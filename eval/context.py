@@ -1,7 +1,7 @@
 """What a transfer task is given, and the comparison of initialisations that every task shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +11,14 @@ from torch import nn
 
 from compress.artifacts import read_json, write_json
 from compress.console import log
-from compress.deployment import Encoder, load_encoder
-from compress.errors import UserError
+from compress.deployment import Encoder
+from compress.errors import UserError, nearest
 from compress.optimisation import Settings
 from compress.ranks import by_first, is_first
 from compress.training import Batches, train
+from eval.batches import in_iterations
+from eval.comparison import compared
+from eval.origin import Origin, open_origin
 
 Data = TypeVar("Data")
 
@@ -23,33 +26,57 @@ DISTILLED = "distilled"
 ALONE = "alone"
 SCRATCH = "scratch"
 
+_WHAT_VARIES = (
+    "intervals show the chance of the transfer's seeds alone, not that of the one distillation or "
+    "of the choice of test images"
+)
+
 
 @dataclass(frozen=True)
 class Context:
     """One transfer entry: where it writes, which students exist, how to train.
 
-    `students` maps the label of every trained student to its folder; `main` is the label of the
-    method that is shipped. `data` is the entry's `{name, **arguments}`.
+    `students` maps the label of every trained student (and teacher) to its folder, or to whatever
+    `eval.origin.open_origin` reads; `main` is the label of the method that is shipped. `data` is
+    the entry's `{name, **arguments}`. Each init is trained once per seed. With `iterations` the
+    training has so many steps instead of the settings' epochs.
     """
 
     folder: Path
-    students: Mapping[str, Path]
+    students: Mapping[str, Path | str]
     main: str
     inits: tuple[str, ...]
     data: Mapping[str, Any]
     settings: Settings
     device: torch.device
-    seed: int
+    seeds: tuple[int, ...] = (0,)
+    iterations: int | None = None
+    allow_partial: bool = False
+
+    @property
+    def seed(self) -> int:
+        """The first seed: what subsets of data are drawn by, the same ones for every init."""
+        return self.seeds[0]
+
+    def origin(self, label: str) -> Origin:
+        """The network behind a label of `students`."""
+        return open_origin(str(self.students[label]), allow_partial=self.allow_partial)
 
 
 @dataclass(frozen=True)
 class Start:
-    """One initialisation: its name, the student it belongs to and the folder of its training."""
+    """One training: its initialisation, the student that belongs to, its seed and its folder.
+
+    Of one seed all inits have the same order of data and the same new layers. What a task writes
+    lies below `folder`.
+    """
 
     init: str
     student: str
     encoder: Encoder
     folder: Path
+    origin: Origin
+    seed: int
 
 
 def opened(context: Context, make: Callable[[Path], Data]) -> Data:
@@ -65,33 +92,47 @@ def opened(context: Context, make: Callable[[Path], Data]) -> Data:
 def compare_inits(
     context: Context, evaluate: Callable[[Start], dict[str, float]]
 ) -> list[dict[str, Any]]:
-    """Train and evaluate each initialisation in its own folder; one row of metrics per init.
+    """Train and evaluate each initialisation with each seed; one row per init.
 
-    A finished init is read from its `outcome.json` again, so that a killed stage goes on with
-    the next one. All inits get the same seed, hence the same order of data and the same head.
-    Of several processes all train and evaluate; the first decides and keeps the metrics.
+    A row has `metrics` (means over the seeds), `spread` (standard deviations; None of one seed),
+    `per_seed`, and `against`: the paired differences to the student alone, or else to scratch.
+    A finished training is read from its `outcome.json` again, so that a killed stage goes on with
+    the next one. Of several processes all train and evaluate; the first decides and keeps the
+    metrics.
     """
-    students = [_student_of(context, init) for init in context.inits]
-    rows = []
-    for init, student in zip(context.inits, students, strict=True):
-        finished = context.folder / init / "outcome.json"
-        if not by_first(partial(_is_done, finished)):
-            encoder = _encoder(context.students[student], init, context.seed)
-            metrics = evaluate(Start(init, student, encoder, finished.parent))
-            row = {
-                "init": init,
-                "student": student,
-                "metrics": metrics,
-                "matched_percent": float(encoder.matched_percent),
-            }
-            write_json(finished, row)
-        rows.append(by_first(partial(read_json, finished)))
-        log(f"  {init}: " + ", ".join(f"{k} {v:.2f}" for k, v in rows[-1]["metrics"].items()))
-    return rows
+    labels = {init: student_of(context, init) for init in context.inits}
+    found = {init: [_outcome(context, init, labels[init], s, evaluate) for s in context.seeds]
+             for init in labels}  # fmt: skip
+    reference = next((init for init in (ALONE, "none", SCRATCH) if init in found), None)
+    return [{"init": i, "student": labels[i], **compared(i, found, reference)} for i in found]
+
+
+def _outcome(
+    context: Context,
+    init: str,
+    student: str,
+    seed: int,
+    evaluate: Callable[[Start], dict[str, float]],
+) -> dict[str, Any]:
+    """What one training found: its seed, its metrics, how much of the encoder was loaded."""
+    folder = context.folder / init
+    if len(context.seeds) > 1:
+        folder = folder / f"seed-{seed}"
+    finished = folder / "outcome.json"
+    if not by_first(partial(_is_done, finished)):
+        origin = context.origin(student)
+        encoder = origin.encoder(weights=init != SCRATCH, seed=seed)
+        metrics = evaluate(Start(init, student, encoder, folder, origin, seed))
+        matched = float(encoder.matched_percent)
+        write_json(finished, {"seed": seed, "metrics": metrics, "matched_percent": matched})
+    outcome: dict[str, Any] = by_first(partial(read_json, finished))
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
+    log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
+    return outcome
 
 
 def _is_done(outcome: Path) -> bool:
-    """Whether an init's result is there; its folder is afterwards."""
+    """Whether a training's result is there; its folder is afterwards."""
     outcome.parent.mkdir(parents=True, exist_ok=True)
     return outcome.is_file()
 
@@ -100,38 +141,31 @@ def fine_tune(
     context: Context, start: Start, module: nn.Module, batches: Batches, task: str
 ) -> None:
     """Train `module` in place from one initialisation, in that initialisation's folder."""
+    settings = context.settings
+    if context.iterations is not None:
+        batches, epochs = in_iterations(batches, context.iterations)
+        settings = replace(settings, epochs=epochs)
     train(
         module,
         batches,
-        context.settings,
+        settings,
         directory=start.folder,
         role=f"{task}, {start.init}",
-        seed=context.seed,
+        seed=start.seed,
         device=context.device,
     )
 
 
-def _student_of(context: Context, init: str) -> str:
+def student_of(context: Context, init: str) -> str:
     """The label whose folder an init reads; scratch takes only the architecture from there."""
     label = {DISTILLED: context.main, SCRATCH: context.main, ALONE: "none"}.get(init, init)
     if label not in context.students:
         raise UserError(
             f"transfer init '{init}' needs the trained student '{label}'; this run has "
-            f"{', '.join(sorted(context.students)) or 'none'} (see distill.compare)."
+            f"{', '.join(sorted(context.students)) or 'none'} (see distill.compare)"
+            f"{nearest(label, context.students)}."
         )
     return label
-
-
-def _encoder(folder: Path, init: str, seed: int) -> Encoder:
-    if init == SCRATCH:
-        return load_encoder(folder, weights=False, seed=seed)
-    encoder = load_encoder(folder, weights=True, seed=seed)
-    if encoder.matched_percent < 100:
-        raise UserError(
-            f"{folder}: only {encoder.matched_percent:.1f} % of the encoder's weights were found "
-            "in the student's file; it was written for another architecture."
-        )
-    return encoder
 
 
 def result(
@@ -146,6 +180,8 @@ def result(
     legend: str = "",
 ) -> dict[str, Any]:
     """The `values` of a transfer stage without its task name; `legend` explains the pictures."""
+    if len(context.seeds) > 1:
+        protocol = f"{protocol.rstrip('.')}; {_WHAT_VARIES}"
     return {
         "protocol": protocol,
         "headline": headline,

@@ -6,6 +6,7 @@ readers can tell apart.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from eval.detection.annotations import AnnotatedImage
+from eval.detection.masks import RunLengths, decoded
 
 TRUTH = (86, 180, 233)
 PREDICTION = (230, 159, 0)
@@ -23,19 +25,23 @@ _GAP = 6
 def draw_detections(
     path: Path,
     images: Sequence[AnnotatedImage],
-    detections: Sequence[dict[str, Tensor]],
+    detections: Sequence[dict[str, Any]],
     class_names: tuple[str, ...],
     *,
     least_score: float = 0.5,
 ) -> None:
-    """One row of images: true boxes blue, detections of `least_score` or more orange."""
+    """One row of images: true boxes blue, detections of `least_score` or more orange.
+
+    detections[i] is as `eval.detection.inference.detect` gives it; masks are tinted.
+    """
     panels = []
     for image, found in zip(images, detections, strict=True):
-        panel, scale = _enlarged(image.pixels())
+        sure = found["scores"] >= least_score
+        masks = found.get("segments", [])[: int(sure.sum())]  # the surest stand first
+        panel, scale = _enlarged(_tinted(image.pixels(), masks))
         pen = ImageDraw.Draw(panel)
         for box in image.boxes.tolist():
             pen.rectangle(_corners(box, scale), outline=TRUTH, width=3)
-        sure = found["scores"] >= least_score
         for box, label, score in zip(
             found["boxes"][sure].tolist(),
             found["labels"][sure].tolist(),
@@ -79,6 +85,15 @@ def draw_masks(
     for index, row in enumerate(rows):
         sheet.paste(row, (0, index * (row.height + _GAP)))
     sheet.save(path)
+
+
+def _tinted(pixels: Tensor, masks: Sequence[RunLengths]) -> Tensor:
+    """(3, H, W) uint8 with the predicted masks in half the prediction's colour."""
+    if not masks:
+        return pixels
+    inside = decoded(masks, (pixels.shape[1], pixels.shape[2])).amax(0).bool()
+    mixed = 0.5 * pixels + 0.5 * torch.tensor(PREDICTION)[:, None, None]
+    return torch.where(inside, mixed.round().to(torch.uint8), pixels)
 
 
 def _corners(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:

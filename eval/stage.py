@@ -1,21 +1,23 @@
 """The transfer stage: a task on the distilled encoder against the same network from elsewhere."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from compress.artifacts import Job, Outcome
 from compress.stages import settings_from
-from eval import linear_probe
-from eval.context import Context
+from eval.context import Context, student_of
 from eval.detection import task as detection
+from eval.linear_probe import task as linear_probe
+from eval.neighbours import task as neighbours
+from eval.origin import origins_of
 from eval.segmentation import task as segmentation
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 # The keyword-only parameters of a task are the arguments of its recipe entry.
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "linear_probe": linear_probe.linear_probe,
+    "neighbours": neighbours.neighbours,
     "detection": detection.detection,
     "segmentation": segmentation.segmentation,
 }
@@ -23,35 +25,39 @@ TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
 # Data set functions take the folder for generated files, then keyword-only recipe arguments.
 DATASETS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "linear_probe": linear_probe.DATASETS,
+    "neighbours": neighbours.DATASETS,
     "detection": detection.DATASETS,
     "segmentation": segmentation.DATASETS,
 }
 
-_ENTRY_KEYS = ("task", "name", "data", "init", "train")
+_ENTRY_KEYS = ("task", "name", "data", "init", "train", "seeds")
 
 
 def run(job: Job) -> Outcome:
     """Run one transfer entry; see `eval.context.compare_inits` for what is kept and resumed."""
     entry = dict(job.arguments)
+    first = job.recipe.seed
     context = Context(
         folder=job.folder,
-        students=trained_students(job.run_folder),
+        students=origins_of(job.run_folder),
         main=main_label(job),
         inits=tuple(entry["init"]),
         data=entry["data"],
         settings=settings_from(entry["train"]),
         device=job.device,
-        seed=job.recipe.seed,
+        seeds=tuple(range(first, first + entry.get("seeds", 1))),
+        iterations=entry["train"].iterations,
     )
     arguments = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
-    values = {"task": entry["task"], **TASKS[entry["task"]](context, **arguments)}
-    return Outcome(values=values, measured={})
+    return Outcome(values=evaluated(entry["task"], context, arguments), measured={})
 
 
-def trained_students(run_folder: Path) -> dict[str, Path]:
-    """Label -> folder of every student that the distill stage finished in this run."""
-    files = sorted((run_folder / "distill").glob("*/student.json"))
-    return {file.parent.name: file.parent for file in files}
+def evaluated(task: str, context: Context, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The `values` of a transfer result: what the task found, which networks it looked at."""
+    labels = dict.fromkeys(student_of(context, init) for init in context.inits)
+    told = {label: context.origin(label).describe() for label in labels}
+    found = TASKS[task](context, **arguments)
+    return {"task": task, **found, "seeds": list(context.seeds), "origins": told}
 
 
 def main_label(job: Job) -> str:

@@ -10,19 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress import deployment, models, signatures
+from compress import signatures
 from compress.artifacts import Job
-from compress.data import MemoryImages, Preprocessing
-from compress.deployment import Encoder
 from compress.errors import UserError
 from compress.optimisation import Settings
-from compress.recipe import Train
-from compress.tap_discovery import discover
-from eval import context as context_module
+from compress.recipe import TransferPart, TransferTrain
 from eval import stage
-from eval.batches import KeyedBatches
+from eval.batches import KeyedBatches, in_iterations
 from eval.context import Context, Start, compare_inits
-from eval.linear_probe import pooled_features
+from eval.origin import origins_of
+from tests.eval.runs import write_run
 
 Write = Callable[..., Path]
 
@@ -30,22 +27,7 @@ Write = Callable[..., Path]
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
     """A run in which the students `kd` and `none` are there, with weights of other seeds."""
-    preprocessing = Preprocessing(16, (0.3, 0.3, 0.3), (0.3, 0.3, 0.3))
-    for seed, label in enumerate(("kd", "none"), 1):
-        network = models.build("resnet8", num_classes=3, seed=seed)
-        folder = tmp_path / "run" / "distill" / label
-        folder.mkdir(parents=True)
-        description = deployment.describe(
-            {"name": "resnet8", "arguments": {}},
-            discover(network, (3, 16, 16), "resnet8"),
-            ("a", "b", "c"),
-            preprocessing,
-            metrics={},
-            fingerprint="",
-        )
-        description |= {"method": None, "encoder_prefix": ""}
-        deployment.save(folder, "student", network, description)
-    return tmp_path / "run"
+    return write_run(tmp_path / "run")
 
 
 def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> Job:
@@ -53,7 +35,7 @@ def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> Job:
     folder.mkdir(parents=True, exist_ok=True)
     method = SimpleNamespace(name="kd", label=None)
     recipe: Any = SimpleNamespace(seed=0, distill=SimpleNamespace(method=method))
-    train = Train(epochs=2, lr=0.01, batch_size=4)
+    train = TransferTrain(epochs=2, lr=0.01, batch_size=4)
     arguments = {"name": name, "init": ["distilled", "scratch"], "train": train, **entry}
     return Job(
         name=f"transfer/{name}",
@@ -68,8 +50,10 @@ def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> Job:
 
 
 def entry_of(task: str, root: Path) -> dict[str, Any]:
+    crops = {"name": "image_folder", "root": str(root / "crops")}
     data: dict[str, dict[str, Any]] = {
-        "linear_probe": {"name": "image_folder", "root": str(root / "crops")},
+        "linear_probe": crops,
+        "neighbours": crops,
         "detection": {"name": "voc", "root": str(root)},
         "segmentation": {
             "name": "voc_segmentation",
@@ -92,7 +76,9 @@ def test_task_gives_the_same_values_twice_and_keeps_what_is_done(
     assert all(first["headline"] in row["metrics"] for row in first["rows"])
     folder = run_folder / "transfer" / "first"
     assert all((folder / picture).is_file() for picture in first["pictures"])
-    assert len((folder / "scratch" / "metrics.jsonl").read_text().splitlines()) == 2
+    epochs = 0 if task == "neighbours" else 2
+    trained = folder / "scratch" / "metrics.jsonl"
+    assert (len(trained.read_text().splitlines()) if trained.exists() else 0) == epochs
     json.dumps(first)
 
     assert stage.run(job(run_folder, entry, "second")).values == first
@@ -100,7 +86,7 @@ def test_task_gives_the_same_values_twice_and_keeps_what_is_done(
     # Killed between the two inits: the finished one is read again, not trained again.
     (folder / "scratch" / "outcome.json").unlink()
     checkpoint = folder / "distilled" / "checkpoint.safetensors"
-    checkpoint.unlink()
+    checkpoint.unlink(missing_ok=True)
     assert stage.run(job(run_folder, entry)).values == first
     assert not checkpoint.exists()
 
@@ -123,16 +109,16 @@ def test_generated_scenes_serve_every_task(
         assert values["rows"][0]["student"] == "none"
 
 
-def context(run_folder: Path, inits: tuple[str, ...]) -> Context:
+def context(run_folder: Path, inits: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Context:
     return Context(
-        folder=run_folder,
-        students=stage.trained_students(run_folder),
+        folder=run_folder / "transfer",
+        students=origins_of(run_folder),
         main="kd",
         inits=inits,
         data={"name": "none"},
         settings=Settings(epochs=1, lr=0.1),
         device=torch.device("cpu"),
-        seed=0,
+        seeds=seeds,
     )
 
 
@@ -141,15 +127,18 @@ def test_each_init_starts_from_its_own_weights(run_folder: Path) -> None:
 
     def keep(start: Start) -> dict[str, float]:
         starts[start.init] = start
-        return {}
+        return {"top1_percent": 1.0}
 
-    compare_inits(context(run_folder, ("distilled", "alone", "none", "scratch")), keep)
+    inits = ("distilled", "alone", "none", "teacher", "scratch")
+    compare_inits(context(run_folder, inits), keep)
     first = {init: start.encoder.state_dict() for init, start in starts.items()}
     name = "body.conv1.weight"
     for init, label in (("distilled", "kd"), ("alone", "none"), ("none", "none")):
         state = load_file(run_folder / "distill" / label / "student.safetensors")
         assert starts[init].student == label
         assert torch.equal(first[init][name], state["conv1.weight"])
+    teacher = load_file(run_folder / "teacher" / "0" / "teacher.safetensors")
+    assert torch.equal(first["teacher"][name], teacher["conv1.weight"])
     assert starts["scratch"].student == "kd"
     assert {k: v.shape for k, v in first["scratch"].items()} == {
         k: v.shape for k, v in first["distilled"].items()
@@ -200,39 +189,67 @@ def test_batches_are_a_function_of_seed_epoch_and_index() -> None:
     assert not any(mirrored for batch in unflipped for _, mirrored in batch)
 
 
-def test_probe_leaves_the_trunk_untouched(
-    run_folder: Path, scenes: Write, monkeypatch: pytest.MonkeyPatch
+def test_every_seed_is_trained_and_compared_in_pairs(run_folder: Path) -> None:
+    """The metric is a function of (init, seed) that is known, so are mean, spread, difference."""
+    folders = []
+
+    def measured(start: Start) -> dict[str, float]:
+        folders.append(start.folder.relative_to(run_folder / "transfer").as_posix())
+        gain = {"distilled": 2.0, "alone": 0.0, "scratch": -5.0}[start.init]
+        noise = 0.5 * start.seed * (start.init == "distilled")
+        return {"top1_percent": 50 + 10.0 * start.seed + gain + noise}
+
+    entry = context(run_folder, ("distilled", "alone", "scratch"), seeds=(3, 4, 5))
+    rows = {row["init"]: row for row in compare_inits(entry, measured)}
+    assert folders[:3] == ["distilled/seed-3", "distilled/seed-4", "distilled/seed-5"]
+    assert [one["seed"] for one in rows["distilled"]["per_seed"]] == [3, 4, 5]
+    assert rows["alone"]["metrics"] == {"top1_percent": 90.0}
+    assert rows["alone"]["spread"] == {"top1_percent": 10.0}
+    assert rows["alone"]["against"] is None
+    found = rows["distilled"]["against"]
+    assert found["reference"] == "alone"
+    difference = found["differences"]["top1_percent"]
+    assert difference["mean"] == pytest.approx(4.0) and difference["pairs"] == 3
+    # Student's t with 2 degrees of freedom: 4.3027; standard deviation of 3.5, 4, 4.5 is 0.5.
+    half = 4.302653 * 0.5 / 3**0.5
+    assert difference["interval"] == pytest.approx([4 - half, 4 + half], rel=1e-5)
+    # All pairs differ by the same: nothing shows how sure that is.
+    assert rows["scratch"]["against"]["differences"]["top1_percent"]["interval"] is None
+
+    folders.clear()
+    assert {r["init"]: r for r in compare_inits(entry, measured)} == rows and not folders
+
+
+def test_scratch_of_another_seed_has_other_weights(run_folder: Path) -> None:
+    weights = []
+
+    def keep(start: Start) -> dict[str, float]:
+        weights.append(start.encoder.state_dict()["body.conv1.weight"])
+        return {"top1_percent": 1.0}
+
+    compare_inits(context(run_folder, ("scratch", "distilled"), seeds=(0, 1)), keep)
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], weights[3])
+
+
+@pytest.mark.parametrize(("iterations", "expected"), [(12, (6, 2)), (2, (1, 2)), (7, (1, 7))])
+def test_iterations_are_steps_of_the_same_stream(
+    iterations: int, expected: tuple[int, int]
 ) -> None:
-    seen: list[tuple[Encoder, dict[str, torch.Tensor]]] = []
-    load = context_module.load_encoder
-
-    def remember(*arguments: Any, **keywords: Any) -> Encoder:
-        encoder = load(*arguments, **keywords)
-        seen.append((encoder, {k: v.clone() for k, v in encoder.state_dict().items()}))
-        return encoder
-
-    monkeypatch.setattr(context_module, "load_encoder", remember)
-    stage.run(job(run_folder, entry_of("linear_probe", scenes())))
-    assert len(seen) == 2
-    for encoder, before in seen:
-        after = encoder.state_dict()
-        assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_pooled_features_are_the_means_of_the_map(encoder: Encoder) -> None:
-    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    images = MemoryImages(pixels, torch.arange(5))
-    features, labels = pooled_features(encoder, images, torch.device("cpu"))
-    maps = encoder.eval()((pixels.float() / 255 - 0.3) / 0.3).detach()
-    expected = torch.tensor(
-        [[float(maps[n, c].double().mean()) for c in range(8)] for n in range(5)]
+    plain: KeyedBatches[int, list[int]] = KeyedBatches(
+        count=9, batch_size=4, seed=0, flip=False, read=lambda index, _: index, collate=list
     )
-    torch.testing.assert_close(features, expected)
-    assert labels.tolist() == list(range(5))
+    batches, epochs = in_iterations(plain, iterations)
+    assert (epochs, len(batches)) == expected
+    stream = [batch for epoch in range(20) for batch in plain.epoch(epoch)]
+    found = [batch for epoch in range(epochs) for batch in batches.epoch(epoch)]
+    assert found == stream[:iterations]
 
 
 def test_segmentation_with_batches_of_one_is_refused(run_folder: Path, scenes: Write) -> None:
-    entry = entry_of("segmentation", scenes()) | {"train": Train(epochs=1, lr=0.1, batch_size=1)}
+    entry = entry_of("segmentation", scenes()) | {
+        "train": TransferTrain(epochs=1, lr=0.1, batch_size=1)
+    }
     with pytest.raises(UserError, match="two or more images"):
         stage.run(job(run_folder, entry))
 
@@ -251,3 +268,20 @@ def test_signatures_are_a_schema() -> None:
     for registry in stage.DATASETS.values():
         for function in registry.values():
             signatures.schema(function)
+
+
+def test_an_entry_without_training_has_the_tasks_own() -> None:
+    part = TransferPart.model_validate({"task": "linear_probe", "data": "x", "seeds": 3, "k": 1})
+    assert (part.train.epochs, part.train.lr) == (120, 0.05)
+    assert part.own_arguments == {"k": 1} and part.arguments == {"k": 1, "seeds": 3}
+    assert TransferPart.model_validate(part.model_dump()) == part
+    with pytest.raises(ValueError, match="no length"):
+        TransferPart.model_validate({"task": "detection", "data": "x", "train": {"lr": 0.1}})
+
+
+def test_seeds_of_an_entry_follow_the_recipes(run_folder: Path, scenes: Write) -> None:
+    entry = entry_of("neighbours", scenes()) | {"seeds": 2, "k": 3, "init": ["alone", "scratch"]}
+    values = stage.run(job(run_folder, entry)).values
+    assert values["seeds"] == [0, 1]
+    assert [one["seed"] for one in values["rows"][1]["per_seed"]] == [0, 1]
+    assert set(values["origins"]) == {"kd", "none"}

@@ -1,0 +1,162 @@
+"""What the command line of a transfer task asks for, checked before anything runs."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from compress.artifacts import fingerprint_of
+from compress.errors import UserError
+from compress.launch import own_device
+from compress.recipe import TRANSFER_TRAIN, TransferPart, describe_errors
+from compress.stages import settings_from
+from eval.context import ALONE, DISTILLED, SCRATCH, Context, student_of
+from eval.options import given_for, recognised
+from eval.origin import open_origin, origins_of
+from eval.stage import DATASETS, RESULT_VERSION, TASKS
+
+TRAINING = ("epochs", "iterations", "lr", "batch_size", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for, checked."""
+
+    task: str
+    part: TransferPart
+    arguments: dict[str, Any]
+    data: dict[str, dict[str, Any]]  # label -> {name, **arguments}
+    students: dict[str, Path | str]
+    main: str
+    inits: tuple[str, ...]
+    device: torch.device
+    allow_partial: bool
+
+    def context(self, label: str, folder: Path) -> Context:
+        """The entry of one data set."""
+        return Context(
+            folder=folder,
+            students=self.students,
+            main=self.main,
+            inits=self.inits,
+            data=self.data[label],
+            settings=settings_from(self.part.train),
+            device=self.device,
+            seeds=tuple(range(self.part.seeds)),
+            iterations=self.part.train.iterations,
+            allow_partial=self.allow_partial,
+        )
+
+    def fields(self, label: str) -> dict[str, Any]:
+        """What every training on a data set depends on; inits and seeds have folders each."""
+        contexts = self.context(label, Path())
+        return {
+            "task": self.task,
+            "version": RESULT_VERSION,
+            "data": _with_digest(self.data[label]),
+            "train": self.part.train.model_dump(),
+            "arguments": self.arguments,
+            "origins": {name: contexts.origin(name).digest for name in self.students},
+        }
+
+
+def asked_of(task: str, options: argparse.Namespace) -> Asked:
+    """Everything that a command line says, or a message that says what is wrong with it."""
+    data, problems = _data(task, options)
+    arguments, found = given_for(options, "task", TASKS[task])
+    if problems + found:
+        raise UserError("; ".join(problems + found))
+    students, main, others = _students(options)
+    alone = [ALONE] if "none" in students else []
+    inits = tuple(options.init or [DISTILLED, *alone, *others, SCRATCH])
+    try:
+        part = TransferPart.model_validate(
+            {
+                "task": task,
+                "data": "-",  # those of the command have a label each
+                "train": _train(task, options),
+                "init": list(inits),
+                "seeds": options.seeds,
+            }
+        )
+    except ValidationError as error:
+        raise UserError("; ".join(describe_errors(error, TransferPart))) from None
+    asked = Asked(task, part, arguments, data, students, main, inits, _device(options.device),
+                   options.allow_partial)  # fmt: skip
+    context = asked.context(next(iter(data)), Path())
+    for init in inits:
+        student_of(context, init)
+    return asked
+
+
+def _train(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    given = {k: getattr(options, k) for k in TRAINING if getattr(options, k) is not None}
+    usual = dict(TRANSFER_TRAIN[task])
+    if "iterations" in given:
+        usual.pop("epochs", None)
+    return {**usual, **given}
+
+
+def _data(task: str, options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Label -> description of each data set, and what is wrong with their arguments."""
+    if not options.data and options.dataset is None:
+        raise UserError(f"give --data DIR, or --dataset of {', '.join(DATASETS[task])}")
+    found: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for root in options.data or [None]:
+        name = options.dataset or recognised(task, root)
+        arguments, wrong = given_for(options, "data", DATASETS[task][name])
+        label = root.resolve().name if root else name
+        place = {"root": str(root)} if root else {}
+        found[label if label not in found else f"{label}-{len(found)}"] = {
+            "name": name, **place, **arguments}  # fmt: skip
+        problems += wrong
+    return found, problems
+
+
+def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, list[str]]:
+    """Label -> place of every network that is there, the main one, and those given beside it.
+
+    A student of a run brings the others of the run, for a comparison with the student alone.
+    """
+    first = Path(options.origins[0])
+    places = [first, *first.absolute().parents][:4]
+    run = next((place for place in places if (place / "resolved.yaml").is_file()), None)
+    students: dict[str, Path | str] = dict(origins_of(run)) if run else {}
+    names = []
+    for number, given in enumerate(options.origins):
+        name = open_origin(given, model=options.model, allow_partial=options.allow_partial).name
+        if number and name in students:
+            name = f"{name}-{number + 1}"
+        if name not in names:
+            names.append(name)
+        if run is None or number:
+            students[name] = f"{options.model}@{given}" if options.model else given
+        elif first.resolve() != run.resolve():
+            students[name] = first
+    return students, names[0], names[1:]
+
+
+def _with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A folder is known by its files' names and sizes: reading them would take minutes."""
+    root = data.get("root")
+    if root is None:
+        return dict(data)
+    files = sorted(p for p in Path(root).rglob("*") if p.is_file())
+    sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+    return {**data, "root": fingerprint_of(sizes)}
+
+
+def _device(given: str | None) -> torch.device:
+    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = own_device(torch.device(name))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {reason}") from None
+    return device

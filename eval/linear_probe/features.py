@@ -1,0 +1,104 @@
+"""The frozen encoder's features, computed once and kept in a file.
+
+The encoder stays in eval mode without gradient, so its batch-norm statistics are those of the
+distillation. Its last map is averaged over the image.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.artifacts import fingerprint_of, read_tensors, write_tensors
+from compress.data import Dataset, Images, Preprocessing, evaluation_batches
+from compress.deployment import Encoder
+from compress.ranks import by_first, gathered, part
+from eval.context import SCRATCH, Context, Start, opened
+from eval.linear_probe.data import DATASETS
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features (N, channels) float32 and labels (N,) of the two splits."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int
+
+    def standardised(self) -> "Features":
+        """Each channel shifted and scaled by the training pictures' mean and deviation."""
+        mean, deviation = self.train.mean(0), self.train.std(0).clamp_min(1e-6)
+        train, test = ((one - mean) / deviation for one in (self.train, self.test))
+        return Features(train, self.train_labels, test, self.test_labels, self.classes)
+
+
+def open_pictures(context: Context) -> Callable[[Preprocessing], Dataset]:
+    """Gives the entry's pictures at the size on which a network was trained."""
+    arguments = dict(context.data)
+    make = DATASETS[arguments.pop("name")]
+    opener = opened(context, lambda folder: make(folder, **arguments))
+    return cache(lambda shown: opener(shown, context.seed))
+
+
+def features_of(context: Context, start: Start, data: Dataset) -> Features:
+    """The features of both splits, read where a file of this very encoder and data is there.
+
+    Students keep one file for all seeds; a random encoder has one for each.
+    """
+    name = f"{SCRATCH}-{start.seed}" if start.init == SCRATCH else start.student
+    path = context.folder / "features" / f"{name}.safetensors"
+    encoder = start.encoder.to(context.device)
+    digest = fingerprint_of(
+        {
+            "encoder": _digest(encoder),
+            "preprocessing": encoder.preprocessing.as_dict(),
+            "data": data.digest(),
+            "size": data.preprocessing.as_dict(),
+        }
+    )
+    if not by_first(partial(_is_kept, path, digest)):
+        pairs = zip(("train", "test"), (data.train, data.test), strict=True)
+        found = {split: pooled_features(encoder, images, context.device) for split, images in pairs}
+        write_tensors(path, found, {"digest": digest})
+    else:
+        found = read_tensors(path)[0]
+    train, test = (found[split].to(context.device) for split in ("train", "test"))
+    labels = [images.labels.to(context.device) for images in (data.train, data.test)]
+    return Features(train, labels[0], test, labels[1], len(data.class_names))
+
+
+def _is_kept(path: Path, digest: str) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.is_file() and read_tensors(path)[1].get("digest") == digest
+
+
+def _digest(encoder: Encoder) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def pooled_features(encoder: Encoder, images: Images, device: torch.device) -> Tensor:
+    """Features (N, channels) float32 of all images, encoder in eval mode.
+
+    Each of several processes computes whole batches of them, and all get all.
+    """
+    encoder.eval()
+    batches = torch.split(torch.arange(len(images)), _BATCH)
+    features = [torch.empty(0, encoder.channels, device=device)]  # where there are few images
+    if own := batches[part(len(batches))]:
+        share = images.subset(torch.cat(own))
+        shown = evaluation_batches(share, _BATCH, encoder.preprocessing, device)
+        features += [encoder(pixels).float().mean((2, 3)) for pixels, _ in shown]
+    return gathered(torch.cat(features))

@@ -1,0 +1,7 @@
+"""`python -m eval.neighbours RUN_OR_BUNDLE --data DIR`: see `eval.command`."""
+
+import sys
+
+from eval.command import main
+
+sys.exit(main("neighbours"))

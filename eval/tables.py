@@ -1,0 +1,106 @@
+"""The table of a comparison, for the terminal and as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts under headers; the first column names the row."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        rules = [":---"] + ["---:"] * (len(self.headers) - 1)
+        lines = [self.headers, rules, *self.rows]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+    def rich(self) -> RichTable:
+        """The table for a terminal."""
+        table = RichTable(header_style="bold")
+        for place, header in enumerate(self.headers):
+            table.add_column(Text(header), justify="right" if place else "left")
+        for row in self.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+
+def table_of(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Initialisations x metrics of one data set; of several, initialisations x data sets.
+
+    Args:
+        results: data set -> the `values` of its result.
+    """
+    if len(results) == 1:
+        return _metrics(next(iter(results.values())))
+    headers, columns = ["init"], []
+    inits: dict[str, None] = {}
+    for name, values in results.items():
+        rows = {row["init"]: row for row in values["rows"]}
+        inits |= dict.fromkeys(rows)
+        key = values["headline"]
+        headers += [f"{name}: {_header(key)}", f"difference to {_reference(values)}"]
+        columns.append((rows, key))
+    body = []
+    for init in inits:
+        cells = [init]
+        for rows, key in columns:
+            row = rows.get(init)
+            cells += [mean_cell(row, key), difference_cell(row, key)] if row else ["", ""]
+        body.append(cells)
+    return Table(headers, body)
+
+
+def _metrics(values: Mapping[str, Any]) -> Table:
+    rows: Sequence[Row] = values["rows"]
+    headline = values["headline"]
+    keys = [headline, *(key for key in rows[0]["metrics"] if key != headline)]
+    headers = ["init", "student", *(_header(key) for key in keys)]
+    headers += [f"{_header(headline)}, difference to {_reference(values)}", "loaded %"]
+    body = [
+        [
+            row["init"],
+            row["student"],
+            *(mean_cell(row, key) for key in keys),
+            difference_cell(row, headline),
+            f"{row['matched_percent']:.1f}",
+        ]
+        for row in rows
+    ]
+    return Table(headers, body)
+
+
+def _reference(values: Mapping[str, Any]) -> str:
+    names = [row["against"]["reference"] for row in values["rows"] if row["against"]]
+    return str(names[0]) if names else "none"
+
+
+def _header(key: str) -> str:
+    return key.replace("_percent", " %").replace("_", " ")
+
+
+def mean_cell(row: Row, key: str) -> str:
+    """54.20 +- 0.31 (n = 3): mean, standard deviation over the seeds, number of seeds."""
+    mean = f"{row['metrics'][key]:.2f}"
+    if row["spread"] is None:
+        return mean
+    return f"{mean} ± {row['spread'][key]:.2f} (n = {len(row['per_seed'])})"
+
+
+def difference_cell(row: Row, key: str) -> str:
+    """+1.20 [+0.40, +2.00]: mean paired difference and its 95 % interval."""
+    if not row["against"]:
+        return "reference"
+    found = row["against"]["differences"][key]
+    mean = f"{found['mean']:+.2f}"
+    if found["interval"] is None:
+        return f"{mean} (no interval)"
+    return f"{mean} [{found['interval'][0]:+.2f}, {found['interval'][1]:+.2f}]"

@@ -1,0 +1,190 @@
+"""The command of the transfer tasks: options, what is written, resuming, messages."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from compress import models
+from compress.console import console
+from eval import options as options_module
+from eval.command import main
+from eval.options import recognised
+from eval.stage import DATASETS, TASKS
+from eval.tables import table_of
+from tests.eval.runs import write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def crops(scenes: Callable[..., Path]) -> Path:
+    return scenes() / "crops"
+
+
+def probe(run: Path, crops: Path, *more: str) -> int:
+    fast = ["--epochs", "2", "--batch-size", "4", "--device", "cpu", "--out", str(run.parent / "o")]
+    return main("linear_probe", [str(run), "--data", str(crops), *fast, *more])
+
+
+def test_whole_command(run: Path, crops: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe(run, crops, "--seeds", "2") == 0
+    out = run.parent / "o"
+    found = json.loads((out / "result.json").read_text())["results"]["crops"]
+    assert [row["init"] for row in found["rows"]] == ["distilled", "alone", "scratch"]
+    assert [row["matched_percent"] for row in found["rows"]] == [100, 100, 0]
+    assert all(len(row["per_seed"]) == 2 for row in found["rows"])
+    assert found["origins"]["kd"]["architecture"]["name"] == "resnet8"
+    table = (out / "table.md").read_text()
+    assert "n = 2" in table and "difference to alone" in table and found["protocol"] in table
+    assert table.splitlines()[0].count("|") == table.splitlines()[3].count("|")
+
+    # A second time nothing is trained; more seeds or inits train only what is new.
+    outcome = out / "transfer/crops/distilled/seed-0/outcome.json"
+    before = outcome.stat().st_mtime_ns
+    assert probe(run, crops, "--seeds", "2") == 0
+    assert probe(run, crops, "--seeds", "3", "--init", "distilled", "teacher") == 0
+    assert outcome.stat().st_mtime_ns == before
+    rows = json.loads((out / "result.json").read_text())["results"]["crops"]["rows"]
+    assert [row["init"] for row in rows] == ["distilled", "teacher"]
+    assert len(rows[0]["per_seed"]) == 3 and not (out / "superseded").exists()
+
+    # Another training takes another folder; the old one is kept.
+    capsys.readouterr()
+    assert probe(run, crops, "--seeds", "2", "--lr", "0.1") == 0
+    assert "done anew" in capsys.readouterr().out
+    assert (out / "superseded/001-transfer-crops/distilled/seed-0/outcome.json").is_file()
+
+
+def test_networks_from_several_places(run: Path, crops: Path, tmp_path: Path) -> None:
+    """A bundle's folder brings its run along; a plain file stands beside it under its name."""
+    bundle = run / "export" / "bundle"
+    bundle.parent.mkdir()
+    (run / "distill" / "kd").rename(bundle)
+    torch.save(models.build("resnet8", num_classes=3).state_dict(), tmp_path / "mine.pth")
+    given = f"resnet8@{tmp_path / 'mine.pth'}"
+    code = main(
+        "neighbours",
+        [str(bundle), given, "--data", str(crops), "--k", "3", "--seeds", "1",
+         "--out", str(tmp_path / "two"), "--device", "cpu"],
+    )  # fmt: skip
+    assert code == 0
+    rows = json.loads((tmp_path / "two/result.json").read_text())["results"]["crops"]["rows"]
+    assert [row["init"] for row in rows] == ["distilled", "alone", "resnet8-mine", "scratch"]
+    assert [row["student"] for row in rows] == ["kd", "none", "resnet8-mine", "kd"]
+    assert [row["matched_percent"] for row in rows] == [100, 100, 100, 0]
+
+
+def test_table_of_several_data_sets_is_students_by_data() -> None:
+    def values(shift: float) -> dict[str, Any]:
+        difference = {"mean": 2.0, "interval": [1.0, 3.0], "pairs": 3}
+        against = {"reference": "alone", "differences": {"top1_percent": difference}}
+        rows = [
+            {
+                "init": init,
+                "student": init,
+                "metrics": {"top1_percent": value + shift},
+                "spread": {"top1_percent": 0.5},
+                "per_seed": [{}] * 3,
+                "matched_percent": 100.0,
+                "against": found,
+            }
+            for init, value, found in (("distilled", 62.0, against), ("alone", 60.0, None))
+        ]
+        return {"headline": "top1_percent", "rows": rows}
+
+    table = table_of({"stl10": values(0), "tiny": values(-30)})
+    assert len(table.headers) == 5 and table.headers[1] == "stl10: top1 %"
+    assert table.rows[0] == ["distilled", "62.00 ± 0.50 (n = 3)", "+2.00 [+1.00, +3.00]",
+                             "32.00 ± 0.50 (n = 3)", "+2.00 [+1.00, +3.00]"]  # fmt: skip
+    assert table.rows[1][2] == "reference"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--init", "distiled"], "init 'distiled' needs"),
+        (["--seeds", "0"], "seeds: input should be greater than 0"),
+        (["--solver", "adam"], "task.solver: input should be 'sgd' or 'lbfgs', got 'adam'"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--dataset", "stl10"], "crops/train_X.bin not found"),
+        (["--classes", "many"], "data.classes"),
+    ],
+)
+def test_mistakes_are_told_in_words(
+    run: Path, crops: Path, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_width", 300)
+    with console.capture() as capture:
+        assert probe(run, crops, *more) == 2
+    shown = capture.get()
+    assert message in shown and "Traceback" not in shown
+
+
+def test_no_origin_no_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([str(run)], "give --data DIR"),
+        ([str(run), "--data", "nowhere"], "folder 'nowhere' not found"),
+        ([str(run), "--data", str(tmp_path / "empty")], "is none that is recognised"),
+        (["nobody", "--dataset", "digit_scenes"], "'nobody' is no encoder"),
+    ):
+        assert main("linear_probe", arguments) == 2
+        assert message in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_keyword_of_a_task_is_an_option(
+    task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(task, ["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    for function in (TASKS[task], *DATASETS[task].values()):
+        for name in options_module.signatures.arguments_of(function):
+            assert name == "root" or f"-{name.replace('_', '-')} " in shown, name
+
+
+@pytest.mark.parametrize(
+    ("given", "hint", "expected"),
+    [
+        (["3"], int, 3),
+        (["3"], str, "3"),
+        (["null"], int | None, None),
+        (["1e-4"], float, 1e-4),
+        (["sgd"], Literal["sgd", "lbfgs"], "sgd"),
+        (["16", "24"], tuple[int, ...], [16, 24]),
+        (["16"], tuple[int, ...] | None, [16]),
+        (["96"], int | tuple[int, ...] | None, 96),
+        (["a", "1"], tuple[str, ...], ["a", "1"]),
+        (True, bool, True),
+    ],
+)
+def test_words_are_read_by_the_type(given: Any, hint: Any, expected: Any) -> None:
+    assert options_module._read(given, hint, "x") == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "files", "expected"),
+    [
+        ("linear_probe", ["train/a/1.png", "test/a/1.png"], "image_folder"),
+        ("linear_probe", ["stl10_binary/train_X.bin"], "stl10"),
+        ("neighbours", ["train/n1/images/1.JPEG", "val/images/1.JPEG", "val/val_annotations.txt"],
+         "tiny_imagenet"),
+        ("detection", ["Annotations/1.xml", "JPEGImages/1.jpg"], "voc"),
+        ("detection", ["annotations/instances_train.json", "train/1.jpg"], "coco"),
+        ("segmentation", ["SegmentationClass/1.png", "JPEGImages/1.jpg"], "voc_segmentation"),
+    ],
+)  # fmt: skip
+def test_layouts_are_recognised(tmp_path: Path, task: str, files: list[str], expected: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert recognised(task, tmp_path) == expected

@@ -9,12 +9,25 @@ from torch import nn
 
 
 def multistep(
-    *, milestones: tuple[float, ...] = (0.625, 0.75, 0.875), gamma: float = 0.1
+    *,
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875),
+    gamma: float = 0.1,
+    warmup: float = 0.0,
 ) -> Callable[[float], float]:
-    """Multiply by gamma after each milestone, a share of the run (150, 180, 210 of 240)."""
+    """Multiply by gamma after each milestone, a share of the run (150, 180, 210 of 240).
+
+    For the first `warmup` of the run it rises on a line from 0.001, as detection's schedules do.
+    """
     if not all(0 <= m <= 1 for m in milestones):
         raise ValueError(f"milestones are fractions of the run, from 0 to 1; got {milestones}")
-    return lambda progress: gamma ** sum(progress >= m - 1e-9 for m in milestones)
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of the run from 0 to below 1; got {warmup}")
+
+    def factor(progress: float) -> float:
+        risen = 1.0 if progress >= warmup else 1e-3 + (1 - 1e-3) * progress / warmup
+        return risen * gamma ** sum(progress >= m - 1e-9 for m in milestones)
+
+    return factor
 
 
 def cosine() -> Callable[[float], float]:

@@ -175,6 +175,15 @@ def test_multistep_drops_after_150_180_210_of_240() -> None:
     assert factors[-1] == pytest.approx(1e-3)
 
 
+def test_a_warm_up_rises_on_a_line_to_the_schedule() -> None:
+    plain, warmed = multistep(), multistep(warmup=0.1)
+    assert warmed(0.0) == pytest.approx(1e-3)
+    assert warmed(0.05) == pytest.approx((1 + 1e-3) / 2)
+    assert all(warmed(p) == plain(p) for p in (0.1, 0.5, 0.7, 0.9))
+    with pytest.raises(ValueError, match="warmup is a share of the run"):
+        multistep(warmup=1.0)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_start_at_one_and_never_rise(name: str) -> None:
     schedule = SCHEDULES[name]()

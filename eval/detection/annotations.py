@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from compress.errors import UserError
+from eval.detection.masks import Segment, decoded, encoded
 
 # Annotation tools disagree whether pixels count from 0 or 1; a box may stick out by this much.
 _OUTSIDE_TOLERANCE = 1.0
@@ -23,7 +24,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One image: file, size, boxes (n, 4), labels (n,), and which boxes evaluation ignores (n,)."""
+    """One image: file, size, boxes (n, 4), labels (n,), and which boxes evaluation ignores (n,).
+
+    segments: the outline of each object, None where the annotation gives boxes only.
+    """
 
     path: Path
     height: int
@@ -31,6 +35,20 @@ class AnnotatedImage:
     boxes: Tensor
     labels: Tensor
     ignored: Tensor
+    segments: tuple[Segment, ...] | None = None
+
+    def masks(self) -> Tensor:
+        """(n, H, W) uint8, 1 inside each object; there must be outlines.
+
+        Raises:
+            UserError: an outline is damaged.
+        """
+        assert self.segments is not None
+        size = (self.height, self.width)
+        try:
+            return decoded([encoded(segment, size) for segment in self.segments], size)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}.") from None
 
     def pixels(self) -> Tensor:
         """(3, H, W) uint8 RGB."""
@@ -64,6 +82,7 @@ def checked(
     boxes: list[Box],
     labels: list[int],
     ignored: list[bool],
+    segments: tuple[Segment, ...] | None = None,
 ) -> AnnotatedImage:
     """Check one image's annotation; a box that sticks out within the tolerance is cut."""
     height, width = size
@@ -80,6 +99,5 @@ def checked(
             )
     tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     tensor = tensor.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-    return AnnotatedImage(
-        image, height, width, tensor, torch.tensor(labels, dtype=torch.int64), torch.tensor(ignored)
-    )
+    classes, left_out = torch.tensor(labels, dtype=torch.int64), torch.tensor(ignored).bool()
+    return AnnotatedImage(image, height, width, tensor, classes, left_out, segments)

@@ -1,4 +1,4 @@
-"""Reading boxes in COCO's layout (JSON)."""
+"""Reading boxes and outlines in COCO's layout (JSON)."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.errors import UserError
 from eval.detection.annotations import AnnotatedImage, Box, DetectionData, checked
+from eval.detection.masks import Segment, check_segment
 
 
 def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") -> DetectionData:
@@ -30,7 +31,8 @@ def _read_coco(path: Path, images: Path) -> tuple[tuple[AnnotatedImage, ...], tu
     try:
         categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
         label_of = {identifier: index + 1 for index, (identifier, _) in enumerate(categories)}
-        found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+        listed = content["images"]
+        found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in listed}
         for annotation in content["annotations"]:
             if annotation["image_id"] not in found:
                 raise UserError(
@@ -39,22 +41,51 @@ def _read_coco(path: Path, images: Path) -> tuple[tuple[AnnotatedImage, ...], tu
             if annotation["category_id"] not in label_of:
                 raise UserError(f"{path} uses the unknown class id {annotation['category_id']}.")
             found[annotation["image_id"]].append(annotation)
-        result = []
-        for image in content["images"]:
-            boxes: list[Box] = []
-            for annotation in found[image["id"]]:
-                x, y, width, height = map(float, annotation["bbox"])
-                boxes.append((x, y, x + width, y + height))
-            labels = [label_of[a["category_id"]] for a in found[image["id"]]]
-            ignored = [bool(a.get("iscrowd", 0)) for a in found[image["id"]]]
-            size = (int(image["height"]), int(image["width"]))
-            target = images / str(image["file_name"])
-            result.append(checked(path, target, size, boxes, labels, ignored))
-    except (KeyError, TypeError, ValueError) as error:
+        result = [_image(path, images, image, found[image["id"]], label_of) for image in listed]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a COCO annotation file ({error!r}).") from None
     if not result:
         raise UserError(f"{path} lists no image.")
     return tuple(result), tuple(name for _, name in categories)
+
+
+def _image(
+    path: Path,
+    images: Path,
+    image: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    label_of: dict[int, int],
+) -> AnnotatedImage:
+    boxes: list[Box] = []
+    for annotation in annotations:
+        x, y, width, height = map(float, annotation["bbox"])
+        boxes.append((x, y, x + width, y + height))
+    size = (int(image["height"]), int(image["width"]))
+    target = images / str(image["file_name"])
+    return checked(
+        path,
+        target,
+        size,
+        boxes,
+        labels=[label_of[a["category_id"]] for a in annotations],
+        ignored=[bool(a.get("iscrowd", 0)) for a in annotations],
+        segments=_segments(path, target, size, annotations),
+    )
+
+
+def _segments(
+    path: Path, target: Path, size: tuple[int, int], annotations: list[dict[str, Any]]
+) -> tuple[Segment, ...] | None:
+    """The outlines of an image's objects; None unless every object has one."""
+    segments = tuple(annotation.get("segmentation") for annotation in annotations)
+    if not all(segments):
+        return None
+    try:
+        for segment in segments:
+            check_segment(segment, size)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has a damaged segmentation for {target.name} ({error}).") from None
+    return segments  # type: ignore[return-value]  # checked just now
 
 
 def _json(path: Path) -> Any:

@@ -1,34 +1,63 @@
-"""Average precision as COCO defines it, by faster-coco-eval."""
+"""Average precision of boxes and of masks as COCO defines it, by faster-coco-eval."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from eval.detection.annotations import AnnotatedImage
+from eval.detection.masks import encoded
+from eval.detection.voc_metric import PROTOCOL as VOC_PROTOCOL
+from eval.detection.voc_metric import voc_average_precision
 
 PROTOCOL = (
     "COCO average precision (101-point interpolation, 100 detections per image) on the test "
     "images after the last epoch; AP is the mean over IoU .50 to .95"
 )
+Metric = Literal["coco", "voc07"]
 
 
 def average_precision(
-    images: Sequence[AnnotatedImage], detections: Sequence[dict[str, Tensor]], class_count: int
+    images: Sequence[AnnotatedImage], detections: Sequence[dict[str, Any]], class_count: int
 ) -> dict[str, float]:
     """AP, AP50 and AP75 in percent, averaged over the classes that occur in `images`.
 
     detections[i] has boxes (n, 4) x0 y0 x1 y1, labels (n,) from 1 and scores (n,) of images[i].
     Ignored boxes count neither as found nor as missed.
     """
-    truth = COCO(_ground_truth(images, class_count), print_function=_silent)
-    found = _detections(detections)
+    return _coco(images, detections, class_count, "bbox")
+
+
+def mask_average_precision(
+    images: Sequence[AnnotatedImage], detections: Sequence[dict[str, Any]], class_count: int
+) -> dict[str, float]:
+    """The same of masks, under keys that begin with `mask_`.
+
+    detections[i] has, besides, `segments`: the run lengths of each of its n masks.
+    """
+    values = _coco(images, detections, class_count, "segm")
+    return {f"mask_{key}": value for key, value in values.items()}
+
+
+# Name -> how boxes are judged, and how a report names that.
+BOX_METRICS: Mapping[str, tuple[Callable[..., dict[str, float]], str]] = {
+    "coco": (average_precision, PROTOCOL),
+    "voc07": (voc_average_precision, VOC_PROTOCOL),
+}
+
+
+def _coco(
+    images: Sequence[AnnotatedImage],
+    detections: Sequence[dict[str, Any]],
+    class_count: int,
+    kind: Literal["bbox", "segm"],
+) -> dict[str, float]:
+    truth = COCO(_ground_truth(images, class_count, kind), print_function=_silent)
+    found = _detections(detections, kind)
     if not found or not truth.anns:
         return {"ap_percent": 0.0, "ap50_percent": 0.0, "ap75_percent": 0.0}
-    evaluation = COCOeval_faster(
-        truth, truth.loadRes(found), iouType="bbox", print_function=_silent
-    )
+    evaluation = COCOeval_faster(truth, truth.loadRes(found), iouType=kind, print_function=_silent)
     evaluation.run()
     ap, ap50, ap75 = (100 * max(0.0, float(value)) for value in evaluation.stats[:3])
     return {"ap_percent": ap, "ap50_percent": ap50, "ap75_percent": ap75}
@@ -38,22 +67,28 @@ def _silent(*_: object) -> None:
     """In place of the evaluator's printed table."""
 
 
-def _ground_truth(images: Sequence[AnnotatedImage], class_count: int) -> dict[str, Any]:
+def _ground_truth(
+    images: Sequence[AnnotatedImage], class_count: int, kind: Literal["bbox", "segm"]
+) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for index, image in enumerate(images):
-        for box, label, ignored in zip(
-            _as_xywh(image.boxes), image.labels.tolist(), image.ignored.tolist(), strict=True
+        boxes = _as_xywh(image.boxes)
+        size = (image.height, image.width)
+        for row, (box, label, ignored) in enumerate(
+            zip(boxes, image.labels.tolist(), image.ignored.tolist(), strict=True)
         ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": label,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": int(ignored),
-                }
-            )
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": index + 1,
+                "category_id": label,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": int(ignored),
+            }
+            if kind == "segm":
+                assert image.segments is not None
+                annotation["segmentation"] = encoded(image.segments[row], size)
+            annotations.append(annotation)
     return {
         "images": [
             {"id": index + 1, "height": image.height, "width": image.width}
@@ -64,17 +99,21 @@ def _ground_truth(images: Sequence[AnnotatedImage], class_count: int) -> dict[st
     }
 
 
-def _detections(detections: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
-    return [
-        {"image_id": index + 1, "category_id": label, "bbox": box, "score": score}
-        for index, found in enumerate(detections)
-        for box, label, score in zip(
-            _as_xywh(found["boxes"]),
-            found["labels"].tolist(),
-            found["scores"].tolist(),
-            strict=True,
-        )
-    ]
+def _detections(
+    detections: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]
+) -> list[dict[str, Any]]:
+    """The evaluator's rows: of boxes their corner and size, of masks their run lengths."""
+    rows: list[dict[str, Any]] = []
+    for index, found in enumerate(detections):
+        key = "bbox" if kind == "bbox" else "segmentation"
+        places = _as_xywh(found["boxes"]) if kind == "bbox" else found["segments"]
+        rows += [
+            {"image_id": index + 1, "category_id": label, key: place, "score": score}
+            for place, label, score in zip(
+                places, found["labels"].tolist(), found["scores"].tolist(), strict=True
+            )
+        ]
+    return rows
 
 
 def _as_xywh(boxes: Tensor) -> list[list[float]]:

@@ -1,86 +1,137 @@
-"""Faster R-CNN around an encoder, composed of torchvision's parts.
+"""Faster and Mask R-CNN around an encoder, composed of torchvision's parts.
 
-One map, no feature pyramid: region proposals from the encoder's last map, 7 x 7 RoI features, two
-fully connected layers. torchvision infers the map's stride, so anchors are given in pixels and
-should match the objects' sizes. What differs from the detectors of the papers (C4 with the last
-stage as head) follows from small encoders having no stage to spare.
+One map, no feature pyramid. ResNets of torchvision's get the C4 form (see `c4`); every other
+student, which has no stage to spare, region proposals from its last map, 7 x 7 crops and two fully
+connected layers. torchvision infers the map's stride, so anchors are given in pixels and should
+match the objects' sizes.
 """
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 from torch import Tensor, nn
-from torch.nn import functional
-from torchvision.models.detection import FasterRCNN
+from torchvision.models import ResNet
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
+from compress.data.images import Preprocessing
 from compress.deployment import Encoder
-from compress.errors import UserError
 from compress.randomness import seeded
 from compress.ranks import own_share
+from eval.detection import c4
+from eval.detection.trunk import Backbone
 
-_POOL = 7
+_ROI_SIZE, _MASK_ROI_SIZE, _MASK_WIDTH = 7, 14, 256
+_ANCHOR_SIZES: tuple[int, ...] = (16, 24)
+_ANCHOR_RATIOS: tuple[float, ...] = (1.0, 2.0)
+_PRE_NMS = 6  # boxes before non-maximum suppression for each that is kept, as the papers have it
 Images = list[Tensor]
 Targets = list[dict[str, Tensor]]
+Detector = Literal["faster_rcnn", "mask_rcnn"]
+Head = Literal["auto", "c4", "two_fc"]
 
 
-class Backbone(nn.Module):
-    """The encoder as torchvision expects it; a map of a small stride is pooled to `stride`."""
+@dataclass(frozen=True)
+class Design:
+    """What a detector is made of; see `task.detection` for each."""
 
-    def __init__(self, encoder: Encoder, stride: int) -> None:
-        super().__init__()
-        if stride % encoder.stride and encoder.stride < stride:
-            raise UserError(
-                f"detection: stride {stride} is not a multiple of the encoder's {encoder.stride}."
-            )
-        self.encoder = encoder
-        self.pool = max(1, stride // encoder.stride)
-        self.out_channels = encoder.channels
+    detector: Detector = "faster_rcnn"
+    head: Head = "auto"
+    image_size: int | tuple[int, ...] | None = None
+    longest_side: int | None = None
+    stride: int = 4
+    pool_at: Literal["map", "stem"] = "map"
+    anchor_sizes: tuple[int, ...] | None = None
+    anchor_ratios: tuple[float, ...] | None = None
+    rois_per_image: int = 16
+    roi_size: int | None = None
+    proposals: int = 50
+    test_proposals: int | None = None
+    head_width: int = 128
+    freeze_encoder: bool = False
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised -> (N, channels, H / stride, W / stride)."""
-        features: Tensor = self.encoder(images)
-        return functional.avg_pool2d(features, self.pool) if self.pool > 1 else features
+    def has_c4(self, network: nn.Module) -> bool:
+        """Whether a student gets the C4 form."""
+        return self.head == "c4" or (self.head == "auto" and isinstance(network, ResNet))
 
 
 def build_detector(
-    encoder: Encoder,
-    *,
-    classes: int,
-    stride: int,
-    image_size: int | None,
-    anchor_sizes: tuple[int, ...],
-    anchor_ratios: tuple[float, ...],
-    rois_per_image: int,
-    proposals: int,
-    head_width: int,
-    seed: int,
+    design: Design, encoder: Encoder, network: nn.Module, *, classes: int, seed: int
 ) -> FasterRCNN:
     """A detector of `classes` classes; everything but the encoder is initialised from `seed`.
 
-    image_size: the shorter side in pixels to which images are scaled (the longer to at most twice
-    as many), None for their own size.
+    Args:
+        network: the student that `encoder` was cut from, with the same weights: the C4 form takes
+            its stages, all others the encoder.
     """
-    backbone = Backbone(encoder, stride)
     with seeded(seed, "detection", "head"):
-        detector = FasterRCNN(
-            backbone,
-            rpn_anchor_generator=AnchorGenerator((anchor_sizes,), (anchor_ratios,)),
-            rpn_pre_nms_top_n_train=4 * proposals,
-            rpn_pre_nms_top_n_test=4 * proposals,
-            rpn_post_nms_top_n_train=proposals,
-            rpn_post_nms_top_n_test=proposals,
-            box_roi_pool=MultiScaleRoIAlign(["0"], _POOL, 2),
-            box_head=TwoMLPHead(backbone.out_channels * _POOL**2, head_width),
-            box_predictor=FastRCNNPredictor(head_width, classes + 1),
-            box_batch_size_per_image=rois_per_image,
+        if design.has_c4(network):
+            parts = _c4_parts(design, network, classes)
+            sizes, ratios = c4.ANCHOR_SIZES, c4.ANCHOR_RATIOS
+        else:
+            parts = _two_fc_parts(design, encoder, classes)
+            sizes, ratios = _ANCHOR_SIZES, _ANCHOR_RATIOS
+        sizes, ratios = design.anchor_sizes or sizes, design.anchor_ratios or ratios
+        test_proposals = design.test_proposals or design.proposals
+        detector = (MaskRCNN if design.detector == "mask_rcnn" else FasterRCNN)(
+            **parts,
+            rpn_anchor_generator=AnchorGenerator((tuple(sizes),), (tuple(ratios),)),
+            rpn_pre_nms_top_n_train=_PRE_NMS * design.proposals,
+            rpn_pre_nms_top_n_test=_PRE_NMS * test_proposals,
+            rpn_post_nms_top_n_train=design.proposals,
+            rpn_post_nms_top_n_test=test_proposals,
+            box_batch_size_per_image=design.rois_per_image,
         )
-    mean, deviation = list(encoder.preprocessing.mean), list(encoder.preprocessing.std)
-    if image_size is None:
-        detector.transform = OwnSize(1, 1, mean, deviation)
-    else:
-        detector.transform = GeneralizedRCNNTransform(image_size, 2 * image_size, mean, deviation)
+    detector.transform = _transform(design, encoder.preprocessing)
     return detector
+
+
+def _c4_parts(design: Design, network: nn.Module, classes: int) -> dict[str, Any]:
+    trunk, stage = c4.c4_parts(network, freeze=design.freeze_encoder)
+    pool = MultiScaleRoIAlign(["0"], design.roi_size or c4.ROI_SIZE, 0)
+    parts = {
+        "backbone": trunk,
+        "box_roi_pool": pool,
+        "box_head": c4.C4BoxHead(stage),
+        "box_predictor": FastRCNNPredictor(stage.width, classes + 1),
+    }
+    if design.detector == "mask_rcnn":
+        parts["mask_roi_pool"] = pool
+        parts["mask_head"] = c4.C4MaskHead(stage)
+        parts["mask_predictor"] = MaskRCNNPredictor(stage.width, _MASK_WIDTH, classes + 1)
+    return parts
+
+
+def _two_fc_parts(design: Design, encoder: Encoder, classes: int) -> dict[str, Any]:
+    backbone = Backbone(
+        encoder, design.stride, pool_stem=design.pool_at == "stem", freeze=design.freeze_encoder
+    )
+    channels, width = backbone.out_channels, design.head_width
+    size = design.roi_size or _ROI_SIZE
+    parts = {
+        "backbone": backbone,
+        "box_roi_pool": MultiScaleRoIAlign(["0"], size, 2),
+        "box_head": TwoMLPHead(channels * size**2, width),
+        "box_predictor": FastRCNNPredictor(width, classes + 1),
+    }
+    if design.detector == "mask_rcnn":
+        parts["mask_roi_pool"] = MultiScaleRoIAlign(["0"], _MASK_ROI_SIZE, 2)
+        parts["mask_head"] = MaskRCNNHeads(channels, (width,) * 4, 1)
+        parts["mask_predictor"] = MaskRCNNPredictor(width, width, classes + 1)
+    return parts
+
+
+def _transform(design: Design, preprocessing: Preprocessing) -> GeneralizedRCNNTransform:
+    mean, deviation = list(preprocessing.mean), list(preprocessing.std)
+    if design.image_size is None:
+        return OwnSize(1, 1, mean, deviation)
+    sizes = design.image_size
+    sizes = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return GeneralizedRCNNTransform(sizes, design.longest_side or 2 * max(sizes), mean, deviation)
 
 
 class OwnSize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
@@ -98,14 +149,15 @@ class OwnSize(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision ha
 
 
 class DetectorLoss(nn.Module):
-    """The detector's four losses (proposals and boxes, each class and place) for THE loop."""
+    """The detector's losses (proposals, boxes, and masks if any) for THE loop."""
 
     def __init__(self, detector: FasterRCNN) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, batch: tuple[Images, Targets]) -> dict[str, Tensor]:
-        """batch is images (3, H, W) in 0..1 and their targets: boxes (n, 4), labels (n,).
+        """batch is images (3, H, W) in 0..1 and their targets: boxes (n, 4), labels (n,), for mask
+        detectors masks (n, H, W).
 
         The terms are this process's share, by images, of those of all. Each process samples regions
         of its own images, so that their sum is not exactly what one process has.

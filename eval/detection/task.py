@@ -1,138 +1,162 @@
-"""The detection task: fine-tune a Faster R-CNN from each init, report COCO average precision."""
+"""The detection task: fine-tune Faster or Mask R-CNN from each init, report average precision."""
 
-from pathlib import Path
-from typing import Any
+import importlib
+from functools import partial
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torchvision.models.detection import FasterRCNN
-
-from compress.ranks import by_first, joined, part
+from compress.errors import UserError
+from compress.ranks import by_first
 from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, fine_tune, opened, result
-from eval.detection.annotations import AnnotatedImage, DetectionData
+from eval.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
+from eval.detection.annotations import DetectionData
 from eval.detection.data import DATASETS
-from eval.detection.metrics import PROTOCOL, average_precision
-from eval.detection.model import DetectorLoss, Images, Targets, build_detector
+from eval.detection.examples import example, to_device
+from eval.detection.inference import detect
+from eval.detection.metrics import BOX_METRICS, Metric, mask_average_precision
+from eval.detection.model import Design, Detector, DetectorLoss, Head, build_detector
 from eval.pictures import draw_detections
 
 __all__ = ["DATASETS", "detection"]
 
 _PICTURED = 4
-Example = tuple[Tensor, dict[str, Tensor]]
 
 
 def detection(
     context: Context,
     *,
-    image_size: int | None = None,
+    detector: Detector = "faster_rcnn",
+    engine: Literal["torchvision", "detectron2"] = "torchvision",
+    metric: Metric = "coco",
+    head: Head = "auto",
+    image_size: int | tuple[int, ...] | None = None,
+    longest_side: int | None = None,
     stride: int = 4,
-    anchor_sizes: tuple[int, ...] = (16, 24),
-    anchor_ratios: tuple[float, ...] = (1.0, 2.0),
+    pool_at: Literal["map", "stem"] = "map",
+    anchor_sizes: tuple[int, ...] | None = None,
+    anchor_ratios: tuple[float, ...] | None = None,
     rois_per_image: int = 16,
+    roi_size: int | None = None,
     proposals: int = 50,
+    test_proposals: int | None = None,
     head_width: int = 128,
     flip: bool = False,
+    freeze_encoder: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune and evaluate every init.
 
     Args:
-        image_size: shorter side in pixels to which images are scaled; None keeps their size.
-        stride: smallest stride of the map; an encoder's finer map is average-pooled to it.
-        anchor_sizes, anchor_ratios: side in pixels and height / width of the anchors.
+        detector: mask_rcnn also predicts masks; its data needs outlines.
+        engine: detectron2 trains and evaluates with that library, where it is installed.
+        metric: how boxes are judged, as COCO does or as PASCAL VOC 2007; masks always as COCO does.
+        head: c4 is the papers' form for ResNets of torchvision's (layer4 runs on every region),
+            two_fc two fully connected layers; auto takes c4 where it is possible.
+        image_size: shorter side in pixels to which images are scaled; of several one is drawn for
+            each training image, and the last is the test images'; None keeps their size.
+        longest_side: pixels that the longer side does not pass; twice `image_size` by default.
+        stride: of two_fc, smallest stride of the map; an encoder's finer map is pooled to it.
+        pool_at: of two_fc, where: the map itself, or behind the first convolution (far cheaper).
+        anchor_sizes, anchor_ratios: side in pixels and height / width of the anchors; by default
+            32 to 512 and 0.5, 1, 2 for c4, 16, 24 and 1, 2 for two_fc.
         rois_per_image: regions per image that train the box head.
-        proposals: regions that survive non-maximum suppression.
-        head_width: units of the two fully connected layers.
+        roi_size: side of a region's crop of the map; by default 14 for c4, 7 for two_fc.
+        proposals: regions per image that survive non-maximum suppression while training.
+        test_proposals: the same in testing; by default as many.
+        head_width: of two_fc, units of its layers.
         flip: mirror training images at random; wrong where left and right differ in meaning.
+        freeze_encoder: the encoder does not learn, and its batch norms keep their statistics.
     """
+    given = locals()
+    design = Design(**{key: given[key] for key in Design.__dataclass_fields__})
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
     data = opened(context, lambda folder: make(folder, **spec))
-
-    def evaluate(start: Start) -> dict[str, float]:
-        detector = build_detector(
-            start.encoder,
-            classes=len(data.class_names),
-            stride=stride,
-            image_size=image_size,
-            anchor_sizes=tuple(anchor_sizes),
-            anchor_ratios=tuple(anchor_ratios),
-            rois_per_image=rois_per_image,
-            proposals=proposals,
-            head_width=head_width,
-            seed=context.seed,
-        )
-        return _fine_tune(context, start, detector, data, flip)
-
+    if detector == "mask_rcnn":
+        check_masks(data)
+    run = _with_detectron2() if engine == "detectron2" else _with_torchvision
+    evaluate = partial(run, context, data=data, design=design, metric=metric, flip=flip)
     rows = compare_inits(context, evaluate)
+    protocol = BOX_METRICS[metric][1]
+    if detector == "mask_rcnn":
+        protocol += "; masks are judged by COCO's average precision"
+    if engine == "detectron2":
+        protocol += "; trained and evaluated by detectron2"
     return result(
         context,
         rows,
-        protocol=PROTOCOL,
+        protocol=protocol,
         headline="ap50_percent",
         train_images=len(data.train),
         test_images=len(data.test),
-        pictures=[f"pictures/{init}.png" for init in context.inits],
+        pictures=_pictures(context),
         legend="Blue: true boxes. Orange: detections with a score of at least 0.5.",
     )
 
 
-def _fine_tune(
-    context: Context, start: Start, detector: FasterRCNN, data: DetectionData, flip: bool
+def _with_detectron2() -> Any:
+    return importlib.import_module("eval.detection.detectron2_engine").run
+
+
+def check_masks(data: DetectionData) -> None:
+    """Every object of a mask detector's data needs an outline.
+
+    Raises:
+        UserError: one has none.
+    """
+    for image in (*data.train, *data.test):
+        if image.segments is None:
+            raise UserError(
+                f"{image.path} has boxes without outlines, which detector: mask_rcnn learns from; "
+                "COCO's layout gives them as `segmentation`."
+            )
+
+
+def _pictures(context: Context) -> list[str]:
+    """The pictures of each init's first seed, below the entry's folder."""
+    return sorted(
+        path.relative_to(context.folder).as_posix()
+        for init in context.inits
+        for path in sorted((context.folder / init).rglob(f"{init}.png"))[:1]
+    )
+
+
+def _with_torchvision(
+    context: Context,
+    start: Start,
+    *,
+    data: DetectionData,
+    design: Design,
+    metric: Metric,
+    flip: bool,
 ) -> dict[str, float]:
+    network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
+    detector = build_detector(
+        design, start.encoder, network, classes=len(data.class_names), seed=start.seed
+    )
+    has_masks = design.detector == "mask_rcnn"
     batches = KeyedBatches(
         count=len(data.train),
         batch_size=context.settings.batch_size,
-        seed=context.seed,
+        seed=start.seed,
         flip=flip,
-        read=lambda index, mirrored: example(data, index, mirrored),
-        collate=lambda examples: _to_device(examples, context.device),
+        read=lambda index, mirrored: example(data, index, mirrored, masks=has_masks),
+        collate=lambda examples: to_device(examples, context.device),
     )
     fine_tune(context, start, DetectorLoss(detector), batches, "detection")
     found = detect(detector, data.test, context.settings.batch_size, context.device)
-    picture = context.folder / "pictures" / f"{start.init}.png"
-    return by_first(lambda: _judged(data, found, picture))
+    return by_first(lambda: judged(start, data, found, metric, masks=has_masks))
 
 
-def _judged(data: DetectionData, found: list[dict[str, Tensor]], picture: Path) -> dict[str, float]:
-    """Metrics over the test images, the first of which are drawn."""
-    picture.parent.mkdir(exist_ok=True)
+def judged(
+    start: Start,
+    data: DetectionData,
+    found: list[dict[str, Any]],
+    metric: Metric,
+    *,
+    masks: bool,
+) -> dict[str, float]:
+    """Metrics over the test images, the first of which are drawn into the training's folder."""
+    picture = start.folder / f"{start.init}.png"
     draw_detections(picture, data.test[:_PICTURED], found[:_PICTURED], data.class_names)
-    return average_precision(data.test, found, len(data.class_names))
-
-
-def example(data: DetectionData, index: int, mirrored: bool) -> Example:
-    """Pixels (3, H, W) uint8 and the boxes and labels to train on, mirrored or not."""
-    image = data.train[index]
-    pixels = image.pixels()
-    kept = torch.ones_like(image.ignored) if data.trains_on_ignored else ~image.ignored
-    boxes, labels = image.boxes[kept], image.labels[kept]
-    if mirrored:
-        pixels = pixels.flip(2)
-        x0, y0, x1, y1 = boxes.unbind(1)
-        boxes = torch.stack([image.width - x1, y0, image.width - x0, y1], dim=1)
-    return pixels, {"boxes": boxes, "labels": labels}
-
-
-def _to_device(examples: list[Example], device: torch.device) -> tuple[Images, Targets]:
-    images = [pixels.to(device).float() / 255 for pixels, _ in examples]
-    return images, [{k: v.to(device) for k, v in target.items()} for _, target in examples]
-
-
-@torch.no_grad()
-def detect(
-    detector: FasterRCNN, images: tuple[AnnotatedImage, ...], batch_size: int, device: torch.device
-) -> list[dict[str, Tensor]]:
-    """Boxes (n, 4), labels (n,) and scores (n,) of every image, on the CPU, best score first.
-
-    Each of several processes sees whole batches of the images, and all get all detections.
-    """
-    detector.eval()
-    found: list[dict[str, Tensor]] = []
-    firsts = range(0, len(images), batch_size)
-    for first in firsts[part(len(firsts))]:
-        chunk = [
-            image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
-        ]
-        found += [{k: v.cpu() for k, v in output.items()} for output in detector(chunk)]
-    return joined(found)
+    classes = len(data.class_names)
+    metrics = BOX_METRICS[metric][0](data.test, found, classes)
+    return metrics | mask_average_precision(data.test, found, classes) if masks else metrics

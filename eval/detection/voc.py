@@ -9,27 +9,43 @@ from pathlib import Path
 from compress.errors import UserError
 from eval.detection.annotations import AnnotatedImage, Box, DetectionData, checked
 
+_ONE = ("train", "val")
+_UNION = (("VOC2007/trainval", "VOC2012/trainval"), "VOC2007/test")
+
 
 def voc(
     folder: Path,
     *,
     root: str,
-    train: str = "train",
-    test: str = "val",
+    train: str | tuple[str, ...] | None = None,
+    test: str | tuple[str, ...] | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> DetectionData:
     """PASCAL VOC layout: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
 
-    `root` holds these folders (`VOCdevkit/VOC2007`). Without `classes` the names are those of the
-    training split, in alphabetical order.
+    `root` holds these folders, and the splits are by default `train` and `val`; or it holds several
+    of them, which a split then names. There the papers' 07+12 union is the default: `root:
+    VOCdevkit, train: [VOC2007/trainval, VOC2012/trainval], test: VOC2007/test`. Without `classes`
+    the names are those of the training splits, in alphabetical order.
     """
-    listed = {split: _read_voc_list(Path(root), split) for split in (train, test)}
+    usual = _ONE if (Path(root) / "ImageSets").is_dir() else _UNION
+    train_files = _listed(Path(root), train or usual[0])
+    test_files = _listed(Path(root), test or usual[1])
     if classes is None:
-        found = {name for path in listed[train] for name in _voc_names(path)}
+        found = {name for path in train_files for name in _voc_names(path)}
         classes = tuple(sorted(found))
-    train_images = tuple(_read_voc(path, Path(root), tuple(classes)) for path in listed[train])
-    test_images = tuple(_read_voc(path, Path(root), tuple(classes)) for path in listed[test])
+    train_images = tuple(_read_voc(path, tuple(classes)) for path in train_files)
+    test_images = tuple(_read_voc(path, tuple(classes)) for path in test_files)
     return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
+
+
+def _listed(root: Path, splits: str | tuple[str, ...]) -> list[Path]:
+    """The annotation files of one or more `<folder>/<split>`, in their order."""
+    files = []
+    for split in (splits,) if isinstance(splits, str) else splits:
+        folder, _, name = split.rpartition("/")
+        files += _read_voc_list(root / folder, name)
+    return files
 
 
 def _read_voc_list(root: Path, split: str) -> list[Path]:
@@ -57,7 +73,7 @@ def _voc_names(path: Path) -> list[str]:
     return [item.findtext("name", "") for item in _xml(path).iter("object")]
 
 
-def _read_voc(path: Path, root: Path, classes: tuple[str, ...]) -> AnnotatedImage:
+def _read_voc(path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
     annotation = _xml(path)
     boxes: list[Box] = []
     labels, ignored = [], []
@@ -75,7 +91,7 @@ def _read_voc(path: Path, root: Path, classes: tuple[str, ...]) -> AnnotatedImag
             ignored.append(item.findtext("difficult", "0").strip() == "1")
     except ValueError as error:
         raise UserError(f"{path} is not a PASCAL VOC annotation ({error}).") from None
-    image = root / "JPEGImages" / annotation.findtext("filename", path.stem + ".jpg")
+    image = path.parents[1] / "JPEGImages" / annotation.findtext("filename", path.stem + ".jpg")
     return checked(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
 
 

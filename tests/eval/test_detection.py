@@ -1,37 +1,51 @@
 """The detector and its metric: hand-made cases of average precision, and a loss that falls."""
 
+import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from compress.deployment import Encoder
 from compress.errors import UserError
+from compress.optimisation import Settings
 from compress.randomness import seeded
+from eval.context import Context
 from eval.detection.annotations import AnnotatedImage, DetectionData
 from eval.detection.coco import coco
+from eval.detection.examples import example
+from eval.detection.inference import detect
+from eval.detection.masks import encode_masks
 from eval.detection.metrics import average_precision
-from eval.detection.model import Backbone, DetectorLoss, Images, Targets, build_detector
-from eval.detection.task import detect, example
+from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
+from eval.detection.task import detection
+from eval.detection.trunk import Backbone
+from eval.origin import origins_of
+from eval.pictures import draw_detections
+from tests.eval.runs import write_run
 
 Write = Callable[..., Path]
 
 
-def detector(encoder: Encoder, image_size: int | None = None):  # type: ignore[no-untyped-def]
-    return build_detector(
-        encoder,
-        classes=3,
-        stride=4,
-        image_size=image_size,
-        anchor_sizes=(16, 24),
-        anchor_ratios=(1.0,),
-        rois_per_image=8,
-        proposals=20,
-        head_width=16,
-        seed=0,
+def detector(encoder: Encoder, **changes: Any) -> Any:
+    design = Design(
+        **{
+            "stride": 4,
+            "anchor_ratios": (1.0,),
+            "rois_per_image": 8,
+            "proposals": 20,
+            "head_width": 16,
+            **changes,
+        }
     )
+    return build_detector(design, encoder, encoder, classes=3, seed=0)
 
 
 def batch(data: DetectionData) -> tuple[Images, Targets]:
@@ -103,19 +117,24 @@ def test_ignored_object_is_neither_missed_nor_a_false_alarm() -> None:
         assert metrics["ap50_percent"] == pytest.approx(100)
 
 
-def test_loss_falls_and_reaches_every_parameter(encoder: Encoder, scenes: Write) -> None:
-    root = scenes(train=4)
-    module = DetectorLoss(detector(encoder))
-    images, targets = batch(coco(root, root=str(root)))
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+def trained(module: DetectorLoss, pair: tuple[Images, Targets], steps: int) -> list[float]:
+    """The loss of each step."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     with seeded(0, "test"):
-        for _ in range(8):
-            loss = torch.stack(list(module((images, targets)).values())).sum()
+        for _ in range(steps):
+            loss = torch.stack(list(module(pair).values())).sum()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
+    return losses
+
+
+def test_loss_falls_and_reaches_every_parameter(encoder: Encoder, scenes: Write) -> None:
+    root = scenes(train=4)
+    module = DetectorLoss(detector(encoder))
+    losses = trained(module, batch(coco(root, root=str(root))), 8)
     assert all(torch.isfinite(torch.tensor(losses)))
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is not None for p in module.parameters())
@@ -140,11 +159,60 @@ def test_detections_lie_in_images_of_any_size(encoder: Encoder, scenes: Write) -
     root = scenes()
     images = coco(root, root=str(root)).test
     for image_size in (None, 96):
-        outputs = detect(detector(encoder, image_size), images, 3, torch.device("cpu"))
+        outputs = detect(detector(encoder, image_size=image_size), images, 3, torch.device("cpu"))
         assert len(outputs) == len(images)
         for output in outputs:
             assert output["boxes"].shape[1] == 4
             assert ((output["boxes"] >= 0) & (output["boxes"] <= 64)).all()
+
+
+def test_frozen_encoder_gives_the_same_maps_after_training(encoder: Encoder, scenes: Write) -> None:
+    root, images = scenes(train=4), torch.rand(2, 3, 32, 32)
+    data = batch(coco(root, root=str(root)))
+    before = encoder.eval()(images).detach().clone()
+    state = {k: v.clone() for k, v in encoder.state_dict().items()}
+    module = DetectorLoss(detector(encoder, freeze_encoder=True).train())
+    losses = trained(module, data, 4)
+    assert losses[-1] < losses[0]
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert torch.equal(module.train().detector.backbone(images), before)
+    assert all(torch.equal(state[k], v) for k, v in encoder.state_dict().items())
+
+    # A free one changes, and so do its batch norm's statistics.
+    free = copy.deepcopy(encoder).requires_grad_(True)
+    trained(DetectorLoss(detector(free)).train(), data, 1)
+    assert not torch.equal(free.eval()(images), before)
+    assert not torch.equal(free.state_dict()["body.1.running_mean"], state["body.1.running_mean"])
+
+
+def test_stem_pooling_shows_the_encoder_less(encoder: Encoder) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    expected = encoder.eval().body[1:](functional.max_pool2d(encoder.body[0](images), 4))
+    pooled = Backbone(encoder, 16, pool_stem=True).eval()(images)
+    assert pooled.shape == (1, 8, 4, 4)
+    torch.testing.assert_close(pooled, expected)
+
+
+def test_stride_is_that_of_a_dry_run_whatever_the_encoder_says(encoder: Encoder) -> None:
+    encoder.stride = 16
+    assert Backbone(encoder, 8)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 8, 8)
+
+
+def test_pictures_show_boxes_and_tint_masks(tmp_path: Path, scenes: Write) -> None:
+    root = scenes(test=1)
+    image = coco(root, root=str(root)).test[0]
+    nothing: dict[str, Any] = found([], [], []) | {"segments": []}
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, 20:40, 20:40] = True
+    one: dict[str, Any] = found([[20, 20, 40, 40]], [1], [0.9]) | {"segments": encode_masks(mask)}
+    for name, detections in (("nothing", nothing), ("one", one)):
+        draw_detections(tmp_path / f"{name}.png", [image], [detections], ("a", "b", "c"))
+    without, drawn = (
+        np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("nothing", "one")
+    )
+    changed = np.abs(without - drawn).sum(2) > 0
+    assert changed[100:150, 100:150].mean() > 0.8  # 64 pixels are drawn as 256
+    assert not changed[170:].any() and not changed[:, 170:].any()
 
 
 def test_fine_map_is_pooled_to_the_stride(encoder: Encoder) -> None:
@@ -152,3 +220,35 @@ def test_fine_map_is_pooled_to_the_stride(encoder: Encoder) -> None:
     assert Backbone(encoder, 2)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 16, 16)
     with pytest.raises(UserError, match="stride 6"):
         Backbone(encoder, 6)
+
+
+def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
+    scenes: Write, tmp_path: Path
+) -> None:
+    root = scenes(train=4, test=2)
+    for split in ("train", "val"):
+        path = root / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            annotation["segmentation"] = [corners]
+        path.write_text(json.dumps(content))
+    context = Context(
+        folder=tmp_path / "entry",
+        students=origins_of(write_run(tmp_path / "run")),
+        main="kd",
+        inits=("distilled", "scratch"),
+        data={"name": "coco", "root": str(root)},
+        settings=Settings(epochs=1, lr=0.01, batch_size=2),
+        device=torch.device("cpu"),
+        seeds=(0, 1),
+    )
+    values = detection(
+        context, detector="mask_rcnn", metric="voc07", head_width=8, freeze_encoder=True
+    )
+    kinds = {f"{kind}{ap}_percent" for kind in ("", "mask_") for ap in ("ap", "ap50", "ap75")}
+    assert all({*row["metrics"]} == kinds for row in values["rows"])
+    assert "PASCAL VOC 2007" in values["protocol"] and "masks are judged" in values["protocol"]
+    assert len(values["pictures"]) == 2
+    assert all((context.folder / picture).is_file() for picture in values["pictures"])

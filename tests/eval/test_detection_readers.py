@@ -11,7 +11,8 @@ import torch
 from compress.errors import UserError
 from eval.detection.annotations import DetectionData
 from eval.detection.coco import coco
-from eval.detection.task import example
+from eval.detection.examples import example
+from eval.detection.task import check_masks
 from eval.detection.voc import voc
 
 Write = Callable[..., Path]
@@ -57,7 +58,7 @@ def test_mirroring_twice_gives_the_image_and_boxes_back(scenes: Write) -> None:
         assert row == [width - x1, y0, width - x0, y1]
 
 
-def edit_json(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], str]:
+def edit_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], str]:
     def damage(root: Path) -> str:
         path = root / "annotations" / "instances_train.json"
         content = json.loads(path.read_text())
@@ -66,6 +67,11 @@ def edit_json(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], str]
         return path.name
 
     return damage
+
+
+def outline(segmentation: Any) -> Callable[[Path], str]:
+    """The same outline for every object."""
+    return edit_json(lambda c: [a.update(segmentation=segmentation) for a in c["annotations"]])
 
 
 def replace(path: str, old: str, new: str) -> Callable[[Path], str]:
@@ -107,6 +113,13 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (coco, edit_json(lambda c: c["annotations"][0].update(category_id=9)), "unknown class"),
     (coco, edit_json(lambda c: c["annotations"][0].update(image_id=99)), "not in its list"),
     (coco, edit_json(lambda c: c.pop("categories")), "not a COCO"),
+    (coco, edit_json(lambda c: c.update(images=["a"])), "not a COCO"),
+    (coco, edit_json(lambda c: c["images"][0].pop("file_name")), "not a COCO"),
+    (coco, outline([[1, 2, 3]]), "damaged segmentation for train_00000.png (a polygon of 3"),
+    (coco, outline({"size": [9, 64], "counts": [576]}), "64 x 9 pixels in an image of 64 x 64"),
+    (coco, outline({"size": [64, 64], "counts": [9]}), "9 pixels in an image of 4096"),
+    (coco, outline({"counts": [9]}), "damaged segmentation"),
+    (coco, outline(7), "damaged segmentation"),
     (coco, edit_json(lambda c: c.update(images=[], annotations=[])), "lists no image"),
     (voc, empty(XML), "not XML"),
     (voc, remove(XML), "not found"),
@@ -152,6 +165,79 @@ def test_box_one_pixel_outside_is_cut(scenes: Write) -> None:
     root = scenes()
     edit_json(lambda c: c["annotations"][0].update(image_id=1, bbox=[-1, 50, 20, 15]))(root)
     assert [0.0, 50.0, 19.0, 64.0] in read(coco, root).train[0].boxes.tolist()
+
+
+def test_union_of_year_folders_is_one_after_the_other(scenes: Write, tmp_path: Path) -> None:
+    scenes("kit/VOC2007", train=3, test=2), scenes("kit/VOC2012", train=4, test=2, seed=1)
+    root = str(tmp_path / "kit")
+    names = ("0", "1", "2")
+    years = [voc(tmp_path, root=f"{root}/VOC{y}", classes=names) for y in (2007, 2012)]
+    union = voc(tmp_path, root=root, train=("VOC2007/train", "VOC2012/train"), test="VOC2007/val")
+    assert [image.path for image in union.train] == [i.path for y in years for i in y.train]
+    assert [image.path for image in union.test] == [i.path for i in years[0].test]
+    assert union.class_names == names
+
+    # Under the names of the originals' splits no split need be named.
+    for year, old, new in (
+        (2007, "train", "trainval"),
+        (2012, "train", "trainval"),
+        (2007, "val", "test"),
+    ):
+        lists = Path(root) / f"VOC{year}" / "ImageSets" / "Main"
+        (lists / f"{old}.txt").rename(lists / f"{new}.txt")
+    usual = voc(tmp_path, root=root)
+    assert [len(usual.train), len(usual.test)] == [7, 2]
+    assert [image.path for image in usual.train] == [image.path for image in union.train]
+
+
+def outlined(content: dict[str, Any]) -> None:
+    """Gives each object of a COCO file its box as outline: polygons and run lengths in turn."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    for number, annotation in enumerate(content["annotations"]):
+        x, y, width, height = annotation["bbox"]
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        rows, columns = sizes[annotation["image_id"]]
+        columnwise = torch.zeros(columns, rows, dtype=torch.int64)
+        columnwise[x : x + width, y : y + height] = 1
+        values, counts = columnwise.flatten().unique_consecutive(return_counts=True)
+        lengths = counts.tolist() if values[0] == 0 else [0, *counts.tolist()]
+        run_lengths = {"size": [rows, columns], "counts": lengths}
+        annotation["segmentation"] = run_lengths if number % 2 else [corners]
+
+
+def test_outlines_become_masks_that_fill_their_boxes(scenes: Write) -> None:
+    root = scenes()
+    edit_json(outlined)(root)
+    images = read(coco, root).train
+    assert sum(len(image.boxes) for image in images) > 2
+    for image in images:
+        masks = image.masks()
+        assert masks.shape == (len(image.boxes), 64, 64)
+        for mask, (x0, y0, x1, y1) in zip(masks, image.boxes.int().tolist(), strict=True):
+            expected = torch.zeros(64, 64, dtype=torch.uint8)
+            expected[y0:y1, x0:x1] = 1
+            assert torch.equal(mask, expected)
+
+
+def test_masks_are_mirrored_with_their_image(scenes: Write) -> None:
+    root = scenes()
+    edit_json(outlined)(root)
+    data = read(coco, root)
+    plain = example(data, 0, mirrored=False, masks=True)[1]["masks"]
+    assert torch.equal(example(data, 0, mirrored=True, masks=True)[1]["masks"].flip(2), plain)
+
+
+def test_boxes_alone_are_refused_for_masks(scenes: Write) -> None:
+    with pytest.raises(UserError, match=r"train_00000\.png has boxes without outlines"):
+        check_masks(read(coco, scenes()))
+
+
+def test_run_lengths_that_cannot_be_drawn_name_the_image(scenes: Write) -> None:
+    root = scenes()
+    rubbish = {"size": [64, 64], "counts": "zzzzzz~~~~"}
+    edit_json(lambda c: [a.update(segmentation=rubbish) for a in c["annotations"]])(root)
+    with pytest.raises(UserError, match=r"train_00000\.png"):
+        read(coco, root).train[0].masks()
 
 
 def test_crowds_are_not_trained_on_but_difficult_objects_are(scenes: Write) -> None:

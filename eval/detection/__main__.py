@@ -1,0 +1,6 @@
+"""`python -m eval.detection RUN_OR_BUNDLE --data DIR`: the encoder as a detector's trunk."""
+
+from eval.command import main
+
+if __name__ == "__main__":
+    raise SystemExit(main("detection"))

@@ -1,0 +1,92 @@
+"""The C4 form of ResNets, as the MoCo and CoCoRD papers fine-tune them.
+
+conv1 to layer3 are the trunk (stride 16); layer4 and one more batch norm run on each region's 14 x
+14 crop, for its box by their spatial mean and for its mask as a map. All batch norms learn.
+
+What differs from detectron2's form of it, whose numbers the papers print: RoIAlign's half-pixel
+shift, smooth L1 with beta 1/9 in place of L1, box regressions of the background class, batch norms
+that decay like all weights, a second pass of layer4 for the masks, no precise batch norm.
+"""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from compress.errors import UserError
+from eval.detection.trunk import Frozen, probed
+
+ANCHOR_SIZES: tuple[int, ...] = (32, 64, 128, 256, 512)
+ANCHOR_RATIOS: tuple[float, ...] = (0.5, 1.0, 2.0)
+ROI_SIZE = 14
+_TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+
+
+class C4Trunk(nn.Sequential):
+    """conv1 to layer3 of a ResNet, under their names: (N, 3, H, W) -> (N, C, H/16, W/16)."""
+
+    def __init__(self, network: ResNet) -> None:
+        super().__init__(OrderedDict((name, getattr(network, name)) for name in _TRUNK))
+        self.out_channels = probed(self, side=64)[0]
+
+
+class C4Stage(nn.Module):
+    """layer4 and the extra norm: crops (n, C, 14, 14) -> maps (n, `width`, 7, 7)."""
+
+    def __init__(self, network: ResNet, channels: int, *, freeze: bool) -> None:
+        super().__init__()
+        self.width = probed(network.layer4, channels, side=ROI_SIZE)[0]
+        self.layer4 = Frozen(network.layer4) if freeze else network.layer4
+        self.norm = nn.BatchNorm2d(self.width)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Without crops a black one is sent through: several processes' batch norm needs a row."""
+        padded = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
+        maps: Tensor = self.norm(self.layer4(padded))
+        return maps[: len(crops)]
+
+
+class C4BoxHead(nn.Module):
+    """A region's features: the mean of its map, (n, C, 14, 14) -> (n, width)."""
+
+    def __init__(self, stage: C4Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, crops: Tensor) -> Tensor:
+        maps: Tensor = self.stage(crops)
+        return maps.mean((2, 3))
+
+
+class C4MaskHead(nn.Module):
+    """A region's map, by the box head's own stage: (n, C, 14, 14) -> (n, width, 7, 7)."""
+
+    def __init__(self, stage: C4Stage) -> None:
+        super().__init__()
+        self.shared = (stage,)  # in a tuple: its parameters belong to the box head
+
+    def forward(self, crops: Tensor) -> Tensor:
+        maps: Tensor = self.shared[0](crops)
+        return maps
+
+
+def c4_parts(network: nn.Module, *, freeze: bool) -> tuple[nn.Module, C4Stage]:
+    """Trunk and last stage of a ResNet, sharing its parameters.
+
+    freeze: neither of them learns; the extra norm does.
+
+    Raises:
+        UserError: the network is no ResNet of torchvision's.
+    """
+    if not isinstance(network, ResNet):
+        raise UserError(
+            f"head: c4 needs a ResNet of torchvision's, this student is a "
+            f"{type(network).__name__}; take head: two_fc."
+        )
+    trunk = C4Trunk(network)
+    stage = C4Stage(network, trunk.out_channels, freeze=freeze)
+    if not freeze:
+        return trunk, stage
+    frozen = Frozen(trunk)
+    frozen.out_channels = trunk.out_channels  # type: ignore[assignment]  # torchvision asks for it
+    return frozen, stage

@@ -1,0 +1,39 @@
+"""What a trained detector finds in images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+from compress.ranks import joined, part
+from eval.detection.annotations import AnnotatedImage
+from eval.detection.masks import encode_masks
+
+
+@torch.no_grad()
+def detect(
+    detector: FasterRCNN, images: tuple[AnnotatedImage, ...], batch_size: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Boxes (n, 4), labels (n,) and scores (n,) of every image, on the CPU, best score first.
+
+    A mask detector's have also `segments`, the run lengths of each mask. Each of several processes
+    sees whole batches of the images, and all get all detections.
+    """
+    detector.eval()
+    found: list[dict[str, Any]] = []
+    firsts = range(0, len(images), batch_size)
+    for first in firsts[part(len(firsts))]:
+        chunk = [
+            image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
+        ]
+        found += [_packed(output) for output in detector(chunk)]
+    return joined(found)
+
+
+def _packed(output: dict[str, Tensor]) -> dict[str, Any]:
+    """Masks, (n, 1, H, W) of how sure a pixel is, take megabytes an image; run lengths do not."""
+    packed: dict[str, Any] = {k: v.cpu() for k, v in output.items() if k != "masks"}
+    if "masks" in output:
+        packed["segments"] = encode_masks(output["masks"][:, 0] >= 0.5)
+    return packed

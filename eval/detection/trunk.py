@@ -1,0 +1,88 @@
+"""The map that a detector reads: an encoder's last one, pooled where its stride is small."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compress.deployment import Encoder
+from compress.errors import UserError
+
+
+class Frozen(nn.Module):
+    """A network that never learns: eval mode whatever its parent's, no gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay in eval mode, so that batch norm keeps its statistics."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, rows: Tensor) -> Tensor:
+        """What the network makes of `rows`."""
+        maps: Tensor = self.network(rows)
+        return maps
+
+
+class Backbone(nn.Module):
+    """The encoder as torchvision's detectors expect it; a map of a small stride is pooled.
+
+    The stride is what a dry run shows. A finer map becomes one of `stride` pixels by average
+    pooling of the map, or by max pooling behind the first convolution (`pool_stem`), which costs
+    far less and shows the encoder everything smaller.
+    """
+
+    def __init__(
+        self, encoder: Encoder, stride: int, *, pool_stem: bool = False, freeze: bool = False
+    ) -> None:
+        super().__init__()
+        own = probed(encoder)[1]
+        if stride % own and own < stride:
+            raise UserError(f"detection: stride {stride} is not a multiple of the encoder's {own}.")
+        factor = max(1, stride // own)
+        self.pool = 1 if pool_stem else factor
+        self.out_channels = encoder.channels
+        if pool_stem and factor > 1:
+            first = _first_convolution(encoder)
+            first.register_forward_hook(lambda _, __, maps: functional.max_pool2d(maps, factor))
+        self.encoder: nn.Module = Frozen(encoder) if freeze else encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised -> (N, channels, H / stride, W / stride)."""
+        features: Tensor = self.encoder(images)
+        return functional.avg_pool2d(features, self.pool) if self.pool > 1 else features
+
+
+@torch.no_grad()
+def probed(network: nn.Module, channels: int = 3, side: int = 128) -> tuple[int, int]:
+    """Channels of a network's map, and its stride, found by a dry run on an empty image.
+
+    Raises:
+        UserError: the network takes no images of this side.
+    """
+    modes = {module: module.training for module in network.modules()}
+    place = next(network.parameters()).device
+    try:
+        maps: Tensor = network.eval()(torch.zeros(1, channels, side, side, device=place))
+    except RuntimeError as error:
+        raise UserError(f"the encoder takes no images of {side} pixels ({error}).") from None
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return maps.shape[1], side // maps.shape[2]
+
+
+def _first_convolution(encoder: nn.Module) -> nn.Module:
+    """The convolution that sees the image, found by a dry run."""
+    called: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda found, _, __: called.append(found))
+        for module in encoder.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    probed(encoder)
+    for hook in hooks:
+        hook.remove()
+    return called[0]

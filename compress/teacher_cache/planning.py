@@ -40,9 +40,9 @@ def planning_remark(
     cold, other = (
         100 * expected_hit_share(draws, slots, earlier) * kept / images for earlier in (0, draws)
     )
-    bound = f"; {kept:,} images ({kept * image / 1e9:.2f} GB) are kept" if kept < images else ""
+    bound = f"; {kept:,} images ({_bytes(kept * image)}) are kept" if kept < images else ""
     return (
-        f"teacher cache: up to {images * image / 1e9:.2f} GB for {images:,} images x {slots} views"
+        f"teacher cache: up to {_bytes(images * image)} for {images:,} images x {slots} views"
         f"{bound}; a cold run of {draws} views per image is expected to find {cold:.1f} % of its "
         f"targets there, a warm one {100 * kept / images:.1f} % with the same data.seed and "
         f"{other:.1f} % with another"
@@ -88,4 +88,11 @@ def _size(kind: str, specs: TapSpecs, images: int, slots: int) -> str:
         return ""
     if slots > _MOST_SLOTS or not images:
         return f", {numbers:,} numbers a view"
-    return f", {numbers * 4 * images * slots / 1e9:,.0f} GB for {images:,} images x {slots} views"
+    return f", {_bytes(numbers * 4 * images * slots)} for {images:,} images x {slots} views"
+
+
+def _bytes(count: int) -> str:
+    """`3.34 GB`, `61.9 MB`."""
+    if count < 1e9:
+        return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e9:,.{0 if count >= 1e11 else 2}f} GB"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -59,34 +58,6 @@ def draw_detections(
     _row(panels).save(path)
 
 
-def draw_masks(
-    path: Path,
-    images: Sequence[Tensor],
-    truths: Sequence[Tensor],
-    predictions: Sequence[Tensor],
-    void: int,
-) -> None:
-    """Two rows: the images under their true masks, and under the predicted ones.
-
-    images[i] is (3, H, W) uint8, truths[i] and predictions[i] are (H, W) class indices; class 0
-    (background) and `void` stay uncoloured.
-    """
-    rows = []
-    for masks in (truths, predictions):
-        panels = []
-        for pixels, mask in zip(images, masks, strict=True):
-            colours = torch.tensor(_palette(int(max(t.max() for t in (*truths, *predictions))) + 1))
-            coloured = (mask != 0) & (mask != void)
-            overlay = colours[mask].permute(2, 0, 1)
-            mixed = torch.where(coloured, 0.35 * pixels + 0.65 * overlay, pixels.float())
-            panels.append(_enlarged(mixed.round().to(torch.uint8))[0])
-        rows.append(_row(panels))
-    sheet = Image.new("RGB", (rows[0].width, 2 * rows[0].height + _GAP), "white")
-    for index, row in enumerate(rows):
-        sheet.paste(row, (0, index * (row.height + _GAP)))
-    sheet.save(path)
-
-
 def _tinted(pixels: Tensor, masks: Sequence[RunLengths]) -> Tensor:
     """(3, H, W) uint8 with the predicted masks in half the prediction's colour."""
     if not masks:
@@ -99,16 +70,6 @@ def _tinted(pixels: Tensor, masks: Sequence[RunLengths]) -> Tensor:
 def _corners(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (scale * side for side in box)
     return x0, y0, x1, y1
-
-
-def _palette(count: int) -> list[tuple[int, int, int]]:
-    """Distinct hues, spread by the golden ratio."""
-    hues = (np.arange(count) * 0.61803) % 1
-    strip = Image.fromarray(
-        np.stack([hues * 255, np.full(count, 200), np.full(count, 255)], 1)[None].astype(np.uint8),
-        "HSV",
-    )
-    return [tuple(colour) for colour in np.asarray(strip.convert("RGB"))[0].tolist()]
 
 
 def _enlarged(pixels: Tensor) -> tuple[Image.Image, float]:

@@ -1,126 +1,95 @@
-"""Images with masks in the layout of PASCAL VOC segmentation, checked when they are opened.
+"""Images with masks of class indices, checked when they are opened; `readers` finds them.
 
-A mask is a PNG whose pixel values are class indices (palette or grey); 255 is void and ignored.
+A mask is a PNG (palette or grey); what each of its 256 values means is up to the data set.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from compress.errors import UserError
-from eval.digit_scenes import prepare
 
 VOID = 255
-_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPEG", ".JPG")
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """One image and its mask: files of the same height and width."""
+    """One image and its mask: files of the same height and width.
+
+    `meaning` gives the class of each of the 256 values of a mask, VOID where it is ignored and -1
+    where there is no such class.
+    """
 
     image: Path
     mask: Path
+    meaning: tuple[int, ...] = field(repr=False)
 
     def pixels(self) -> Tensor:
         """(3, H, W) uint8 RGB."""
-        with _opened(self.image) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(_decoded(self.image, "RGB")).permute(2, 0, 1)
 
     def classes(self) -> Tensor:
-        """(H, W) int64 class indices, 255 where void."""
-        with _opened(self.mask) as mask:
-            if mask.mode not in ("P", "L"):
-                raise UserError(f"{self.mask} is no mask of class indices (mode {mask.mode}).")
-            return torch.from_numpy(np.array(mask)).long()
+        """(H, W) int64 class indices, 255 where void.
+
+        Raises:
+            UserError: the mask cannot be read, or has a value that stands for no class.
+        """
+        values = torch.from_numpy(_decoded(self.mask, None)).long()
+        classes = torch.tensor(self.meaning)[values]
+        if (unknown := values[classes == _UNKNOWN]).numel():
+            known = [value for value, label in enumerate(self.meaning) if label != _UNKNOWN]
+            raise UserError(
+                f"{self.mask} has the value {int(unknown[0])}, which is no class; there are values "
+                f"{_ranges(known)}."
+            )
+        return classes
 
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training and test images; class 0 is background in VOC's sense."""
+    """Training and test images; with `background`, class 0 is what belongs to no object."""
 
     class_names: tuple[str, ...]
     train: tuple[MaskedImage, ...]
     test: tuple[MaskedImage, ...]
+    background: bool = False
 
 
-def voc_segmentation(
-    folder: Path, *, root: str, classes: tuple[str, ...], train: str = "train", test: str = "val"
-) -> SegmentationData:
-    """VOC layout: `ImageSets/Segmentation/<split>.txt`, `JPEGImages/*`, `SegmentationClass/*.png`.
-
-    `classes` names the mask values 0, 1, 2, ... in order, background included.
-    """
-    names = tuple(classes)
-    splits = [_read_split(Path(root), split, len(names)) for split in (train, test)]
-    return SegmentationData(names, splits[0], splits[1])
+def meaning(classes: Mapping[int, int], void: Iterable[int] = (VOID,)) -> tuple[int, ...]:
+    """The `MaskedImage.meaning` of masks with the given value -> class, and of void values."""
+    ignored = {*void}
+    return tuple(VOID if v in ignored else classes.get(v, _UNKNOWN) for v in range(256))
 
 
-def digit_scenes(
-    folder: Path,
-    *,
-    classes: int = 4,
-    train_images: int = 200,
-    test_images: int = 100,
-    image_size: int = 64,
-    seed: int = 0,
-) -> SegmentationData:
-    """Scenes of held-out digits, written below `folder` and read from there in VOC's layout."""
-    root, names = prepare(
-        folder,
-        classes=classes,
-        train_images=train_images,
-        test_images=test_images,
-        image_size=image_size,
-        seed=seed,
-    )
-    return voc_segmentation(folder, root=str(root), classes=("background", *names))
-
-
-DATASETS: Mapping[str, Callable[..., SegmentationData]] = {
-    "voc_segmentation": voc_segmentation,
-    "digit_scenes": digit_scenes,
-}
-
-
-def _read_split(root: Path, split: str, classes: int) -> tuple[MaskedImage, ...]:
-    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-    try:
-        stems = path.read_text().split()
-    except FileNotFoundError:
-        raise UserError(f"{path} not found.") from None
-    if not stems:
-        raise UserError(f"{path} lists no image.")
-    return tuple(_checked(root, stem, classes) for stem in stems)
-
-
-def _checked(root: Path, stem: str, classes: int) -> MaskedImage:
-    folder = root / "JPEGImages"
-    image = next((p for s in _SUFFIXES if (p := folder / (stem + s)).is_file()), None)
-    if image is None:
-        raise UserError(f"{folder / stem}.jpg or .png not found.")
-    item = MaskedImage(image, root / "SegmentationClass" / f"{stem}.png")
-    values = item.classes()
-    with _opened(image) as opened:
-        width, height = opened.size
-    if values.shape != (height, width):
+def checked(item: MaskedImage) -> MaskedImage:
+    """The same, once its mask is known to have classes only and the size of its image."""
+    classes = item.classes()
+    with _opened(item.image) as image:
+        width, height = image.size
+    if classes.shape != (height, width):
         raise UserError(
-            f"{item.mask} has {values.shape[1]} x {values.shape[0]} pixels, its image "
-            f"{image.name} has {width} x {height}."
+            f"{item.mask} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
+            f"{item.image.name} has {width} x {height}."
         )
-    largest = _largest(values)
-    if largest >= classes:
-        raise UserError(f"{item.mask} has class {largest}; there are classes 0 to {classes - 1}.")
     return item
 
 
-def _largest(values: Tensor) -> int:
-    valid = values[values != VOID]
-    return int(valid.max()) if len(valid) else 0
+def _decoded(path: Path, mode: str | None) -> NDArray[np.uint8]:
+    """A file's pixels: converted to `mode`, or the indices of a mask."""
+    with _opened(path) as image:
+        if mode is None and image.mode not in ("P", "L"):
+            raise UserError(f"{path} is no mask of class indices (mode {image.mode}).")
+        try:
+            return np.array(image if mode is None else image.convert(mode))
+        except (OSError, SyntaxError) as error:  # what PIL raises for a file that ends early
+            raise UserError(f"{path} cannot be read as an image ({error}).") from None
 
 
 def _opened(path: Path) -> Image.Image:
@@ -128,5 +97,16 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise UserError(f"{path} not found.") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
+
+
+def _ranges(values: list[int]) -> str:
+    """Ascending numbers as text: 0 to 10, 255."""
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

@@ -1,5 +1,8 @@
 """Mean intersection over union from one confusion matrix over the whole test split."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -33,3 +36,24 @@ def segmentation_metrics(confusion: Tensor) -> dict[str, float]:
         "pixel_accuracy_percent": 100 * float(confusion.diagonal().sum() / confusion.sum()),
         "absent_classes": int((~present).sum()),
     }
+
+
+@dataclass(frozen=True)
+class Majority:
+    """The most frequent class of the masks, and what it would score everywhere, in percent."""
+
+    label: int
+    miou_percent: float
+    pixel_percent: float
+
+
+def majority(masks: Iterable[Tensor], classes: int, void: int) -> Majority:
+    """What the best constant prediction scores on masks (H, W): the least that is to be beaten."""
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for mask in masks:
+        counts += torch.bincount(mask[mask != void], minlength=classes)
+    label = int(counts.argmax())
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    confusion[:, label] = counts
+    metrics = segmentation_metrics(confusion)
+    return Majority(label, metrics["miou_percent"], metrics["pixel_accuracy_percent"])

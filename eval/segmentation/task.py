@@ -1,4 +1,4 @@
-"""The segmentation task: fine-tune encoder and head from each init, report mean IoU."""
+"""The segmentation task: fine-tune encoder and heads from each init, report mean IoU."""
 
 from pathlib import Path
 from typing import Any
@@ -7,32 +7,72 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress.deployment import Encoder
 from compress.errors import UserError
 from compress.ranks import is_first, part, summed
-from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, fine_tune, opened, result
-from eval.pictures import draw_masks
-from eval.segmentation.data import DATASETS, VOID, MaskedImage, SegmentationData
-from eval.segmentation.metrics import PROTOCOL, confusion_matrix, segmentation_metrics
-from eval.segmentation.model import SegmentationLoss, Segmenter
+from eval.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
+from eval.segmentation.data import VOID, SegmentationData
+from eval.segmentation.deep_stem import deep_stemmed
+from eval.segmentation.metrics import PROTOCOL, confusion_matrix, majority, segmentation_metrics
+from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
+from eval.segmentation.overlays import draw_overlays
+from eval.segmentation.readers import DATASETS
+from eval.segmentation.trunk import auxiliary_map
+from eval.segmentation.views import ViewBatches, Views, scaled
 
 __all__ = ["DATASETS", "segmentation"]
 
+_PICTURE = "masks.png"
 _PICTURED = 4
-Example = tuple[Tensor, Tensor]
 
 
 def segmentation(
-    context: Context, *, image_size: int | None = None, width: int = 64, flip: bool = False
+    context: Context,
+    *,
+    image_size: int | None = None,
+    crop: int | None = None,
+    scales: tuple[float, float] | None = None,
+    flip: bool = False,
+    width: int | None = None,
+    auxiliary_weight: float = AUXILIARY_WEIGHT,
+    deep_stem: bool = False,
+    freeze_encoder: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune and evaluate every init.
 
     Args:
         image_size: side in pixels of the square to which images are scaled; predictions are scaled
-            back to the mask. None keeps the images, which then all have one size.
-        width: channels of each branch of the pyramid pooling head.
+            back to the mask. None keeps the images.
+        crop: side of the squares that training images are cut to; tests see whole images.
+        scales: training images are scaled before by a factor between these (papers: 0.7 and 2.1).
         flip: mirror training images at random; wrong where left and right differ in meaning.
+        width: channels of each pyramid branch; None: a quarter of the encoder's, 64 or more.
+        auxiliary_weight: of the loss on the map before the last stage; 0: no such head.
+        deep_stem: give an ImageNet-style ResNet the papers' stem of three 3x3 convolutions. Its
+            weights are new, so fewer than 100 % match, which must be allowed.
+        freeze_encoder: only the head learns; batch-norm statistics stay too.
     """
+    views = Views(image_size, crop, scales and (scales[0], scales[1]), flip)
+    if deep_stem and freeze_encoder:
+        raise UserError("segmentation: a deep stem is new and must learn; not freeze_encoder.")
+    data = _opened(context)
+    weight = 0.0 if freeze_encoder else auxiliary_weight  # its only use is to teach the encoder
+
+    def evaluate(start: Start) -> dict[str, float]:
+        segmenter = Segmenter(
+            _deepened(context, start) if deep_stem else start.encoder,
+            classes=len(data.class_names),
+            seed=start.seed,
+            width=width,
+            auxiliary=auxiliary_map(start.origin.taps) if weight > 0 else None,
+            frozen=freeze_encoder,
+        )
+        return _fine_tune(context, start, segmenter, data, views, weight)
+
+    return _result(context, compare_inits(context, evaluate), data)
+
+
+def _opened(context: Context) -> SegmentationData:
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
     data = opened(context, lambda folder: make(folder, **spec))
@@ -41,24 +81,53 @@ def segmentation(
             "segmentation needs batches of two or more images: the norm of the one-cell branch "
             "has a single value per image."
         )
+    return data
 
-    def evaluate(start: Start) -> dict[str, float]:
-        segmenter = Segmenter(
-            start.encoder, classes=len(data.class_names), width=width, seed=context.seed
-        )
-        return _fine_tune(context, start, segmenter, data, image_size, flip)
 
-    rows = compare_inits(context, evaluate)
-    return result(
+def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData) -> dict[str, Any]:
+    """The values of the stage, with what one class everywhere would score."""
+    alone = majority([item.classes() for item in data.test], len(data.class_names), VOID)
+    name = data.class_names[alone.label]
+    legend = (
+        "Of each picture, the upper row shows the true masks, the lower row the predicted. "
+        f"'{name}' everywhere would have a mean IoU of {alone.miou_percent:.1f} % and "
+        f"{alone.pixel_percent:.1f} % of the pixels."
+    )
+    first = [sorted((context.folder / init).rglob(_PICTURE))[:1] for init in context.inits]
+    values = result(
         context,
         rows,
         protocol=PROTOCOL,
         headline="miou_percent",
         train_images=len(data.train),
         test_images=len(data.test),
-        pictures=[f"pictures/{init}.png" for init in context.inits],
-        legend="Of each picture, the upper row shows the true masks, the lower row the predicted.",
+        pictures=[str(p.relative_to(context.folder)) for found in first for p in found],
+        legend=legend,
     )
+    return {
+        **values,
+        "majority": {
+            "class": name,
+            "miou_percent": alone.miou_percent,
+            "pixel_percent": alone.pixel_percent,
+        },
+    }
+
+
+def _deepened(context: Context, start: Start) -> Encoder:
+    """The start's encoder with a deep stem, where the share that matches is allowed."""
+    taps = start.origin.taps
+    assert taps.last_map is not None  # the encoder was cut there
+    network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
+    encoder = deep_stemmed(network, start.encoder, taps.last_map, seed=start.seed)
+    start.encoder.matched_percent = encoder.matched_percent  # what the row will show
+    if start.init != SCRATCH and not context.allow_partial:
+        raise UserError(
+            f"{start.origin.given}: with a deep stem only {encoder.matched_percent:.1f} % of the "
+            "encoder's weights match, as it was trained with another stem; allow that "
+            "(--allow-partial) or leave out deep_stem."
+        )
+    return encoder
 
 
 def _fine_tune(
@@ -66,28 +135,21 @@ def _fine_tune(
     start: Start,
     segmenter: Segmenter,
     data: SegmentationData,
-    image_size: int | None,
-    flip: bool,
+    views: Views,
+    auxiliary_weight: float,
 ) -> dict[str, float]:
-    def collate(examples: list[Example]) -> tuple[Tensor, Tensor]:
-        shapes = {tuple(mask.shape) for _, mask in examples}
-        if len(shapes) > 1:
-            raise UserError(f"segmentation: images of {len(shapes)} sizes; set image_size.")
-        pixels = torch.stack([pixels for pixels, _ in examples]).to(context.device)
-        masks = torch.stack([mask for _, mask in examples]).to(context.device)
-        return segmenter.encoder.preprocessing.normalise(pixels), masks
-
-    batches = KeyedBatches(
-        count=len(data.train),
+    batches = ViewBatches(
+        data.train,
+        views,
+        segmenter.preprocessing,
         batch_size=context.settings.batch_size,
-        seed=context.seed,
-        flip=flip,
-        read=lambda index, mirrored: example(data.train[index], image_size, mirrored),
-        collate=collate,
+        seed=start.seed,
+        device=context.device,
     )
-    fine_tune(context, start, SegmentationLoss(segmenter, VOID), batches, "segmentation")
-    picture = context.folder / "pictures" / f"{start.init}.png"
-    return _evaluate(segmenter, data, image_size, context.device, picture)
+    loss = SegmentationLoss(segmenter, VOID, auxiliary_weight)
+    fine_tune(context, start, loss, batches, "segmentation")
+    picture = start.folder / _PICTURE
+    return _evaluate(segmenter, data, views.image_size, context.device, picture)
 
 
 def _evaluate(
@@ -97,39 +159,23 @@ def _evaluate(
     device: torch.device,
     picture: Path,
 ) -> dict[str, float]:
-    """Metrics over the test images, of which each process sees its part; the first are drawn."""
+    """Metrics over the test images, of which each process sees its part; some are drawn."""
     classes = len(data.class_names)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for item in data.test[part(len(data.test))]:
         prediction = predict(segmenter, item.pixels(), image_size, device)
         confusion += confusion_matrix(item.classes(), prediction, classes=classes, void=VOID)
     if is_first():
-        picture.parent.mkdir(exist_ok=True)
-        images = [item.pixels() for item in data.test[:_PICTURED]]
-        truths = [item.classes() for item in data.test[:_PICTURED]]
-        predictions = [predict(segmenter, pixels, image_size, device) for pixels in images]
-        draw_masks(picture, images, truths, predictions, VOID)
+        shown = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
+        draw_overlays(
+            picture,
+            [item.pixels() for item in shown],
+            [item.classes() for item in shown],
+            [predict(segmenter, item.pixels(), image_size, device) for item in shown],
+            data.class_names,
+            background=data.background,
+        )
     return segmentation_metrics(summed(confusion))
-
-
-def example(item: MaskedImage, image_size: int | None, mirrored: bool) -> Example:
-    """Pixels (3, H, W) uint8 and mask (H, W) int64, scaled to the square, mirrored or not."""
-    pixels, mask = item.pixels(), item.classes()
-    if image_size is not None:
-        pixels = _scaled(pixels, (image_size, image_size))
-        square = mask[None, None].float()
-        mask = functional.interpolate(square, size=(image_size, image_size), mode="nearest")[
-            0, 0
-        ].long()
-    return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
-
-
-def _scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 -> (3, *size) uint8."""
-    scaled = functional.interpolate(
-        pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
-    )
-    return scaled[0].round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
@@ -140,7 +186,7 @@ def predict(
     segmenter.eval()
     size = (pixels.shape[1], pixels.shape[2])
     if image_size is not None:
-        pixels = _scaled(pixels, (image_size, image_size))
-    logits = segmenter(segmenter.encoder.preprocessing.normalise(pixels[None].to(device)))
+        pixels = scaled(pixels, (image_size, image_size))
+    logits = segmenter(segmenter.preprocessing.normalise(pixels[None].to(device)))
     logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
     return logits[0].argmax(0).cpu()

@@ -1,20 +1,24 @@
-"""Segmentation: the confusion matrix against loops, the pyramid head's shapes, the reader."""
+"""Segmentation: the confusion matrix against loops, the pyramid head's shapes, its loss."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from compress.deployment import Encoder
-from compress.errors import UserError
-from eval.segmentation.data import VOID, SegmentationData, voc_segmentation
-from eval.segmentation.metrics import confusion_matrix, iou_per_class, segmentation_metrics
+from eval.segmentation.data import VOID, SegmentationData
+from eval.segmentation.metrics import (
+    confusion_matrix,
+    iou_per_class,
+    majority,
+    segmentation_metrics,
+)
 from eval.segmentation.model import PyramidPoolingHead, SegmentationLoss, Segmenter
-from eval.segmentation.task import example, predict
+from eval.segmentation.readers import voc_segmentation
+from eval.segmentation.task import predict
+from eval.segmentation.views import example
 
 Write = Callable[..., Path]
 
@@ -101,7 +105,7 @@ def test_void_pixels_carry_no_gradient(encoder: Encoder) -> None:
 
 def test_loss_falls_and_reaches_every_parameter(encoder: Encoder, scenes: Write) -> None:
     data = read(scenes())
-    pairs = [example(item, None, mirrored=False) for item in data.train]
+    pairs = [example(item, None) for item in data.train]
     images = encoder.preprocessing.normalise(torch.stack([pixels for pixels, _ in pairs]))
     masks = torch.stack([mask for _, mask in pairs])
     module = SegmentationLoss(Segmenter(encoder, classes=4, width=8, seed=0), VOID)
@@ -122,88 +126,18 @@ def test_prediction_has_the_mask_size_when_images_are_scaled(
 ) -> None:
     item = read(scenes()).test[0]
     segmenter = Segmenter(encoder, classes=4, width=4, seed=0)
-    assert example(item, 40, mirrored=False)[1].shape == (40, 40)
+    assert example(item, 40)[1].shape == (40, 40)
     for image_size in (None, 40):
         predicted = predict(segmenter, item.pixels(), image_size, torch.device("cpu"))
         assert predicted.shape == item.classes().shape
         assert predicted.max() < 4
 
 
-def test_mirroring_moves_image_and_mask_together(scenes: Write) -> None:
-    item = read(scenes()).train[0]
-    pixels, mask = example(item, None, mirrored=False)
-    mirrored_pixels, mirrored_mask = example(item, None, mirrored=True)
-    assert torch.equal(mirrored_pixels.flip(2), pixels)
-    assert torch.equal(mirrored_mask.flip(1), mask)
-
-
-def test_void_is_read_as_void_and_not_as_a_class(scenes: Write) -> None:
-    root = scenes()
-    path = root / "SegmentationClass" / "train_00000.png"
-    values = np.asarray(Image.open(path)).copy()
-    values[:5] = 255
-    Image.fromarray(values).save(path)
-    assert (read(root).train[0].classes()[:5] == VOID).all()
-
-
-def damage_size(root: Path) -> str:
-    path = root / "SegmentationClass" / "train_00001.png"
-    Image.open(path).crop((0, 0, 60, 64)).save(path)
-    return r"train_00001\.png has 60 x 64 pixels, its image train_00001\.png has 64 x 64"
-
-
-def damage_values(root: Path) -> str:
-    path = root / "SegmentationClass" / "train_00001.png"
-    Image.fromarray(np.full((64, 64), 7, dtype=np.uint8)).save(path)
-    return r"train_00001\.png has class 7; there are classes 0 to 3"
-
-
-def damage_mode(root: Path) -> str:
-    path = root / "SegmentationClass" / "val_00000.png"
-    Image.open(path).convert("RGB").save(path)
-    return r"val_00000\.png is no mask"
-
-
-def damage_bytes(root: Path) -> str:
-    (root / "SegmentationClass" / "val_00000.png").write_bytes(b"")
-    return r"val_00000\.png cannot be read"
-
-
-def damage_end(root: Path) -> str:
-    path = root / "SegmentationClass" / "val_00000.png"
-    path.write_bytes(path.read_bytes()[:150] if path.stat().st_size > 150 else b"")
-    return r"val_00000\.png cannot be read"
-
-
-def remove_mask(root: Path) -> str:
-    (root / "SegmentationClass" / "val_00000.png").unlink()
-    return r"val_00000\.png not found"
-
-
-def remove_image(root: Path) -> str:
-    (root / "JPEGImages" / "val_00000.png").unlink()
-    return r"val_00000.* not found"
-
-
-def empty_list(root: Path) -> str:
-    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("")
-    return r"train\.txt lists no image"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        damage_size,
-        damage_values,
-        damage_mode,
-        damage_bytes,
-        damage_end,
-        remove_mask,
-        remove_image,
-        empty_list,
-    ],
-)
-def test_damaged_mask_names_its_file(scenes: Write, damage: Callable[[Path], str]) -> None:
-    root = scenes()
-    with pytest.raises(UserError, match=damage(root)):
-        read(root)
+def test_majority_is_the_constant_prediction() -> None:
+    masks = [torch.tensor([[0, 2, 2], [2, VOID, VOID]]), torch.tensor([[2, 2, 0]])]
+    found = majority(masks, classes=4, void=VOID)
+    truth = torch.cat([mask.flatten() for mask in masks])
+    constant = torch.full_like(truth, 2)
+    assert found.label == 2
+    assert found.miou_percent == pytest.approx(mean_iou_by_sets(truth, constant, 4))
+    assert found.pixel_percent == pytest.approx(100 * 5 / 7)

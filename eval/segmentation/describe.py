@@ -1,0 +1,67 @@
+"""What a segmentation network of an architecture costs in parameters, without any training."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from compress import models
+from compress.data import Preprocessing
+from compress.deployment import cut_encoder
+from compress.errors import UserError
+from compress.tap_discovery import discover
+from eval.segmentation.deep_stem import deep_stemmed, has_plain_stem
+from eval.segmentation.model import Segmenter
+from eval.segmentation.trunk import auxiliary_map
+
+_SIDES = {True: 32, False: 224}  # of our CIFAR networks, of all others
+_STEMS = ("deep", "plain")
+
+
+def described(name: str, classes: int, stem: str | None = None) -> dict[str, Any]:
+    """Parameters of the whole network (auxiliary head included) and of its parts.
+
+    Args:
+        name: an architecture as in a recipe; without prefix ours, or else torchvision's.
+        stem: deep or plain; None: deep for ImageNet-style ResNets, as the papers have it.
+    """
+    bare = ":" not in name and name not in models.MODELS
+    architecture = f"torchvision:{name}" if bare else name
+    network = models.build(architecture, num_classes=classes).eval()
+    side = _SIDES[architecture in models.MODELS]
+    shown = Preprocessing(side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    taps = discover(network, shown.input_shape, architecture)
+    encoder = cut_encoder(network, taps, shown, {}, architecture)
+    stem = stem or ("deep" if has_plain_stem(network) else "plain")
+    if stem == "deep":
+        if taps.last_map is None:
+            raise UserError(f"{architecture} has no last map.")
+        encoder = deep_stemmed(network, encoder, taps.last_map, seed=0)
+    segmenter = Segmenter(encoder, classes=classes, seed=0, auxiliary=auxiliary_map(taps))
+    parts = {
+        part: sum(p.numel() for p in module.parameters())
+        for part, module in segmenter.named_children()
+    }
+    return {
+        "architecture": architecture,
+        "classes": classes,
+        "stem": stem,
+        "output_stride": segmenter.trunk.output_stride,
+        "width": segmenter.width,
+        "parameters": sum(parts.values()),
+        "parameters_by_part": parts,
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the description of `--describe NAME --classes K` as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m eval.segmentation")
+    parser.add_argument("--describe", metavar="NAME", required=True)
+    parser.add_argument("--classes", type=int, default=19)
+    parser.add_argument("--stem", choices=_STEMS)
+    given = parser.parse_args(arguments)
+    try:
+        print(json.dumps(described(given.describe, given.classes, given.stem), indent=2))
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+    return 0

@@ -1,0 +1,98 @@
+"""Pictures of segmentation: images under their true masks and under the predicted ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from eval.segmentation.data import VOID
+
+_SIDE = 320
+_GAP = 6
+_LINE = 16
+_SHARE = 0.6  # of the mask's colour
+
+
+def draw_overlays(
+    path: Path,
+    images: Sequence[Tensor],
+    truths: Sequence[Tensor],
+    predictions: Sequence[Tensor],
+    class_names: tuple[str, ...],
+    *,
+    background: bool,
+) -> None:
+    """Two rows (true, predicted) with a column per image, and the classes' colours below.
+
+    images[i] is (3, H, W) uint8, truths[i] and predictions[i] are (H, W) class indices. Void
+    pixels stay uncoloured, as does class 0 where it is the background.
+    """
+    colours = palette(len(class_names))
+    rows = []
+    for masks in (truths, predictions):
+        pairs = zip(images, masks, strict=True)
+        rows.append(_row([_coloured(p, m, colours, background) for p, m in pairs]))
+    legend = _legend(class_names, colours, rows[0].width, background)
+    height = 2 * (rows[0].height + _GAP)
+    sheet = Image.new("RGB", (rows[0].width, height + legend.height), "white")
+    for top, strip in zip((0, rows[0].height + _GAP, height), (*rows, legend), strict=True):
+        sheet.paste(strip, (0, top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def palette(count: int) -> Tensor:
+    """(count, 3) uint8: hues spread by the golden ratio, dark and light in turn."""
+    index = np.arange(count)
+    hues = (index * 0.61803) % 1 * 255
+    values = np.array([255, 200, 140])[index % 3]
+    strip = np.stack([hues, np.full(count, 210), values], 1)[None].astype(np.uint8)
+    return torch.from_numpy(np.array(Image.fromarray(strip, "HSV").convert("RGB"))[0])
+
+
+def _coloured(pixels: Tensor, mask: Tensor, colours: Tensor, background: bool) -> Image.Image:
+    """One panel: the image with its classes' colours over it, its longer side at _SIDE pixels."""
+    bare = mask == VOID
+    if background:
+        bare = bare | (mask == 0)
+    overlay = colours[mask.clamp(max=len(colours) - 1)].permute(2, 0, 1)
+    mixed = torch.where(bare, pixels.float(), (1 - _SHARE) * pixels + _SHARE * overlay)
+    picture = Image.fromarray(mixed.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    scale = _SIDE / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def _row(panels: Sequence[Image.Image]) -> Image.Image:
+    width = sum(panel.width + _GAP for panel in panels) - _GAP
+    row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
+    left = 0
+    for panel in panels:
+        row.paste(panel, (left, 0))
+        left += panel.width + _GAP
+    return row
+
+
+def _legend(
+    class_names: tuple[str, ...], colours: Tensor, width: int, background: bool
+) -> Image.Image:
+    """A square of each coloured class beside its name, as many lines as they take."""
+    places: list[tuple[int, int, int]] = []
+    left = line = 0
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    for label in range(1 if background else 0, len(class_names)):
+        length = _LINE + round(measure.textlength(class_names[label])) + 2 * _GAP
+        if left and left + length > width:
+            left, line = 0, line + 1
+        places.append((label, left, line * _LINE))
+        left += length
+    strip = Image.new("RGB", (width, (line + 1) * _LINE), "white")
+    pen = ImageDraw.Draw(strip)
+    for label, x, y in places:
+        red, green, blue = colours[label].tolist()
+        pen.rectangle((x, y + 2, x + 11, y + 13), fill=(red, green, blue))
+        pen.text((x + _LINE, y + 2), class_names[label], fill="black")
+    return strip

@@ -1,0 +1,144 @@
+"""Training views of segmentation: scaled, cropped, mirrored, by (seed, epoch, index) alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compress.data import Preprocessing
+from compress.errors import UserError
+from compress.randomness import generator
+from eval.batches import KeyedBatches
+from eval.segmentation.data import VOID, MaskedImage
+
+_STEP = 0.1
+Example = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Views:
+    """How an image becomes a training view.
+
+    Attributes:
+        image_size: side of the square to which images are scaled; None keeps them.
+        scales: then by a factor from `scales[0]` to `scales[1]` in steps of 0.1.
+        crop: then a square of that side is cut at random; what lies outside the image has the mean
+            colour and is void.
+        flip: mirror half of them.
+    """
+
+    image_size: int | None = None
+    crop: int | None = None
+    scales: tuple[float, float] | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scales is not None and not 0 < self.scales[0] <= self.scales[1]:
+            raise UserError(f"segmentation: scales are two ascending factors; got {self.scales}.")
+        if self.scales is not None and self.crop is None:
+            raise UserError("segmentation: with scales, images differ in size; set crop.")
+
+
+class ViewBatches:
+    """Batches of views for THE loop: normalised images (N, 3, H, W) and masks (N, H, W)."""
+
+    def __init__(
+        self,
+        images: Sequence[MaskedImage],
+        views: Views,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._images = images
+        self._views = views
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._keyed(0))
+
+    def epoch(self, epoch: int) -> Iterator[Example]:
+        """The batches of one epoch."""
+        return self._keyed(epoch).epoch(epoch)
+
+    def _keyed(self, epoch: int) -> KeyedBatches[Example, Example]:
+        def read(index: int, mirrored: bool) -> Example:
+            pixels, mask = example(self._images[index], self._views.image_size)
+            if self._views.crop is not None:
+                draw = generator(self._seed, "view", epoch, index)
+                pixels, mask = cropped(pixels, mask, self._views, self._preprocessing.mean, draw)
+            return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
+
+        return KeyedBatches(
+            count=len(self._images),
+            batch_size=self._batch_size,
+            seed=self._seed,
+            flip=self._views.flip,
+            read=read,
+            collate=self._collate,
+        )
+
+    def _collate(self, examples: list[Example]) -> Example:
+        shapes = {tuple(mask.shape) for _, mask in examples}
+        if len(shapes) > 1:
+            raise UserError(f"segmentation: images of {len(shapes)} sizes; set image_size or crop.")
+        pixels = torch.stack([pixels for pixels, _ in examples]).to(self._device)
+        masks = torch.stack([mask for _, mask in examples]).to(self._device)
+        return self._preprocessing.normalise(pixels), masks
+
+
+def example(item: MaskedImage, image_size: int | None) -> Example:
+    """Pixels (3, H, W) uint8 and mask (H, W) int64, scaled to the square."""
+    pixels, mask = item.pixels(), item.classes()
+    if image_size is None:
+        return pixels, mask
+    size = (image_size, image_size)
+    return scaled(pixels, size), _scaled_mask(mask, size)
+
+
+def cropped(
+    pixels: Tensor,
+    mask: Tensor,
+    views: Views,
+    mean: tuple[float, float, float],
+    draw: torch.Generator,
+) -> Example:
+    """A view (3, crop, crop) and its mask (crop, crop) by the numbers of `draw`."""
+    crop = views.crop or 0
+    if views.scales is not None:
+        low, high = views.scales
+        steps = round((high - low) / _STEP)
+        factor = low + _STEP * int(torch.randint(steps + 1, (1,), generator=draw))
+        size = (max(1, round(factor * mask.shape[0])), max(1, round(factor * mask.shape[1])))
+        pixels, mask = scaled(pixels, size), _scaled_mask(mask, size)
+    below, right = max(0, crop - mask.shape[0]), max(0, crop - mask.shape[1])
+    if below or right:
+        colour = (255 * torch.tensor(mean)).round().to(torch.uint8)
+        whole = colour[:, None, None].repeat(1, mask.shape[0] + below, mask.shape[1] + right)
+        whole[:, : mask.shape[0], : mask.shape[1]] = pixels
+        pixels, mask = whole, functional.pad(mask, (0, right, 0, below), value=VOID)
+    top = int(torch.randint(mask.shape[0] - crop + 1, (1,), generator=draw))
+    left = int(torch.randint(mask.shape[1] - crop + 1, (1,), generator=draw))
+    place = (..., slice(top, top + crop), slice(left, left + crop))
+    return pixels[place], mask[place]
+
+
+def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 -> (3, *size) uint8."""
+    changed = functional.interpolate(
+        pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return changed[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def _scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) int64 -> (*size) int64: the class at the centre of each new pixel."""
+    changed = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
+    return changed[0, 0].long()

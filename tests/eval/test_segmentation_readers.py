@@ -1,0 +1,216 @@
+"""The readers of masks: what their values mean, and damaged data named by its file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress.errors import UserError
+from eval.segmentation.data import VOID, SegmentationData
+from eval.segmentation.readers import (
+    CITYSCAPES_CLASSES,
+    VOC_CLASSES,
+    camvid,
+    cityscapes,
+    mask_folders,
+    voc_segmentation,
+)
+
+Write = Callable[..., Path]
+
+
+def read(root: Path) -> SegmentationData:
+    return voc_segmentation(root, root=str(root), classes=("background", "0", "1", "2"))
+
+
+def save_pair(image: Path, mask: Path, values: list[list[int]]) -> None:
+    array = np.array(values, dtype=np.uint8)
+    for path in (image, mask):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((*array.shape, 3), dtype=np.uint8)).save(image)
+    Image.fromarray(array).save(mask)
+
+
+def write_folders(root: Path, values: list[list[int]]) -> Path:
+    for split in ("train", "val"):
+        save_pair(root / split / "one.png", root / f"{split}annot" / "one.png", values)
+    return root
+
+
+def write_city(root: Path, kind: str, values: list[list[int]]) -> Path:
+    for split in ("train", "val"):
+        save_pair(
+            root / "leftImg8bit" / split / "ulm" / "ulm_000000_000019_leftImg8bit.png",
+            root / "gtFine" / split / "ulm" / f"ulm_000000_000019_gtFine_{kind}.png",
+            values,
+        )
+    return root
+
+
+def test_void_is_read_as_void_and_not_as_a_class(scenes: Write) -> None:
+    root = scenes()
+    path = root / "SegmentationClass" / "train_00000.png"
+    values = np.asarray(Image.open(path)).copy()
+    values[:5] = 255
+    Image.fromarray(values).save(path)
+    assert (read(root).train[0].classes()[:5] == VOID).all()
+
+
+def test_voc_has_its_twenty_classes_and_background() -> None:
+    assert len(VOC_CLASSES) == 21
+    assert [*VOC_CLASSES[1:]] == sorted(VOC_CLASSES[1:])
+
+
+def test_year_of_voc_is_found_below_its_folder(scenes: Write) -> None:
+    root = scenes("above/VOC2012")
+    assert read(root.parent) == read(root)
+    (root.parent / "VOC2007" / "SegmentationClass").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has VOC2007, VOC2012; give the folder of one"):
+        read(root.parent)
+
+
+def test_label_ids_become_the_nineteen_train_ids(tmp_path: Path) -> None:
+    root = write_city(tmp_path, "labelIds", [list(range(34)), [255] * 34])
+    data = cityscapes(root, root=str(root))
+    found = data.train[0].classes()
+    evaluated = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
+    assert [*CITYSCAPES_CLASSES.values()] == evaluated
+    assert found[0, evaluated].tolist() == list(range(19))
+    others = [value for value in range(34) if value not in evaluated]
+    assert (found[0, others] == VOID).all()
+    assert (found[1] == VOID).all()
+    assert not data.background
+
+
+def test_train_ids_are_read_as_they_stand_and_before_label_ids(tmp_path: Path) -> None:
+    write_city(tmp_path, "labelIds", [[7, 33]])
+    write_city(tmp_path, "labelTrainIds", [[18, 255]])
+    assert cityscapes(tmp_path, root=str(tmp_path)).test[0].classes().tolist() == [[18, VOID]]
+
+
+def test_label_beyond_the_thirty_four_is_refused(tmp_path: Path) -> None:
+    root = write_city(tmp_path, "labelIds", [[7, 34]])
+    with pytest.raises(UserError, match=r"labelIds\.png has the value 34, .* values 0 to 33, 255"):
+        cityscapes(root, root=str(root))
+
+
+def test_void_of_folder_pairs_is_an_argument(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, [[0, 1, 7, 255]])
+    data = mask_folders(root, root=str(root), classes=("sky", "road"), void=7)
+    assert data.train[0].classes().tolist() == [[0, 1, VOID, VOID]]
+    with pytest.raises(UserError, match=r"one\.png has the value 7, .* values 0 to 1, 255"):
+        mask_folders(root, root=str(root), classes=("sky", "road"))
+
+
+def test_void_may_lie_among_the_classes(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, [[0, 1, 2]])
+    data = mask_folders(root, root=str(root), classes=("void", "sky", "road"), void=0)
+    assert data.test[0].classes().tolist() == [[VOID, 1, 2]]
+
+
+def test_camvid_has_eleven_classes_and_void(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, [[0, 10, 11]])
+    data = camvid(root, root=str(root))
+    assert len(data.class_names) == 11
+    assert data.train[0].classes().tolist() == [[0, 10, VOID]]
+    assert data.train[0].pixels().shape == (3, 1, 3)
+
+
+@pytest.mark.parametrize("layout", [cityscapes, camvid])
+def test_folder_without_images_is_named(
+    layout: Callable[..., SegmentationData], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"train has no image"):
+        layout(tmp_path, root=str(tmp_path))
+
+
+def damage_size(root: Path) -> str:
+    path = root / "SegmentationClass" / "train_00001.png"
+    Image.open(path).crop((0, 0, 60, 64)).save(path)
+    return r"train_00001\.png has 60 x 64 pixels, its image train_00001\.png has 64 x 64"
+
+
+def damage_values(root: Path) -> str:
+    path = root / "SegmentationClass" / "train_00001.png"
+    Image.fromarray(np.full((64, 64), 7, dtype=np.uint8)).save(path)
+    return r"train_00001\.png has the value 7, which is no class; there are values 0 to 3, 255"
+
+
+def damage_mode(root: Path) -> str:
+    path = root / "SegmentationClass" / "val_00000.png"
+    Image.open(path).convert("RGB").save(path)
+    return r"val_00000\.png is no mask"
+
+
+def damage_bytes(root: Path) -> str:
+    (root / "SegmentationClass" / "val_00000.png").write_bytes(b"")
+    return r"val_00000\.png cannot be read"
+
+
+def damage_end(root: Path) -> str:
+    path = root / "SegmentationClass" / "val_00000.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    return r"SegmentationClass/val_00000\.png cannot be read"
+
+
+def damage_image(root: Path) -> str:
+    (root / "JPEGImages" / "val_00000.png").write_bytes(b"")
+    return r"JPEGImages/val_00000\.png cannot be read"
+
+
+def remove_mask(root: Path) -> str:
+    (root / "SegmentationClass" / "val_00000.png").unlink()
+    return r"val_00000\.png not found"
+
+
+def remove_image(root: Path) -> str:
+    (root / "JPEGImages" / "val_00000.png").unlink()
+    return r"val_00000.* not found"
+
+
+def empty_list(root: Path) -> str:
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("")
+    return r"train\.txt lists no image"
+
+
+def no_list(root: Path) -> str:
+    (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    return r"val\.txt not found"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_size,
+        damage_values,
+        damage_mode,
+        damage_bytes,
+        damage_end,
+        damage_image,
+        remove_mask,
+        remove_image,
+        empty_list,
+        no_list,
+    ],
+)
+def test_damaged_data_names_its_file(scenes: Write, damage: Callable[[Path], str]) -> None:
+    root = scenes()
+    with pytest.raises(UserError, match=damage(root)):
+        read(root)
+
+
+def test_image_that_ends_early_is_named_when_it_is_read(scenes: Write) -> None:
+    root = scenes()
+    path = root / "JPEGImages" / "train_00000.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"train_00000\.png cannot be read"):
+        read(root).train[0].pixels()
+
+
+def test_masks_are_int64_and_images_uint8(scenes: Write) -> None:
+    item = read(scenes()).train[0]
+    assert item.classes().dtype == torch.int64
+    assert item.pixels().dtype == torch.uint8

@@ -20,6 +20,7 @@ from compress.sweep_processes import Command, Ended, Runner, run_process
 LOCAL = "local"
 _PAUSE = 0.2  # seconds between two looks at a task
 _PATIENCE = 30.0  # seconds that a task has to end its process
+_ATTEMPTS = 5  # at cancelling a task, within that time
 
 
 @contextmanager
@@ -74,8 +75,7 @@ def _runner(cpus: float, gpus: float) -> Runner:
         work = task.remote(command, os.getcwd(), max(1, int(cpus)))
         while not ray.wait([work], timeout=_PAUSE)[0]:
             if stopped.is_set():
-                ray.cancel(work)
-                ray.wait([work], timeout=_PATIENCE)
+                _cancel(work)
                 raise KeyboardInterrupt
         try:
             ended: Ended = ray.get(work)
@@ -84,6 +84,17 @@ def _runner(cpus: float, gpus: float) -> Runner:
         return ended
 
     return run
+
+
+def _cancel(work: Any) -> None:
+    """End a task and its process; seen once: a cancellation that reached nobody."""
+    import ray
+
+    for _ in range(_ATTEMPTS):
+        ray.cancel(work)
+        if ray.wait([work], timeout=_PATIENCE / _ATTEMPTS)[0]:
+            return
+    ray.cancel(work, force=True)
 
 
 def _work(command: Command, folder: str, threads: int) -> Ended:

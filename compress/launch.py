@@ -68,6 +68,22 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
+def usable_device(given: str | None) -> torch.device:
+    """The device of `--device`, by default a GPU where there is one; it has been tried.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
+    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = own_device(torch.device(name))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {reason}") from None
+    return device
+
+
 def say_once(say: Callable[[], None], where: str = "console") -> None:
     """Let exactly one of the processes that fail say why: the first, if it is among them.
 

@@ -22,7 +22,7 @@ from compress.checks import Shapes
 from compress.console import console, log, log_to, note
 from compress.environment import environment
 from compress.errors import UserError, exit_code, nearest
-from compress.launch import own_device, say_once, started
+from compress.launch import say_once, started, usable_device
 from compress.models import user_code
 from compress.plan import Plan
 from compress.ranks import by_first, world
@@ -109,7 +109,7 @@ def _command(options: argparse.Namespace) -> int:
             "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
         )
     planned, shapes = _planned(options)
-    device = _device(options.device)
+    device = usable_device(options.device)
     if options.check:
         by_first(lambda: preview.show(planned, shapes))
         return 0
@@ -129,7 +129,7 @@ def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Pos
     """
     options = _parser().parse_args(arguments)
     planned, _ = _planned(options)
-    yield from _running(options, planned, _device(options.device), companions)
+    yield from _running(options, planned, usable_device(options.device), companions)
 
 
 def _planned(options: argparse.Namespace) -> tuple[Plan, Shapes | None]:
@@ -218,17 +218,6 @@ def _check_stage(name: str, planned: Plan) -> None:
         raise UserError(
             f"unknown stage '{name}'; this recipe has {', '.join(known)}{nearest(name, known)}"
         )
-
-
-def _device(given: str | None) -> torch.device:
-    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = own_device(torch.device(name))
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here: {reason}") from None
-    return device
 
 
 def _report(run: RunDirectory, current: list[str]) -> None:

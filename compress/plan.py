@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import models, signatures
-from compress.artifacts import fingerprint_of, sha256_file
+from compress.artifacts import fingerprint_of_folder, sha256_file
 from compress.data import DATASETS
 from compress.methods import METHODS
 from compress.methods.base import Terms
@@ -163,14 +163,7 @@ def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
         part = {**part, "code": user_code.provenance(model["name"])["sha256"]}
     root = part.get("root")
     if root is not None and Path(root).is_dir():
-        # Names and sizes: reading every file of a detection data set would take minutes.
-        files = sorted(p for p in Path(root).rglob("*") if p.is_file())
-        part = {
-            **part,
-            "root": fingerprint_of(
-                {f.relative_to(root).as_posix(): f.stat().st_size for f in files}
-            ),
-        }
+        part = {**part, "root": fingerprint_of_folder(Path(root))}
     return part
 
 

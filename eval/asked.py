@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from compress.artifacts import fingerprint_of
+from compress.artifacts import fingerprint_of_folder
 from compress.errors import UserError
-from compress.launch import own_device
+from compress.launch import usable_device
 from compress.recipe import TRANSFER_TRAIN, TransferPart, describe_errors
 from compress.stages import settings_from
 from eval.context import ALONE, DISTILLED, SCRATCH, Context, student_of
@@ -85,7 +85,7 @@ def asked_of(task: str, options: argparse.Namespace) -> Asked:
         )
     except ValidationError as error:
         raise UserError("; ".join(describe_errors(error, TransferPart))) from None
-    asked = Asked(task, part, arguments, data, students, main, inits, _device(options.device),
+    asked = Asked(task, part, arguments, data, students, main, inits, usable_device(options.device),
                    options.allow_partial)  # fmt: skip
     context = asked.context(next(iter(data)), Path())
     for init in inits:
@@ -142,21 +142,6 @@ def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, 
 
 
 def _with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A folder is known by its files' names and sizes: reading them would take minutes."""
+    """A folder is known by what it holds, not by where it lies."""
     root = data.get("root")
-    if root is None:
-        return dict(data)
-    files = sorted(p for p in Path(root).rglob("*") if p.is_file())
-    sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
-    return {**data, "root": fingerprint_of(sizes)}
-
-
-def _device(given: str | None) -> torch.device:
-    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = own_device(torch.device(name))
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here: {reason}") from None
-    return device
+    return dict(data) if root is None else {**data, "root": fingerprint_of_folder(Path(root))}

@@ -18,7 +18,7 @@ from eval.detection.masks import RunLengths, decoded
 TRUTH = (86, 180, 233)
 PREDICTION = (230, 159, 0)
 _SIDE = 256
-_GAP = 6
+GAP = 6  # pixels between panels
 
 
 def draw_detections(
@@ -37,7 +37,7 @@ def draw_detections(
     for image, found in zip(images, detections, strict=True):
         sure = found["scores"] >= least_score
         masks = found.get("segments", [])[: int(sure.sum())]  # the surest stand first
-        panel, scale = _enlarged(_tinted(image.pixels(), masks))
+        panel, scale = enlarged(_tinted(image.pixels(), masks))
         pen = ImageDraw.Draw(panel)
         for box in image.boxes.tolist():
             pen.rectangle(_corners(box, scale), outline=TRUTH, width=3)
@@ -55,7 +55,7 @@ def draw_detections(
                 fill=PREDICTION,
             )
         panels.append(panel)
-    _row(panels).save(path)
+    row_of(panels).save(path)
 
 
 def _tinted(pixels: Tensor, masks: Sequence[RunLengths]) -> Tensor:
@@ -72,19 +72,20 @@ def _corners(box: Sequence[float], scale: float) -> tuple[float, float, float, f
     return x0, y0, x1, y1
 
 
-def _enlarged(pixels: Tensor) -> tuple[Image.Image, float]:
-    """The image (3, H, W) with its longer side at _SIDE pixels, and the factor."""
+def enlarged(pixels: Tensor, side: int = _SIDE) -> tuple[Image.Image, float]:
+    """The image (3, H, W) with its longer side at `side` pixels, and the factor."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    scale = _SIDE / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.BILINEAR), scale
 
 
-def _row(panels: Sequence[Image.Image]) -> Image.Image:
-    width = sum(panel.width + _GAP for panel in panels) - _GAP
+def row_of(panels: Sequence[Image.Image]) -> Image.Image:
+    """The panels beside each other."""
+    width = sum(panel.width + GAP for panel in panels) - GAP
     row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
     left = 0
     for panel in panels:
         row.paste(panel, (left, 0))
-        left += panel.width + _GAP
+        left += panel.width + GAP
     return row

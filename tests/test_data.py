@@ -1,5 +1,6 @@
 """Data: order and augmentation are pure functions, subsets are balanced, files are read safely."""
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,15 @@ def test_every_dataset_has_keyword_only_arguments() -> None:
     for name, function in DATASETS.items():
         kinds = {p.kind for p in inspect.signature(function).parameters.values()}
         assert kinds == {inspect.Parameter.KEYWORD_ONLY}, name
+
+
+def test_a_rewritten_file_is_another_version_of_the_same_digest(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    spec = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
+    before = open_data(spec).train
+    path = before.paths[0]  # type: ignore[attr-defined]
+    digest, version = before.digest(), before.version()
+    assert open_data(spec).train.version() == version
+    os.utime(path, ns=(1, 1))
+    assert open_data(spec).train.version() != version
+    assert open_data(spec).train.digest() == digest, "what was trained still fits"

@@ -93,6 +93,6 @@ def _size(kind: str, specs: TapSpecs, images: int, slots: int) -> str:
 
 def _bytes(count: int) -> str:
     """`3.34 GB`, `61.9 MB`."""
-    if count < 1e9:
+    if count < 0.995e9:  # which two decimals of a GB would round up
         return f"{count / 1e6:,.1f} MB"
     return f"{count / 1e9:,.{0 if count >= 1e11 else 2}f} GB"

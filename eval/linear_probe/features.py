@@ -60,7 +60,7 @@ def features_of(context: Context, start: Start, data: Dataset) -> Features:
         {
             "encoder": _digest(encoder),
             "preprocessing": encoder.preprocessing.as_dict(),
-            "data": data.digest(),
+            "data": [data.train.version(), data.test.version()],
             "size": data.preprocessing.as_dict(),
         }
     )

@@ -68,8 +68,22 @@ def meaning(classes: Mapping[int, int], void: Iterable[int] = (VOID,)) -> tuple[
     return tuple(VOID if v in ignored else classes.get(v, _UNKNOWN) for v in range(256))
 
 
-def checked(item: MaskedImage) -> MaskedImage:
-    """The same, once its mask is known to have classes only and the size of its image."""
+def checked(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage, ...]:
+    """The images of a split that `source` lists or holds, once all their masks have been read.
+
+    Raises:
+        UserError: a mask has another size than its image or a value that is no class, or all
+            masks are void, so that there is nothing to learn or to measure.
+    """
+    found = tuple(items)
+    labelled = [_has_class(item) for item in found]
+    if not any(labelled):
+        raise UserError(f"{source}: every pixel of its {len(found)} masks is void.")
+    return found
+
+
+def _has_class(item: MaskedImage) -> bool:
+    """Whether a mask, which must have the size of its image, is more than void."""
     classes = item.classes()
     with _opened(item.image) as image:
         width, height = image.size
@@ -78,7 +92,7 @@ def checked(item: MaskedImage) -> MaskedImage:
             f"{item.mask} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
             f"{item.image.name} has {width} x {height}."
         )
-    return item
+    return bool((classes != VOID).any())
 
 
 def _decoded(path: Path, mode: str | None) -> NDArray[np.uint8]:

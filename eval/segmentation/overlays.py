@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from eval.pictures import GAP, enlarged, row_of
 from eval.segmentation.data import VOID
 
 _SIDE = 320
-_GAP = 6
 _LINE = 16
 _SHARE = 0.6  # of the mask's colour
 
@@ -34,11 +34,11 @@ def draw_overlays(
     rows = []
     for masks in (truths, predictions):
         pairs = zip(images, masks, strict=True)
-        rows.append(_row([_coloured(p, m, colours, background) for p, m in pairs]))
+        rows.append(row_of([_coloured(p, m, colours, background) for p, m in pairs]))
     legend = _legend(class_names, colours, rows[0].width, background)
-    height = 2 * (rows[0].height + _GAP)
+    height = 2 * (rows[0].height + GAP)
     sheet = Image.new("RGB", (rows[0].width, height + legend.height), "white")
-    for top, strip in zip((0, rows[0].height + _GAP, height), (*rows, legend), strict=True):
+    for top, strip in zip((0, rows[0].height + GAP, height), (*rows, legend), strict=True):
         sheet.paste(strip, (0, top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
@@ -60,20 +60,7 @@ def _coloured(pixels: Tensor, mask: Tensor, colours: Tensor, background: bool) -
         bare = bare | (mask == 0)
     overlay = colours[mask.clamp(max=len(colours) - 1)].permute(2, 0, 1)
     mixed = torch.where(bare, pixels.float(), (1 - _SHARE) * pixels + _SHARE * overlay)
-    picture = Image.fromarray(mixed.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-    scale = _SIDE / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BILINEAR)
-
-
-def _row(panels: Sequence[Image.Image]) -> Image.Image:
-    width = sum(panel.width + _GAP for panel in panels) - _GAP
-    row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
-    left = 0
-    for panel in panels:
-        row.paste(panel, (left, 0))
-        left += panel.width + _GAP
-    return row
+    return enlarged(mixed.round().to(torch.uint8), _SIDE)[0]
 
 
 def _legend(
@@ -84,7 +71,7 @@ def _legend(
     left = line = 0
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     for label in range(1 if background else 0, len(class_names)):
-        length = _LINE + round(measure.textlength(class_names[label])) + 2 * _GAP
+        length = _LINE + round(measure.textlength(class_names[label])) + 2 * GAP
         if left and left + length > width:
             left, line = 0, line + 1
         places.append((label, left, line * _LINE))

@@ -5,42 +5,15 @@ from pathlib import Path
 
 from compress.errors import UserError
 from eval.digit_scenes import prepare
+from eval.segmentation.classes import (
+    CAMVID_CLASSES,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_LABELS,
+    VOC_CLASSES,
+)
 from eval.segmentation.data import VOID, MaskedImage, SegmentationData, checked, meaning
 
 _SUFFIXES = (".jpg", ".png", ".jpeg", ".JPEG", ".JPG")
-
-VOC_CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
-    *("cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
-# Cityscapes' labelIds of the 19 classes that are evaluated, in the order of their trainIds.
-CITYSCAPES_CLASSES = {
-    "road": 7,
-    "sidewalk": 8,
-    "building": 11,
-    "wall": 12,
-    "fence": 13,
-    "pole": 17,
-    "traffic light": 19,
-    "traffic sign": 20,
-    "vegetation": 21,
-    "terrain": 22,
-    "sky": 23,
-    "person": 24,
-    "rider": 25,
-    "car": 26,
-    "truck": 27,
-    "bus": 28,
-    "train": 31,
-    "motorcycle": 32,
-    "bicycle": 33,
-}
-_CITYSCAPES_LABELS = 34  # labelIds are 0 to 33; the licence plate's -1 is stored as 255
-_CAMVID_CLASSES = (
-    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
-    *("pedestrian", "bicyclist"),
-)
 
 
 def voc_segmentation(
@@ -62,16 +35,18 @@ def voc_segmentation(
     def read(split: str) -> tuple[MaskedImage, ...]:
         path = year / "ImageSets" / "Segmentation" / f"{split}.txt"
         try:
-            stems = path.read_text().split()
+            stems = path.read_text(encoding="utf-8").split()
         except FileNotFoundError:
             raise UserError(f"{path} not found.") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is no UTF-8 text.") from None
         if not stems:
             raise UserError(f"{path} lists no image.")
         masks = year / "SegmentationClass"
-        return tuple(
-            checked(MaskedImage(_image(year / "JPEGImages" / s), masks / f"{s}.png", values))
-            for s in stems
+        items = (
+            MaskedImage(_image(year / "JPEGImages" / s), masks / f"{s}.png", values) for s in stems
         )
+        return checked(items, path)
 
     return SegmentationData(tuple(classes), read(train), read(test), background=True)
 
@@ -82,11 +57,11 @@ def cityscapes(
     """Cityscapes layout: `leftImg8bit/<split>/<city>/*_leftImg8bit.png` and masks in `gtFine`.
 
     A mask is `*_gtFine_labelTrainIds.png`, else `*_gtFine_labelIds.png`, whose 19 evaluated labels
-    become 0 to 18 and whose others are void.
+    become 0 to 18 and whose others are void. A mask without its image is an error.
     """
     count = len(CITYSCAPES_CLASSES)
     labels = {label: index for index, label in enumerate(CITYSCAPES_CLASSES.values())}
-    others = {*range(_CITYSCAPES_LABELS)} - {*labels}
+    others = {*range(CITYSCAPES_LABELS)} - {*labels}
     of_train_ids = meaning({index: index for index in range(count)})
     of_labels = meaning(labels, {VOID, *others})
 
@@ -103,7 +78,13 @@ def cityscapes(
         images = sorted(source.glob("*/*_leftImg8bit.png"))
         if not images:
             raise UserError(f"{source} has no image <city>/*_leftImg8bit.png.")
-        return tuple(checked(item(image)) for image in images)
+        masks = Path(root, "gtFine", split)
+        for mask in sorted(masks.glob("*/*_gtFine_label*Ids.png")):
+            stem = mask.name.partition("_gtFine_label")[0]
+            image = source / mask.parent.name / f"{stem}_leftImg8bit.png"
+            if not image.is_file():
+                raise UserError(f"{image} not found; {mask} is its mask.")
+        return checked((item(image) for image in images), masks)
 
     return SegmentationData(tuple(CITYSCAPES_CLASSES), read(train), read(test))
 
@@ -121,7 +102,7 @@ def mask_folders(
     """Pairs of folders: images in `<split>/`, masks `<name>.png` in `<split><masks>/`.
 
     `classes` names the mask values 0, 1, 2, ... in order; `void` is a value that is ignored, as
-    255 always is.
+    255 always is. A mask without its image is an error.
     """
     own = {index: index for index in range(len(classes))}
     values = meaning(own, {VOID} if void is None else {VOID, void})
@@ -132,9 +113,11 @@ def mask_folders(
         if not images:
             raise UserError(f"{source} has no image.")
         annotations = Path(root, split + masks)
-        return tuple(
-            checked(MaskedImage(image, annotations / f"{image.stem}.png", values))
-            for image in images
+        for mask in sorted(annotations.glob("*.png")):
+            _image(source / mask.stem)
+        return checked(
+            (MaskedImage(image, annotations / f"{image.stem}.png", values) for image in images),
+            annotations,
         )
 
     return SegmentationData(tuple(classes), read(train), read(test))
@@ -145,8 +128,8 @@ def camvid(folder: Path, *, root: str, train: str = "train", test: str = "val") 
     return mask_folders(
         folder,
         root=root,
-        classes=_CAMVID_CLASSES,
-        void=len(_CAMVID_CLASSES),
+        classes=CAMVID_CLASSES,
+        void=len(CAMVID_CLASSES),
         train=train,
         test=test,
     )

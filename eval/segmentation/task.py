@@ -18,7 +18,7 @@ from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmente
 from eval.segmentation.overlays import draw_overlays
 from eval.segmentation.readers import DATASETS
 from eval.segmentation.trunk import auxiliary_map
-from eval.segmentation.views import ViewBatches, Views, scaled
+from eval.segmentation.views import ViewBatches, Views, at_least, scaled
 
 __all__ = ["DATASETS", "segmentation"]
 
@@ -53,6 +53,8 @@ def segmentation(
         freeze_encoder: only the head learns; batch-norm statistics stay too.
     """
     views = Views(image_size, crop, scales and (scales[0], scales[1]), flip)
+    at_least("width", width, 1)
+    at_least("auxiliary_weight", auxiliary_weight, 0)
     if deep_stem and freeze_encoder:
         raise UserError("segmentation: a deep stem is new and must learn; not freeze_encoder.")
     data = _opened(context)

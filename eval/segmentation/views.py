@@ -1,5 +1,6 @@
 """Training views of segmentation: scaled, cropped, mirrored, by (seed, epoch, index) alone."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,12 @@ from eval.segmentation.data import VOID, MaskedImage
 
 _STEP = 0.1
 Example = tuple[Tensor, Tensor]
+
+
+def at_least(name: str, value: float | None, least: int) -> None:
+    """Refuse an argument of the task that is too small, or no finite number; None passes."""
+    if value is not None and not least <= value < math.inf:
+        raise UserError(f"segmentation: {name} is at least {least}, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,12 @@ class Views:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.scales is not None and not 0 < self.scales[0] <= self.scales[1]:
-            raise UserError(f"segmentation: scales are two ascending factors; got {self.scales}.")
+        at_least("image_size", self.image_size, 1)
+        at_least("crop", self.crop, 1)
+        if self.scales is not None and not 0 < self.scales[0] <= self.scales[1] < math.inf:
+            raise UserError(
+                f"segmentation: scales are two positive, ascending factors; got {self.scales}."
+            )
         if self.scales is not None and self.crop is None:
             raise UserError("segmentation: with scales, images differ in size; set crop.")
 

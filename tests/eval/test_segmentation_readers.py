@@ -9,15 +9,9 @@ import torch
 from PIL import Image
 
 from compress.errors import UserError
+from eval.segmentation.classes import CITYSCAPES_CLASSES, VOC_CLASSES
 from eval.segmentation.data import VOID, SegmentationData
-from eval.segmentation.readers import (
-    CITYSCAPES_CLASSES,
-    VOC_CLASSES,
-    camvid,
-    cityscapes,
-    mask_folders,
-    voc_segmentation,
-)
+from eval.segmentation.readers import camvid, cityscapes, mask_folders, voc_segmentation
 
 Write = Callable[..., Path]
 
@@ -127,6 +121,39 @@ def test_folder_without_images_is_named(
         layout(tmp_path, root=str(tmp_path))
 
 
+@pytest.mark.parametrize("folder", ["val", "valannot"])
+def test_folder_pairs_name_the_file_that_a_pair_lacks(tmp_path: Path, folder: str) -> None:
+    root = write_folders(tmp_path, [[0, 1]])
+    save_pair(root / "val" / "two.png", root / "valannot" / "two.png", [[0, 1]])
+    assert len(camvid(root, root=str(root)).test) == 2
+    (root / folder / "two.png").unlink()
+    with pytest.raises(UserError, match=rf"{folder}/two\.\S+.* not found"):
+        camvid(root, root=str(root))
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+@pytest.mark.parametrize("side", ["leftImg8bit", "gtFine"])
+def test_cityscapes_names_the_file_that_a_pair_lacks(tmp_path: Path, side: str, kind: str) -> None:
+    root = write_city(tmp_path, kind, [[7, 8]])
+    image = root / "leftImg8bit" / "val" / "jena" / "jena_1_leftImg8bit.png"
+    mask = root / "gtFine" / "val" / "jena" / f"jena_1_gtFine_{kind}.png"
+    save_pair(image, mask, [[7, 8]])
+    assert len(cityscapes(root, root=str(root)).test) == 2
+    (image if side == "leftImg8bit" else mask).unlink()
+    with pytest.raises(UserError, match=rf"{side}/val/jena/jena_1_\w+\.png not found"):
+        cityscapes(root, root=str(root))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_split_whose_masks_are_all_void_is_named(tmp_path: Path, split: str) -> None:
+    root = write_folders(tmp_path, [[0, 11]])
+    save_pair(root / split / "one.png", root / f"{split}annot" / "one.png", [[11, 255]])
+    with pytest.raises(UserError, match=rf"{split}annot: every pixel of its 1 masks is void"):
+        camvid(root, root=str(root))
+    save_pair(root / split / "two.png", root / f"{split}annot" / "two.png", [[11, 3]])
+    camvid(root, root=str(root))  # one pixel of a class is enough
+
+
 def damage_size(root: Path) -> str:
     path = root / "SegmentationClass" / "train_00001.png"
     Image.open(path).crop((0, 0, 60, 64)).save(path)
@@ -176,6 +203,17 @@ def empty_list(root: Path) -> str:
     return r"train\.txt lists no image"
 
 
+def no_text(root: Path) -> str:
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_bytes(b"val_\xff\xfe\n")
+    return r"val\.txt is no UTF-8 text"
+
+
+def all_void(root: Path) -> str:
+    for path in (root / "SegmentationClass").glob("val_*.png"):
+        Image.fromarray(np.full((64, 64), 255, dtype=np.uint8)).save(path)
+    return r"val\.txt: every pixel of its 4 masks is void"
+
+
 def no_list(root: Path) -> str:
     (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
     return r"val\.txt not found"
@@ -193,6 +231,8 @@ def no_list(root: Path) -> str:
         remove_mask,
         remove_image,
         empty_list,
+        no_text,
+        all_void,
         no_list,
     ],
 )

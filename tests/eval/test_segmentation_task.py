@@ -75,6 +75,18 @@ def test_deep_stem_of_a_frozen_encoder_is_refused(scenes: Write) -> None:
         segmentation(context(scenes(), "resnet8"), deep_stem=True, freeze_encoder=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("image_size", 0, 1), ("crop", -3, 1), ("width", 0, 1), ("auxiliary_weight", -0.5, 0)],
+)
+def test_arguments_that_are_too_small_are_refused_before_the_data(
+    tmp_path: Path, name: str, value: float, least: int
+) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(UserError, match=rf"^segmentation: {name} is at least {least}, got {value}"):
+        segmentation(context(tmp_path, "resnet8"), **given)  # whose folder has no data
+
+
 def test_batches_of_one_image_are_refused(scenes: Write) -> None:
     settings = Settings(epochs=1, lr=0.01, batch_size=1)
     with pytest.raises(UserError, match="batches of two or more"):

@@ -121,9 +121,9 @@ def test_mask_is_scaled_to_the_class_at_each_centre(items: list[MaskedImage]) ->
             assert mask[row, column] == whole[y, x]
 
 
-@pytest.mark.parametrize("scales", [(2.0, 0.7), (0.0, 1.0)])
+@pytest.mark.parametrize("scales", [(2.0, 0.7), (0.0, 1.0), (-1.0, 1.0), (1.0, float("inf"))])
 def test_scales_that_are_no_range_are_refused(scales: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="scales are two ascending factors"):
+    with pytest.raises(UserError, match="scales are two positive, ascending factors"):
         Views(crop=8, scales=scales)
 
 

@@ -6,6 +6,7 @@ file.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class AnnotatedImage:
         size = (self.height, self.width)
         try:
             return decoded([encoded(segment, size) for segment in self.segments], size)
-        except ValueError as error:
+        except (ValueError, RuntimeError, OverflowError) as error:
             raise UserError(f"{self.path}: {error}.") from None
 
     def pixels(self) -> Tensor:
@@ -73,6 +74,20 @@ class DetectionData:
     train: tuple[AnnotatedImage, ...]
     test: tuple[AnnotatedImage, ...]
     trains_on_ignored: bool
+
+
+def require_objects(images: Sequence[AnnotatedImage], split: str, *, ignored: bool) -> None:
+    """Something must be there to train on, or to be found.
+
+    Args:
+        split: what the images are and where they are listed, for the message.
+        ignored: whether objects that evaluation ignores count too.
+
+    Raises:
+        UserError: the split has no object.
+    """
+    if not any(len(i.boxes) if ignored else not i.ignored.all() for i in images):
+        raise UserError(f"The {split} has no object in any of its {len(images)} images.")
 
 
 def checked(

@@ -4,23 +4,32 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.console import log
 from compress.errors import UserError
-from eval.detection.annotations import AnnotatedImage, Box, DetectionData, checked
+from eval.detection.annotations import (
+    AnnotatedImage,
+    Box,
+    DetectionData,
+    checked,
+    require_objects,
+)
 from eval.detection.masks import Segment, check_segment
 
 
 def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") -> DetectionData:
     """COCO layout: `annotations/instances_<split>.json` and the images in `<split>/`.
 
-    The original's splits are `train: train2017, test: val2017`.
+    The original's splits are `train: train2017, test: val2017`. Boxes without width or height, of
+    which it has two, are left out.
     """
     names: tuple[str, ...] = ()
     splits = []
-    for split in (train, test):
+    for role, split in (("training", train), ("test", test)):
         path = Path(root) / "annotations" / f"instances_{split}.json"
         images, split_names = _read_coco(path, Path(root) / split)
         if names and split_names != names:
             raise UserError(f"{path} has other categories than the training split's file.")
+        require_objects(images, f"{role} split {path}", ignored=False)
         names = split_names
         splits.append(images)
     return DetectionData(names, splits[0], splits[1], trains_on_ignored=False)
@@ -31,22 +40,39 @@ def _read_coco(path: Path, images: Path) -> tuple[tuple[AnnotatedImage, ...], tu
     try:
         categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
         label_of = {identifier: index + 1 for index, (identifier, _) in enumerate(categories)}
+        if not categories:
+            raise UserError(f"{path} lists no category.")
+        if len(label_of) < len(categories):
+            raise UserError(f"{path} gives one id to several categories.")
         listed = content["images"]
-        found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in listed}
-        for annotation in content["annotations"]:
-            if annotation["image_id"] not in found:
-                raise UserError(
-                    f"{path} annotates image {annotation['image_id']}, not in its list."
-                )
-            if annotation["category_id"] not in label_of:
-                raise UserError(f"{path} uses the unknown class id {annotation['category_id']}.")
-            found[annotation["image_id"]].append(annotation)
+        found = _by_image(path, content, label_of)
         result = [_image(path, images, image, found[image["id"]], label_of) for image in listed]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a COCO annotation file ({error!r}).") from None
     if not result:
         raise UserError(f"{path} lists no image.")
     return tuple(result), tuple(name for _, name in categories)
+
+
+def _by_image(
+    path: Path, content: dict[str, Any], label_of: dict[int, int]
+) -> dict[Any, list[dict[str, Any]]]:
+    """The annotations of each image's id, but for those whose box is empty."""
+    found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    empty = 0
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in found:
+            raise UserError(f"{path} annotates image {annotation['image_id']}, not in its list.")
+        if annotation["category_id"] not in label_of:
+            raise UserError(f"{path} uses the unknown class id {annotation['category_id']}.")
+        _, _, width, height = map(float, annotation["bbox"])
+        if 0 in (width, height) and not annotation.get("iscrowd", 0):
+            empty += 1
+        else:
+            found[annotation["image_id"]].append(annotation)
+    if empty:
+        log(f"{path}: objects left out because their box has no width or no height: {empty}.")
+    return found
 
 
 def _image(
@@ -83,7 +109,7 @@ def _segments(
     try:
         for segment in segments:
             check_segment(segment, size)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{path} has a damaged segmentation for {target.name} ({error}).") from None
     return segments  # type: ignore[return-value]  # checked just now
 
@@ -93,5 +119,5 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} not found.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}).") from None

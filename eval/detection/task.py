@@ -1,6 +1,7 @@
 """The detection task: fine-tune Faster or Mask R-CNN from each init, report average precision."""
 
 import importlib
+import math
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +20,18 @@ from eval.pictures import draw_detections
 __all__ = ["DATASETS", "detection"]
 
 _PICTURED = 4
+# What counts or measures something: above 0, each of several, where it is given.
+_COUNTS = (
+    "image_size",
+    "longest_side",
+    "stride",
+    "anchor_sizes",
+    "rois_per_image",
+    "roi_size",
+    "proposals",
+    "test_proposals",
+    "head_width",
+)
 
 
 def detection(
@@ -67,6 +80,7 @@ def detection(
     """
     given = locals()
     design = Design(**{key: given[key] for key in Design.__dataclass_fields__})
+    check_numbers(design)
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
     data = opened(context, lambda folder: make(folder, **spec))
@@ -94,6 +108,26 @@ def detection(
 
 def _with_detectron2() -> Any:
     return importlib.import_module("eval.detection.detectron2_engine").run
+
+
+def check_numbers(design: Design) -> None:
+    """Sizes and counts are at least 1, ratios above 0.
+
+    Raises:
+        UserError: one is not, or one of several is none.
+    """
+    for name in (*_COUNTS, "anchor_ratios"):
+        value = getattr(design, name)
+        if value is None:
+            continue
+        several = value if isinstance(value, (list, tuple)) else (value,)
+        if not several:
+            raise UserError(f"detection: {name} is empty; name one value at least.")
+        for one in several:
+            if name in _COUNTS and not one >= 1:
+                raise UserError(f"detection: {name} is at least 1, got {one}")
+            if not (one > 0 and math.isfinite(one)):
+                raise UserError(f"detection: {name} is finite and above 0, got {one}")
 
 
 def check_masks(data: DetectionData) -> None:

@@ -3,11 +3,18 @@
 VOC counts pixels from 1 and includes the last, hence x0 = xmin - 1 and x1 = xmax.
 """
 
+import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from compress.errors import UserError
-from eval.detection.annotations import AnnotatedImage, Box, DetectionData, checked
+from eval.detection.annotations import (
+    AnnotatedImage,
+    Box,
+    DetectionData,
+    checked,
+    require_objects,
+)
 
 _ONE = ("train", "val")
 _UNION = (("VOC2007/trainval", "VOC2012/trainval"), "VOC2007/test")
@@ -29,14 +36,20 @@ def voc(
     the names are those of the training splits, in alphabetical order.
     """
     usual = _ONE if (Path(root) / "ImageSets").is_dir() else _UNION
-    train_files = _listed(Path(root), train or usual[0])
-    test_files = _listed(Path(root), test or usual[1])
+    train, test = train or usual[0], test or usual[1]
+    train_files, test_files = _listed(Path(root), train), _listed(Path(root), test)
     if classes is None:
         found = {name for path in train_files for name in _voc_names(path)}
         classes = tuple(sorted(found))
     train_images = tuple(_read_voc(path, tuple(classes)) for path in train_files)
+    require_objects(train_images, f"training split {_shown(train)} of {root}", ignored=True)
     test_images = tuple(_read_voc(path, tuple(classes)) for path in test_files)
+    require_objects(test_images, f"test split {_shown(test)} of {root}", ignored=False)
     return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
+
+
+def _shown(splits: str | tuple[str, ...]) -> str:
+    return splits if isinstance(splits, str) else " + ".join(splits)
 
 
 def _listed(root: Path, splits: str | tuple[str, ...]) -> list[Path]:
@@ -52,9 +65,12 @@ def _read_voc_list(root: Path, split: str) -> list[Path]:
     """The annotation files that a split's list names; a line may hold further columns."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        stems = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path} not found.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a list in UTF-8 ({error}).") from None
+    stems = [line.split()[0] for line in lines if line.strip()]
     if not stems:
         raise UserError(f"{path} lists no image.")
     return [root / "Annotations" / f"{stem}.xml" for stem in stems]
@@ -65,12 +81,15 @@ def _xml(path: Path) -> ElementTree.Element:
         return ElementTree.parse(path).getroot()
     except FileNotFoundError:
         raise UserError(f"{path} not found.") from None
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # an unknown encoding too
         raise UserError(f"{path} is not XML ({error}).") from None
 
 
 def _voc_names(path: Path) -> list[str]:
-    return [item.findtext("name", "") for item in _xml(path).iter("object")]
+    names = [item.findtext("name", "") for item in _xml(path).iter("object")]
+    if not all(name.strip() for name in names):
+        raise UserError(f"{path} has an object without a name.")
+    return names
 
 
 def _read_voc(path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
@@ -99,4 +118,7 @@ def _number(element: ElementTree.Element, key: str) -> float:
     text = element.findtext(key)
     if text is None:
         raise ValueError(f"no {key}")
-    return float(text)
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{key} is {number}")
+    return number

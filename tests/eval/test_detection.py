@@ -25,7 +25,7 @@ from eval.detection.inference import detect
 from eval.detection.masks import encode_masks
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
-from eval.detection.task import detection
+from eval.detection.task import check_numbers, detection
 from eval.detection.trunk import Backbone
 from eval.origin import origins_of
 from eval.pictures import draw_detections
@@ -252,3 +252,38 @@ def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
     assert "PASCAL VOC 2007" in values["protocol"] and "masks are judged" in values["protocol"]
     assert len(values["pictures"]) == 2
     assert all((context.folder / picture).is_file() for picture in values["pictures"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        *(
+            (name, 0, "is at least 1, got 0")
+            for name in (
+                "image_size",
+                "longest_side",
+                "stride",
+                "rois_per_image",
+                "roi_size",
+                "proposals",
+                "test_proposals",
+                "head_width",
+            )
+        ),
+        ("image_size", (64, -1), "is at least 1, got -1"),
+        ("image_size", (), "is empty"),
+        ("anchor_sizes", (16, 0), "is at least 1, got 0"),
+        ("anchor_ratios", (1.0, 0.0), "is finite and above 0, got 0.0"),
+        ("anchor_ratios", (float("nan"),), "is finite and above 0, got nan"),
+    ],
+)
+def test_numbers_that_make_no_detector_are_refused(name: str, value: Any, says: str) -> None:
+    # Before anything is opened: the context has no data that could be.
+    context: Any = None
+    with pytest.raises(UserError, match=f"^detection: {name} {says}"):
+        detection(context, **{name: value})
+
+
+def test_numbers_by_default_are_taken() -> None:
+    check_numbers(Design())
+    check_numbers(Design(image_size=(64, 96), anchor_ratios=(0.5,), anchor_sizes=(16,)))

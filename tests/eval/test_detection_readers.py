@@ -1,6 +1,8 @@
 """COCO and PASCAL VOC readers: the same boxes from both, and damaged files refused by name."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from compress.errors import UserError
 from eval.detection.annotations import DetectionData
 from eval.detection.coco import coco
 from eval.detection.examples import example
+from eval.detection.masks import decoded, encode_masks, encoded
 from eval.detection.task import check_masks
 from eval.detection.voc import voc
 
@@ -92,6 +95,14 @@ def empty(path: str) -> Callable[[Path], str]:
     return damage
 
 
+def write(path: str, content: bytes) -> Callable[[Path], str]:
+    def damage(root: Path) -> str:
+        (root / path).write_bytes(content)
+        return Path(path).name
+
+    return damage
+
+
 def remove(path: str) -> Callable[[Path], str]:
     def damage(root: Path) -> str:
         (root / path).unlink()
@@ -107,7 +118,7 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (coco, remove(JSON), "not found"),
     (coco, remove("train/train_00000.png"), "not found"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[50, 0, 30, 9])), "outside"),
-    (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5, 0, 9])), "empty"),
+    (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5, -1, 9])), "empty"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5])), "not a COCO"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=5)), "not a COCO"),
     (coco, edit_json(lambda c: c["annotations"][0].update(category_id=9)), "unknown class"),
@@ -121,6 +132,13 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (coco, outline({"counts": [9]}), "damaged segmentation"),
     (coco, outline(7), "damaged segmentation"),
     (coco, edit_json(lambda c: c.update(images=[], annotations=[])), "lists no image"),
+    (coco, edit_json(lambda c: c["images"][0].update(width=math.inf)), "not a COCO"),
+    (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5, 10**400, 9])), "not a COCO"),
+    (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5, math.nan, 9])), "empty or"),
+    (coco, write(JSON, b"[" * 100_000), "not JSON"),
+    (coco, edit_json(lambda c: c.update(categories=[], annotations=[])), "lists no category"),
+    (coco, edit_json(lambda c: c["categories"][1].update(id=c["categories"][0]["id"])), "one id"),
+    (coco, edit_json(lambda c: c.update(annotations=[])), "training split"),
     (voc, empty(XML), "not XML"),
     (voc, remove(XML), "not found"),
     (voc, remove("JPEGImages/train_00000.png"), "not found"),
@@ -130,6 +148,12 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (voc, replace("Annotations/val_00000.xml", "<name>", "<name>no"), "class 'no"),
     (voc, empty("ImageSets/Main/train.txt"), "lists no image"),
     (voc, remove("ImageSets/Main/val.txt"), "not found"),
+    (voc, write("ImageSets/Main/train.txt", b"caf\xe9\n"), "UTF-8"),
+    (voc, write(XML, b'<?xml version="1.0" encoding="klingon"?><annotation/>'), "not XML"),
+    (voc, write(XML, b"<annotation>\xff</annotation>"), "not XML"),
+    (voc, replace(XML, "<width>64", "<width>inf"), "not a PASCAL VOC"),
+    (voc, replace(XML, "<width>64", "<width>nan"), "not a PASCAL VOC"),
+    (voc, replace(XML, "<name>", "<name/><name>"), "without a name"),
 ]
 
 
@@ -232,6 +256,88 @@ def test_boxes_alone_are_refused_for_masks(scenes: Write) -> None:
         check_masks(read(coco, scenes()))
 
 
+SQUARE = [5, 5, 20, 5, 20, 20, 5, 20]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        "abcdef",
+        ["abcdef"],
+        [list("abcdef")],
+        [SQUARE, [None, *SQUARE[1:]]],
+        [[True, *SQUARE[1:]]],
+        [[math.nan, *SQUARE[1:]]],
+        [[math.inf, *SQUARE[1:]]],
+        [[1e12, *SQUARE[1:]]],
+        [[10**400, *SQUARE[1:]]],
+        [SQUARE[:7]],
+        [[x + 100 for x in SQUARE]],
+        [[x - 100 for x in SQUARE]],
+        [{"size": [64, 64], "counts": [4096]}],
+        {"size": [64, 64], "counts": [-4, 4100]},
+        {"size": [64, 64], "counts": [4096.0]},
+        {"size": [64, 64], "counts": ["4096"]},
+        {"size": [64, 64], "counts": None},
+        {"size": 64, "counts": [4096]},
+        {"size": [64.0, 64.0], "counts": [4096]},
+        {"size": [64, 64], "counts": "abcdef"},
+        {"size": [64, 64], "counts": "\u00e9"},
+        {"size": [64, 64], "counts": "o" * 100},
+        {"size": [64, 64], "counts": ""},
+    ],
+    ids=lambda segmentation: str(segmentation)[:40],
+)
+def test_outline_that_cannot_be_drawn_is_refused(scenes: Write, segmentation: Any) -> None:
+    root = scenes()
+    outline(segmentation)(root)
+    with pytest.raises(UserError, match=r"instances_train\.json has a damaged segmentation for"):
+        read(coco, root)
+
+
+def test_run_lengths_as_text_give_their_mask_back() -> None:
+    drawn = torch.rand(8, 64, 48, generator=torch.Generator().manual_seed(0))
+    masks = torch.stack([drawn[i] > i / 7 for i in range(8)])  # from full to empty
+    masks[3] = False
+    masks[3, 7:60, 5:40] = True
+    texts = [{**m, "counts": m["counts"].decode()} for m in encode_masks(masks)]
+    lengths = [encoded(text, (64, 48)) for text in texts]
+    assert torch.equal(decoded(lengths, (64, 48)), masks.to(torch.uint8))
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_box_without_width_or_height_is_left_out_and_counted(
+    scenes: Write, side: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = scenes()
+    whole = read(coco, root).train
+
+    def flatten(content: dict[str, Any]) -> None:
+        content["annotations"][0]["bbox"][side] = 0.0
+        content["annotations"][0].pop("segmentation", None)
+
+    edit_json(flatten)(root)
+    capsys.readouterr()
+    left = read(coco, root).train
+    assert sum(len(i.boxes) for i in left) == sum(len(i.boxes) for i in whole) - 1
+    said = capsys.readouterr().out
+    assert said.count("instances_train.json") == 1 and said.endswith("no height: 1.\n")
+
+
+@pytest.mark.parametrize("reader", [coco, voc])
+@pytest.mark.parametrize(("split", "role"), [("train", "training"), ("val", "test")])
+def test_split_without_any_object_is_named(
+    scenes: Write, reader: Callable[..., DetectionData], split: str, role: str
+) -> None:
+    root = scenes()
+    path = root / "annotations" / f"instances_{split}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    for xml in (root / "Annotations").glob(f"{split}_*.xml"):
+        xml.write_text(re.sub(r"(?s)<object>.*</object>", "", xml.read_text()))
+    with pytest.raises(UserError, match=rf"^The {role} split .*{split}.* has no object"):
+        read(reader, root)
+
+
 def test_run_lengths_that_cannot_be_drawn_name_the_image(scenes: Write) -> None:
     root = scenes()
     rubbish = {"size": [64, 64], "counts": "zzzzzz~~~~"}
@@ -242,7 +348,7 @@ def test_run_lengths_that_cannot_be_drawn_name_the_image(scenes: Write) -> None:
 
 def test_crowds_are_not_trained_on_but_difficult_objects_are(scenes: Write) -> None:
     root = scenes()
-    edit_json(lambda c: [a.update(iscrowd=1) for a in c["annotations"]])(root)
+    edit_json(lambda c: [a.update(iscrowd=int(a["image_id"] == 1)) for a in c["annotations"]])(root)
     replace(XML, "<difficult>0", "<difficult>1")(root)
     crowd, difficult = read(coco, root), read(voc, root)
     assert crowd.train[0].ignored.all() and difficult.train[0].ignored.all()

@@ -153,7 +153,8 @@ class Engine:
             shows = freeze(self.teacher, self.specs, wanted, compile=how, precision=precision)
         source: Source = lambda batch, view: shows(batch.images[view])  # noqa: E731
         if self.variant.cache is not None:
-            source = CachedTeacher(shows, self._cache(wanted), tuple(wanted))
+            plan = self.batches.reader.plan
+            source = CachedTeacher(shows, self._cache(wanted), tuple(wanted), plan=plan)
         return self.pieces.network("teacher", source)
 
     def _cache(self, wanted: Sequence[str]) -> TeacherCache:

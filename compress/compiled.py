@@ -18,9 +18,13 @@ _LEAST_STEPS = 10_000
 
 
 def pays(
-    wish: Literal["auto", "always", "never"], device: torch.device, *, macs: float, steps: int
+    wish: Literal["auto", "always", "never"],
+    device: torch.device,
+    *,
+    macs: Callable[[], float],
+    steps: int,
 ) -> bool:
-    """Whether to compile networks that are run for `macs` multiply-adds in `steps` steps.
+    """Whether to compile networks that are run for `macs()` multiply-adds in `steps` steps.
 
     `auto`: where the run is long enough, and on CPU a C++ compiler is there. Depends on nothing
     that a continued run would find changed.
@@ -30,7 +34,7 @@ def pays(
     if device.type == "cuda":
         return steps >= _LEAST_STEPS
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
-    return macs >= _LEAST_MACS and has_compiler
+    return has_compiler and macs() >= _LEAST_MACS
 
 
 def compiled_taps(
@@ -78,6 +82,10 @@ class CompiledTaps:
             if not is_first:
                 raise
             self._compiled = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            log(f"  {self._name}: runs uncompiled, torch.compile failed here ({reason})")
+            log(f"  {self._name}: runs uncompiled, torch.compile failed here ({reason_of(error)})")
             return self._tapped(images)
+
+
+def reason_of(error: Exception) -> str:
+    """A compiler's first two lines, since the first often names only the backend."""
+    return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__

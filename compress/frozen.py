@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from compress.compiled import reason_of
 from compress.console import log
 from compress.models.folding import Folded, fold_batchnorm
 from compress.tapped_graph import Arrangement, TappedGraph, Untraceable
@@ -79,7 +80,7 @@ class Frozen:
             if self._compiled is None:
                 raise
             self._compiled = None
-            self._tell(f"not compiled, torch.compile failed here ({_reason(error)})")
+            self._tell(f"not compiled, torch.compile failed here ({reason_of(error)})")
             return self._run(images)
 
     def _settle_layout(self, images: Tensor) -> None:
@@ -156,11 +157,6 @@ def _done(folded: Folded, skipped: Sequence[str]) -> str:
     more = len(skipped) - _NAMED
     named = ", ".join(skipped[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     return f"{text}; not run: {named}"
-
-
-def _reason(error: Exception) -> str:
-    # A compiler's first line often names only the backend.
-    return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
 
 
 def difference(fast: Show, plain: Tapped, images: Tensor) -> dict[str, float]:

@@ -32,9 +32,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def share_of(count: int, number: int, parts: int) -> slice:
+    """The rows of part `number` where `count` are divided: their numbers differ by at most 1."""
+    return slice(count * number // parts, count * (number + 1) // parts)
+
+
 def part(count: int) -> slice:
-    """This process's rows of `count`: one after the other, in numbers that differ by at most 1."""
-    return slice(count * rank() // world(), count * (rank() + 1) // world())
+    """This process's rows of `count`, see `share_of`."""
+    return share_of(count, rank(), world())
 
 
 def own_share(count: int) -> float:

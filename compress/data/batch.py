@@ -1,9 +1,10 @@
 """One training step's images, and the parts that processes and accumulation make of it."""
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from torch import Tensor
+
+from compress.ranks import share_of
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class Batch:
     def split(self, parts: int) -> list["Batch"]:
         """Parts of nearly equal size, in order; as many as there are rows at most."""
         count = len(self.index)
-        bounds = [count * i // parts for i in range(parts + 1)]
-        rows = [slice(a, b) for a, b in pairwise(bounds) if a < b]
-        return [self._part(part) for part in rows]
+        rows = (share_of(count, number, parts) for number in range(parts))
+        return [self._part(own) for own in rows if own.start < own.stop]
 
     def _part(self, rows: slice) -> "Batch":
         def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

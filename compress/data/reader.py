@@ -10,6 +10,7 @@ from torch import Tensor
 from compress.data.augment import AUGMENTATIONS
 from compress.data.images import Images
 from compress.randomness import generator
+from compress.ranks import share_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Reader:
         """Of a step's images this process's part: first, one after its last, and all of them."""
         before = step * self.batch_size
         count = min(self.batch_size, len(self.images) - before)
-        return count * self.rank // self.world, count * (self.rank + 1) // self.world, count
+        own = share_of(count, self.rank, self.world)
+        return own.start, own.stop, count
 
     def step(self, order: Tensor, step: int) -> Tensor:
         """The images of this process's part of one step."""

@@ -63,12 +63,11 @@ def _moved(data: Dataset, device: torch.device) -> Dataset:
 def compiles(job: Job, data: Dataset, network: nn.Module, train: Train, *, passes: int) -> bool:
     """Whether the recipe's engine compiles a network that is run `passes` times an image."""
     images = train.epochs * len(data.train)
-    return pays(
-        job.recipe.engine.compile,
-        job.device,
-        macs=float(passes * images * count_macs(network, data.preprocessing.input_shape).macs),
-        steps=images // train.batch_size,
-    )
+
+    def macs() -> float:
+        return float(passes * images * count_macs(network, data.preprocessing.input_shape).macs)
+
+    return pays(job.recipe.engine.compile, job.device, macs=macs, steps=images // train.batch_size)
 
 
 def order_seed(recipe: Recipe, trial: int) -> int:

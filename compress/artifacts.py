@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,9 @@ class Job:
     recipe_fingerprint: str
     # What jobs that are trained side by side have in common; None: the job is trained alone.
     companions: dict[Any, Any] | None = None
+    # What the folder was begun for, see `RunDirectory.begin`.
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False  # nothing that was done earlier may be taken
 
 
 def write_text(path: Path, text: str) -> None:
@@ -248,6 +251,8 @@ class RunDirectory:
         """A stage's folder to work in; what was begun for the same fields is still in it."""
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
+        # A result that is there stands for other parts of this folder than those now asked for.
+        (folder / "result.json").unlink(missing_ok=True)
         write_json(folder / "fields.json", fields)
         return folder
 

@@ -10,12 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from compress.ranks import is_first
+from compress.terminal import console
 
-console = Console(highlight=False)
+__all__ = ["Advance", "bar", "console", "log", "log_to", "note", "shows_bars", "without_bars"]
+
 # Of the context, since several runs may take turns in one process.
 _log_file: ContextVar[Path | None] = ContextVar("log_file", default=None)
 _bars: ContextVar[bool] = ContextVar("bars", default=True)

@@ -1,8 +1,16 @@
-"""The one exception that speaks to the user, and the hint in its messages."""
+"""What speaks to the user: the one exception for mistakes, the hint in it, how a command ends."""
 
 import difflib
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+
+_place: ContextVar[str] = ContextVar("place", default="")
 
 
 class UserError(Exception):
@@ -12,32 +20,96 @@ class UserError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as of a scheduler or `timeout`, ends a command as Ctrl-C does; exit code 143."""
+
+
 def _to_stderr(message: str) -> None:
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
 
 
-def exit_code(command: Callable[[], int], tell: Callable[[str], None] = _to_stderr) -> int:
+def _stop_to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def exit_code(
+    command: Callable[[], int],
+    tell: Callable[[str], None] = _to_stderr,
+    tell_stop: Callable[[str], None] = _stop_to_stderr,
+) -> int:
     """Run a command; what its user did wrong is told in words, with no traceback.
 
     Args:
         tell: shows the message, by default each of its lines on stderr.
+        tell_stop: shows that the command was stopped, by default on stderr.
 
     Returns:
         The command's own code; 2 after a user's mistake or where a file cannot be read or
-        written; 130 when interrupted.
+        written; 130 when interrupted, 143 after SIGTERM.
     """
     try:
-        return command()
+        with _stopped_by_sigterm():
+            return command()
     except UserError as error:
         tell(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         tell(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        tell_stop(stop_sentence(stop))
+        return 143 if isinstance(stop, Terminated) else 130
     return 2
+
+
+def stop_sentence(stop: KeyboardInterrupt) -> str:
+    """`interrupted`, or `stopped by SIGTERM in distill/kd`."""
+    return str(stop) or "interrupted"
+
+
+@contextmanager
+def doing(place: str) -> Iterator[None]:
+    """Where a command that is stopped inside the block is said to have been."""
+    before = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(before)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM raises `Terminated`, once: `timeout` and schedulers send it twice.
+
+    Whatever fails after it is its consequence. A scheduler's SIGTERM goes to data loaders' and
+    other training processes as well, and those that are left miss them with errors of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can be interrupted
+        return
+    process = os.getpid()
+    stops: list[Terminated] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a data loader's process inherits the handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not stops:
+            # From here on it is no news that a data loader's process has died.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            place = _place.get()
+            stops.append(Terminated("stopped by SIGTERM" + (f" in {place}" if place else "")))
+            raise stops[0]
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except Exception:
+        if stops:
+            raise stops[0] from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

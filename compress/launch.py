@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import distributed
 
-from compress.errors import UserError
+from compress.errors import UserError, exit_code
 from compress.ranks import is_first, world
+from compress.terminal import tell, tell_stop
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # The first process does some stages alone, for hours.
@@ -82,6 +83,15 @@ def usable_device(given: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None
     return device
+
+
+def reported(command: Callable[[], int]) -> int:
+    """The exit code of a command that can be continued; of several processes one tells why."""
+    return exit_code(
+        command,
+        lambda message: say_once(lambda: tell(message)),
+        lambda sentence: say_once(lambda: tell_stop(sentence)),
+    )
 
 
 def say_once(say: Callable[[], None], where: str = "console") -> None:

@@ -23,7 +23,8 @@ class Step:
     """One planned piece of work.
 
     `fields` is what its result depends on besides the results of `inputs` (names of earlier
-    steps); fields that cannot change a result, such as the device, are not in it.
+    steps); fields that cannot change a result, such as the device, are not in it. `begun` is what
+    its folder is begun for where that is less: the parts in the folder know the rest themselves.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Step:
     arguments: Mapping[str, Any]
     fields: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
+    begun: Mapping[str, Any] | None = None
 
     @property
     def stage(self) -> str:
@@ -122,11 +124,13 @@ def make_plan(recipe: Recipe) -> Plan:
         }
         told = {**entry, "train": transfer.train.model_dump(), "data": _with_digests(entry["data"])}
         fields = {"seed": recipe.seed, "transfer": told}
+        together = {key: value for key, value in told.items() if key not in ("init", "seeds")}
         used = {main if i in ("distilled", "scratch") else i for i in transfer.init}
         used = {"none" if label == "alone" else label for label in used}
         teacher = ("teacher",) if "teacher" in used else ()
         inputs = (*teacher, *(f"distill/{label}" for label in parts if label in used))
-        add(Step(f"transfer/{name}", "eval.stage", entry, fields, inputs))
+        begun = {**fields, "transfer": together}
+        add(Step(f"transfer/{name}", "eval.stage", entry, fields, inputs, begun))
     return plan
 
 

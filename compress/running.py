@@ -19,6 +19,7 @@ from compress import plan
 from compress.artifacts import Job, Outcome, RunDirectory, fingerprint_of, read_result
 from compress.console import log
 from compress.environment import environment
+from compress.errors import doing
 from compress.plan import Plan, Step
 from compress.ranks import by_first, world
 from compress.recipe import Recipe
@@ -60,7 +61,8 @@ class Run:
         for group in self._groups(every[: last + 1]):
             fields = [_fields(step, data_digest, digests) for step in group]
             tasks = [self._step(step, own) for step, own in zip(group, fields, strict=True)]
-            yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
+            with doing(", ".join(step.name for step in group)):
+                yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
                 digests[step.name] = by_first(partial(_found, self.directory, step))
         if self.until is not None:
@@ -99,6 +101,8 @@ class Run:
             workers=self.workers,
             recipe_fingerprint=_recipe_fingerprint(recipe),
             companions=self.companions if recipe.engine.share_teacher else None,
+            fields=_begun(step, fields),
+            fresh=self._is_fresh(step),
         )
         start, clock = time.perf_counter(), list[float]()
         stage = importlib.import_module(step.module)
@@ -118,28 +122,27 @@ class Run:
 
     def _prepare(self, step: Step, fields: dict[str, Any]) -> bool:
         """Skip, redo or restore a step; whether it is to be run, in a folder that is then begun."""
-        run = self.directory
-        fresh = step.name in self.fresh or step.stage in self.fresh
+        run, begun = self.directory, _begun(step, fields)
+        fresh = self._is_fresh(step)
         if not fresh and run.finished(step.name, fields):
             log(f"{step.name}: done before, skipped")
             return False
-        differences = run.differences(step.name, fields)
+        differences = run.differences(step.name, begun)
         if fresh or differences:
             reason = "--fresh" if fresh else "changed: " + ", ".join(differences)
             old = run.supersede(step.name)
             if old is not None:
                 log(f"{step.name}: redone ({reason}); the old result is in {old}")
-        if (
-            not fresh
-            and not run.stage_folder(step.name).exists()
-            and run.restore(step.name, fields)
-        ):
+        if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, begun):
             log(f"{step.name}: what was done earlier fits again, restored")
             if run.finished(step.name, fields):
                 return False
         log(f"{step.name}")
-        run.begin(step.name, fields)
+        run.begin(step.name, begun)
         return True
+
+    def _is_fresh(self, step: Step) -> bool:
+        return step.name in self.fresh or step.stage in self.fresh
 
 
 def _timed(
@@ -182,6 +185,11 @@ def _fields(step: Step, data_digest: str, digests: dict[str, str]) -> dict[str, 
         "images": data_digest,
         "inputs": {name: digests.get(name) for name in step.inputs},
     }
+
+
+def _begun(step: Step, fields: dict[str, Any]) -> dict[str, Any]:
+    """What a step's folder is begun for: everything, unless parts of it stand for themselves."""
+    return fields if step.begun is None else {"version": step.version, **step.begun}
 
 
 def _found(run: RunDirectory, step: Step) -> str:

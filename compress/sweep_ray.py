@@ -6,7 +6,9 @@ the same paths, as on a shared file system.
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +40,12 @@ def on_ray(address: str, *, cpus: float, gpus: float) -> Iterator[Runner]:
     except ImportError:
         raise UserError("--ray needs Ray; install it: pip install 'compress[ray]'") from None
     own: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--ray {address}: there is no Ray to work with ({reason})") from None

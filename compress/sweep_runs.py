@@ -1,14 +1,11 @@
 """The runs of a sweep: which are finished, and training those that are not, each in a process."""
 
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -97,15 +94,14 @@ class Plan:
 
     def train(self, runner: Runner) -> None:
         """Train the teachers, then the cells; the table is written after each of them."""
-        with _stopped_by_sigterm():
-            self._run_all([[teacher] for teacher in self.teachers()], runner)
-            students = []
-            for cell in self.cells:
-                if f"teacher {cell.pair.teacher}" in self.status.failed:
-                    self.status.failed[cell.name] = f"its teacher {cell.pair.teacher} failed"
-                else:
-                    students.append(self.student(cell))
-            self._run_all(self._units(students), runner)
+        self._run_all([[teacher] for teacher in self.teachers()], runner)
+        students = []
+        for cell in self.cells:
+            if f"teacher {cell.pair.teacher}" in self.status.failed:
+                self.status.failed[cell.name] = f"its teacher {cell.pair.teacher} failed"
+            else:
+                students.append(self.student(cell))
+        self._run_all(self._units(students), runner)
 
     def _units(self, students: list[Run]) -> list[list[Run]]:
         """The runs that one process does each: one, or of a shared teacher its part of them all."""
@@ -166,9 +162,13 @@ class Plan:
         """Run the recipes in a process of their own."""
         for run in unit:
             log(f"{run.name}: starts; its log is {run.folder}/log.txt")
-        start = time.perf_counter()
-        ended = runner(self._command(unit), stopped)
-        log(f"{', '.join(run.name for run in unit)}: {time.perf_counter() - start:.0f} s")
+        names, start = ", ".join(run.name for run in unit), time.perf_counter()
+        try:
+            ended = runner(self._command(unit), stopped)
+        except KeyboardInterrupt:
+            log(f"{names}: stopped after {time.perf_counter() - start:.0f} s")
+            raise
+        log(f"{names}: {time.perf_counter() - start:.0f} s")
         return ended
 
     def _command(self, unit: list[Run]) -> Command:
@@ -183,20 +183,3 @@ class Plan:
         until = ["--until", unit[0].until] if unit[0].until else []
         arguments = (str(unit[0].file), "--out", str(folders[0]), *until)
         return Command(("-m", "compress.pipeline", *arguments, *self.options), folders)
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does: it takes its children with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -13,21 +13,21 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress import pipeline
+from compress import execution
 from compress.console import console
 from compress.errors import UserError
-from compress.launch import started
+from compress.launch import reported, started
 from compress.side_by_side import side_by_side
 from compress.training import Position, drained
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code (0 done, 2 one or more failed, 130 interrupted)."""
+    """Run the command; returns the exit code (0 done, 2 one or more failed, 130 or 143 stopped)."""
     parser = argparse.ArgumentParser(prog="python -m compress.together", description=__doc__)
     parser.add_argument("recipes", nargs="+", type=Path, help="files of cells")
     options, rest = parser.parse_known_args(arguments)
     with started():
-        return pipeline.reported(lambda: _run(options.recipes, rest))
+        return reported(lambda: _run(options.recipes, rest))
 
 
 def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
@@ -46,7 +46,7 @@ def _one(
 ) -> Generator[Position, None, None]:
     arguments = [str(path), "--out", str(path.with_suffix("")), *options]
     try:
-        yield from pipeline.run_steps(arguments, companions)
+        yield from execution.run_steps(arguments, companions)
     except (UserError, OSError) as error:
         failed[path] = str(error)
     except Exception as error:  # a defect in one run is no reason to lose the others

@@ -11,10 +11,16 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
-    ("compress.errors", "compress.randomness", "compress.environment", "compress.ranks"),
+    (
+        "compress.errors",
+        "compress.randomness",
+        "compress.environment",
+        "compress.ranks",
+        "compress.terminal",
+    ),
     ("compress.launch", "compress.rank_norm", "compress.optimisation"),
     ("compress.recipe", "compress.recipe_files"),
-    ("compress.console",),
+    ("compress.console", "compress.options"),
     ("compress.artifacts", "compress.signatures"),
     (
         "compress.data",
@@ -38,16 +44,17 @@ RANKS: list[tuple[str, ...]] = [
         "compress.training",
         "compress.accounting",
     ),
-    ("compress.stages", "export", "eval"),
+    ("compress.stages", "compress.train_checks", "export", "eval"),
     ("compress.sweep_recipe",),
     ("compress.reporting",),
     ("compress.plan",),
     ("compress.checks",),
     ("compress.running", "compress.preview"),
-    ("compress.pipeline",),
-    ("compress.together",),
+    ("compress.execution",),
+    ("compress.pipeline", "compress.together"),
     ("compress.sweep_processes",),
     ("compress.sweep_runs", "compress.sweep_ray"),
+    ("compress.sweep_execution",),
     ("compress.sweep",),
 ]
 
@@ -92,9 +99,26 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_stages_are_not_imported_with_the_command() -> None:
     code = (
-        "import sys, compress.pipeline;"
+        "import sys, compress.execution;"
         "heavy = [m for m in ('eval.detection', 'export.onnx', 'onnxruntime', 'matplotlib',"
         " 'compress.stages.account') if m in sys.modules]; sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["compress.pipeline", "compress.sweep"])
+@pytest.mark.parametrize("options", [["--help"], ["--no-such-option"], ["missing.yaml"]])
+def test_nobody_waits_for_torch_to_read_of_a_mistake(command: str, options: list[str]) -> None:
+    code = (
+        f"import sys, {command} as command\n"
+        "try:\n"
+        "    code = command.main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        "    code = end.code\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.returncode == (0 if options == ["--help"] else 2), done.stderr
+    assert done.stdout + done.stderr

@@ -97,6 +97,32 @@ def test_a_second_run_skips_everything(
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
 
 
+def test_an_init_and_a_seed_more_train_nothing_else_anew(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    before, first = results(out), out / "transfer/linear_probe"
+    outcomes = {p: p.stat().st_mtime_ns for p in first.glob("*/*/outcome.json")}
+    probe = {**TRANSFER[0], "init": ["distilled", "alone", "scratch"], "seeds": 2}
+    grown = write(recipe.parent, transfer=[probe, *TRANSFER[1:]])
+    assert run(grown, out) == 0
+    assert capsys.readouterr().out.count("done before, skipped") == 9
+    after = {p: p.stat().st_mtime_ns for p in first.glob("*/*/outcome.json")}
+    assert outcomes.items() < after.items() and len(after) == 6
+    rows = results(out)["transfer/linear_probe"]["values"]["rows"]
+    assert [row["init"] for row in rows] == ["distilled", "alone", "scratch"]
+
+    # And back: the same result from the same trainings.
+    assert run(write(recipe.parent, transfer=TRANSFER), out) == 0
+    found = results(out)["transfer/linear_probe"]
+    assert found["values"] == before["transfer/linear_probe"]["values"]
+    assert after == {p: p.stat().st_mtime_ns for p in first.glob("*/*/outcome.json")}
+    assert not (out / "superseded").exists()
+    text = (out / "report.md").read_text()
+    assert "transfer/detection/distilled/seed-0/distilled.png" in text
+    assert "transfer/segmentation/scratch/seed-0/masks.png" in text
+
+
 def test_the_numbers_agree_with_each_other(done: tuple[Path, Path]) -> None:
     found = results(done[1])
     account = {n["label"]: n for n in found["account"]["values"]["networks"]}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import sweep
+from compress import sweep, sweep_execution
 from compress.recipe import check_shape
 from compress.sweep_processes import Command, Ended
 from compress.sweep_recipe import Status, Sweep, cells, check_sweep, recipe_of
@@ -171,7 +171,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(
     def run(command: Command, stopped: Event, *, threads: int) -> Ended:
         return Ended(2, "error: the disk is full") if command.folders[0].name == "kd" else DONE
 
-    monkeypatch.setattr(sweep, "run_process", run)
+    monkeypatch.setattr(sweep_execution, "run_process", run)
     out = tmp_path / "out"
     assert sweep.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
     told = capsys.readouterr().out

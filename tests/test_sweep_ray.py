@@ -14,7 +14,7 @@ from threading import Event
 import pytest
 import yaml
 
-from compress import sweep
+from compress import sweep, sweep_execution
 from compress.errors import UserError
 from compress.sweep_processes import Command, Runner
 from compress.sweep_ray import on_ray
@@ -75,7 +75,7 @@ def test_a_sweep_on_ray_trains_its_cells(
         asked.extend((address, cpus, gpus))
         return nullcontext(runner)
 
-    monkeypatch.setattr(sweep, "on_ray", started)
+    monkeypatch.setattr(sweep_execution, "on_ray", started)
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(
         yaml.safe_dump(small(methods=[{"name": "none", "trials": 1}], paper={}))

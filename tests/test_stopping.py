@@ -1,0 +1,213 @@
+"""SIGTERM ends a command as Ctrl-C does: in words, with nothing lost, its processes with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from compress import sweep
+from compress.errors import UserError, doing, exit_code
+from compress.sweep_runs import Plan
+from tests.test_pipeline import TINY, run
+from tests.test_sweep import small
+from tests.test_sweep_processes import endless, pid_in
+from tests.test_torchrun import ROOT
+
+LONG = {"model": "resnet14", "train": {"epochs": 30, "lr": 0.05}}
+
+
+def _sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _told(command: Callable[[], int]) -> tuple[int, list[str]]:
+    """The exit code of a command, and how it was said to have stopped."""
+    told: list[str] = []
+    return exit_code(command, tell_stop=told.append), told
+
+
+def test_the_place_is_told_and_what_was_before_holds_again() -> None:
+    def command() -> int:
+        with doing("the kitchen"):
+            _sigterm()
+        raise AssertionError("it went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert _told(command) == (143, ["stopped by SIGTERM in the kitchen"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_sigterm_does_not_disturb_the_end() -> None:
+    ended = []
+
+    def command() -> int:
+        try:
+            _sigterm()
+        finally:
+            _sigterm()
+            ended.append("whole")
+        return 0
+
+    assert _told(command) == (143, ["stopped by SIGTERM"])
+    assert ended == ["whole"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a worker is gone"), UserError("no data")])
+def test_what_fails_because_of_sigterm_is_no_error(error: Exception) -> None:
+    def command() -> int:
+        try:
+            _sigterm()
+        finally:
+            raise error
+
+    assert _told(command) == (143, ["stopped by SIGTERM"])
+
+
+def test_beside_the_main_thread_sigterm_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    during: list[Any] = []
+
+    def command() -> int:
+        during.append(signal.getsignal(signal.SIGTERM))
+        return 0
+
+    thread = threading.Thread(target=exit_code, args=(command,))
+    thread.start()
+    thread.join()
+    assert during == [before]
+
+
+def test_a_fork_dies_of_sigterm_itself() -> None:
+    code = (
+        "import os, signal, time\n"
+        "from compress.errors import exit_code\n"
+        "def command():\n"
+        "    here, there = os.pipe()\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os.write(there, b'up')\n"
+        "        time.sleep(20)\n"
+        "        os._exit(0)\n"
+        "    os.read(here, 2)\n"
+        "    os.kill(child, signal.SIGTERM)\n"
+        "    return 7 if os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM else 1\n"
+        "raise SystemExit(exit_code(command))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+def _start(*command: str) -> "subprocess.Popen[str]":
+    known = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **known},
+        start_new_session=True,
+    )
+
+
+def _wait_for(*files: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not all(file.is_file() for file in files):
+        assert time.monotonic() < deadline, f"no {files}"
+        time.sleep(0.05)
+
+
+def _ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    shown, _ = process.communicate(timeout=60)
+    assert "Traceback" not in shown.partition("torch/distributed")[0], shown
+    return process.returncode, " ".join(shown.split())
+
+
+def _folder_of_images(root: Path) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 40), ("val", 8)):
+        for name, lightest in (("cat", 100), ("dog", 256)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                size = (32, 32, 3)
+                pixels = torch.randint(lightest, size, generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(root / split / name / f"{i}.png")
+    return {"name": "image_folder", "root": str(root), "image_size": 32}
+
+
+def test_a_run_with_data_loaders_ends_with_its_group_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "run"
+    data = _folder_of_images(tmp_path / "images")
+    recipe.write_text(yaml.safe_dump({**TINY, "data": data, "teacher": LONG}))
+    options = ("--out", str(out), "--until", "teacher", "--workers", "2")
+    process = _start("-m", "compress.pipeline", str(recipe), *options)
+    _wait_for(out / "teacher/0/metrics.jsonl")
+    # As `timeout` does: the process, then its group, in which it is as well.
+    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, shown = _ended(process)
+    assert code == 143
+    assert shown.count("stopped by SIGTERM in teacher; run the same command again") == 1
+    assert "stopped by SIGTERM in teacher" in (out / "log.txt").read_text()
+    assert not (out / "teacher/result.json").exists()
+    assert run(recipe, out, "--until", "teacher") == 0
+    assert "continues after epoch" in capsys.readouterr().out
+
+
+def test_a_sweep_takes_its_runs_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = small(paper={})
+    raw["teachers"] = {"big": {"model": "resnet14"}, "huge": {"model": "resnet20"}}
+    raw["pairs"] = [{"teacher": name, "student": "thin"} for name in raw["teachers"]]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw))
+    files = [tmp_path / name for name in raw["teachers"]]
+    monkeypatch.setattr(Plan, "_command", lambda _, unit: endless(tmp_path / unit[0].folder.name))
+    pids: list[int] = []
+
+    def stop() -> None:
+        pids.extend(pid_in(file) for file in files)
+        _sigterm()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    options = ["--out", str(tmp_path / "out"), "--jobs", "2"]
+    assert sweep.main([str(tmp_path / "small.yaml"), *options]) == 143
+    thread.join()
+    shown = capsys.readouterr().out
+    assert shown.count("stopped by SIGTERM; run the same command again") == 1
+    assert shown.count(": stopped after") == len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_processes_of_torchrun_end_with_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "teacher": LONG}))
+    code = tmp_path / "noted.py"
+    code.write_text(
+        "import os, pathlib\n"
+        "from compress import pipeline\n"
+        "code = pipeline.main()\n"
+        "(pathlib.Path(__file__).parent / os.environ['RANK']).write_text(str(code))\n"
+    )
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(code))
+    out = tmp_path / "run"
+    options = ("--out", str(out), "--until", "teacher", "--workers", "0", "--device", "cpu")
+    process = _start(*launcher, str(tmp_path / "tiny.yaml"), *options)
+    _wait_for(out / "teacher/0/metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    _, shown = _ended(process)
+    assert shown.count("stopped by SIGTERM in teacher; run the same command again") == 1
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["143", "143"]

@@ -67,6 +67,12 @@ class Run:
         """The timed half of a stage's result."""
         return _mapping(self.results.get(stage, {}).get("measured"))
 
+    def why_absent(self, stage: str) -> str:
+        """A sentence on a stage of which there is no result."""
+        if self.resolved.get(stage, ...) in (None, []):
+            return f"The recipe leaves out the {stage} stage."
+        return f"The {stage} stage has not run."
+
     def transfers(self) -> list[str]:
         """Names of the transfer stages that have run, in the order of their names."""
         return [stage for stage in self.results if stage.startswith("transfer/")]

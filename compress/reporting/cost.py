@@ -14,7 +14,7 @@ def cost(run: Run) -> list[Block]:
     heading, values = Heading("Accounting"), run.values("account")
     networks = values.get("networks") or []
     if not networks:
-        return [heading, Paragraph("The account stage has not run.")]
+        return [heading, Paragraph(run.why_absent("account"))]
     batch = formats.plain(values.get("peak_activation_batch", 1))
     shape = " x ".join(formats.plain(n) for n in values.get("input_shape") or []) or "unknown"
     exact = (

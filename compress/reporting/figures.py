@@ -51,7 +51,7 @@ def accuracy_and_size(run: Run) -> list[Block]:
         and row.account.get("size_bytes")
     ]
     if not points:
-        return [heading, Paragraph("The account stage has not run, so no size is known.")]
+        return [heading, Paragraph(f"{run.why_absent('account')} No size is known.")]
     plot = plots.accuracy_against_size(
         points, "Size of the deployed network (MB)", f"Test top-1, {run.headline} (%)", salt="size"
     )

@@ -16,7 +16,7 @@ def product(run: Run) -> list[Block]:
     """The section on the export stage."""
     heading, values = Heading("ONNX export"), run.values("export")
     if not values:
-        return [heading, Paragraph("The export stage has not run.")]
+        return [heading, Paragraph(run.why_absent("export"))]
     blocks: list[Block] = [heading, _files(values), Paragraph(_reading(values), is_note=True)]
     choice = run.recommendation
     if choice and choice.label != values.get("student"):

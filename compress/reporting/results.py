@@ -42,9 +42,12 @@ def short_table(run: Run) -> Table:
         Column("Size", "MB"),
         Column("Latency", "ms, batch 1"),
     )
-    caption = f"Without a word, a difference is {NOT_DISTINGUISHABLE} (two standard errors)."
+    caption = ""
+    if run.baseline is not None:
+        caption = f"Without a word, a difference is {NOT_DISTINGUISHABLE} (two standard errors)."
     rows = [[_without_noise(cell) for cell in row] for row in table.rows]
-    return replace(table, columns=columns, rows=rows, caption=caption)
+    short = replace(table, columns=columns, rows=rows, caption=caption)
+    return short.without_empty_columns()
 
 
 def _without_noise(cell: Cell | str) -> Cell | str:
@@ -58,7 +61,7 @@ def results(run: Run) -> list[Block]:
     blocks: list[Block] = [Heading("Results")]
     if not run.networks:
         return [*blocks, Paragraph("Neither the teacher nor the distill stage has run.")]
-    blocks += [result_table(run), Paragraph(_reading(run), is_note=True)]
+    blocks += [result_table(run).without_empty_columns(), Paragraph(_reading(run), is_note=True)]
     if not run.students:
         blocks.append(Paragraph("The distill stage has not run: there is no student yet."))
     return [*blocks, _trainings(run)]

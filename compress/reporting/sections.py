@@ -15,7 +15,7 @@ def fusion(run: Run) -> list[Block]:
     heading, values = Heading("Fusion proof"), run.values("fuse")
     students = values.get("students") or []
     if not students:
-        return [heading, Paragraph("The fuse stage has not run.")]
+        return [heading, Paragraph(run.why_absent("fuse"))]
     tolerance = values.get("tolerance")
     columns = (
         Column("Student", is_number=False),

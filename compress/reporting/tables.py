@@ -8,6 +8,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from compress.reporting.escaping import escape_html, escape_markdown
+from compress.reporting.formats import MISSING
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Table:
         """The same table with some of its columns."""
         rows = [[row[place] for place in places] for row in self.rows]
         return replace(self, columns=[self.columns[place] for place in places], rows=rows)
+
+    def without_empty_columns(self) -> "Table":
+        """The same table without the columns in which no row has a value."""
+        places = range(len(self.columns))
+        known = [p for p in places if any(_parts(row[p])[0] != MISSING for row in self.rows)]
+        return self.only(known) if self.rows else self
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown; the row set off is bold."""

@@ -17,7 +17,7 @@ def transfers(run: Run) -> list[Block]:
     blocks: list[Block] = [Heading("Transfer")]
     stages = run.transfers()
     if not stages:
-        return [*blocks, Paragraph("No transfer stage has run.")]
+        return [*blocks, Paragraph(run.why_absent("transfer"))]
     blocks += _over_data_sets(run, stages)
     for stage in stages:
         blocks += _task(run, stage)

@@ -159,8 +159,8 @@ def test_pictures_of_the_markdown_exist(complete: Path) -> None:
     [
         ((), ["No student has been trained yet", "Neither the teacher nor the distill stage"]),
         (("teacher",), ["The distill stage has not run", "The fuse stage has not run"]),
-        (("teacher", "distill"), ["The account stage has not run", "so no size is known"]),
-        (("distill", "fuse"), ["The export stage has not run", "No transfer stage has run"]),
+        (("teacher", "distill"), ["The account stage has not run", "No size is known"]),
+        (("distill", "fuse"), ["The export stage has not run", "The transfer stage has not run"]),
         (("account", "transfer"), ["No student has been trained yet", "The export stage has not"]),
     ],
 )
@@ -172,6 +172,28 @@ def test_a_stage_that_has_not_run_is_said(
     text = (folder / "report.md").read_text()
     for sentence in sentences:
         assert sentence in page.text and sentence in text
+
+
+def test_what_the_recipe_leaves_out_is_said_and_has_no_columns(make_run: Make) -> None:
+    folder = make_run(stages=("teacher", "distill"))
+    left_out = "fuse: null\naccount: null\nexport: null\ntransfer: []\n"
+    with (folder / "resolved.yaml").open("a") as resolved:
+        resolved.write(left_out)
+    page = Page(write_report(folder).read_text())
+    text = (folder / "report.md").read_text()
+    for stage in ("fuse", "account", "export", "transfer"):
+        sentence = f"The recipe leaves out the {stage} stage."
+        assert sentence in page.text and sentence in text
+    assert "has not run" not in text
+    head = next(line for line in text.splitlines() if line.startswith("| Network |"))
+    assert "Difference to student alone" in head
+    console = Console(width=120, file=io.StringIO())
+    console.print(terminal_table(folder))
+    assert isinstance(console.file, io.StringIO)
+    for shown in (head, console.file.getvalue()):
+        assert "Top-1" in shown
+        for nothing in ("Parameters", "MACs", "Size", "Latency", "Pruning"):
+            assert nothing not in shown
 
 
 def test_an_empty_folder_has_a_report(tmp_path: Path) -> None:

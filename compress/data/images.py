@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from compress.errors import UserError
+from compress.data.image_files import read_rgb
 
 
 @dataclass(frozen=True)
@@ -163,20 +162,7 @@ class FileImages:
 
     def fetch_original(self, index: int) -> Tensor:
         """See `Images`."""
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise UserError(
-                        f"{path} has more than 8 bits per channel (mode {image.mode}), which would "
-                        "be clipped; convert it to 8 bits first"
-                    )
-                pixels: Tensor = F.pil_to_tensor(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{path} is not a readable image ({error}); mend or remove it"
-            ) from None
-        return pixels
+        return read_rgb(self.paths[index], upright=False)
 
     def subset(self, indices: Tensor) -> "FileImages":
         """See `Images`."""

@@ -5,21 +5,21 @@ Boxes are x0 y0 x1 y1 in pixels, half-open, origin at the upper left corner. Lab
 file.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from compress.data.image_files import read_rgb, upright_size
 from compress.errors import UserError
 from eval.detection.masks import Segment, decoded, encoded
 
 # Annotation tools disagree whether pixels count from 0 or 1; a box may stick out by this much.
 _OUTSIDE_TOLERANCE = 1.0
+# Pixels: the sides of a smaller box may fall together where float32 scales or mirrors it.
+_SMALLEST_SIDE = 1e-3
 Box = tuple[float, float, float, float]
 
 
@@ -52,12 +52,8 @@ class AnnotatedImage:
             raise UserError(f"{self.path}: {error}.") from None
 
     def pixels(self) -> Tensor:
-        """(3, H, W) uint8 RGB."""
-        try:
-            with Image.open(self.path) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{self.path} cannot be read as an image ({error}).") from None
+        """(3, H, W) uint8 RGB, turned upright as EXIF says; the annotation is of that."""
+        pixels = read_rgb(self.path, upright=True)
         if pixels.shape[1:] != (self.height, self.width):
             raise UserError(
                 f"{self.path} has {pixels.shape[2]} x {pixels.shape[1]} pixels, but its annotation "
@@ -90,6 +86,27 @@ def require_objects(images: Sequence[AnnotatedImage], split: str, *, ignored: bo
         raise UserError(f"The {split} has no object in any of its {len(images)} images.")
 
 
+def vanishes(box: Box, size: tuple[int, int]) -> bool:
+    """Whether nothing is left of a box, otherwise sound, once it is cut to its image.
+
+    Args:
+        size: height and width of its image.
+    """
+    if not _is_sound(box, size):
+        return False
+    x0, y0, x1, y1 = box
+    height, width = size
+    sides = min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)
+    return min(sides) < _SMALLEST_SIDE
+
+
+def _is_sound(box: Box, size: tuple[int, int]) -> bool:
+    """Corners in their order, none too far outside; NaN is neither."""
+    x0, y0, x1, y1 = box
+    least, most = -_OUTSIDE_TOLERANCE, _OUTSIDE_TOLERANCE
+    return least <= x0 <= x1 <= size[1] + most and least <= y0 <= y1 <= size[0] + most
+
+
 def checked(
     source: Path,
     image: Path,
@@ -99,15 +116,12 @@ def checked(
     ignored: list[bool],
     segments: tuple[Segment, ...] | None = None,
 ) -> AnnotatedImage:
-    """Check one image's annotation; a box that sticks out within the tolerance is cut."""
+    """Check one image's annotation and header; boxes within the tolerance are cut to the image."""
     height, width = size
     if not image.is_file():
         raise UserError(f"{image} not found; {source} names it.")
     for box in boxes:
-        x0, y0, x1, y1 = box
-        inside = min(x0, y0) >= -_OUTSIDE_TOLERANCE
-        inside &= x1 <= width + _OUTSIDE_TOLERANCE and y1 <= height + _OUTSIDE_TOLERANCE
-        if not (all(map(math.isfinite, box)) and inside and x0 < x1 and y0 < y1):
+        if not _is_sound(box, size) or vanishes(box, size):
             raise UserError(
                 f"{source} has the box {box} (x0, y0, x1, y1), which is empty or outside its "
                 f"image of {width} x {height} pixels ({image.name})."
@@ -115,4 +129,7 @@ def checked(
     tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     tensor = tensor.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
     classes, left_out = torch.tensor(labels, dtype=torch.int64), torch.tensor(ignored).bool()
-    return AnnotatedImage(image, height, width, tensor, classes, left_out, segments)
+    found = AnnotatedImage(image, height, width, tensor, classes, left_out, segments)
+    if upright_size(image) != size:
+        found.pixels()  # refused in there, unless the header did not tell all
+    return found

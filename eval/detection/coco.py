@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.console import log
+from compress.data.image_files import check_whole
 from compress.errors import UserError
 from eval.detection.annotations import (
     AnnotatedImage,
@@ -12,6 +13,7 @@ from eval.detection.annotations import (
     DetectionData,
     checked,
     require_objects,
+    vanishes,
 )
 from eval.detection.masks import Segment, check_segment
 
@@ -19,8 +21,8 @@ from eval.detection.masks import Segment, check_segment
 def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") -> DetectionData:
     """COCO layout: `annotations/instances_<split>.json` and the images in `<split>/`.
 
-    The original's splits are `train: train2017, test: val2017`. Boxes without width or height, of
-    which it has two, are left out.
+    The original's splits are `train: train2017, test: val2017`. Boxes that have no width or height
+    within their image, of which it has two, are left out.
     """
     names: tuple[str, ...] = ()
     splits = []
@@ -32,6 +34,7 @@ def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") ->
         require_objects(images, f"{role} split {path}", ignored=False)
         names = split_names
         splits.append(images)
+    check_whole(image.path for image in splits[1])
     return DetectionData(names, splits[0], splits[1], trains_on_ignored=False)
 
 
@@ -59,20 +62,30 @@ def _by_image(
 ) -> dict[Any, list[dict[str, Any]]]:
     """The annotations of each image's id, but for those whose box is empty."""
     found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    sizes = {image["id"]: _size(image) for image in content["images"]}
     empty = 0
     for annotation in content["annotations"]:
         if annotation["image_id"] not in found:
             raise UserError(f"{path} annotates image {annotation['image_id']}, not in its list.")
         if annotation["category_id"] not in label_of:
             raise UserError(f"{path} uses the unknown class id {annotation['category_id']}.")
-        _, _, width, height = map(float, annotation["bbox"])
-        if 0 in (width, height) and not annotation.get("iscrowd", 0):
+        flat = vanishes(_box(annotation), sizes[annotation["image_id"]])
+        if flat and not annotation.get("iscrowd", 0):
             empty += 1
         else:
             found[annotation["image_id"]].append(annotation)
     if empty:
         log(f"{path}: objects left out because their box has no width or no height: {empty}.")
     return found
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int]:
+    return int(image["height"]), int(image["width"])
+
+
+def _box(annotation: dict[str, Any]) -> Box:
+    x, y, width, height = map(float, annotation["bbox"])
+    return x, y, x + width, y + height
 
 
 def _image(
@@ -82,17 +95,13 @@ def _image(
     annotations: list[dict[str, Any]],
     label_of: dict[int, int],
 ) -> AnnotatedImage:
-    boxes: list[Box] = []
-    for annotation in annotations:
-        x, y, width, height = map(float, annotation["bbox"])
-        boxes.append((x, y, x + width, y + height))
-    size = (int(image["height"]), int(image["width"]))
+    size = _size(image)
     target = images / str(image["file_name"])
     return checked(
         path,
         target,
         size,
-        boxes,
+        boxes=[_box(annotation) for annotation in annotations],
         labels=[label_of[a["category_id"]] for a in annotations],
         ignored=[bool(a.get("iscrowd", 0)) for a in annotations],
         segments=_segments(path, target, size, annotations),

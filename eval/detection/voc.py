@@ -7,6 +7,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from compress.data.image_files import check_whole, image_named
 from compress.errors import UserError
 from eval.detection.annotations import (
     AnnotatedImage,
@@ -31,13 +32,17 @@ def voc(
     """PASCAL VOC layout: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
 
     `root` holds these folders, and the splits are by default `train` and `val`; or it holds several
-    of them, which a split then names. There the papers' 07+12 union is the default: `root:
-    VOCdevkit, train: [VOC2007/trainval, VOC2012/trainval], test: VOC2007/test`. Without `classes`
+    of them, maybe in `VOCdevkit/`, which a split then names. There the papers' 07+12 union is the
+    default: `train: [VOC2007/trainval, VOC2012/trainval], test: VOC2007/test`. Without `classes`
     the names are those of the training splits, in alphabetical order.
+
+    The image of an annotation is the one of its name; without one, that of its `<filename>`.
     """
-    usual = _ONE if (Path(root) / "ImageSets").is_dir() else _UNION
+    place = Path(root, "VOCdevkit")
+    place = place if place.is_dir() else Path(root)
+    usual = _ONE if (place / "ImageSets").is_dir() else _UNION
     train, test = train or usual[0], test or usual[1]
-    train_files, test_files = _listed(Path(root), train), _listed(Path(root), test)
+    train_files, test_files = _listed(place, train), _listed(place, test)
     if classes is None:
         found = {name for path in train_files for name in _voc_names(path)}
         classes = tuple(sorted(found))
@@ -45,6 +50,7 @@ def voc(
     require_objects(train_images, f"training split {_shown(train)} of {root}", ignored=True)
     test_images = tuple(_read_voc(path, tuple(classes)) for path in test_files)
     require_objects(test_images, f"test split {_shown(test)} of {root}", ignored=False)
+    check_whole(image.path for image in test_images)
     return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
 
 
@@ -65,7 +71,7 @@ def _read_voc_list(root: Path, split: str) -> list[Path]:
     """The annotation files that a split's list names; a line may hold further columns."""
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(f"{path} not found.") from None
     except UnicodeDecodeError as error:
@@ -86,8 +92,8 @@ def _xml(path: Path) -> ElementTree.Element:
 
 
 def _voc_names(path: Path) -> list[str]:
-    names = [item.findtext("name", "") for item in _xml(path).iter("object")]
-    if not all(name.strip() for name in names):
+    names = [_name(item) for item in _xml(path).iter("object")]
+    if not all(names):
         raise UserError(f"{path} has an object without a name.")
     return names
 
@@ -99,7 +105,7 @@ def _read_voc(path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
     try:
         size = (_number(annotation, "size/height"), _number(annotation, "size/width"))
         for item in annotation.iter("object"):
-            name = item.findtext("name", "")
+            name = _name(item)
             if name not in classes:
                 raise UserError(f"{path} has class '{name}'; known are {', '.join(classes)}.")
             x0, y0, x1, y1 = (
@@ -110,8 +116,14 @@ def _read_voc(path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
             ignored.append(item.findtext("difficult", "0").strip() == "1")
     except ValueError as error:
         raise UserError(f"{path} is not a PASCAL VOC annotation ({error}).") from None
-    image = path.parents[1] / "JPEGImages" / annotation.findtext("filename", path.stem + ".jpg")
+    images = path.parents[1] / "JPEGImages"
+    named = annotation.findtext("filename") or path.stem + ".jpg"
+    image = image_named(images / path.stem) or images / named
     return checked(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
+
+
+def _name(item: ElementTree.Element) -> str:
+    return item.findtext("name", "").strip()
 
 
 def _number(element: ElementTree.Element, key: str) -> float:

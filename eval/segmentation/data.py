@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from compress.data.image_files import opened_image, read_rgb, upright_size
 from compress.errors import UserError
 
 VOID = 255
@@ -22,6 +21,8 @@ _UNKNOWN = -1
 @dataclass(frozen=True)
 class MaskedImage:
     """One image and its mask: files of the same height and width.
+
+    The image counts as turned upright, as its EXIF orientation says; a mask is never turned.
 
     `meaning` gives the class of each of the 256 values of a mask, VOID where it is ignored and -1
     where there is no such class.
@@ -33,7 +34,7 @@ class MaskedImage:
 
     def pixels(self) -> Tensor:
         """(3, H, W) uint8 RGB."""
-        return torch.from_numpy(_decoded(self.image, "RGB")).permute(2, 0, 1)
+        return read_rgb(self.image, upright=True)
 
     def classes(self) -> Tensor:
         """(H, W) int64 class indices, 255 where void.
@@ -41,7 +42,10 @@ class MaskedImage:
         Raises:
             UserError: the mask cannot be read, or has a value that stands for no class.
         """
-        values = torch.from_numpy(_decoded(self.mask, None)).long()
+        with opened_image(self.mask) as mask:
+            if mask.mode not in ("P", "L"):
+                raise UserError(f"{self.mask} is no mask of class indices (mode {mask.mode}).")
+            values = torch.from_numpy(np.array(mask)).long()
         classes = torch.tensor(self.meaning)[values]
         if (unknown := values[classes == _UNKNOWN]).numel():
             known = [value for value, label in enumerate(self.meaning) if label != _UNKNOWN]
@@ -85,34 +89,14 @@ def checked(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage, ..
 def _has_class(item: MaskedImage) -> bool:
     """Whether a mask, which must have the size of its image, is more than void."""
     classes = item.classes()
-    with _opened(item.image) as image:
-        width, height = image.size
-    if classes.shape != (height, width):
-        raise UserError(
-            f"{item.mask} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
-            f"{item.image.name} has {width} x {height}."
-        )
+    if classes.shape != upright_size(item.image):
+        height, width = item.pixels().shape[1:]  # the header may not tell all
+        if classes.shape != (height, width):
+            raise UserError(
+                f"{item.mask} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
+                f"{item.image.name} has {width} x {height}."
+            )
     return bool((classes != VOID).any())
-
-
-def _decoded(path: Path, mode: str | None) -> NDArray[np.uint8]:
-    """A file's pixels: converted to `mode`, or the indices of a mask."""
-    with _opened(path) as image:
-        if mode is None and image.mode not in ("P", "L"):
-            raise UserError(f"{path} is no mask of class indices (mode {image.mode}).")
-        try:
-            return np.array(image if mode is None else image.convert(mode))
-        except (OSError, SyntaxError) as error:  # what PIL raises for a file that ends early
-            raise UserError(f"{path} cannot be read as an image ({error}).") from None
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} not found.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}).") from None
 
 
 def _ranges(values: list[int]) -> str:

@@ -13,6 +13,7 @@ from compress.tap_discovery import discover
 from eval.segmentation.deep_stem import deep_stemmed, has_plain_stem
 from eval.segmentation.model import Segmenter
 from eval.segmentation.trunk import auxiliary_map
+from eval.segmentation.views import at_least
 
 _SIDES = {True: 32, False: 224}  # of our CIFAR networks, of all others
 _STEMS = ("deep", "plain")
@@ -25,6 +26,7 @@ def described(name: str, classes: int, stem: str | None = None) -> dict[str, Any
         name: an architecture as in a recipe; without prefix ours, or else torchvision's.
         stem: deep or plain; None: deep for ImageNet-style ResNets, as the papers have it.
     """
+    at_least("classes", classes, 1)
     bare = ":" not in name and name not in models.MODELS
     architecture = f"torchvision:{name}" if bare else name
     network = models.build(architecture, num_classes=classes).eval()

@@ -1,8 +1,10 @@
 """The data sets of segmentation by name: VOC, Cityscapes, folder pairs, scenes of digits."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
+from compress.data.image_files import SUFFIXES, check_whole, image_named
 from compress.errors import UserError
 from eval.digit_scenes import prepare
 from eval.segmentation.classes import (
@@ -12,8 +14,6 @@ from eval.segmentation.classes import (
     VOC_CLASSES,
 )
 from eval.segmentation.data import VOID, MaskedImage, SegmentationData, checked, meaning
-
-_SUFFIXES = (".jpg", ".png", ".jpeg", ".JPEG", ".JPG")
 
 
 def voc_segmentation(
@@ -35,7 +35,7 @@ def voc_segmentation(
     def read(split: str) -> tuple[MaskedImage, ...]:
         path = year / "ImageSets" / "Segmentation" / f"{split}.txt"
         try:
-            stems = path.read_text(encoding="utf-8").split()
+            stems = path.read_text(encoding="utf-8-sig").split()
         except FileNotFoundError:
             raise UserError(f"{path} not found.") from None
         except UnicodeDecodeError:
@@ -48,7 +48,7 @@ def voc_segmentation(
         )
         return checked(items, path)
 
-    return SegmentationData(tuple(classes), read(train), read(test), background=True)
+    return _both(classes, read, train, test, background=True)
 
 
 def cityscapes(
@@ -86,7 +86,7 @@ def cityscapes(
                 raise UserError(f"{image} not found; {mask} is its mask.")
         return checked((item(image) for image in images), masks)
 
-    return SegmentationData(tuple(CITYSCAPES_CLASSES), read(train), read(test))
+    return _both(tuple(CITYSCAPES_CLASSES), read, train, test)
 
 
 def mask_folders(
@@ -109,9 +109,12 @@ def mask_folders(
 
     def read(split: str) -> tuple[MaskedImage, ...]:
         source = Path(root, split)
-        images = sorted(p for p in source.glob("*") if p.suffix in _SUFFIXES)
+        images = sorted(p for p in source.glob("*") if p.suffix in SUFFIXES)
         if not images:
             raise UserError(f"{source} has no image.")
+        for one, other in pairwise(sorted(images, key=lambda image: image.stem)):
+            if one.stem == other.stem:
+                raise UserError(f"{one} and {other} have one mask; remove one of them.")
         annotations = Path(root, split + masks)
         for mask in sorted(annotations.glob("*.png")):
             _image(source / mask.stem)
@@ -120,7 +123,7 @@ def mask_folders(
             annotations,
         )
 
-    return SegmentationData(tuple(classes), read(train), read(test))
+    return _both(classes, read, train, test)
 
 
 def camvid(folder: Path, *, root: str, train: str = "train", test: str = "val") -> SegmentationData:
@@ -165,6 +168,20 @@ DATASETS: Mapping[str, Callable[..., SegmentationData]] = {
 }
 
 
+def _both(
+    classes: tuple[str, ...],
+    read: Callable[[str], tuple[MaskedImage, ...]],
+    train: str,
+    test: str,
+    *,
+    background: bool = False,
+) -> SegmentationData:
+    """Both splits; the test images are decoded now, as they are next read after the training."""
+    data = SegmentationData(tuple(classes), read(train), read(test), background)
+    check_whole(item.image for item in data.test)
+    return data
+
+
 def _year(root: Path) -> Path:
     """The folder with `SegmentationClass`: the root, or the one year of VOC below it."""
     if (root / "SegmentationClass").is_dir():
@@ -177,7 +194,7 @@ def _year(root: Path) -> Path:
 
 def _image(stem: Path) -> Path:
     """The image of that name, whatever its suffix."""
-    found = next((p for s in _SUFFIXES if (p := stem.with_name(stem.name + s)).is_file()), None)
+    found = image_named(stem)
     if found is None:
         raise UserError(f"{stem}.jpg or .png not found.")
     return found

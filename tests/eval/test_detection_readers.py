@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image, ImageOps
 
 from compress.errors import UserError
 from eval.detection.annotations import DetectionData
@@ -111,6 +113,26 @@ def remove(path: str) -> Callable[[Path], str]:
     return damage
 
 
+def deepened(path: str) -> Callable[[Path], str]:
+    """16 bits per pixel."""
+
+    def damage(root: Path) -> str:
+        Image.new("I;16", (64, 64), 40_000).save(root / path)
+        return Path(path).name
+
+    return damage
+
+
+def cut_short(path: str) -> Callable[[Path], str]:
+    def damage(root: Path) -> str:
+        (root / path).write_bytes((root / path).read_bytes()[:-200])
+        return Path(path).name
+
+    return damage
+
+
+# Before a box of the file, which is then not read.
+BOX = "<bndbox><xmin>{}</xmin><ymin>5</ymin><xmax>{}</xmax><ymax>20</ymax></bndbox><bndbox>"
 XML = "Annotations/train_00000.xml"
 JSON = "annotations/instances_train.json"
 DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] = [
@@ -119,6 +141,7 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (coco, remove("train/train_00000.png"), "not found"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[50, 0, 30, 9])), "outside"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5, -1, 9])), "empty"),
+    (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[80, 5, 0, 9])), "outside"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=[5, 5])), "not a COCO"),
     (coco, edit_json(lambda c: c["annotations"][0].update(bbox=5)), "not a COCO"),
     (coco, edit_json(lambda c: c["annotations"][0].update(category_id=9)), "unknown class"),
@@ -144,6 +167,15 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (voc, remove("JPEGImages/train_00000.png"), "not found"),
     (voc, replace(XML, "<xmin>", "<xmin>9"), "outside"),
     (voc, replace(XML, "<xmin>", "<xmin>x"), "not a PASCAL VOC"),
+    (voc, replace(XML, "<bndbox>", BOX.format(0, 0)), "empty"),
+    (voc, replace(XML, "<bndbox>", BOX.format(65, 65)), "empty"),
+    (voc, replace(XML, "<bndbox>", BOX.format(50.00001, 49.0000101)), "empty"),
+    (voc, deepened("JPEGImages/train_00000.png"), "more than 8 bits per channel (mode I;16)"),
+    (coco, deepened("train/train_00000.png"), "more than 8 bits per channel (mode I;16)"),
+    (coco, deepened("val/val_00000.png"), "more than 8 bits per channel (mode I;16)"),
+    (coco, write("train/train_00000.png", b"no image"), "not a readable image"),
+    (coco, cut_short("val/val_00003.png"), "not a readable image"),
+    (voc, cut_short("JPEGImages/val_00003.png"), "not a readable image"),
     (voc, replace(XML, "xmax", "right"), "not a PASCAL VOC"),
     (voc, replace("Annotations/val_00000.xml", "<name>", "<name>no"), "class 'no"),
     (voc, empty("ImageSets/Main/train.txt"), "lists no image"),
@@ -171,10 +203,10 @@ def test_damaged_annotation_names_its_file(
     assert name in str(raised.value) and says in str(raised.value)
 
 
-def test_unreadable_image_names_its_file(scenes: Write) -> None:
+def test_training_image_that_ends_early_is_named_when_it_is_read(scenes: Write) -> None:
     root = scenes()
-    (root / "train" / "train_00000.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"train_00000\.png cannot be read"):
+    cut_short("train/train_00000.png")(root)
+    with pytest.raises(UserError, match=r"train_00000\.png is not a readable image"):
         read(coco, root).train[0].pixels()
 
 
@@ -182,6 +214,37 @@ def test_image_of_another_size_than_annotated_is_refused(scenes: Write) -> None:
     root = scenes()
     edit_json(lambda c: c["images"][0].update(width=80))(root)
     with pytest.raises(UserError, match=r"train_00000\.png has 64 x 64.*80 x 64"):
+        read(coco, root)
+
+
+def lay_on_side(path: Path, *, after_pixels: bool) -> torch.Tensor:
+    """Rewrite a PNG as a camera that lay on its side does, 8 pixels longer; its upright pixels."""
+    with Image.open(path) as image:
+        upright = ImageOps.expand(image, (0, 0, 0, 8), "red")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright.rotate(90, expand=True).save(path, exif=exif)
+    if after_pixels:
+        content = path.read_bytes()
+        start = content.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        last = content.index(b"IEND") - 4
+        path.write_bytes(content[:start] + content[end:last] + content[start:end] + content[last:])
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("after_pixels", [False, True])
+def test_annotations_are_of_the_image_that_exif_sets_upright(
+    scenes: Write, after_pixels: bool
+) -> None:
+    root = scenes()
+    upright = lay_on_side(root / "train" / "train_00000.png", after_pixels=after_pixels)
+    with pytest.raises(UserError, match=r"train_00000\.png has 64 x 72.*64 x 64"):
+        read(coco, root)
+    edit_json(lambda c: c["images"][0].update(height=72))(root)
+    assert torch.equal(read(coco, root).train[0].pixels(), upright)
+    edit_json(lambda c: c["images"][0].update(height=64, width=72))(root)
+    with pytest.raises(UserError, match=r"train_00000\.png has 64 x 72.*72 x 64"):
         read(coco, root).train[0].pixels()
 
 
@@ -212,6 +275,43 @@ def test_union_of_year_folders_is_one_after_the_other(scenes: Write, tmp_path: P
     usual = voc(tmp_path, root=root)
     assert [len(usual.train), len(usual.test)] == [7, 2]
     assert [image.path for image in usual.train] == [image.path for image in union.train]
+
+
+def test_kit_is_read_from_the_folder_above(scenes: Write, tmp_path: Path) -> None:
+    scenes("above/VOCdevkit/VOC2007")
+    splits = {"train": "VOC2007/train", "test": "VOC2007/val"}
+    found = voc(tmp_path, root=str(tmp_path / "above"), **splits)
+    kit = voc(tmp_path, root=str(tmp_path / "above" / "VOCdevkit"), **splits)
+    assert [image.path for image in found.test] == [image.path for image in kit.test]
+
+
+@pytest.mark.parametrize("tag", ["train_00001.png", "train_00000", "lost.jpg", ""])
+def test_image_of_the_annotations_own_name_goes_before_its_tag(scenes: Write, tag: str) -> None:
+    root = scenes()
+    before = [image.path for image in read(voc, root).train]
+    replace(XML, "<filename>train_00000.png", f"<filename>{tag}")(root)
+    assert [image.path for image in read(voc, root).train] == before
+
+
+def test_image_of_another_name_is_found_by_the_tag(scenes: Write) -> None:
+    root = scenes()
+    path = root / "JPEGImages" / "other.png"
+    path.with_name("train_00000.png").rename(path)
+    replace(XML, "<filename>train_00000.png", "<filename>other.png")(root)
+    assert read(voc, root).train[0].path == path
+
+
+def test_spaces_and_byte_order_marks_name_nothing_else(scenes: Write) -> None:
+    root = scenes()
+    before = read(voc, root)
+    for path in (root / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<name>", "<name> ", 1))
+    for path in (root / "ImageSets" / "Main").iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    after = read(voc, root)
+    assert after.class_names == before.class_names
+    for first, second in zip(before.train + before.test, after.train + after.test, strict=True):
+        assert first.path == second.path and torch.equal(first.labels, second.labels)
 
 
 def outlined(content: dict[str, Any]) -> None:
@@ -305,15 +405,18 @@ def test_run_lengths_as_text_give_their_mask_back() -> None:
     assert torch.equal(decoded(lengths, (64, 48)), masks.to(torch.uint8))
 
 
-@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize(
+    "box",
+    [[5, 5, 0, 9], [5, 5, 9, 0], [-1, 5, 1, 20], [5, 64, 9, 1], [50, 5, 1e-7, 20], [0, 5, 1e-7, 9]],
+)
 def test_box_without_width_or_height_is_left_out_and_counted(
-    scenes: Write, side: int, capsys: pytest.CaptureFixture[str]
+    scenes: Write, box: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = scenes()
     whole = read(coco, root).train
 
     def flatten(content: dict[str, Any]) -> None:
-        content["annotations"][0]["bbox"][side] = 0.0
+        content["annotations"][0]["bbox"] = box
         content["annotations"][0].pop("segmentation", None)
 
     edit_json(flatten)(root)

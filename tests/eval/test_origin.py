@@ -1,5 +1,6 @@
 """Origins: bit-equal encoders from runs, products of a method, and plain files; what is refused."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def test_weights_that_match_in_part_are_refused_unless_allowed(run: Path) -> Non
         open_origin(str(run / "distill" / "kd")).encoder()
     taken = open_origin(str(run / "distill" / "kd"), allow_partial=True).encoder()
     assert 90 < taken.matched_percent < 100
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(run: Path, value: float) -> None:
+    path = run / "distill" / "kd" / "student.safetensors"
+    state = load_file(path)
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    save_file(state, path)
+    origin = open_origin(str(run / "distill" / "kd"))
+    origin.encoder(weights=False)
+    for build in (origin.encoder, origin.network):
+        with pytest.raises(UserError, match=r"distill/kd: not all values of 'layer1\.0\.conv1\.w"):
+            build()
 
 
 def test_other_architecture_is_refused(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from compress.errors import UserError
 from eval.segmentation.classes import CITYSCAPES_CLASSES, VOC_CLASSES
@@ -174,18 +174,29 @@ def damage_mode(root: Path) -> str:
 
 def damage_bytes(root: Path) -> str:
     (root / "SegmentationClass" / "val_00000.png").write_bytes(b"")
-    return r"val_00000\.png cannot be read"
+    return r"val_00000\.png is not a readable image"
 
 
 def damage_end(root: Path) -> str:
     path = root / "SegmentationClass" / "val_00000.png"
     path.write_bytes(path.read_bytes()[:-30])
-    return r"SegmentationClass/val_00000\.png cannot be read"
+    return r"SegmentationClass/val_00000\.png is not a readable image"
 
 
 def damage_image(root: Path) -> str:
     (root / "JPEGImages" / "val_00000.png").write_bytes(b"")
-    return r"JPEGImages/val_00000\.png cannot be read"
+    return r"JPEGImages/val_00000\.png is not a readable image"
+
+
+def damage_last_test_image(root: Path) -> str:
+    path = root / "JPEGImages" / "val_00003.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    return r"JPEGImages/val_00003\.png is not a readable image"
+
+
+def damage_depth(root: Path) -> str:
+    Image.new("I;16", (64, 64), 40_000).save(root / "JPEGImages" / "train_00001.png")
+    return r"JPEGImages/train_00001\.png has more than 8 bits per channel \(mode I;16\)"
 
 
 def remove_mask(root: Path) -> str:
@@ -228,6 +239,8 @@ def no_list(root: Path) -> str:
         damage_bytes,
         damage_end,
         damage_image,
+        damage_last_test_image,
+        damage_depth,
         remove_mask,
         remove_image,
         empty_list,
@@ -246,8 +259,49 @@ def test_image_that_ends_early_is_named_when_it_is_read(scenes: Write) -> None:
     root = scenes()
     path = root / "JPEGImages" / "train_00000.png"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match=r"train_00000\.png cannot be read"):
+    with pytest.raises(UserError, match=r"train_00000\.png is not a readable image"):
         read(root).train[0].pixels()
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_huge_file_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_folders(tmp_path, [[0, 1]])
+    huge = root / "train" / "one.png" if kind == "image" else root / "trainannot" / "one.png"
+    Image.new("RGB" if kind == "image" else "L", (10, 5)).save(huge)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(UserError, match=rf"{huge} is not a readable image .*bomb"):
+        camvid(root, root=str(root))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_image_is_turned_as_exif_says_and_its_mask_is_not(tmp_path: Path, orientation: int) -> None:
+    lying = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    turned = np.rot90(lying, {3: 2, 6: 3}[orientation])
+    root = write_folders(tmp_path, np.zeros(turned.shape[:2]).tolist())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(lying).save(root / "train" / "one.png", exif=exif)
+    item = camvid(root, root=str(root)).train[0]
+    assert np.array_equal(item.pixels().permute(1, 2, 0), turned)
+    Image.new("L", (3, 3)).save(item.mask)
+    with pytest.raises(UserError, match=r"one\.png has 3 x 3 pixels, its image one\.png has \d x"):
+        camvid(root, root=str(root))
+
+
+def test_two_images_of_one_mask_are_named(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, [[0, 1]])
+    for name in ("one.jpg", "one.k.png"):  # the latter stands between them
+        Image.new("RGB", (2, 1)).save(root / "train" / name)
+    with pytest.raises(UserError, match=r"train/one\.jpg and .*train/one\.png have one mask"):
+        camvid(root, root=str(root))
+
+
+def test_byte_order_mark_is_no_part_of_a_name(scenes: Write) -> None:
+    root = scenes()
+    before = read(root)
+    for path in (root / "ImageSets" / "Segmentation").iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read(root) == before
 
 
 def test_masks_are_int64_and_images_uint8(scenes: Write) -> None:

@@ -84,11 +84,17 @@ def test_description_is_json_with_the_parameters(capsys: pytest.CaptureFixture[s
     assert shown["parameters"] == sum(shown["parameters_by_part"].values())
 
 
-def test_unknown_architecture_is_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["resnet19"], "resnet19"), (["resnet18", "--classes", "0"], "classes is at least 1, got 0")],
+)
+def test_what_cannot_be_described_is_refused_in_a_sentence(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        describe.main(["--describe", "resnet19"])
+        describe.main(["--describe", *given])
     assert ended.value.code == 2
-    assert "resnet19" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:resnet50"])

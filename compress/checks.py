@@ -2,10 +2,8 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,15 +14,18 @@ from compress.distillation import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context, Method
-from compress.optimisation import OPTIMIZERS, SCHEDULES
+from compress.models.layout import check_forward
 from compress.plan import labelled
 from compress.randomness import seeded
-from compress.recipe import MethodPart, Named, Recipe, TapPaths, Train, TransferPart
-from compress.stages import settings_from
+from compress.recipe import MethodPart, Named, Recipe, TapPaths, TransferPart
+from compress.stages import dataset_of
 from compress.stages.distill import terms_for
+from compress.stages.fast_teachers import check_int8
+from compress.stages.teacher import normalised_otherwise, own_description
 from compress.tap_discovery import discover
 from compress.taps import Tapped, TapSpecs
 from compress.trackers import TRACKERS, lacks
+from compress.train_checks import check_named, check_train, check_transfer_train
 
 # Labels that name something else in results and transfer tasks.
 _RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
@@ -35,7 +36,7 @@ _PROBE_IMAGES = 1000
 
 def check_recipe(recipe: Recipe) -> list[str]:
     """Problems of names, arguments and files; opens no data and builds no network."""
-    problems = _check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    problems = check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
     problems += _check_data(recipe)
     for i, teacher in enumerate(recipe.teacher):
         path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
@@ -43,14 +44,14 @@ def check_recipe(recipe: Recipe) -> list[str]:
         problems += _check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
         problems += _check_weights(teacher.weights, teacher.model, f"{path}.weights")
         if teacher.train is not None:
-            problems += _check_train(teacher.train, f"{path}.train")
+            problems += check_train(teacher.train, f"{path}.train")
     problems += _check_model(recipe.student.model, "student.model")
     problems += _check_weights(recipe.student.weights, recipe.student.model, "student.weights")
-    problems += _check_train(recipe.distill.train, "distill.train")
+    problems += check_train(recipe.distill.train, "distill.train")
     parts = [("distill.method", recipe.distill.method)]
     parts += [(f"distill.compare.{i}", p) for i, p in enumerate(recipe.distill.compare)]
     for path, part in parts:
-        found = _check_named(part, METHODS, path)
+        found = check_named(part, METHODS, path)
         problems += found
         if part.name in METHODS:
             problems += _check_weights_of(part, recipe, path)
@@ -79,19 +80,6 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     if method.is_soft_term and terms.kd:
         return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
     return []
-
-
-def _check_named(
-    part: Named,
-    registry: Mapping[str, Callable[..., Any]],
-    path: str,
-    *,
-    supplied: tuple[str, ...] = (),
-) -> list[str]:
-    if part.name not in registry:
-        known = ", ".join(registry)
-        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
-    return signatures.check(registry[part.name], part.arguments, path, supplied=supplied)
 
 
 def _check_model(part: Named | None, path: str) -> list[str]:
@@ -131,40 +119,12 @@ def _check_data(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _check_train(train: Train, path: str) -> list[str]:
-    problems = _check_named(train.schedule, SCHEDULES, f"{path}.schedule")
-    if train.accumulate > max(1, train.batch_size // 2):
-        problems.append(
-            f"{path}.accumulate: a part of a batch has two images or more (batch norm); of "
-            f"{train.batch_size} that is at most {max(1, train.batch_size // 2)}, got "
-            f"{train.accumulate}"
-        )
-    if train.optimizer.arguments:
-        given = ", ".join(train.optimizer.arguments)
-        problems.append(
-            f"{path}.optimizer: takes no arguments ({given}); momentum, nesterov and weight_decay "
-            "stand beside it"
-        )
-    if train.optimizer.name not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        hint = nearest(train.optimizer.name, OPTIMIZERS)
-        problems.append(
-            f"{path}.optimizer: unknown optimiser '{train.optimizer.name}'; known: {known}{hint}"
-        )
-    if not problems:
-        try:
-            settings_from(train)
-        except ValueError as error:
-            problems.append(f"{path}.schedule: {error}")
-    return problems
-
-
 def _check_trackers(parts: list[Named]) -> list[str]:
     problems: list[str] = []
     names = [part.name for part in parts]
     for i, part in enumerate(parts):
         path = f"trackers.{i}"
-        problems += _check_named(part, TRACKERS, path)
+        problems += check_named(part, TRACKERS, path)
         if part.name in names[:i]:
             problems.append(f"{path}: '{part.name}' stands twice")
         elif part.name in TRACKERS and (lacking := lacks(part.name)):
@@ -179,10 +139,8 @@ def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[s
         hint = nearest(entry.task, stage.TASKS)
         return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
     problems = signatures.check(stage.TASKS[entry.task], entry.own_arguments, path)
-    problems += _check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
-    problems += _check_train(entry.train, f"{path}.train")
-    if entry.train.accumulate > 1:
-        problems.append(f"{path}.train.accumulate: transfer tasks take their batches whole")
+    problems += check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
+    problems += check_transfer_train(entry.train, f"{path}.train")
     root = entry.data.arguments.get("root")
     if isinstance(root, str) and not Path(root).is_dir():
         problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
@@ -207,29 +165,53 @@ class Shapes:
     refused: dict[str, str]
 
 
+def _read_of_teachers(method: Method, part: MethodPart, recipe: Recipe) -> tuple[str, ...]:
+    soft = ("logits",) if terms_for(part, recipe.distill).kd else ()
+    return *method.teacher_taps, *soft
+
+
+def teacher_remarks(recipe: Recipe) -> list[str]:
+    """What is odd but no mistake about teachers from files; opens the data, where they are here."""
+    remarks = []
+    for part in recipe.teacher:
+        try:
+            known = own_description(part)
+            if part.checkpoint is None or known is None:
+                continue
+            shown = dataset_of(recipe).preprocessing
+        except UserError:
+            continue  # the run tells what is wrong with the file or the data
+        remark = normalised_otherwise(part.checkpoint, known, shown)
+        remarks += [f"teacher: {remark}"] if remark is not None else []
+    return remarks
+
+
 def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | None, list[str]]:
     """Build every network and method once with random weights, to find what does not fit."""
     size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
     problems: list[str] = []
     known: dict[str, tuple[torch.nn.Module, TapSpecs]] = {}
 
-    def tapped(part: Named, taps: TapPaths, path: str) -> tuple[torch.nn.Module, TapSpecs] | None:
+    def tapped(
+        part: Named, taps: TapPaths, path: str, *, learns: bool
+    ) -> tuple[torch.nn.Module, TapSpecs] | None:
+        shape = (3, size, size)
         try:
             key = part.model_dump_json() + taps.model_dump_json()
             if key not in known:
                 network = models.build(part.name, num_classes=num_classes, **part.arguments)
-                shape, explicit = (3, size, size), taps.model_dump()
-                known[key] = network, discover(network, shape, part.name, **explicit)
+                known[key] = network, discover(network, shape, part.name, **taps.model_dump())
+            check_forward(known[key][0], shape, learns=learns)
             return known[key]
         except Exception as error:  # whatever a network's own code says of such an input
             problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
             return None
 
-    student = tapped(recipe.student.model, recipe.student.taps, "student")
+    student = tapped(recipe.student.model, recipe.student.taps, "student", learns=True)
     if student is None or any(part.model is None for part in recipe.teacher):
         return None, problems  # a checkpoint that describes itself is looked at when it is read
     teachers = [
-        (part.model.name, tapped(part.model, part.taps, "teacher"))
+        (part.model.name, tapped(part.model, part.taps, "teacher", learns=part.train is not None))
         for part in recipe.teacher
         if part.model is not None
     ]
@@ -254,6 +236,8 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
             Tapped(student[0], student[1], methods[label].student_taps)
             for network, specs in known_teachers:
                 Tapped(network, specs, methods[label].teacher_taps)
+                if recipe.engine.teacher == "int8":
+                    check_int8(network, specs, _read_of_teachers(methods[label], part, recipe))
             methods[label].deploy(student[0])
         except (ValueError, UserError) as error:
             refused[label] = str(error)

@@ -9,24 +9,29 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from compress.artifacts import fingerprint_of_folder
+from compress.artifacts import RunDirectory, fingerprint_of_folder
 from compress.errors import UserError
 from compress.launch import usable_device
-from compress.recipe import TRANSFER_TRAIN, TransferPart, describe_errors
+from compress.recipe import (
+    TRANSFER_TRAIN,
+    TransferPart,
+    describe_errors,
+)
+from compress.recipe_files import parse_yaml
 from compress.stages import settings_from
+from compress.train_checks import check_transfer_train
 from eval.context import ALONE, DISTILLED, SCRATCH, Context, student_of
 from eval.options import given_for, recognised
 from eval.origin import open_origin, origins_of
 from eval.stage import DATASETS, RESULT_VERSION, TASKS
 
-TRAINING = ("epochs", "iterations", "lr", "batch_size", "weight_decay")
-
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for, checked."""
+    """What a command line asks for, checked, and the directory where it is done."""
 
     task: str
+    directory: RunDirectory
     part: TransferPart
     arguments: dict[str, Any]
     data: dict[str, dict[str, Any]]  # label -> {name, **arguments}
@@ -36,10 +41,11 @@ class Asked:
     device: torch.device
     allow_partial: bool
 
-    def context(self, label: str, folder: Path) -> Context:
-        """The entry of one data set."""
+    def context(self, label: str, fields: Mapping[str, Any]) -> Context:
+        """The entry of one data set; `fields` are those of it."""
         return Context(
-            folder=folder,
+            run=self.directory,
+            stage=f"transfer/{label}",
             students=self.students,
             main=self.main,
             inits=self.inits,
@@ -49,18 +55,17 @@ class Asked:
             seeds=tuple(range(self.part.seeds)),
             iterations=self.part.train.iterations,
             allow_partial=self.allow_partial,
+            fields=fields,
         )
 
     def fields(self, label: str) -> dict[str, Any]:
         """What every training on a data set depends on; inits and seeds have folders each."""
-        contexts = self.context(label, Path())
         return {
             "task": self.task,
             "version": RESULT_VERSION,
             "data": _with_digest(self.data[label]),
             "train": self.part.train.model_dump(),
             "arguments": self.arguments,
-            "origins": {name: contexts.origin(name).digest for name in self.students},
         }
 
 
@@ -85,16 +90,24 @@ def asked_of(task: str, options: argparse.Namespace) -> Asked:
         )
     except ValidationError as error:
         raise UserError("; ".join(describe_errors(error, TransferPart))) from None
-    asked = Asked(task, part, arguments, data, students, main, inits, usable_device(options.device),
-                   options.allow_partial)  # fmt: skip
-    context = asked.context(next(iter(data)), Path())
+    if problems := check_transfer_train(part.train, "train"):
+        raise UserError("; ".join(problems))
+    directory = RunDirectory(options.out or Path("runs") / f"{task}-{main}", f"eval.{task}")
+    asked = Asked(task, directory, part, arguments, data, students, main, inits,
+                  usable_device(options.device), options.allow_partial)  # fmt: skip
+    context = asked.context(next(iter(data)), {})
     for init in inits:
         student_of(context, init)
     return asked
 
 
 def _train(task: str, options: argparse.Namespace) -> dict[str, Any]:
-    given = {k: getattr(options, k) for k in TRAINING if getattr(options, k) is not None}
+    """The task's usual training with what was given for it, each value as YAML."""
+    given = {
+        key.removeprefix("train."): value if isinstance(value, bool) else parse_yaml(value, key)
+        for key, value in vars(options).items()
+        if key.startswith("train.")
+    }
     usual = dict(TRANSFER_TRAIN[task])
     if "iterations" in given:
         usual.pop("epochs", None)
@@ -129,15 +142,14 @@ def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, 
     students: dict[str, Path | str] = dict(origins_of(run)) if run else {}
     names = []
     for number, given in enumerate(options.origins):
-        name = open_origin(given, model=options.model, allow_partial=options.allow_partial).name
+        origin = open_origin(given, model=options.model, allow_partial=options.allow_partial)
+        name = origin.name
         if number and name in students:
             name = f"{name}-{number + 1}"
         if name not in names:
             names.append(name)
-        if run is None or number:
-            students[name] = f"{options.model}@{given}" if options.model else given
-        elif first.resolve() != run.resolve():
-            students[name] = first
+        if run is None or number or first.resolve() != run.resolve():
+            students[name] = origin.given
     return students, names[0], names[1:]
 
 

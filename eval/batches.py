@@ -75,6 +75,8 @@ def in_iterations(batches: Batches, iterations: int) -> tuple[Batches, int]:
 
     The epochs, after each of which a checkpoint is written, are about as long as one pass over the
     data: their number is the divisor of `iterations` nearest to that, so round numbers serve best.
+    THE loop's epochs are equally long: a prime number of steps is one epoch, without a checkpoint
+    before its end, unless the data are so few that it is an epoch per step.
     """
     passes = iterations / len(batches)
     divisors = [n for n in range(1, iterations + 1) if iterations % n == 0]

@@ -6,34 +6,30 @@ command again goes on where it stopped, and trains only what is new. torchrun st
 
 import argparse
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import Outcome, RunDirectory, read_result, write_json, write_text
+from compress.artifacts import Outcome, read_result, write_json, write_text
 from compress.console import console, log, log_to
 from compress.environment import environment
-from compress.errors import exit_code
-from compress.launch import say_once, started
+from compress.errors import doing
+from compress.launch import reported, started
 from compress.models import user_code
 from compress.ranks import by_first, world
-from compress.recipe import TRANSFER_TRAIN
-from eval.asked import TRAINING, Asked, asked_of
+from compress.recipe import TRANSFER_TRAIN, TransferTrain
+from eval.asked import Asked, asked_of
+from eval.context import begun, depends_on
 from eval.options import add_options
 from eval.stage import DATASETS, TASKS, evaluated
 from eval.tables import table_of
 
 
 def main(task: str, arguments: list[str] | None = None) -> int:
-    """Run a task's command; the exit code: 0, 2 after a user's mistake, 130 interrupted."""
+    """Run a task's command; the exit code: 0, 2 after a user's mistake, 130 or 143 stopped."""
     with started():
         options = by_first(lambda: _parser(task).parse_args(arguments))
-        return exit_code(partial(_command, task, options), lambda m: say_once(partial(_tell, m)))
-
-
-def _tell(message: str) -> None:
-    console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+        return reported(partial(_command, task, options))
 
 
 def _parser(task: str) -> argparse.ArgumentParser:
@@ -52,24 +48,36 @@ def _parser(task: str) -> argparse.ArgumentParser:
     add("--model", help="architecture, where a file of weights alone is given")
     add("--allow-partial", action="store_true", help="accept weights that match in part")
     add("--trust-code", action="store_true", help="run code that a model file names")
-    for name in TRAINING:
-        kind = float if name in ("lr", "weight_decay") else int
-        usual = TRANSFER_TRAIN[task].get(name)
-        told = f"default: {usual}" if usual is not None else None
-        add(f"--{name.replace('_', '-')}", type=kind, help=told)
+    _add_training(parser, task)
     add_options(parser, task)
     return parser
+
+
+def _add_training(parser: argparse.ArgumentParser, task: str) -> None:
+    """Add an option for every key of a transfer entry's `train`."""
+    group = parser.add_argument_group(
+        "the training's",
+        "as YAML, such as --schedule poly or --schedule '{name: multistep, milestones: [0.75]}'",
+    )
+    usual = TransferTrain(**TRANSFER_TRAIN[task])
+    for name, value in usual.model_dump().items():
+        flag = f"--{name.replace('_', '-')}"
+        shared: dict[str, Any] = {"dest": f"train.{name}", "help": f"default: {value}"}
+        shared["default"] = argparse.SUPPRESS
+        if isinstance(value, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
+        else:
+            group.add_argument(flag, metavar=name.upper(), **shared)
 
 
 def _command(task: str, options: argparse.Namespace) -> int:
     if options.trust_code:
         user_code.trust("*")
     asked = asked_of(task, options)
-    out: Path = options.out or Path("runs") / f"{task}-{asked.main}"
-    directory = RunDirectory(out, f"eval.{task}")
-    with directory.open(), log_to(out / "log.txt"):
+    out = asked.directory.folder
+    with asked.directory.open(), log_to(out / "log.txt"):
         log(f"eval.{task} {' '.join(options.origins)} -> {out} ({asked.device})")
-        results = {label: _result(directory, asked, label) for label in asked.data}
+        results = {label: _result(asked, label) for label in asked.data}
         table = table_of(results)
         write_json(out / "result.json", {"task": task, "results": results})
         protocol = next(iter(results.values()))["protocol"]
@@ -79,26 +87,18 @@ def _command(task: str, options: argparse.Namespace) -> int:
     return 0
 
 
-def _result(directory: RunDirectory, asked: Asked, label: str) -> dict[str, Any]:
+def _result(asked: Asked, label: str) -> dict[str, Any]:
     """The values of one data set's result, read where it is there already."""
-    stage, fields = f"transfer/{label}", by_first(partial(asked.fields, label))
-    full = {**fields, "init": asked.inits, "seeds": asked.part.seeds}
+    directory, fields = asked.directory, by_first(partial(asked.fields, label))
+    context = asked.context(label, fields)
+    stage, full = context.stage, by_first(partial(depends_on, context))
     if not by_first(partial(directory.finished, stage, full)):
-        by_first(partial(_prepare, directory, stage, fields))
-        begun = time.perf_counter()
-        context = asked.context(label, directory.stage_folder(stage))
-        values = evaluated(asked.task, context, asked.arguments)
-        told = {"seconds": time.perf_counter() - begun, "processes": world()}
+        by_first(partial(begun, directory, stage, fields))
+        start = time.perf_counter()
+        with doing(stage):
+            values = evaluated(asked.task, context, asked.arguments)
+        told = {"seconds": time.perf_counter() - start, "processes": world()}
         done = Outcome(values, {**told, "environment": environment(asked.device)})
         by_first(partial(directory.finish, stage, full, done))
     values = by_first(partial(read_result, directory.folder, stage))["values"]
     return dict(values)
-
-
-def _prepare(directory: RunDirectory, stage: str, fields: Mapping[str, Any]) -> None:
-    """Go on in the stage's folder where it was begun for the same; else put it aside."""
-    if changed := directory.differences(stage, fields):
-        log(f"{stage}: done anew ({'; '.join(changed[:3])})")
-        directory.supersede(stage)
-        directory.restore(stage, fields)
-    directory.begin(stage, fields)

@@ -1,7 +1,7 @@
 """What a transfer task is given, and the comparison of initialisations that every task shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from compress.artifacts import read_json, write_json
+from compress.artifacts import RunDirectory, read_json, write_json
 from compress.console import log
 from compress.deployment import Encoder
 from compress.errors import UserError, nearest
@@ -36,13 +36,16 @@ _WHAT_VARIES = (
 class Context:
     """One transfer entry: where it writes, which students exist, how to train.
 
-    `students` maps the label of every trained student (and teacher) to its folder, or to whatever
-    `eval.origin.open_origin` reads; `main` is the label of the method that is shipped. `data` is
-    the entry's `{name, **arguments}`. Each init is trained once per seed. With `iterations` the
-    training has so many steps instead of the settings' epochs.
+    It writes into the folder of `stage` in the directory `run`; `fields` is what every training
+    there depends on besides its init, its origin and its seed; with `fresh`, nothing that was put
+    aside is taken back. `students` maps the label of every trained student (and teacher) to its
+    folder, or to whatever `eval.origin.open_origin` reads; `main` is the label of the method that
+    is shipped. `data` is the entry's `{name, **arguments}`. Each init is trained once per seed.
+    With `iterations` the training has so many steps instead of the settings' epochs.
     """
 
-    folder: Path
+    run: RunDirectory
+    stage: str
     students: Mapping[str, Path | str]
     main: str
     inits: tuple[str, ...]
@@ -52,6 +55,13 @@ class Context:
     seeds: tuple[int, ...] = (0,)
     iterations: int | None = None
     allow_partial: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the entry's files lie; the trainings' are in `INIT/seed-N`."""
+        return self.run.stage_folder(self.stage)
 
     @property
     def seed(self) -> int:
@@ -96,30 +106,44 @@ def compare_inits(
 
     A row has `metrics` (means over the seeds), `spread` (standard deviations; None of one seed),
     `per_seed`, and `against`: the paired differences to the student alone, or else to scratch.
-    A finished training is read from its `outcome.json` again, so that a killed stage goes on with
-    the next one. Of several processes all train and evaluate; the first decides and keeps the
-    metrics.
+    A training stands for itself: its `outcome.json` is read for as long as all that it depends on
+    is the same, whatever else is asked for beside it, and a killed stage goes on with the next one.
+    Of several processes all train and evaluate; the first decides and keeps the metrics.
     """
     labels = {init: student_of(context, init) for init in context.inits}
-    found = {init: [_outcome(context, init, labels[init], s, evaluate) for s in context.seeds]
+    taken = by_first(lambda: {init: _taken(context, init) for init in labels})
+    found = {init: [_outcome(context, init, taken[init], s, evaluate) for s in context.seeds]
              for init in labels}  # fmt: skip
     reference = next((init for init in (ALONE, "none", SCRATCH) if init in found), None)
     return [{"init": i, "student": labels[i], **compared(i, found, reference)} for i in found]
 
 
+def depends_on(context: Context) -> dict[str, Any]:
+    """All that the comparison's result depends on."""
+    inits = [[i, student_of(context, i), _taken(context, i)] for i in context.inits]
+    return {**context.fields, "init": inits, "seeds": list(context.seeds)}
+
+
+def _taken(context: Context, init: str) -> str:
+    """A digest of what an init takes from its origin."""
+    return context.origin(student_of(context, init)).identity(weights=init != SCRATCH)
+
+
 def _outcome(
     context: Context,
     init: str,
-    student: str,
+    taken: str,
     seed: int,
     evaluate: Callable[[Start], dict[str, float]],
 ) -> dict[str, Any]:
     """What one training found: its seed, its metrics, how much of the encoder was loaded."""
-    folder = context.folder / init
-    if len(context.seeds) > 1:
-        folder = folder / f"seed-{seed}"
+    stage = f"{context.stage}/{init}/seed-{seed}"
+    # What all have in common too: put aside, the folder lies beside those of other stages.
+    fields = {**context.fields, "training": {"init": init, "origin": taken, "seed": seed}}
+    folder = by_first(partial(begun, context.run, stage, fields, restore=not context.fresh))
     finished = folder / "outcome.json"
-    if not by_first(partial(_is_done, finished)):
+    if not by_first(finished.is_file):
+        student = student_of(context, init)
         origin = context.origin(student)
         encoder = origin.encoder(weights=init != SCRATCH, seed=seed)
         metrics = evaluate(Start(init, student, encoder, folder, origin, seed))
@@ -131,10 +155,21 @@ def _outcome(
     return outcome
 
 
-def _is_done(outcome: Path) -> bool:
-    """Whether a training's result is there; its folder is afterwards."""
-    outcome.parent.mkdir(parents=True, exist_ok=True)
-    return outcome.is_file()
+def begun(
+    run: RunDirectory, stage: str, fields: Mapping[str, Any], *, restore: bool = True
+) -> Path:
+    """The folder of a stage, or of one of its trainings, as it was begun for the same fields.
+
+    What was begun there for others is put aside, and what was put aside and fits again is restored.
+    """
+    changed = run.differences(stage, fields)
+    if changed:
+        run.supersede(stage)
+    if restore and not run.stage_folder(stage).exists() and run.restore(stage, fields):
+        log(f"{stage}: what was done earlier fits again, restored")
+    elif changed:
+        log(f"{stage}: done anew ({'; '.join(changed[:3])})")
+    return run.begin(stage, fields)
 
 
 def fine_tune(

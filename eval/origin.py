@@ -26,6 +26,9 @@ _FORMS = (
     "MODEL@FILE.pth with MODEL such as torchvision:resnet50"
 )
 
+# What of a description makes the network and its input, whatever the weights are.
+_FORM = ("architecture", "code", "num_classes", "preprocessing", "taps")
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -57,11 +60,17 @@ class Origin:
         architecture = self.description["architecture"]
         return {"name": self.name, "architecture": dict(architecture), "digest": self.digest}
 
+    def identity(self, *, weights: bool = True) -> str:
+        """A digest of all that a training takes from here; without weights, of the form alone."""
+        form = {key: self.description.get(key) for key in _FORM}
+        return fingerprint_of({**form, "weights": self.digest if weights else None})
+
     def encoder(self, *, weights: bool = True, seed: int = 0) -> Encoder:
         """The network up to its last map; without weights, the initialisation of `seed`.
 
         Raises:
-            UserError: not all of the encoder's tensors were found, and that was not allowed.
+            UserError: not all of the encoder's tensors were found, and that was not allowed, or
+                one is not finite.
         """
         return self._built(weights, seed)[1]
 
@@ -82,6 +91,12 @@ class Origin:
                 "found in the file; it was written for another architecture (--allow-partial "
                 "takes it all the same)."
             )
+        for name, tensor in encoder.body.state_dict().items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"{self.given}: not all values of '{name}' are finite numbers; give the "
+                    "weights of a training that did not diverge."
+                )
         return network, encoder
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compress.artifacts import Job, Outcome
+from compress.artifacts import Job, Outcome, RunDirectory
 from compress.stages import settings_from
 from eval.context import Context, student_of
 from eval.detection import task as detection
@@ -12,7 +12,7 @@ from eval.neighbours import task as neighbours
 from eval.origin import origins_of
 from eval.segmentation import task as segmentation
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 # The keyword-only parameters of a task are the arguments of its recipe entry.
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
@@ -38,7 +38,8 @@ def run(job: Job) -> Outcome:
     entry = dict(job.arguments)
     first = job.recipe.seed
     context = Context(
-        folder=job.folder,
+        run=RunDirectory(job.run_folder, job.run_folder.name),
+        stage=job.name,
         students=origins_of(job.run_folder),
         main=main_label(job),
         inits=tuple(entry["init"]),
@@ -47,6 +48,8 @@ def run(job: Job) -> Outcome:
         device=job.device,
         seeds=tuple(range(first, first + entry.get("seeds", 1))),
         iterations=entry["train"].iterations,
+        fields=job.fields,
+        fresh=job.fresh,
     )
     arguments = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
     return Outcome(values=evaluated(entry["task"], context, arguments), measured={})

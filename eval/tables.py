@@ -46,16 +46,16 @@ def table_of(results: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, values in results.items():
         rows = {row["init"]: row for row in values["rows"]}
         inits |= dict.fromkeys(rows)
-        key = values["headline"]
-        headers += [f"{name}: {_header(key)}", f"difference to {_reference(values)}"]
-        columns.append((rows, key))
-    body = []
-    for init in inits:
-        cells = [init]
-        for rows, key in columns:
-            row = rows.get(init)
-            cells += [mean_cell(row, key), difference_cell(row, key)] if row else ["", ""]
-        body.append(cells)
+        key, reference = values["headline"], _reference(values)
+        headers.append(f"{name}: {_header(key)}")
+        columns.append((rows, key, mean_cell))
+        if reference:
+            headers.append(f"difference to {reference}")
+            columns.append((rows, key, difference_cell))
+    body = [
+        [init, *(cell(rows[init], key) if init in rows else "" for rows, key, cell in columns)]
+        for init in inits
+    ]
     return Table(headers, body)
 
 
@@ -63,14 +63,15 @@ def _metrics(values: Mapping[str, Any]) -> Table:
     rows: Sequence[Row] = values["rows"]
     headline = values["headline"]
     keys = [headline, *(key for key in rows[0]["metrics"] if key != headline)]
-    headers = ["init", "student", *(_header(key) for key in keys)]
-    headers += [f"{_header(headline)}, difference to {_reference(values)}", "loaded %"]
+    reference = _reference(values)
+    compared = [f"{_header(headline)}, difference to {reference}"] if reference else []
+    headers = ["init", "student", *(_header(key) for key in keys), *compared, "loaded %"]
     body = [
         [
             row["init"],
             row["student"],
             *(mean_cell(row, key) for key in keys),
-            difference_cell(row, headline),
+            *(difference_cell(row, headline) for _ in compared),
             f"{row['matched_percent']:.1f}",
         ]
         for row in rows
@@ -78,9 +79,10 @@ def _metrics(values: Mapping[str, Any]) -> Table:
     return Table(headers, body)
 
 
-def _reference(values: Mapping[str, Any]) -> str:
+def _reference(values: Mapping[str, Any]) -> str | None:
+    """The init that others are compared to; None where nothing is compared."""
     names = [row["against"]["reference"] for row in values["rows"] if row["against"]]
-    return str(names[0]) if names else "none"
+    return str(names[0]) if names else None
 
 
 def _header(key: str) -> str:

@@ -1,7 +1,9 @@
 """Every recipe below pipelines/: in order, buildable, and listed in pipelines/README.md."""
 
 import functools
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,13 @@ from compress import checks, models
 from compress.accounting import account_pair, pairs
 from compress.data import IMAGE_SIZES
 from compress.recipe import Recipe, check_shape
-from compress.recipe_files import read_yaml
+from compress.recipe_files import apply_override, read_yaml
 from compress.sweep_recipe import check_sweep, recipe_of
 from compress.tap_discovery import discover
+from eval.asked import asked_of
+from eval.command import _parser
+from export.detectron2_config import SCHEDULES
+from tests.eval.runs import write_run
 
 ROOT = Path(__file__).parents[1] / "pipelines"
 TABLES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tables/*.yaml"))
@@ -104,6 +110,38 @@ def test_the_learning_rate_is_the_papers(file: str) -> None:
     assert recipe.distill.train.lr == (0.01 if is_mobile else 0.05)
     assert recipe.teacher[0].train is not None
     assert recipe.teacher[0].train.lr == 0.05
+
+
+MOCO = "transfer/resnet101-resnet50.yaml"
+
+
+def test_the_transfer_command_of_the_header_asks_what_the_recipe_does(tmp_path: Path) -> None:
+    text = (ROOT / MOCO).read_text(encoding="utf-8").replace("\\\n#", "")
+    (line,) = re.findall(r"python -m eval.detection (RUN .*)", text)
+    words = shlex.split(line.replace("RUN", str(write_run(tmp_path / "run"))))
+    asked = asked_of("detection", _parser("detection").parse_args([*words, "--device", "cpu"]))
+    entry = read(MOCO).transfer[0]
+    assert (asked.part.train, list(asked.inits)) == (entry.train, entry.init)
+    given = json.loads(json.dumps({"seeds": asked.part.seeds, **asked.arguments}))
+    assert given == entry.arguments
+    (data,) = asked.data.values()
+    assert data | {"root": ""} == {"name": "voc", **entry.data.arguments, "root": ""}
+
+
+@pytest.mark.parametrize(("number", "schedule"), [(0, "voc_24k"), (1, "coco_2x"), (1, "coco_1x")])
+def test_detections_schedules_are_those_of_the_exported_config(number: int, schedule: str) -> None:
+    raw, text = read_yaml(ROOT / MOCO), (ROOT / MOCO).read_text(encoding="utf-8")
+    if schedule == "coco_1x":
+        for override in re.findall(r"^#   --set (transfer\.1\.\S+)$", text, re.MULTILINE):
+            apply_override(raw, override)
+    recipe, problems = check_shape(raw)
+    assert recipe is not None, problems
+    train, solver = recipe.transfer[number].train, SCHEDULES[schedule]["SOLVER"]
+    assert train.iterations == solver["MAX_ITER"]
+    shares = [*train.schedule.arguments["milestones"], train.schedule.arguments["warmup"]]
+    usual = 1000  # detectron2's own WARMUP_ITERS
+    steps = [*solver["STEPS"], solver.get("WARMUP_ITERS", usual)]
+    assert [share * train.iterations for share in shares] == pytest.approx(steps, abs=1)
 
 
 def test_the_table_lists_every_recipe() -> None:

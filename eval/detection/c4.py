@@ -1,4 +1,4 @@
-"""The C4 form of ResNets, as the MoCo and CoCoRD papers fine-tune them.
+"""The C4 form of ResNets, torchvision's and timm's, as the MoCo and CoCoRD papers fine-tune them.
 
 conv1 to layer3 are the trunk (stride 16); layer4 and one more batch norm run on each region's 14 x
 14 crop, for its box by their spatial mean and for its mask as a map. All batch norms learn.
@@ -9,31 +9,33 @@ that decay like all weights, a second pass of layer4 for the masks, no precise b
 """
 
 from collections import OrderedDict
+from itertools import islice
+from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
-from compress.errors import UserError
 from eval.detection.trunk import Frozen, probed
 
 ANCHOR_SIZES: tuple[int, ...] = (32, 64, 128, 256, 512)
 ANCHOR_RATIOS: tuple[float, ...] = (0.5, 1.0, 2.0)
 ROI_SIZE = 14
-_TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+# What both libraries' ResNets run one after the other; the activation has a name in each.
+_PARTS = ["conv1", "bn1", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+_ACTIVATIONS = (["relu"], ["act1"])
 
 
 class C4Trunk(nn.Sequential):
     """conv1 to layer3 of a ResNet, under their names: (N, 3, H, W) -> (N, C, H/16, W/16)."""
 
-    def __init__(self, network: ResNet) -> None:
-        super().__init__(OrderedDict((name, getattr(network, name)) for name in _TRUNK))
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(OrderedDict(islice(network.named_children(), len(_PARTS))))
         self.out_channels = probed(self, side=64)[0]
 
 
 class C4Stage(nn.Module):
     """layer4 and the extra norm: crops (n, C, 14, 14) -> maps (n, `width`, 7, 7)."""
 
-    def __init__(self, network: ResNet, channels: int, *, freeze: bool) -> None:
+    def __init__(self, network: Any, channels: int, *, freeze: bool) -> None:
         super().__init__()
         self.width = probed(network.layer4, channels, side=ROI_SIZE)[0]
         self.layer4 = Frozen(network.layer4) if freeze else network.layer4
@@ -70,19 +72,20 @@ class C4MaskHead(nn.Module):
         return maps
 
 
+def has_form(network: nn.Module) -> bool:
+    """Whether a network is a ResNet of torchvision's or timm's whose stem is one strided layer."""
+    names = [name for name, _ in islice(network.named_children(), len(_PARTS) + 1)]
+    if [*names[:2], *names[3:]] != _PARTS or names[2:3] not in _ACTIVATIONS:
+        return False
+    stem = network.get_submodule("conv1")
+    return isinstance(stem, nn.Conv2d) and stem.stride == (2, 2)
+
+
 def c4_parts(network: nn.Module, *, freeze: bool) -> tuple[nn.Module, C4Stage]:
-    """Trunk and last stage of a ResNet, sharing its parameters.
+    """Trunk and last stage of a ResNet that `has_form`, sharing its parameters.
 
     freeze: neither of them learns; the extra norm does.
-
-    Raises:
-        UserError: the network is no ResNet of torchvision's.
     """
-    if not isinstance(network, ResNet):
-        raise UserError(
-            f"head: c4 needs a ResNet of torchvision's, this student is a "
-            f"{type(network).__name__}; take head: two_fc."
-        )
     trunk = C4Trunk(network)
     stage = C4Stage(network, trunk.out_channels, freeze=freeze)
     if not freeze:

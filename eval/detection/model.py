@@ -1,16 +1,15 @@
 """Faster and Mask R-CNN around an encoder, composed of torchvision's parts.
 
-One map, no feature pyramid. ResNets of torchvision's get the C4 form (see `c4`); every other
-student, which has no stage to spare, region proposals from its last map, 7 x 7 crops and two fully
-connected layers. torchvision infers the map's stride, so anchors are given in pixels and should
-match the objects' sizes.
+One map, no feature pyramid. ResNets of torchvision's and timm's get the C4 form (see `c4`); every
+other student, which has no stage to spare, region proposals from its last map, 7 x 7 crops and two
+fully connected layers. torchvision infers the map's stride, so anchors are given in pixels and
+should match the objects' sizes.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torchvision.models import ResNet
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -20,6 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from compress.data.images import Preprocessing
 from compress.deployment import Encoder
+from compress.errors import UserError
 from compress.randomness import seeded
 from compress.ranks import own_share
 from eval.detection import c4
@@ -54,9 +54,20 @@ class Design:
     head_width: int = 128
     freeze_encoder: bool = False
 
-    def has_c4(self, network: nn.Module) -> bool:
-        """Whether a student gets the C4 form."""
-        return self.head == "c4" or (self.head == "auto" and isinstance(network, ResNet))
+    def head_of(self, network: nn.Module) -> Literal["c4", "two_fc"]:
+        """The head that a student gets.
+
+        Raises:
+            UserError: c4 is asked for, and the student has no stages for it.
+        """
+        fits = c4.has_form(network)
+        if self.head == "c4" and not fits:
+            raise UserError(
+                "detection: head: c4 needs a ResNet of torchvision's or timm's with a stem of one "
+                f"strided convolution, this student is a {type(network).__name__}; take head: "
+                "two_fc (--head two_fc)."
+            )
+        return "c4" if fits and self.head != "two_fc" else "two_fc"
 
 
 def build_detector(
@@ -69,7 +80,7 @@ def build_detector(
             its stages, all others the encoder.
     """
     with seeded(seed, "detection", "head"):
-        if design.has_c4(network):
+        if design.head_of(network) == "c4":
             parts = _c4_parts(design, network, classes)
             sizes, ratios = c4.ANCHOR_SIZES, c4.ANCHOR_RATIOS
         else:

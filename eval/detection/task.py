@@ -8,7 +8,16 @@ from typing import Any, Literal
 from compress.errors import UserError
 from compress.ranks import by_first
 from eval.batches import KeyedBatches
-from eval.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
+from eval.context import (
+    SCRATCH,
+    Context,
+    Start,
+    compare_inits,
+    fine_tune,
+    opened,
+    result,
+    student_of,
+)
 from eval.detection.annotations import DetectionData
 from eval.detection.data import DATASETS
 from eval.detection.examples import example, to_device
@@ -20,6 +29,12 @@ from eval.pictures import draw_detections
 __all__ = ["DATASETS", "detection"]
 
 _PICTURED = 4
+_SHOWN = {
+    "faster_rcnn": "Faster R-CNN",
+    "mask_rcnn": "Mask R-CNN",
+    "c4": "C4 head",
+    "two_fc": "two-layer head",
+}
 # What counts or measures something: above 0, each of several, where it is given.
 _COUNTS = (
     "image_size",
@@ -61,8 +76,9 @@ def detection(
         detector: mask_rcnn also predicts masks; its data needs outlines.
         engine: detectron2 trains and evaluates with that library, where it is installed.
         metric: how boxes are judged, as COCO does or as PASCAL VOC 2007; masks always as COCO does.
-        head: c4 is the papers' form for ResNets of torchvision's (layer4 runs on every region),
-            two_fc two fully connected layers; auto takes c4 where it is possible.
+        head: c4 is the papers' form for ResNets of torchvision's and timm's (layer4 runs on every
+            region), two_fc two fully connected layers; auto takes c4 where it is possible, and is
+            refused where not all inits would get the same.
         image_size: shorter side in pixels to which images are scaled; of several one is drawn for
             each training image, and the last is the test images'; None keeps their size.
         longest_side: pixels that the longer side does not pass; twice `image_size` by default.
@@ -81,6 +97,7 @@ def detection(
     given = locals()
     design = Design(**{key: given[key] for key in Design.__dataclass_fields__})
     check_numbers(design)
+    shared = "c4" if engine == "detectron2" else shared_head(context, design)
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
     data = opened(context, lambda folder: make(folder, **spec))
@@ -89,7 +106,7 @@ def detection(
     run = _with_detectron2() if engine == "detectron2" else _with_torchvision
     evaluate = partial(run, context, data=data, design=design, metric=metric, flip=flip)
     rows = compare_inits(context, evaluate)
-    protocol = BOX_METRICS[metric][1]
+    protocol = f"{_SHOWN[detector]} with a {_SHOWN[shared]}; {BOX_METRICS[metric][1]}"
     if detector == "mask_rcnn":
         protocol += "; masks are judged by COCO's average precision"
     if engine == "detectron2":
@@ -108,6 +125,26 @@ def detection(
 
 def _with_detectron2() -> Any:
     return importlib.import_module("eval.detection.detectron2_engine").run
+
+
+def shared_head(context: Context, design: Design) -> str:
+    """The head that every init gets.
+
+    Raises:
+        UserError: they would get different ones, which compares heads, not encoders; or one cannot
+            have the one that is asked for.
+    """
+    heads = {
+        init: design.head_of(context.origin(student_of(context, init)).network(weights=False))
+        for init in context.inits
+    }
+    if len({*heads.values()}) > 1:
+        told = ", ".join(f"{init} {head}" for init, head in heads.items())
+        raise UserError(
+            f"detection: head: auto would give the inits different heads ({told}), so that they "
+            "cannot be compared; say head: two_fc (--head two_fc)."
+        )
+    return next(iter(heads.values()))
 
 
 def check_numbers(design: Design) -> None:

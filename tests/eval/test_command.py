@@ -1,6 +1,7 @@
 """The command of the transfer tasks: options, what is written, resuming, messages."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,10 @@ import torch
 
 from compress import models
 from compress.console import console
+from compress.recipe import Named, TransferTrain
+from eval import command
 from eval import options as options_module
+from eval.asked import asked_of
 from eval.command import main
 from eval.options import recognised
 from eval.stage import DATASETS, TASKS
@@ -62,6 +66,91 @@ def test_whole_command(run: Path, crops: Path, capsys: pytest.CaptureFixture[str
     assert (out / "superseded/001-transfer-crops/distilled/seed-0/outcome.json").is_file()
 
 
+def trained(out: Path) -> dict[str, int]:
+    """When the trainings in place were finished."""
+    found = (out / "transfer").glob("*/*/seed-*/outcome.json")
+    return {str(path.parent.relative_to(out / "transfer")): path.stat().st_mtime_ns
+            for path in found}  # fmt: skip
+
+
+def found(out: Path) -> Any:
+    return json.loads((out / "result.json").read_text())["results"]
+
+
+def test_a_grown_command_reuses_all_and_finds_what_it_would_alone(
+    run: Path, scenes: Callable[..., Path], tmp_path: Path
+) -> None:
+    """First one origin, seed and data set, then several of each, then fewer again."""
+    one, two, out = scenes() / "crops", scenes("more", seed=1) / "crops", tmp_path / "o"
+    torch.save(models.build("resnet8", num_classes=3).state_dict(), tmp_path / "plain.pth")
+    plain = f"resnet8@{tmp_path / 'plain.pth'}"
+    assert probe(run, one, "--seeds", "1", "--init", "distilled") == 0
+    small, before = found(out), trained(out)
+    assert list(before) == ["crops/distilled/seed-0"]
+
+    grown = [str(run), plain, "--epochs", "2", "--batch-size", "4", "--device", "cpu",
+             "--data", str(one), str(two), "--seeds", "2",
+             "--init", "distilled", "resnet8-plain"]  # fmt: skip
+    assert main("linear_probe", [*grown, "--out", str(out)]) == 0
+    large = trained(out)
+    assert before.items() < large.items() and len(large) == 8
+    assert main("linear_probe", [*grown, "--out", str(tmp_path / "new")]) == 0
+    assert found(out) == found(tmp_path / "new")
+
+    assert probe(run, one, "--seeds", "1", "--init", "distilled") == 0
+    assert found(out) == small and trained(out) == large
+    assert not (out / "superseded").exists()
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A run whose student has the same label and architecture, and other weights."""
+    folder, weights = write_run(tmp_path / "other"), "student.safetensors"
+    (folder / "distill/none" / weights).replace(folder / "distill/kd" / weights)
+    (folder / "distill/none/student.json").unlink()
+    return folder
+
+
+def test_runs_of_one_label_in_one_directory(
+    run: Path, other: Path, crops: Path, tmp_path: Path
+) -> None:
+    """Each gets its own result, and back what it had."""
+    options = ["--seeds", "1", "--init", "distilled", "scratch"]
+    shared = ["--epochs", "2", "--batch-size", "4", "--device", "cpu", "--data", str(crops)]
+    assert probe(run, crops, *options) == 0
+    out, first = tmp_path / "o", found(tmp_path / "o")
+    scratch = trained(out)["crops/scratch/seed-0"]
+    for folder in (out, tmp_path / "new"):
+        assert main("linear_probe", [str(other), *shared, *options, "--out", str(folder)]) == 0
+    assert found(out) == found(tmp_path / "new") != first
+    assert trained(out)["crops/scratch/seed-0"] == scratch
+    assert [p.name for p in (out / "superseded").iterdir()] == [
+        "001-transfer-crops-distilled-seed-0"
+    ]
+    assert probe(run, crops, *options) == 0
+    assert found(out) == first and len(list((out / "superseded").iterdir())) == 1
+
+
+def test_an_interrupted_run_leaves_no_result_over_trainings_of_another(
+    run: Path, other: Path, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run has its result again when its trainings are in place again."""
+    out, options = run.parent / "o", ["--seeds", "1", "--init", "distilled"]
+    assert probe(run, crops, *options) == 0
+    first, outcome = found(out), out / "transfer/crops/distilled/seed-0/outcome.json"
+    kept = outcome.read_text()
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("eval.linear_probe.task.fine_tune", killed)
+        assert probe(other, crops, *options) == 130
+    assert not outcome.exists()
+    assert probe(run, crops, *options) == 0
+    assert found(out) == first and outcome.read_text() == kept
+
+
 def test_networks_from_several_places(run: Path, crops: Path, tmp_path: Path) -> None:
     """A bundle's folder brings its run along; a plain file stands beside it under its name."""
     bundle = run / "export" / "bundle"
@@ -79,6 +168,32 @@ def test_networks_from_several_places(run: Path, crops: Path, tmp_path: Path) ->
     assert [row["init"] for row in rows] == ["distilled", "alone", "resnet8-mine", "scratch"]
     assert [row["student"] for row in rows] == ["kd", "none", "resnet8-mine", "kd"]
     assert [row["matched_percent"] for row in rows] == [100, 100, 100, 0]
+
+
+def test_weights_alone_inside_a_runs_folder(run: Path, crops: Path, tmp_path: Path) -> None:
+    """They need the model that is told; the run's students stand beside them."""
+    torch.save(models.build("resnet8", num_classes=3).state_dict(), run / "mine.pth")
+    given = [str(run / "mine.pth"), str(run / "distill" / "kd"), "--model", "resnet8"]
+    options = ["--data", str(crops), "--k", "3", "--seeds", "1", "--device", "cpu"]
+    assert main("neighbours", [*given, *options, "--out", str(tmp_path / "o")]) == 0
+    rows = found(tmp_path / "o")["crops"]["rows"]
+    assert [(row["init"], row["student"]) for row in rows] == [
+        ("distilled", "resnet8-mine"), ("alone", "none"), ("kd-2", "kd-2"),
+        ("scratch", "resnet8-mine"),
+    ]  # fmt: skip
+
+
+def test_what_is_compared_to_nothing_has_no_column_for_it() -> None:
+    row = {
+        "init": "none", "student": "none", "metrics": {"top1_percent": 60.0}, "spread": None,
+        "per_seed": [{}], "matched_percent": 100.0, "against": None,
+    }  # fmt: skip
+    values = {"headline": "top1_percent", "rows": [row]}
+    one, two = table_of({"stl10": values}), table_of({"stl10": values, "tiny": values})
+    assert list(one.headers) == ["init", "student", "top1 %", "loaded %"]
+    assert one.rows == [["none", "none", "60.00", "100.0"]]
+    assert list(two.headers) == ["init", "stl10: top1 %", "tiny: top1 %"]
+    assert two.rows == [["none", "60.00", "60.00"]]
 
 
 def test_table_of_several_data_sets_is_students_by_data() -> None:
@@ -115,6 +230,14 @@ def test_table_of_several_data_sets_is_students_by_data() -> None:
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--dataset", "stl10"], "crops/train_X.bin not found"),
         (["--classes", "many"], "data.classes"),
+        (["--lr", "fast"], "train.lr: input should be a valid number, got 'fast'"),
+        (["--schedule", "polly"], "train.schedule: unknown name 'polly'; known: multistep"),
+        (["--schedule", "{name: poly, powers: 2}"], "train.schedule.powers: unknown key"),
+        (["--schedule", "{name: multistep, warmup: 2}"], "train.schedule: warmup is a share"),
+        (["--schedule", "{name: poly"], "train.schedule is not readable as YAML"),
+        (["--optimizer", "adam"], "train.optimizer: unknown optimiser 'adam'; known: sgd, adamw"),
+        (["--precision", "half"], "train.precision: input should be 'float32'"),
+        (["--accumulate", "2"], "train.accumulate: transfer tasks take their batches whole"),
     ],
 )
 def test_mistakes_are_told_in_words(
@@ -150,6 +273,24 @@ def test_every_keyword_of_a_task_is_an_option(
     for function in (TASKS[task], *DATASETS[task].values()):
         for name in options_module.signatures.arguments_of(function):
             assert name == "root" or f"-{name.replace('_', '-')} " in shown, name
+    for name in TransferTrain.model_fields:
+        assert re.search(rf"^  --{name.replace('_', '-')}\W.*?default: ", shown, re.M | re.S), name
+
+
+def test_every_part_of_a_training_can_be_told(run: Path) -> None:
+    told = ["--iterations", "7", "--lr", "1e-2", "--batch-size", "2", "--optimizer", "adamw",
+            "--momentum", "0", "--no-nesterov", "--weight-decay", "0", "--precision", "bfloat16",
+            "--schedule", "{name: multistep, milestones: [0.5, 1], warmup: 0.1}"]  # fmt: skip
+    options = command._parser("detection").parse_args(
+        [str(run), "--dataset", "digit_scenes", "--device", "cpu", *told]
+    )
+    train = asked_of("detection", options).part.train
+    assert train == TransferTrain(
+        iterations=7, lr=0.01, batch_size=2, optimizer=Named(name="adamw"), momentum=0,
+        nesterov=False, weight_decay=0, precision="bfloat16", epochs=1,
+        schedule=Named.model_validate(
+            {"name": "multistep", "milestones": [0.5, 1], "warmup": 0.1}),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

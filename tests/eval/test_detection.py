@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from compress.artifacts import RunDirectory
 from compress.deployment import Encoder
 from compress.errors import UserError
 from compress.optimisation import Settings
@@ -25,7 +27,7 @@ from eval.detection.inference import detect
 from eval.detection.masks import encode_masks
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
-from eval.detection.task import check_numbers, detection
+from eval.detection.task import check_numbers, detection, shared_head
 from eval.detection.trunk import Backbone
 from eval.origin import origins_of
 from eval.pictures import draw_detections
@@ -235,7 +237,8 @@ def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
             annotation["segmentation"] = [corners]
         path.write_text(json.dumps(content))
     context = Context(
-        folder=tmp_path / "entry",
+        run=RunDirectory(tmp_path, "run"),
+        stage="entry",
         students=origins_of(write_run(tmp_path / "run")),
         main="kd",
         inits=("distilled", "scratch"),
@@ -249,9 +252,30 @@ def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
     )
     kinds = {f"{kind}{ap}_percent" for kind in ("", "mask_") for ap in ("ap", "ap50", "ap75")}
     assert all({*row["metrics"]} == kinds for row in values["rows"])
-    assert "PASCAL VOC 2007" in values["protocol"] and "masks are judged" in values["protocol"]
+    assert values["protocol"].startswith("Mask R-CNN with a two-layer head; PASCAL VOC 2007")
+    assert "masks are judged" in values["protocol"]
     assert len(values["pictures"]) == 2
     assert all((context.folder / picture).is_file() for picture in values["pictures"])
+
+
+def test_inits_that_would_get_different_heads_are_refused_before_anything(tmp_path: Path) -> None:
+    students = origins_of(write_run(tmp_path / "run"))
+    context = Context(
+        run=RunDirectory(tmp_path, "run"),
+        stage="entry",
+        students={**students, "kd": "torchvision:resnet18"},
+        main="kd",
+        inits=("distilled", "alone"),
+        data={"name": "coco", "root": "not even opened"},
+        settings=Settings(epochs=1, lr=0.01, batch_size=2),
+        device=torch.device("cpu"),
+    )
+    with pytest.raises(UserError, match=r"distilled c4, alone two_fc.*--head two_fc"):
+        detection(context)
+    with pytest.raises(UserError, match=r"this student is a .*--head two_fc"):
+        detection(context, head="c4")
+    assert shared_head(context, Design(head="two_fc")) == "two_fc"
+    assert shared_head(replace(context, inits=("distilled", "scratch")), Design()) == "c4"
 
 
 @pytest.mark.parametrize(

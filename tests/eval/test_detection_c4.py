@@ -76,9 +76,28 @@ def test_trunk_and_stage_are_the_network_cut_in_two() -> None:
     assert all(p is names[n] for n, p in trunk.named_parameters())
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_timms_resnets_have_the_form_of_torchvisions(name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is an extra")
+    networks = [torchvision.models.get_model(name), timm.create_model(name)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    ours, theirs = (built(network, **SMALL).eval() for network in networks)
+    assert {*ours.state_dict()} == {*theirs.state_dict()}
+    theirs.load_state_dict(ours.state_dict())
+    maps, crops = torch.rand(2, 3, 64, 64), torch.rand(2, ours.backbone.out_channels, 14, 14)
+    assert torch.equal(ours.backbone(maps), theirs.backbone(maps))
+    assert torch.equal(ours.roi_heads.box_head(crops), theirs.roi_heads.box_head(crops))
+    chained = theirs.backbone(maps)
+    torch.testing.assert_close(networks[1].layer4(chained), networks[1].forward_features(maps))
+    assert Design().head_of(timm.create_model("resnet18d")) == "two_fc"  # a stem of three
+
+
 def test_auto_takes_the_form_that_fits(encoder: Any) -> None:
-    assert Design().has_c4(thin_resnet()) and not Design().has_c4(encoder)
-    assert not Design(head="two_fc").has_c4(thin_resnet())
+    assert Design().head_of(thin_resnet()) == "c4" and Design().head_of(encoder) == "two_fc"
+    assert Design(head="two_fc").head_of(thin_resnet()) == "two_fc"
+    fine = thin_resnet()
+    fine.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    assert Design().head_of(fine) == "two_fc"
     with pytest.raises(UserError, match=r"TinyEncoder; take head: two_fc"):
         build_detector(Design(head="c4"), encoder, encoder, classes=2, seed=0)
 

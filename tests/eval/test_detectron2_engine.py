@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
+from compress.artifacts import RunDirectory
 from compress.data import Preprocessing
 from compress.deployment import Encoder
 from compress.errors import UserError
@@ -40,7 +41,8 @@ SMALL = Design(anchor_sizes=(16, 32), rois_per_image=8, roi_size=7, proposals=20
 def context(folder: Path, **changes: Any) -> Context:
     settings = {"epochs": 2, "lr": 1, "batch_size": 2, "momentum": 0.9, **changes}
     return Context(
-        folder=folder,
+        run=RunDirectory(folder, "run"),
+        stage="transfer/first",
         students={},
         main="kd",
         inits=("distilled",),

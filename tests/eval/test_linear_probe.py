@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from compress.artifacts import RunDirectory
 from compress.data import MemoryImages
 from compress.deployment import Encoder
 from compress.errors import UserError
@@ -28,7 +29,8 @@ from tests.eval.runs import SHOWN, write_run
 def context(tmp_path: Path, data: dict[str, Any]) -> Context:
     run = write_run(tmp_path / "run")
     return Context(
-        folder=tmp_path / "probe",
+        run=RunDirectory(tmp_path, "run"),
+        stage="probe",
         students=origins_of(run),
         main="kd",
         inits=("distilled", "alone", "scratch"),

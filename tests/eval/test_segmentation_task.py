@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from compress import models
+from compress.artifacts import RunDirectory
 from compress.errors import UserError
 from compress.optimisation import Settings
 from eval.context import Context
@@ -24,7 +25,8 @@ def context(root: Path, name: str, **changes: Any) -> Context:
     weights = root / "plain.pth"
     torch.save(models.build(name, num_classes=5, seed=3).state_dict(), weights)
     given: dict[str, Any] = {
-        "folder": root / "transfer",
+        "run": RunDirectory(root, "run"),
+        "stage": "transfer",
         "students": {"plain": f"{name}@{weights}"},
         "main": "plain",
         "inits": ("distilled", "scratch"),
@@ -55,7 +57,7 @@ def test_result_has_the_majority_and_a_picture_per_init(scenes: Write) -> None:
 def test_frozen_encoder_has_no_auxiliary_loss(scenes: Write, frozen: bool) -> None:
     root = scenes(train=2, test=2)
     segmentation(context(root, "resnet8", inits=("distilled",)), freeze_encoder=frozen)
-    row = (root / "transfer" / "distilled" / "metrics.jsonl").read_text()
+    row = (root / "transfer" / "distilled" / "seed-0" / "metrics.jsonl").read_text()
     assert ("auxiliary" in row) is not frozen
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress import signatures
-from compress.artifacts import Job
+from compress.artifacts import Job, RunDirectory
 from compress.errors import UserError
 from compress.optimisation import Settings
 from compress.recipe import TransferPart, TransferTrain
@@ -77,15 +77,15 @@ def test_task_gives_the_same_values_twice_and_keeps_what_is_done(
     folder = run_folder / "transfer" / "first"
     assert all((folder / picture).is_file() for picture in first["pictures"])
     epochs = 0 if task == "neighbours" else 2
-    trained = folder / "scratch" / "metrics.jsonl"
+    trained = folder / "scratch" / "seed-0" / "metrics.jsonl"
     assert (len(trained.read_text().splitlines()) if trained.exists() else 0) == epochs
     json.dumps(first)
 
     assert stage.run(job(run_folder, entry, "second")).values == first
 
     # Killed between the two inits: the finished one is read again, not trained again.
-    (folder / "scratch" / "outcome.json").unlink()
-    checkpoint = folder / "distilled" / "checkpoint.safetensors"
+    (folder / "scratch" / "seed-0" / "outcome.json").unlink()
+    checkpoint = folder / "distilled" / "seed-0" / "checkpoint.safetensors"
     checkpoint.unlink(missing_ok=True)
     assert stage.run(job(run_folder, entry)).values == first
     assert not checkpoint.exists()
@@ -111,7 +111,8 @@ def test_generated_scenes_serve_every_task(
 
 def context(run_folder: Path, inits: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Context:
     return Context(
-        folder=run_folder / "transfer",
+        run=RunDirectory(run_folder, "run"),
+        stage="transfer",
         students=origins_of(run_folder),
         main="kd",
         inits=inits,

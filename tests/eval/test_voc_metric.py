@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ def test_worked_by_hand() -> None:
     assert eleven_points(verdicts, 4) == pytest.approx((3 * 1 + 3 * 2 / 3 + 2 * 3 / 5) / 11)
     assert eleven_points(torch.ones(4, dtype=torch.bool), 4) == pytest.approx(1)
     assert eleven_points(torch.zeros(0, dtype=torch.bool), 4) == 0
+
+
+@pytest.mark.parametrize("hits", range(11))
+def test_recalls_that_lie_at_a_threshold_are_judged_as_detectron2_does(hits: int) -> None:
+    # In float64 its thresholds .3, .6 and .7 lie above what 3, 6 and 7 of 10 make.
+    reached = sum(hits / 10 >= threshold for threshold in np.arange(0, 1.1, 0.1))
+    assert reached == hits + (hits not in (3, 6, 7))
+    found = eleven_points(torch.ones(hits, dtype=torch.bool), 10)
+    assert found == pytest.approx(reached / 11 if hits else 0)
 
 
 TRUTH = [[10, 10, 30, 30]]
@@ -87,7 +97,7 @@ def test_classes_that_do_not_occur_are_left_out_of_the_mean() -> None:
 def oracle(images: list[AnnotatedImage], detections: list[dict[str, Tensor]], label: int) -> float:
     """AP over the ten thresholds as the devkit's loops have it, in pixels that it includes."""
     values = []
-    for threshold in [0.5 + 0.05 * step for step in range(10)]:
+    for threshold in [percent / 100 for percent in range(50, 100, 5)]:
         rows = sorted(
             (
                 (-float(score), number, box.tolist())
@@ -123,7 +133,8 @@ def oracle(images: list[AnnotatedImage], detections: list[dict[str, Tensor]], la
             else:
                 wrong += 1
             curve.append((right / wanted, right / (right + wrong)))
-        points = [max([p for r, p in curve if r >= k / 10], default=0.0) for k in range(11)]
+        recalls = np.arange(0, 1.1, 0.1)  # not tenths to the last bit
+        points = [max([p for r, p in curve if r >= recall], default=0.0) for recall in recalls]
         values.append(sum(points) / 11)
     return 100 * sum(values) / 10
 

@@ -22,7 +22,7 @@ from compress.optimisation import OPTIMIZERS, Settings
 from compress.randomness import seeded
 from compress.rank_norm import synchronised_batchnorm
 from compress.ranks import is_first, rank, sum_gradients, summed, world
-from compress.trackers import record
+from compress.trackers import recall, record
 
 Result = TypeVar("Result")
 
@@ -102,6 +102,7 @@ def training_steps(
     step_of = Step(module, settings, device)
     checkpoint = Checkpoint(directory, module, step_of.optimizer, step_of.scaler)
     history = checkpoint.resume()
+    recall(role, history)
     if history and len(history) < settings.epochs:
         log(f"  {role}: continues after epoch {len(history)}")
     steps = len(batches)
@@ -156,8 +157,8 @@ class Step:
             group["lr"] = settings.lr * settings.schedule(progress)
         self.optimizer.zero_grad(set_to_none=True)
         parts = settings.accumulate
-        if parts > 1:  # of two images or more, for batch norm, and as many in every process
-            parts = max(1, min(parts, batch.whole // (2 * world())))
+        if parts > 1:  # of two images or more, for batch norm, and of one in every process
+            parts = max(1, min(parts, batch.whole // max(2, world())))
         for part in batch.split(parts) if parts > 1 else [batch]:
             share = getattr(part, "share", 1.0)
             with autocast(self.device, settings.precision):

@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2.functional import resize
 
-from compress.data import DATASETS, ImageBatches, MemoryImages, Preprocessing, open_data
-from compress.data.augment import AUGMENTATIONS, PAD, shift_and_flip
+from compress.data import DATASETS, Batch, ImageBatches, MemoryImages, Preprocessing, open_data
+from compress.data.augment import AUGMENTATIONS, PAD, crop_box, shift_and_flip
 from compress.data.digits import held_out_scenes_digits
+from compress.data.image_files import check_whole, read_rgb, upright_size
 from compress.errors import UserError
+from compress.ranks import share_of
+from compress.teacher_cache.rows import FORMAT
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -53,6 +58,50 @@ def test_view_ids_are_uniform() -> None:
     assert (counts - 500).abs().max() < 112
 
 
+@pytest.mark.parametrize("shape", [(256, 256), (375, 500), (300, 600), (500, 100), (3, 4)])
+def test_crops_are_distributed_as_torchvisions(shape: tuple[int, int]) -> None:
+    count, image = 6000, torch.empty(1, *shape)
+    ids = torch.randint(2**32, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = torch.tensor(
+            [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in ids]
+        )
+    ours = torch.tensor([crop_box(*shape, seed) for seed in ids])
+    for said, of in {
+        "area": lambda top, left, height, width: height * width,
+        "aspect": lambda top, left, height, width: width / height,
+        "centre across": lambda top, left, height, width: left + width / 2,
+        "centre down": lambda top, left, height, width: top + height / 2,
+    }.items():
+        values = [of(*boxes.double().T) for boxes in (ours, theirs)]
+        steps = torch.cat(values).unique()
+        shares = [torch.searchsorted(v.sort()[0], steps, right=True) / count for v in values]
+        # Two samples of one distribution differ by more once in a million.
+        assert (shares[0] - shares[1]).abs().max() < 2.69 * (2 / count) ** 0.5, said
+    top, left, height, width = ours.T
+    assert (ours >= 0).all() and (height * width > 0).all()
+    assert (top + height <= shape[0]).all() and (left + width <= shape[1]).all()
+
+
+def test_an_id_of_a_crop_stands_for_one_view_for_ever() -> None:
+    """Targets on disk belong to views: where these numbers change, the cache's FORMAT must."""
+    generator = torch.get_rng_state()
+    found = [crop_box(300, 600, seed) for seed in (0, 1, 2**32 - 1)]
+    boxes = [(19, 141, 261, 280), (30, 80, 169, 145), (6, 281, 283, 250)]
+    assert (FORMAT, found) == (2, boxes)
+    images, resized = some_images(2, size=40), AUGMENTATIONS["resized_crop"]
+    assert resized.views == 2**33
+    one, mirrored = (
+        resized.apply(images, torch.tensor([1]), torch.tensor([view]), 8) for view in (14, 15)
+    )
+    assert torch.equal(one.flip(-1), mirrored)
+    top, left, height, width = crop_box(40, 40, 7)
+    cut = images.pixels[1:, :, top : top + height, left : left + width]
+    assert torch.equal(one, resize(cut, [8, 8], antialias=True))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
 def test_an_epoch_is_a_pure_function_of_seed_epoch_and_index() -> None:
     first, second = batches(), batches(batch_size=3)
     list(second.epoch(0))  # what ran before changes nothing
@@ -79,11 +128,58 @@ def test_a_stored_view_can_be_recomputed_from_index_and_id() -> None:
         assert torch.equal(PLAIN.normalise(again), batch.images[0])
 
 
+@pytest.mark.parametrize("rows", [9, 19, 24])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_part_has_the_same_images_in_any_number_of_processes(
+    processes: int, parts: int, rows: int
+) -> None:
+    numbers = torch.arange(rows)
+    whole = Batch((numbers,), (numbers,), numbers, numbers, 0, 0, slots=(numbers,))
+    own = [share_of(rows, rank, processes) for rank in range(processes)]
+    shares = [
+        Batch(*((numbers[o],) for _ in range(2)), numbers[o], numbers[o], 0, 0,
+              slots=(numbers[o],), start=o.start, of=rows).split(parts)
+        for o in own
+    ]  # fmt: skip
+    expected = whole.split(parts)
+    assert sum(part.share for part in expected) == pytest.approx(1)
+    assert torch.cat([part.index for part in expected]).unique().tolist() == list(range(rows))
+    counted = 0
+    for part, of_ranks in zip(expected, zip(*shares, strict=True), strict=True):
+        assert part.start == counted and part.whole == rows
+        for one in of_ranks:  # their rows follow each other, as those of the whole part do
+            assert one.start == counted and one.whole == rows
+            assert len(one.index) > 0
+            counted += len(one.index)
+        for name in ("index", "labels"):
+            found = torch.cat([getattr(one, name) for one in of_ranks])
+            assert torch.equal(found, getattr(part, name))
+        for name in ("images", "view_ids", "slots"):
+            assert torch.equal(torch.cat([getattr(o, name)[0] for o in of_ranks]), part.index)
+        assert counted == part.start + len(part.index)
+    assert counted == rows
+
+
 def test_every_image_once_per_epoch_and_no_batch_of_one() -> None:
     seen = torch.cat([b.index for b in batches(batch_size=5).epoch(0)])
     assert sorted(seen.tolist()) == list(range(10))
     assert len(batches(batch_size=3)) == 3
     assert [len(b.labels) for b in batches(batch_size=3).epoch(0)] == [3, 3, 3]
+
+
+def test_what_several_processes_leave_out_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(processes: int, batch_size: int, steps: int) -> str:
+        monkeypatch.setattr("compress.data.batches.world", lambda: processes)
+        assert len(batches(batch_size)) == steps
+        return " ".join(capsys.readouterr().out.split())
+
+    assert said(2, 4, 3) == ""
+    assert said(4, 4, 2).startswith("each epoch leaves out 2 of 10 training images")
+    assert said(4, 4, 2) == "", "of the next training"
+    assert said(4, 9, 1) == "", "one process leaves one image out, too"
 
 
 def test_normalisation_by_hand() -> None:
@@ -146,6 +242,69 @@ def test_an_image_of_16_bits_is_refused_not_clipped(tmp_path: Path) -> None:
     data = open_data({"name": "image_folder", "root": str(tmp_path), "image_size": 8})
     with pytest.raises(UserError, match=r"more than 8 bits per channel"):
         data.train.fetch(torch.arange(1))
+
+
+def coloured(height: int = 8, width: int = 12) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def save_turned(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    coloured().save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_an_image_is_turned_only_where_that_is_asked(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    path = tmp_path / f"turned.{suffix}"
+    save_turned(path, orientation)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    found = read_rgb(path, upright=True).permute(1, 2, 0).numpy()
+    assert np.array_equal(found, expected)
+    if suffix != "tif":  # these Pillow turns by itself, and their header is not sure
+        assert upright_size(path) == expected.shape[:2]
+        assert read_rgb(path, upright=False).shape == (3, 8, 12)
+
+
+def test_damaged_exif_turns_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.png"
+    coloured().save(path, exif=b"Exif\0\0no exif at all")
+    assert upright_size(path) == (8, 12)
+    assert np.array_equal(read_rgb(path, upright=True).permute(1, 2, 0), np.array(coloured()))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "progressive JPEG", "BMP", "GIF"])
+def test_a_file_that_ends_early_is_no_whole_image(tmp_path: Path, file_format: str) -> None:
+    path, name = tmp_path / "image", file_format.split()[-1]
+    coloured(96, 128).save(path, name, **({"progressive": True} if " " in file_format else {}))
+    check_whole([path])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    assert upright_size(path) == (96, 128)
+    with pytest.raises(UserError, match=r"image is not a readable image"):
+        check_whole([path])
+
+
+@pytest.mark.parametrize("read", [upright_size, lambda path: read_rgb(path, upright=False)])
+@pytest.mark.parametrize("kind", ["I;16", "I", "F", "huge", "text number", "missing"])
+def test_what_is_no_8_bit_image_is_one_sentence(
+    tmp_path: Path, read: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image.tif"
+    if kind == "huge":
+        coloured().save(path)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    elif kind == "text number":
+        path.write_bytes(b"P6 12 x8 255\n")
+    elif kind != "missing":
+        Image.new(kind, (12, 8)).save(path)
+    said = {"huge": "readable .*bomb", "missing": "not found", "text number": "readable"}
+    with pytest.raises(UserError, match=rf"image\.tif .*{said.get(kind, 'more than 8 bits')}"):
+        read(path)
 
 
 def test_folders_that_hold_no_images(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from compress import checks, ranks, trackers
 from compress.recipe import Named, check_shape
-from compress.trackers import record, track_to
+from compress.trackers import recall, record, track_to
 from compress.trackers.base import Place, Tracker
 
 TENSORBOARD = [Named(name="tensorboard")]
@@ -126,6 +126,28 @@ class Calls:
         return lambda *values, **named: self.made.append((name, *values, *named.items()))
 
 
+class Client:
+    """MLflow's client, as far as it is used: keeps the steps that it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return types.SimpleNamespace(experiment_id=name)
+
+    def create_run(self, number: str, run_name: str) -> Any:
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id=number))
+
+    def update_run(self, run: str, status: str) -> None: ...
+
+    def log_text(self, run: str, text: str, name: str) -> None: ...
+
+    def log_batch(self, run: str, metrics: list[tuple[Any, ...]]) -> None:
+        self.steps += [step for _, _, _, step in metrics]
+
+    def set_terminated(self, run: str, status: str) -> None: ...
+
+
 def test_wandb_counts_each_network_by_itself_and_continues_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +176,41 @@ def test_wandb_counts_each_network_by_itself_and_continues_its_run(
     with track_to([elsewhere], tmp_path, "small", {}):
         pass
     assert given[2]["id"] != first["id"]
+
+
+@pytest.mark.parametrize("service", ["wandb", "mlflow"])
+def test_a_service_gets_an_epoch_that_it_has_not_and_no_other_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    run, client = Calls(), Client()
+    libraries = {
+        "wandb": types.SimpleNamespace(init=lambda **_: run),
+        "mlflow": types.SimpleNamespace(MlflowClient=lambda **_: client),
+        "mlflow.entities": types.SimpleNamespace(Metric=lambda *values: values),
+    }
+    for name, library in libraries.items():
+        monkeypatch.setitem(sys.modules, name, library)
+
+    def given(project: str, *, behind: int, new: int) -> list[int]:
+        """The epochs that a process gives which has some behind it and makes others."""
+        run.made.clear()
+        client.steps.clear()
+        place = {"wandb": "project", "mlflow": "experiment"}[service]
+        part = Named.model_validate({"name": service, place: project})
+        with track_to([part], tmp_path, "small", {}):
+            recall("kd", [{"epoch": epoch, "loss": 0.5} for epoch in range(1, behind + 1)])
+            for epoch in range(behind + 1, behind + new + 1):
+                record("kd", {"epoch": epoch, "loss": 0.5})
+        if service == "mlflow":
+            return client.steps
+        return [call[1]["kd/epoch"] for call in run.made if call[0] == "log"]
+
+    assert given("x", behind=0, new=2) == [1, 2]
+    assert given("x", behind=3, new=1) == [3, 4], "epoch 3 was saved and not given"
+    assert given("y", behind=4, new=0) == [1, 2, 3, 4], "another project has nothing yet"
+    assert given("x", behind=4, new=0) == []
+    assert given("x", behind=0, new=1) == [1], "trained anew"
+    assert given("x", behind=2, new=1) == [2, 3]
 
 
 def problems(*parts: Any) -> list[str]:

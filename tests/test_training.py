@@ -4,9 +4,11 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from compress.artifacts import write_tensors
@@ -14,6 +16,8 @@ from compress.checkpoint import Checkpoint, trained_state
 from compress.data.batch import Batch
 from compress.errors import UserError
 from compress.optimisation import SCHEDULES, Settings, multistep
+from compress.recipe import Named
+from compress.trackers import track_to
 from compress.training import Step, train
 
 CPU = torch.device("cpu")
@@ -251,6 +255,7 @@ def test_parts_of_a_batch_have_its_gradient(tmp_path: Path) -> None:
             self.net = nn.Linear(4, 1).double()
 
         def forward(self, batch: Batch) -> dict[str, Tensor]:
+            assert len(batch.index) >= 2, "too few for batch norm"
             error = self.net(batch.images[0].double())[:, 0] - batch.labels
             return {"squared": error.square().mean()}
 
@@ -263,3 +268,34 @@ def test_parts_of_a_batch_have_its_gradient(tmp_path: Path) -> None:
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+class Killed(Exception):
+    """Ends a training as a kill does."""
+
+
+@pytest.mark.parametrize("before", [["tensorboard"], []], ids=["same tracker", "added tracker"])
+def test_trackers_show_every_epoch_of_a_continued_training_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[str]
+) -> None:
+    def tracked(names: list[str]) -> None:
+        with track_to([Named(name=name) for name in names], tmp_path, "run", {}):
+            run(tmp_path / "test", Problem())
+
+    save = Checkpoint.save
+
+    def save_and_die(self: Checkpoint, history: list[dict[str, Any]], best: str | None) -> None:
+        save(self, history, best)
+        if len(history) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "save", save_and_die)
+        tracked(before)
+    for _ in range(2):  # a training that is only loaded adds nothing
+        tracked(["tensorboard"])
+        found = EventAccumulator(str(tmp_path / "tensorboard/test")).Reload().Scalars("loss")
+        rows = [json.loads(r) for r in (tmp_path / "test/metrics.jsonl").read_text().splitlines()]
+        assert [event.step for event in found] == [1, 2, 3, 4]
+        losses = [row["loss"] for row in rows]
+        assert [event.value for event in found] == pytest.approx(losses, rel=1e-6)

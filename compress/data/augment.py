@@ -16,7 +16,8 @@ from compress.data.images import Images
 
 PAD = 4
 _SHIFTS = 2 * PAD + 1
-_FINE = 1 << 15  # resolution of resized crops: an id holds four numbers of 15 bits
+_SEEDS = 1 << 32  # as many starting points has torch's generator
+_TRIES = 10  # torchvision's
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,35 @@ def _crop_flip(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tenso
 
 
 def _resized_crop(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
-    """Area 8 to 100 %, aspect 3/4 to 4/3 (torchvision's defaults), resized to the input size."""
+    """A crop as torchvision's RandomResizedCrop takes it by default, mirrored or not."""
     views = [_one_crop(images.fetch_original(int(i)), int(v), size) for i, v in zip(indices, ids)]  # noqa: B905
     return torch.stack(views)
 
 
 def _one_crop(image: Tensor, view: int, size: int) -> Tensor:
-    parts = []
-    for _ in range(4):
-        view, part = divmod(view, _FINE)
-        parts.append(part / (_FINE - 1))
-    flip = view % 2
-    height, width = image.shape[-2:]
-    area = (0.08 + 0.92 * parts[0]) * height * width
-    aspect = (3 / 4) * (16 / 9) ** parts[1]
-    crop_width = min(width, max(1, round((area * aspect) ** 0.5)))
-    crop_height = min(height, max(1, round((area / aspect) ** 0.5)))
-    top, left = round(parts[2] * (height - crop_height)), round(parts[3] * (width - crop_width))
-    cut: Tensor = F.resized_crop(
-        image, top, left, crop_height, crop_width, [size, size], antialias=True
-    )
+    seed, flip = divmod(view, 2)
+    box = crop_box(image.shape[-2], image.shape[-1], seed)
+    cut: Tensor = F.resized_crop(image, *box, [size, size], antialias=True)
     return cut.flip(-1) if flip else cut
+
+
+def crop_box(height: int, width: int, seed: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop, distributed as torchvision's.
+
+    Area 8 to 100 % and aspect 3/4 to 4/3 are drawn until the image holds the crop, at most ten
+    times; then it is the largest central one of such an aspect. torchvision itself is not asked:
+    what an id stands for must not change with its version.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    numbers = torch.rand(_TRIES, 4, generator=draw, dtype=torch.float64)
+    for size, shape, down, right in numbers.tolist():
+        area = (0.08 + 0.92 * size) * height * width
+        aspect = (3 / 4) * (16 / 9) ** shape
+        h, w = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+        if 0 < h <= height and 0 < w <= width:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _plain(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
@@ -90,6 +99,6 @@ def _plain(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
 AUGMENTATIONS: Mapping[str, Augmentation] = {
     "crop_flip": Augmentation(2 * _SHIFTS**2, _crop_flip),
     "crop": Augmentation(_SHIFTS**2, _crop_flip),
-    "resized_crop": Augmentation(2 * _FINE**4, _resized_crop),
+    "resized_crop": Augmentation(2 * _SEEDS, _resized_crop),
     "none": Augmentation(1, _plain),
 }

@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from compress.ranks import share_of
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -15,7 +13,7 @@ class Batch:
     identifies each image's augmentation; slots: the same counted from 0 among the views that the
     image has in this training; labels (N,); index (N,) of each image in the training set; epoch
     and step, counted from 0. A part begins at row `start` of the whole step's batch of `of` images
-    (0: this is all of it).
+    (0: this is all of it); parts that `split` gives count the rows part by part.
     """
 
     images: tuple[Tensor, ...]
@@ -39,22 +37,31 @@ class Batch:
         return len(self.index) / self.whole
 
     def split(self, parts: int) -> list["Batch"]:
-        """Parts of nearly equal size, in order; as many as there are rows at most."""
-        count = len(self.index)
-        rows = (share_of(count, number, parts) for number in range(parts))
-        return [self._part(own) for own in rows if own.start < own.stop]
+        """Parts of nearly equal size; as many as there are rows at most.
 
-    def _part(self, rows: slice) -> "Batch":
+        Part p is rows p, p + parts, ... of the whole step's batch. However many processes divide
+        it, a part has the same images in all of them together, which batch norm sees together.
+        """
+        found, before = [], 0
+        for number in range(parts):
+            first = (number - self.start) % parts
+            if first < len(self.index):
+                start = before + (self.start + first) // parts
+                found.append(self._part(slice(first, None, parts), start))
+            before += len(range(number, self.whole, parts))
+        return found
+
+    def _part(self, rows: slice, start: int) -> "Batch":
         def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(t[rows] for t in tensors)
+            return tuple(t[rows].contiguous() for t in tensors)
 
         return replace(
             self,
             images=cut(self.images),
             view_ids=cut(self.view_ids),
             slots=cut(self.slots),
-            labels=self.labels[rows],
-            index=self.index[rows],
-            start=self.start + rows.start,
+            labels=self.labels[rows].contiguous(),
+            index=self.index[rows].contiguous(),
+            start=start,
             of=self.whole,
         )

@@ -1,11 +1,13 @@
 """Batches whose order and augmentation are a pure function of (seed, epoch, index)."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from compress.console import log
 from compress.data.augment import AUGMENTATIONS
 from compress.data.batch import Batch
 from compress.data.images import Images, MemoryImages, Preprocessing
@@ -18,7 +20,8 @@ class ImageBatches:
     """Shuffled, augmented batches; each of several processes gets its part of every batch.
 
     A last batch of a single image is left out (batch norm), and so is one with fewer images than
-    there are processes. Images in memory stay on `device` and nothing in a step waits for it.
+    there are processes, which is said. Images in memory stay on `device` and nothing in a step
+    waits for it.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class ImageBatches:
             raise UserError(f"{len(images)} training images are too few to learn from")
         if batch_size < world():
             raise UserError(f"a batch of {batch_size} images is too small for {world()} processes")
+        if 2 <= rest < world():
+            _tell_left_out(rest, len(images), batch_size, world())
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)
@@ -104,6 +109,15 @@ class ImageBatches:
         reader = self.reader
         steps = range(len(self))
         return (reader.read(reader.step(plan.order, step), plan.view_ids) for step in steps)
+
+
+@lru_cache  # once, however many trainings there are
+def _tell_left_out(rest: int, images: int, batch_size: int, processes: int) -> None:
+    log(
+        f"  each epoch leaves out {rest} of {images:,} training images, the last of its order: "
+        f"after batches of {batch_size} they are fewer than the {processes} processes; fewer "
+        "processes or another batch_size train all"
+    )
 
 
 class _FileSteps:

@@ -29,7 +29,7 @@ from compress.console import log
 from compress.errors import UserError
 from compress.ranks import by_first
 
-FORMAT = 1
+FORMAT = 2  # raised also where an augmentation's ids come to stand for other views
 _MARKS = 8 + 4  # bytes of a row's view id and checksum; checksum 0 says that nothing is there
 
 

@@ -74,13 +74,29 @@ def record(role: str, row: Mapping[str, Any]) -> None:
         role: names the network that is trained.
         row: has `epoch`, counted from 1, which becomes the step.
     """
-    trackers = _open.get()
-    if not trackers:
-        return
-    numbers = dict(_numbers({k: v for k, v in row.items() if k != "epoch"}))
+    _give(role, [row], again=False)
+
+
+def recall(role: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Track the rows that a training which is continued has behind it, where they are not yet.
+
+    The process that made them may have ended before it tracked the last, or had other trackers.
+    """
+    _give(role, rows, again=True)
+
+
+def _give(role: str, rows: Sequence[Mapping[str, Any]], *, again: bool) -> None:
+    trackers = _open.get() or {}
     for name, tracker in list(trackers.items()):
         with _survived(name) as told:
-            tracker.log(role, int(row["epoch"]), numbers)
+            given = tracker.given
+            last = given.last(role) if again and given is not None else 0
+            for row in rows:
+                epoch = int(row["epoch"])
+                if epoch > last:
+                    tracker.log(role, epoch, _plain(row))
+                    if given is not None:
+                        given.note(role, epoch)
         if told:
             del trackers[name]
 
@@ -95,6 +111,10 @@ def _survived(name: str) -> Iterator[list[str]]:
         reason = " ".join(str(error).split()) or type(error).__name__
         told.append(f"tracker {name} failed and gets no more rows: {reason}; metrics.jsonl has all")
         log(told[0])
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, float]:
+    return dict(_numbers({k: v for k, v in row.items() if k != "epoch"}))
 
 
 def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compress.artifacts import fingerprint_of, write_text
+from compress.artifacts import fingerprint_of, read_mapping, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,36 @@ class Place:
             where: the server, project and so on; elsewhere it is another run.
             create: gives a new id.
         """
-        file = self.folder / "trackers" / f"{kind}-{fingerprint_of(where)}.txt"
+        file = self._file(kind, where, "txt")
         if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, create() + "\n")
         return file.read_text(encoding="utf-8").strip()
+
+    def given(self, kind: str, where: Mapping[str, Any]) -> "Given":
+        """What this run has given to a tracker; `kind` and `where` as in `remembered`."""
+        return Given(self._file(kind, where, "json"))
+
+    def _file(self, kind: str, where: Mapping[str, Any], ending: str) -> Path:
+        folder = self.folder / "trackers"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{kind}-{fingerprint_of(where)}.{ending}"
+
+
+class Given:
+    """The last epoch of each network that a service was given, in a file of the run directory."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._epochs = read_mapping(file) if file.is_file() else {}
+
+    def last(self, role: str) -> int:
+        """The last epoch, from 1; 0 where there was none."""
+        return int(self._epochs.get(role, 0))
+
+    def note(self, role: str, epoch: int) -> None:
+        """This epoch is the last now."""
+        self._epochs[role] = epoch
+        write_json(self._file, self._epochs)
 
 
 class Tracker(ABC):
@@ -40,6 +65,7 @@ class Tracker(ABC):
 
     package: ClassVar[str]  # the module that it needs
     install: ClassVar[str]  # what pip has to install for that
+    given: Given | None = None  # where an epoch that is given twice would be shown twice
 
     @abstractmethod
     def __init__(self, place: Place, **arguments: Any) -> None: ...

@@ -29,7 +29,9 @@ class MLflow(Tracker):
             return str(client.create_run(number, run_name=place.name).info.run_id)
 
         self._client = client
-        self._run = place.remembered("mlflow", {"experiment": experiment, "uri": uri}, create)
+        where = {"experiment": experiment, "uri": uri}
+        self._run = place.remembered("mlflow", where, create)
+        self.given = place.given("mlflow", where)
         client.update_run(self._run, status="RUNNING")
         client.log_text(self._run, yaml.safe_dump(dict(place.recipe)), "recipe.yaml")
 

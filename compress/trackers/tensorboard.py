@@ -21,7 +21,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         if role not in self._writers:
-            # What an earlier process wrote of this epoch and later ones is hidden: it is redone.
+            # What an earlier process wrote of this epoch and later ones is hidden: it comes again.
             folder = str(self._folder / role)
             self._writers[role] = SummaryWriter(folder, purge_step=epoch)
         for name, value in values.items():

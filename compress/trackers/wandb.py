@@ -37,6 +37,7 @@ class WeightsAndBiases(Tracker):
             resume="allow",
             reinit="create_new",  # another run of this process keeps its own
         )
+        self.given = place.given("wandb", where)
         self._roles: set[str] = set()
 
     def log(self, role: str, epoch: int, values: Mapping[str, float]) -> None:

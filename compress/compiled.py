@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.console import log
+from compress.ranks import world
 from compress.tapped_graph import TappedGraph, Untraceable
 from compress.taps import Taps, TapSpecs
 
@@ -26,42 +27,56 @@ def pays(
 ) -> bool:
     """Whether to compile networks that are run for `macs()` multiply-adds in `steps` steps.
 
-    `auto`: where the run is long enough, and on CPU a C++ compiler is there. Depends on nothing
-    that a continued run would find changed.
+    `auto`: where each process's share of the run is long enough, and on CPU a C++ compiler is
+    there. Depends on nothing that a continued run would find changed but the number of processes.
     """
     if wish != "auto":
         return wish == "always"
     if device.type == "cuda":
         return steps >= _LEAST_STEPS
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
-    return has_compiler and macs() >= _LEAST_MACS
+    return has_compiler and macs() / world() >= _LEAST_MACS
 
 
 def compiled_taps(
-    network: nn.Module, specs: TapSpecs, wanted: Sequence[str], name: str
+    network: nn.Module,
+    specs: TapSpecs,
+    wanted: Sequence[str],
+    name: str,
+    *,
+    wish: Literal["auto", "always", "never"],
+    rows: int | None = None,
 ) -> "CompiledTaps | None":
     """The taps of a network that learns, compiled; None, and a line in the log, where none can be.
 
-    The network is put in training mode.
+    `auto`: nor where several processes on CPUs exchange statistics at each batch norm, which leaves
+    the compiler little to join. The network is put in training mode. `rows`: see `CompiledTaps`.
     """
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    if wish == "auto" and on_cpu and world() > 1:
+        log(f"  {name}: runs uncompiled: batch norm across {world()} processes breaks it in pieces")
+        return None
     log(f"  {name}: is compiled, which takes up to a minute")
     try:
-        return CompiledTaps(TappedGraph(network.train(), specs, wanted), name)
+        return CompiledTaps(TappedGraph(network.train(), specs, wanted), name, rows=rows)
     except Untraceable as reason:
         log(f"  {name}: runs uncompiled: {reason}")
         return None
 
 
 class CompiledTaps:
-    """`TappedGraph` of a network that learns, compiled for batches of the first one's shape.
+    """`TappedGraph` of a network that learns, compiled for batches of `rows` images.
 
-    Others run as they are. Where compiling fails, all do, and one line says why.
+    Without `rows` for as many as the first batch has. Others run as they are. Where compiling
+    fails, all do, and one line says why.
     """
 
-    def __init__(self, tapped: TappedGraph, name: str) -> None:
+    def __init__(self, tapped: TappedGraph, name: str, *, rows: int | None = None) -> None:
         self._tapped = tapped
         self._name = name
-        self._shape: torch.Size | None = None
+        self._rows = rows
+        self._shape: tuple[int, ...] | None = None
+        self._is_tried = False
         self._compiled: Callable[[Tensor], Sequence[Tensor]] | None
         on_gpu = next(tapped.graph.parameters()).is_cuda
         # CUDA graphs: a small network's kernels take less time than launching them one by one.
@@ -70,10 +85,11 @@ class CompiledTaps:
 
     def __call__(self, images: Tensor) -> Taps:
         """The taps of normalised images (N, 3, H, W), with gradients."""
-        is_first = self._shape is None
-        self._shape = self._shape or images.shape
+        if self._shape is None:
+            self._shape = (self._rows or len(images), *images.shape[1:])
         if self._compiled is None or images.shape != self._shape:
             return self._tapped(images)
+        is_first, self._is_tried = not self._is_tried, True
         try:
             return self._tapped.arranged(self._compiled(images))
         except torch.OutOfMemoryError:

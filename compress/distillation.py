@@ -13,6 +13,7 @@ from compress.data.batch import Batch
 from compress.errors import UserError
 from compress.methods.base import Method, Phase, TeacherContext, Terms, Views
 from compress.methods.kd import kd_loss
+from compress.models.layout import CHANGES_ITS_INPUT
 from compress.ranks import gathered, gathered_with_gradient, world
 from compress.taps import Tapped, Taps, TapSpecs
 from compress.tasks import Classification
@@ -185,19 +186,20 @@ class Distillation(nn.Module):
         return sum(tensor.nbytes for tensor in _tensors(self.method))
 
     def _student_views(self, look: Callable[[Tensor], Taps], batch: Batch) -> Views:
-        views = zip(self.method.views, batch.images, strict=True)
-        return [_looked(look, images) if view.student else None for view, images in views]
+        source, views = _source_of(look), enumerate(self.method.views)
+        return [_shown(source, batch, i, "student") if v.student else None for i, v in views]
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch, *, plain: bool = False) -> list[Views]:
         sources = [] if plain else self._sources
         if not sources:
-            sources = [_shown_by(teacher) for teacher in self._teachers]
+            sources = [_source_of(teacher) for teacher in self._teachers]
         views = list(enumerate(self.method.views))
         # Its arithmetic is its own: what autocast does to the student is not done to its targets.
         with torch.autocast(batch.index.device.type, enabled=False):
             return [
-                [src(batch, i) if view.teacher else None for i, view in views] for src in sources
+                [_shown(src, batch, i, "teacher") if view.teacher else None for i, view in views]
+                for src in sources
             ]
 
     def _soft(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -221,19 +223,16 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _looked(look: Callable[[Tensor], Taps], images: Tensor) -> Taps:
-    before = images._version
-    taps = look(images)
-    if images._version != before:
-        raise UserError(
-            "the student's forward changes its input in place, which others read too; let it work "
-            "on a copy (images.clone())"
-        )
+def _shown(source: Source, batch: Batch, view: int, role: str) -> Taps:
+    before = batch.images[view]._version
+    taps = source(batch, view)
+    if batch.images[view]._version != before:
+        raise UserError(f"the {role} {CHANGES_ITS_INPUT}")
     return taps
 
 
-def _shown_by(network: Tapped) -> Source:
-    return lambda batch, view: network(batch.images[view])
+def _source_of(look: Callable[[Tensor], Taps]) -> Source:
+    return lambda batch, view: look(batch.images[view])
 
 
 def _of_all(

@@ -37,26 +37,37 @@ class Frozen:
         compiled: Show | None,
         *,
         precision: Precision,
+        rows: int | None,
         name: str,
         remark: str,
     ) -> None:
-        """Run `compiled` on batches of the first one's shape, `show` on others, both of `body`."""
+        """Run `compiled` on batches of `rows` images, `show` on others, both of `body`."""
         self._body = body.to(memory_format=torch.channels_last)
         self._show = show
         self._compiled = compiled
         self._precision = precision
+        self._rows = rows
         self._name = name
         self._layout = torch.channels_last
-        self._shape: torch.Size | None = None
+        self._shape: tuple[int, ...] | None = None  # of the batches that `compiled` takes
+        self._is_tried = False
         self._remarks = [remark]
 
     def __call__(self, images: Tensor) -> Taps:
-        """Compute the taps; no batch but the first ever compiles anything."""
+        """Compute the taps; only the first batch of the usual size ever compiles anything."""
         mixed = self._precision == "bfloat16"
         autocast = torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext()
         with torch.no_grad(), autocast:
-            taps = self._run(images) if self._shape is not None else self._first(images)
+            if self._shape is None:
+                self._settle_layout(images[:2])
+                self._rows = self._rows or len(images)
+                self._shape = (self._rows, *images.shape[1:])
+            taps = self._run(images)
         return taps.map(Tensor.float)
+
+    def compiled_rows(self) -> int | None:
+        """How many images the compiled network takes at once; None where none is compiled."""
+        return self._rows if self._compiled is not None else None
 
     def remarks(self) -> list[str]:
         """What was done to the network and what could not be done, in plain sentences."""
@@ -64,24 +75,19 @@ class Frozen:
 
     def _run(self, images: Tensor) -> Taps:
         images = images.contiguous(memory_format=self._layout)
-        if self._compiled is not None and images.shape == self._shape:
+        if self._compiled is None or images.shape != self._shape:
+            return self._show(images)
+        if self._is_tried:
             return self._compiled(images)
-        return self._show(images)
-
-    def _first(self, images: Tensor) -> Taps:
-        """The first batch shows what works here."""
-        self._settle_layout(images[:2])
-        self._shape = images.shape
+        self._is_tried = True
         try:
-            return self._run(images)
+            return self._compiled(images)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers and their backends raise whatever they like
-            if self._compiled is None:
-                raise
             self._compiled = None
             self._tell(f"not compiled, torch.compile failed here ({reason_of(error)})")
-            return self._run(images)
+            return self._show(images)
 
     def _settle_layout(self, images: Tensor) -> None:
         try:
@@ -106,6 +112,7 @@ def freeze(
     *,
     compile: bool,  # noqa: A002
     precision: Precision,
+    rows: int | None = None,
     name: str = "teacher",
 ) -> Frozen:
     """A fast copy of `network` in eval mode that shows the wanted taps; `network` stays as it is.
@@ -114,8 +121,9 @@ def freeze(
 
     Args:
         wanted: kinds or dotted module paths, as `Tapped` takes them.
-        compile: for the shape of the first batch; where that fails, one sentence says so.
+        compile: for batches of `rows` images; where that fails, one sentence says so.
         precision: that of convolutions and matrix products (autocast); taps are float32.
+        rows: how many images a batch usually has; default: as many as the first one.
         name: what remarks call it.
 
     Raises:
@@ -135,7 +143,7 @@ def freeze(
         remark = _done(folded, tapped.skipped)
         show = _chain(body.forward, arranged)  # __call__ would print errors that are expected
         compiled = _chain(_compiled(body), arranged) if compile else None
-    return Frozen(body, show, compiled, precision=precision, name=name, remark=remark)
+    return Frozen(body, show, compiled, precision=precision, rows=rows, name=name, remark=remark)
 
 
 def _chain(run: Callable[[Tensor], Sequence[Tensor]], arranged: Arrangement) -> Show:

@@ -1,9 +1,12 @@
-"""What `--check` prints of a recipe: nothing is run and no data are opened."""
+"""What `--check` prints of a recipe: nothing is run.
+
+No data are opened, unless the file of a teacher says what images it learned from.
+"""
 
 from rich.table import Table
 
 from compress import plan
-from compress.checks import Shapes
+from compress.checks import Shapes, teacher_remarks
 from compress.console import console
 from compress.data.augment import AUGMENTATIONS
 from compress.plan import Plan
@@ -17,6 +20,8 @@ def show(planned: Plan, shapes: Shapes | None) -> None:
     for step in planned.steps:
         table.add_row(step.name, ", ".join(step.inputs))
     console.print(table)
+    for remark in teacher_remarks(planned.recipe):
+        console.print(remark, markup=False, soft_wrap=True)
     if shapes is None:
         return
     console.print(_taps(shapes))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compress.artifacts import Job
+from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.base import Terms
 from compress.recipe import Recipe
@@ -89,6 +90,20 @@ def test_measuring_moves_no_state(name: str) -> None:
     assert all(p.grad is None for p in module.parameters())
     module.after_step()
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_nobody_changes_the_images_that_others_read(role: str) -> None:
+    module = building.distillation(METHODS["kd"])
+    batch = next(building.batches(module.method).epoch(0))
+    module(batch)
+    shows = module._teachers[0] if role == "teacher" else module._tapped
+    if role == "teacher":
+        module.learn_from([lambda batch, view: shows(batch.images[view].mul_(0.5))])
+    else:
+        module.look_with(lambda images: shows(images.mul_(0.5)))
+    with pytest.raises(UserError, match=f"the {role} changes its input in place"):
+        module(batch)
 
 
 def test_the_student_alone_has_no_term_to_measure() -> None:

@@ -144,6 +144,28 @@ def test_only_the_first_batch_size_is_compiled(
     assert len(runs) == 6  # three batches, shown twice
 
 
+def test_compiles_for_the_usual_rows_whatever_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def compiler(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Any:
+        compiled.extend(len(e) for e in examples if e.shape[1:] == (3, 32, 32))
+        return graph.forward
+
+    compiled_by(monkeypatch, compiler)
+    network, specs, images = settled("resnet8")
+    frozen = freeze(network, specs, ["logits"], compile=True, precision="float32", rows=4)
+    assert frozen.compiled_rows() == 4
+    for batch in (images[:3], images[:2], images[:4], images, images[4:]):
+        frozen(batch)
+    assert compiled == [4]
+    assert (
+        freeze(
+            network, specs, ["logits"], compile=False, precision="float32", rows=4
+        ).compiled_rows()
+        is None
+    )
+
+
 def test_without_a_working_compiler_it_runs_uncompiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +181,7 @@ def test_without_a_working_compiler_it_runs_uncompiled(
     said = capsys.readouterr().out
     assert said.count("not compiled") == said.count("there is no compiler here") == 1
     assert "not compiled" in frozen.remarks()[-1]
+    assert frozen.compiled_rows() is None
 
 
 class Choosing(nn.Module):

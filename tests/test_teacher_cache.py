@@ -124,6 +124,27 @@ def test_only_what_is_missing_is_shown_and_the_order_stays(tmp_path: Path) -> No
     assert (teacher.hits, teacher.misses) == (2, 5)
 
 
+def test_a_compiled_teacher_is_shown_the_whole_batch_that_mostly_misses(tmp_path: Path) -> None:
+    index, slots = torch.arange(10), torch.zeros(10, dtype=torch.long)
+    batch = batch_of(index, slots)
+    for compiled_rows, stored, shown in (
+        (10, 2, 10),
+        (10, 3, 7),  # 70 % are fewer than pay
+        (9, 2, 8),  # a batch that is not compiled for
+        (None, 2, 8),
+    ):
+        network, cache = Network(), opened(tmp_path / f"{compiled_rows}-{stored}")
+        marked = {k: v + 0.5 for k, v in targets(index[:stored], slots[:stored]).items()}
+        cache.write(index[:stored], slots[:stored], slots[:stored], marked)
+        teacher = CachedTeacher(
+            network, cache, list(WIDTHS), compiled_rows=lambda rows=compiled_rows: rows
+        )
+        expected = {k: torch.cat([marked[k], v[stored:]]) for k, v in targets(index, slots).items()}
+        for _ in range(2):
+            assert same(teacher(batch, 0), expected), "what was stored is what counts"
+        assert network.shown == [shown]
+
+
 def test_a_batch_without_slots_goes_past_the_cache(tmp_path: Path) -> None:
     network = Network()
     teacher = CachedTeacher(network, opened(tmp_path), ["logits"])

@@ -8,9 +8,13 @@ import torch
 import yaml
 
 from compress import frozen, pipeline
-from compress.artifacts import read_json, read_tensors
+from compress.artifacts import Job, read_json, read_tensors, write_json
 from compress.data import open_data
 from compress.data.batches import ImageBatches
+from compress.errors import UserError
+from compress.recipe import Recipe
+from compress.stages import fast_teachers
+from compress.stages import teacher as teacher_stage
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "classes": 3, "train_images": 96, "test_images": 60, "seed": 3},
@@ -27,10 +31,10 @@ RECIPE: dict[str, Any] = {
 CACHE = {"engine": {"compile": "never", "cache": {"max_gb": 1.0}}}
 
 
-def run(folder: Path, out: str = "run", **changes: Any) -> Path:
+def run(folder: Path, out: str = "run", opts: tuple[str, ...] = (), **changes: Any) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, **changes}))
-    assert pipeline.main([str(path), "--out", str(folder / out), "--workers", "0"]) == 0
+    assert pipeline.main([str(path), "--out", str(folder / out), "--workers", "0", *opts]) == 0
     return folder / out
 
 
@@ -120,6 +124,47 @@ def test_other_arithmetic_is_measured_and_told(tmp_path: Path, arithmetic: str) 
     out = run(tmp_path, engine={"teacher": arithmetic, "compile": "never"})
     told = read_json(out / "distill/kd/result.json")["measured"]["teaching"]
     assert any(f"{arithmetic} against float32 on 60 images: logits" in t for t in told), told
+
+
+@pytest.mark.parametrize(("parts", "rows"), [(1, 16), (3, 5)])
+def test_teachers_are_made_fast_for_the_rows_of_a_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, rows: int
+) -> None:
+    asked: list[int | None] = []
+    freezes = frozen.freeze
+
+    def noted(*given: Any, rows: int | None = None, **options: Any) -> Any:
+        asked.append(rows)
+        return freezes(*given, rows=rows, **options)
+
+    monkeypatch.setattr(fast_teachers, "freeze", noted)
+    train = {"epochs": 1, "lr": 0.05, "batch_size": 16, "accumulate": parts}
+    run(
+        tmp_path,
+        teacher={"model": "resnet14", "train": {"epochs": 4, "lr": 0.05, "batch_size": 16}},
+        distill={"method": "kd", "train": train},
+    )
+    assert asked == [rows]
+
+
+def test_an_old_teachers_other_normalisation_is_told(tmp_path: Path) -> None:
+    old = run(tmp_path, "old", opts=("--until", "teacher")) / "teacher/0"
+    teacher = {"checkpoint": str(old / "teacher.safetensors")}
+    same = run(tmp_path, "same", opts=("--until", "teacher"), teacher=teacher)
+    assert "learned from images of" not in (same / "log.txt").read_text()
+    content = read_json(old / "teacher.json")
+    content["preprocessing"]["std"] = [0.3, 0.2, 0.1]
+    write_json(old / "teacher.json", content)
+    other = run(tmp_path, "other", opts=("--until", "teacher"), teacher=teacher)
+    said = "teacher.safetensors learned from images of std [0.3, 0.2, 0.1]"
+    assert (other / "log.txt").read_text().count(said) == 1
+
+
+def test_an_int8_teacher_on_a_gpu_is_refused_before_anything_is_opened() -> None:
+    recipe = Recipe.model_validate({**RECIPE, "engine": {"teacher": "int8"}})
+    job = Job("teacher", Path(), Path(), recipe, {}, torch.device("cuda"), 0, "")
+    with pytest.raises(UserError, match="int8 runs on the CPU alone"):
+        teacher_stage.run(job)
 
 
 def test_a_compiled_run_learns_the_same(tmp_path: Path, compiled: list[str]) -> None:

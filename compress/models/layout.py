@@ -1,15 +1,22 @@
-"""How the maps of a network lie in memory."""
+"""What the forward of a network allows: where its maps lie in memory, and whether it can serve."""
 
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.randomness import seeded
 
+CHANGES_ITS_INPUT = (
+    "changes its input in place, which others read too; let its forward work on a copy "
+    "(images.clone())"
+)
 
-def lay_channels_last(network: nn.Module, input_shape: tuple[int, int, int]) -> bool:
+
+def lay_channels_last(
+    network: nn.Module, input_shape: tuple[int, int, int], *, learns: bool = True
+) -> bool:
     """Let a network's maps lie channels last in memory, which convolutions read faster.
 
     Changes the order of its weights in memory, in place, and no value. A `forward` that takes a
@@ -19,17 +26,55 @@ def lay_channels_last(network: nn.Module, input_shape: tuple[int, int, int]) -> 
     Args:
         network: takes images (N, C, H, W).
         input_shape: (C, H, W).
+        learns: whether it will be run in training mode at all.
 
     Returns:
         Whether they do.
     """
     tried = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    images = torch.zeros(2, *input_shape, device=next(network.parameters()).device)
+    images = _images(network, input_shape)
     try:
         with seeded("channels last"):
-            tried.train()(images).sum().backward()
+            if learns:
+                output = tried.train()(images)
+                if not isinstance(output, Tensor):
+                    return False
+                output.sum().backward()  # type: ignore[no-untyped-call]
             tried.eval()(images)
     except (RuntimeError, UserError):
         return False
     network.to(memory_format=torch.channels_last)
     return True
+
+
+def check_forward(network: nn.Module, input_shape: tuple[int, int, int], *, learns: bool) -> None:
+    """Refuse a network that cannot serve, found on a copy that is run once in each of its modes.
+
+    Raises:
+        UserError: it changes its input in place or, where it `learns`, does not give one tensor of
+            logits in training mode.
+    """
+    tried, name = copy.deepcopy(network), type(network).__name__
+    for training in (False, True) if learns else (False,):
+        images = _images(network, input_shape)
+        before = images._version
+        with seeded("forward"), torch.no_grad():
+            output = tried.train(training)(images)
+        if images._version != before:
+            raise UserError(f"{name} {CHANGES_ITS_INPUT}")
+        if training and not (isinstance(output, Tensor) and output.dim() == 2):
+            raise UserError(
+                f"{name} gives {_kind(output)} in training mode, and one tensor of logits (images, "
+                "classes) is needed to learn; build it without auxiliary outputs, as with "
+                "aux_logits: false"
+            )
+
+
+def _kind(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    return f"a {type(output).__name__}"
+
+
+def _images(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
+    return torch.zeros(2, *input_shape, device=next(network.parameters()).device)

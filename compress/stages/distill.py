@@ -23,7 +23,7 @@ from compress.stages.teacher import load_teachers
 from compress.stages.teaching import Teaching
 from compress.training import History, Position, autocast, drained, training_steps
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 
 
 def terms_for(part: MethodPart, distill: Distill) -> Terms:

@@ -1,21 +1,25 @@
 """Teachers as the recipe's engine runs them: their arithmetic, and the cache of what they said."""
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress import deployment
 from compress.artifacts import Job, fingerprint_of, sha256_file
 from compress.console import log
 from compress.data import Dataset, ImageBatches, Images, evenly
 from compress.distillation import Source
+from compress.errors import UserError
 from compress.frozen import difference, freeze
 from compress.methods import METHODS
+from compress.recipe import Engine
 from compress.stages import compiles
+from compress.tapped_graph import TappedGraph, Untraceable
 from compress.taps import Tapped, Taps, TapSpecs
 from compress.teacher_cache import CachedTeacher, TeacherCache, obstacle, planning_remark
 
@@ -23,6 +27,25 @@ from compress.teacher_cache import CachedTeacher, TeacherCache, obstacle, planni
 _COMPARED = 256
 # Images of the training split that an int8 teacher is calibrated on.
 _CALIBRATION = 512
+
+
+def check_arithmetic(engine: Engine, device: torch.device) -> None:
+    """Refuse, before anything is trained, a teacher's arithmetic that the device does not have."""
+    if engine.teacher == "int8" and device.type != "cpu":
+        raise UserError(
+            f"engine.teacher: int8 runs on the CPU alone, this run is on {device}; take bfloat16 "
+            "there, or give --device cpu"
+        )
+
+
+def check_int8(network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> None:
+    """Refuse, before anything is trained, a teacher that cannot be made int8 for these taps."""
+    try:
+        TappedGraph(copy.deepcopy(network).eval(), specs, wanted)
+    except Untraceable as reason:
+        raise UserError(
+            f"the teacher cannot be made int8: {reason}; set engine.teacher to bfloat16 or float32"
+        ) from None
 
 
 class FastTeachers:
@@ -34,12 +57,14 @@ class FastTeachers:
         data: Dataset,
         teachers: Sequence[deployment.Student],
         batches: ImageBatches,
+        rows: int,
     ) -> None:
-        """`batches` are those that the student learns from."""
+        """`batches` are those that the student learns from, mostly `rows` images at once."""
         self.job = job
         self.data = data
         self.teachers = teachers
         self.batches = batches
+        self.rows = rows
         self.engine = job.recipe.engine
         self._caches: list[CachedTeacher] = []
         self._remarks: list[str] = []
@@ -70,6 +95,7 @@ class FastTeachers:
         name = "teacher" if len(self.teachers) == 1 else f"teacher {number + 1}"
         precision, train = self.engine.teacher, self.job.recipe.distill.train
         shows: Callable[[Tensor], Taps]
+        compiled_rows: Callable[[], int | None] | None = None
         if precision == "int8":
             shows = self._int8(teacher, specs, wanted)
         else:
@@ -79,19 +105,26 @@ class FastTeachers:
                 wanted,
                 compile=compiles(self.job, self.data, teacher.network, train, passes=1),
                 precision=precision,
+                rows=self.rows,
                 name=name,
             )
+            compiled_rows = fast.compiled_rows
             self._remark(*fast.remarks())
         if precision != "float32":
             images = self._sample(self.data.test, _COMPARED)
             found = difference(shows, Tapped(teacher.network, specs, wanted), images)
             told = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
             self._remark(f"{name} in {precision} against float32 on {len(images)} images: {told}")
-        cached = self._cached(shows, number, specs, wanted)
+        cached = self._cached(shows, compiled_rows, number, specs, wanted)
         return cached or (lambda batch, view: shows(batch.images[view]))
 
     def _cached(
-        self, shows: Callable[[Tensor], Taps], number: int, specs: TapSpecs, wanted: Sequence[str]
+        self,
+        shows: Callable[[Tensor], Taps],
+        compiled_rows: Callable[[], int | None] | None,
+        number: int,
+        specs: TapSpecs,
+        wanted: Sequence[str],
     ) -> CachedTeacher | None:
         """The teacher behind its cache; None where the recipe wants none or it cannot serve."""
         cache, job = self.engine.cache, self.job
@@ -128,8 +161,11 @@ class FastTeachers:
             max_bytes=limit,
         )
         self._remark(*opened.remarks())
-        self._caches.append(CachedTeacher(shows, opened, tuple(widths), plan=reader.plan))
-        return self._caches[-1]
+        cached = CachedTeacher(
+            shows, opened, tuple(widths), plan=reader.plan, compiled_rows=compiled_rows
+        )
+        self._caches.append(cached)
+        return cached
 
     def _obstacle(self, number: int, wanted: Sequence[str]) -> str | None:
         specs = TapSpecs.from_dict(self.teachers[number].description["taps"])

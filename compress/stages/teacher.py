@@ -1,6 +1,6 @@
 """The teachers: trained here, or read from a file; each judged before any student is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,25 @@ from compress import deployment, models
 from compress.artifacts import Job, Outcome
 from compress.compiled import compiled_taps
 from compress.console import log
-from compress.data import Dataset, ImageBatches
+from compress.data import Dataset, ImageBatches, Preprocessing
 from compress.errors import UserError
 from compress.methods.base import logits_of
-from compress.models.layout import lay_channels_last
+from compress.models.layout import check_forward, lay_channels_last
 from compress.models.weights import load_state, published_state, read_state
 from compress.recipe import Teacher
 from compress.stages import compiles, dataset_of, judge, order_seed, settings_from, summary, task_of
+from compress.stages.fast_teachers import check_arithmetic, check_int8
 from compress.tap_discovery import discover
 from compress.taps import Tapped, Taps, TapSpecs
 from compress.tasks import Classification
 from compress.training import train
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 
 def run(job: Job) -> Outcome:
     """Obtain every teacher of the recipe."""
+    check_arithmetic(job.recipe.engine, job.device)
     data = dataset_of(job.recipe, job.device)
     rows = [_teacher(job, data, i, part) for i, part in enumerate(job.recipe.teacher)]
     return Outcome({"teachers": rows}, {})
@@ -48,7 +50,11 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     network, architecture, method = _build(job, data, index, part)
     shape, name = data.preprocessing.input_shape, architecture["name"]
     specs = discover(network, shape, name, **part.taps.model_dump())
-    lay_channels_last(network, shape)
+    learns = part.train is not None
+    check_forward(network, shape, learns=learns)
+    if job.recipe.engine.teacher == "int8":
+        check_int8(network, specs, ())
+    lay_channels_last(network, shape, learns=learns)
     task = task_of(job.recipe)
     row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
     if part.train is not None:
@@ -56,7 +62,9 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
         learner = _Learner(network, specs, task)
         if compiles(job, data, network, part.train, passes=3):
             network.to(job.device)
-            learner.look = compiled_taps(network, specs, ("logits",), label) or learner.look
+            wish = job.recipe.engine.compile
+            look = compiled_taps(network, specs, ("logits",), label, wish=wish)
+            learner.look = look or learner.look
         batches = ImageBatches(
             data.train,
             data.preprocessing,
@@ -118,9 +126,12 @@ def _build(
     """Network, architecture, and the method of a teacher that was itself distilled here."""
     classes = len(data.class_names)
     given = part.checkpoint or part.weights
-    known = _own_description(part)
+    known = own_description(part)
     if known is not None and part.checkpoint is not None:
         path = Path(part.checkpoint)
+        remark = normalised_otherwise(part.checkpoint, known, data.preprocessing)
+        if remark is not None:
+            log(f"  {remark}")
         if known["num_classes"] == classes:
             loaded = deployment.load_student(path.parent, path.stem)
             return loaded.network, known["architecture"], known["method"]
@@ -148,7 +159,24 @@ def _build(
     return network, architecture, None
 
 
-def _own_description(part: Teacher) -> dict[str, Any] | None:
+def normalised_otherwise(
+    given: str, description: Mapping[str, Any], shown: Preprocessing
+) -> str | None:
+    """What a teacher's file says of the images it learned from, where it is `shown` others."""
+    own, now = description["preprocessing"], shown.as_dict()
+    differing = [key for key in ("mean", "std", "image_size") if own.get(key) != now[key]]
+    if not differing:
+        return None
+    learned, sees = (
+        ", ".join(f"{key} {values.get(key)}" for key in differing) for values in (own, now)
+    )
+    return (
+        f"{given} learned from images of {learned}; here it is shown the data set's, of {sees}, "
+        "and may say less of them"
+    )
+
+
+def own_description(part: Teacher) -> dict[str, Any] | None:
     """What a checkpoint written by this project says of itself."""
     path = Path(part.checkpoint) if part.checkpoint else None
     if path is None or not path.with_suffix(".json").is_file() or part.model is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from statistics import mode
 from typing import Any
 
 from compress import deployment
@@ -26,7 +27,6 @@ class Teaching:
         self.data = data
         self.teachers = teachers
         self.batches = self._batches()
-        self._fast = FastTeachers(job, data, teachers, self.batches)
 
     @property
     def shared_batches(self) -> Batches:
@@ -46,6 +46,16 @@ class Teaching:
         batch: Batch = next(iter(self.shared_batches.epoch(0)))
         return batch
 
+    @cached_property
+    def _fast(self) -> FastTeachers:
+        return FastTeachers(self.job, self.data, self.teachers, self.batches, self._usual_rows)
+
+    @property
+    def _usual_rows(self) -> int:
+        """Images that a network is mostly shown at once: those of this process, of one part."""
+        parts = self.probe.split(self.job.recipe.distill.train.accumulate)
+        return mode(len(part.index) for part in parts)
+
     def teach(self, module: Distillation, *, is_main: bool) -> None:
         """Let the student learn from fast teachers; to be called once the module has entered.
 
@@ -53,8 +63,14 @@ class Teaching:
         """
         train = self.job.recipe.distill.train
         if compiles(self.job, self.data, module.student, train, passes=3):  # backward is two
-            specs = module.method.context.student
-            look = compiled_taps(module.student, specs, module.student_taps, self.job.name)
+            look = compiled_taps(
+                module.student,
+                module.method.context.student,
+                module.student_taps,
+                self.job.name,
+                wish=self.job.recipe.engine.compile,
+                rows=self._usual_rows,
+            )
             if look is not None:
                 module.look_with(look)
         wanted = module.teacher_taps

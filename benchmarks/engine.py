@@ -46,6 +46,7 @@ class Variant:
 
     compile: bool = False
     teacher: Literal["float32", "bfloat16", "int8"] = "float32"
+    student: Literal["float32", "bfloat16"] = "float32"  # the recipe's train.precision
     cache: Literal["cold", "warm"] | None = None
     methods: tuple[str, ...] = tuple(pair.WEIGHTS)
 
@@ -57,8 +58,11 @@ VARIANTS = {
     "int8": Variant(teacher="int8"),
     "compiled-int8": Variant(compile=True, teacher="int8"),
     "cold-cache": Variant(cache="cold", methods=("kd",)),
+    "compiled-cold-cache": Variant(compile=True, cache="cold", methods=("kd",)),
     "warm-cache": Variant(cache="warm", methods=("kd",)),
     "compiled-warm-cache": Variant(compile=True, cache="warm", methods=("kd",)),
+    "mixed": Variant(compile=True, teacher="bfloat16", student="bfloat16"),
+    "mixed-warm-cache": Variant(compile=True, student="bfloat16", cache="warm", methods=("kd",)),
 }
 
 
@@ -66,9 +70,18 @@ class Engine:
     """Students of one teacher on the same batches, as the distill stage trains them."""
 
     def __init__(
-        self, method: str, kept: Path, variant: Variant, device: str, *, students: int = 1
+        self,
+        method: str,
+        kept: Path,
+        variant: Variant,
+        device: str,
+        *,
+        students: int = 1,
+        epochs: int = 240,
     ) -> None:
         """`kept` is the folder of `pair.write`."""
+        self.epochs = epochs
+        self.cached: list[CachedTeacher] = []
         self.method = method
         self.variant = variant
         self.device = torch.device(device)
@@ -94,7 +107,12 @@ class Engine:
 
     def steps(self) -> Iterator[object]:
         """Stops before each step of the real loop, which all students take."""
-        settings = Settings(epochs=240, lr=pair.OPTIMIZER["lr"], batch_size=pair.BATCH)
+        settings = Settings(
+            epochs=self.epochs,
+            lr=pair.OPTIMIZER["lr"],
+            batch_size=pair.BATCH,
+            precision=self.variant.student,
+        )
         shared = SharedBatches(self.batches)
         runs = [
             training_steps(
@@ -120,7 +138,7 @@ class Engine:
             labels=self.images.labels,
             batch_size=pair.BATCH,
             steps_per_epoch=len(self.batches),
-            epochs=240,
+            epochs=self.epochs,
         )
         with seeded(seed, "method", self.method):
             built = METHODS[self.method](context)
@@ -142,6 +160,7 @@ class Engine:
 
     def _source(self, wanted: Sequence[str]) -> Source:
         shows: Callable[[Tensor], Taps]
+        compiled_rows: Callable[[], int | None] | None = None
         if self.variant.teacher == "int8":
             from export.int8_teacher import int8_teacher  # imported by those that want it
 
@@ -150,11 +169,22 @@ class Engine:
             shows = int8_teacher(self.teacher, self.specs, wanted, some)
         else:
             how, precision = self.variant.compile, self.variant.teacher
-            shows = freeze(self.teacher, self.specs, wanted, compile=how, precision=precision)
+            shows = frozen = freeze(
+                self.teacher,
+                self.specs,
+                wanted,
+                compile=how,
+                precision=precision,
+                rows=pair.BATCH,
+            )
+            compiled_rows = frozen.compiled_rows
         source: Source = lambda batch, view: shows(batch.images[view])  # noqa: E731
         if self.variant.cache is not None:
             plan = self.batches.reader.plan
-            source = CachedTeacher(shows, self._cache(wanted), tuple(wanted), plan=plan)
+            source = CachedTeacher(
+                shows, self._cache(wanted), tuple(wanted), plan=plan, compiled_rows=compiled_rows
+            )
+            self.cached.append(source)
         return self.pieces.network("teacher", source)
 
     def _cache(self, wanted: Sequence[str]) -> TeacherCache:

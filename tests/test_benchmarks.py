@@ -1,5 +1,6 @@
 """The benchmarks compare what they say: the same work, in turns, with honest shares."""
 
+import argparse
 import itertools
 import sys
 import time
@@ -11,6 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import engine
+import full_run
 import pair
 import plain_loop
 import scaling
@@ -178,3 +180,18 @@ def test_rows_see_the_memory_of_a_step() -> None:
     # Angles of float32: more than one tensor of them lives at once.
     assert large["peak_mb"] > small["peak_mb"]
     assert large["peak_mb"] > 160**3 * 4 / 1e6
+
+
+def test_a_whole_run_finds_more_in_its_cache_from_block_to_block(kept: Path) -> None:
+    cached = engine.Engine("kd", kept, engine.VARIANTS["cold-cache"], "cpu", epochs=6)
+    data, networks = pair.read(kept), pair.networks(kept)
+    plain = plain_loop.steps("kd", data, networks, loading=False, device="cpu")
+    options = argparse.Namespace(variant="cold-cache", epochs=6, block=2, steps=1)
+    rows = list(full_run._blocks(cached, {"plain": plain}, options))
+    assert [row["block"] for row in rows] == [0, 1, 2]
+    hits = [row["hits"] for row in rows]
+    assert hits[0] < hits[2] < 0.2  # of 162 views
+    told = full_run._summary(rows, {"plain": plain})["plain"]
+    ratios = [r["steps_per_second"]["cold-cache"] / r["steps_per_second"]["plain"] for r in rows]
+    assert min(ratios) <= told["whole_run"] <= max(ratios)
+    assert told["last_block"] == pytest.approx(ratios[-1])

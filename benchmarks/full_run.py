@@ -31,6 +31,7 @@ from compress.environment import environment
 
 SETTLING = 2  # steps of each before its timed ones
 PLAIN = "plain"
+CACHED = [name for name, variant in VARIANTS.items() if variant.cache == "cold"]
 
 
 def main() -> None:
@@ -68,12 +69,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=240)
     parser.add_argument("--block", type=int, default=10, help="epochs of a block")
     parser.add_argument("--steps", type=int, default=8, help="of the others after a block")
-    parser.add_argument("--variant", choices=VARIANTS, default="compiled-cold-cache")
-    parser.add_argument("--against", choices=VARIANTS, default="compiled")
+    parser.add_argument("--variant", choices=CACHED, default="compiled-cold-cache")
+    parser.add_argument("--against", choices=sorted({*VARIANTS} - {*CACHED}), default="compiled")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--data", type=Path, help="folder with CIFAR-100 in its official layout")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.epochs < options.block or options.images % pair.BATCH:
+        parser.error(f"expected --epochs >= --block and --images a multiple of {pair.BATCH}")
+    return options
 
 
 def _first(data: pair.Data, images: int) -> pair.Data:

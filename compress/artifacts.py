@@ -252,7 +252,8 @@ class RunDirectory:
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
         # A result that is there stands for other parts of this folder than those now asked for.
-        (folder / "result.json").unlink(missing_ok=True)
+        if (folder / "result.json").is_file():
+            os.replace(folder / "result.json", folder / "result.old.json")
         write_json(folder / "fields.json", fields)
         return folder
 

@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
+_REPEATS = 5.0  # seconds in which a further SIGTERM says nothing new
 _place: ContextVar[str] = ContextVar("place", default="")
 
 
@@ -79,8 +81,10 @@ def doing(place: str) -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises `Terminated`, once: `timeout` and schedulers send it twice.
+    """Inside the block SIGTERM raises `Terminated`, and for some seconds no other does.
 
+    `timeout` and schedulers send it twice. But where Python runs a finaliser, as of a data loader,
+    what is raised there is lost: a later one must count again.
     Whatever fails after it is its consequence. A scheduler's SIGTERM goes to data loaders' and
     other training processes as well, and those that are left miss them with errors of their own.
     """
@@ -89,24 +93,26 @@ def _stopped_by_sigterm() -> Iterator[None]:
         return
     process = os.getpid()
     stops: list[Terminated] = []
+    raised: list[float] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != process:  # a data loader's process inherits the handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not stops:
+        elif not stops or time.monotonic() - raised[-1] > _REPEATS:
             # From here on it is no news that a data loader's process has died.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             place = _place.get()
             stops.append(Terminated("stopped by SIGTERM" + (f" in {place}" if place else "")))
-            raise stops[0]
+            raised.append(time.monotonic())
+            raise stops[-1]
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except Exception:
         if stops:
-            raise stops[0] from None
+            raise stops[-1] from None
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -37,11 +37,11 @@ class Context:
     """One transfer entry: where it writes, which students exist, how to train.
 
     It writes into the folder of `stage` in the directory `run`; `fields` is what every training
-    there depends on besides its init, its origin and its seed; with `fresh`, nothing that was put
-    aside is taken back. `students` maps the label of every trained student (and teacher) to its
-    folder, or to whatever `eval.origin.open_origin` reads; `main` is the label of the method that
-    is shipped. `data` is the entry's `{name, **arguments}`. Each init is trained once per seed.
-    With `iterations` the training has so many steps instead of the settings' epochs.
+    there depends on besides its init, its origin and its seed; with `fresh`, this process takes
+    nothing back that was put aside. `students` maps the label of every trained student (and
+    teacher) to its folder, or to whatever `eval.origin.open_origin` reads; `main` is the label of
+    the method that is shipped. `data` is the entry's `{name, **arguments}`. Each init is trained
+    once per seed. With `iterations` the training has so many steps instead of the settings' epochs.
     """
 
     run: RunDirectory
@@ -125,8 +125,15 @@ def depends_on(context: Context) -> dict[str, Any]:
 
 
 def _taken(context: Context, init: str) -> str:
-    """A digest of what an init takes from its origin."""
-    return context.origin(student_of(context, init)).identity(weights=init != SCRATCH)
+    """A digest of what an init takes from its origin, which is refused before anything is trained.
+
+    Raises:
+        UserError: see `Origin.encoder`.
+    """
+    origin, with_weights = context.origin(student_of(context, init)), init != SCRATCH
+    if with_weights:
+        origin.encoder()
+    return origin.identity(weights=with_weights)
 
 
 def _outcome(

@@ -102,10 +102,13 @@ def test_engine_variants_take_steps(kept: Path, name: str) -> None:
 
 
 def test_a_warm_cache_never_runs_the_teacher(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_images: torch.Tensor) -> None:
-        raise AssertionError("the teacher ran")
+    class Refuses:
+        def __call__(self, _images: torch.Tensor) -> None:
+            raise AssertionError("the teacher ran")
 
-    monkeypatch.setattr(engine, "freeze", lambda *_, **__: refuse)
+        def compiled_rows(self) -> None: ...
+
+    monkeypatch.setattr(engine, "freeze", lambda *_, **__: Refuses())
     warm, cold = (engine.Variant(cache=kind) for kind in ("warm", "cold"))
     whole_epoch = IMAGES // 8
     list(itertools.islice(engine.Engine("kd", kept, warm, "cpu").steps(), whole_epoch))

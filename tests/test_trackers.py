@@ -211,6 +211,8 @@ def test_a_service_gets_an_epoch_that_it_has_not_and_no_other_again(
     assert given("x", behind=4, new=0) == []
     assert given("x", behind=0, new=1) == [1], "trained anew"
     assert given("x", behind=2, new=1) == [2, 3]
+    assert given("x", behind=0, new=0) == [], "trained anew and killed before its epochs were given"
+    assert given("x", behind=2, new=1) == [1, 2, 3]
 
 
 def problems(*parts: Any) -> list[str]:

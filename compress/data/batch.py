@@ -1,6 +1,7 @@
 """One training step's images, and the parts that processes and accumulation make of it."""
 
 from dataclasses import dataclass, replace
+from statistics import mode
 
 from torch import Tensor
 
@@ -35,6 +36,10 @@ class Batch:
     def share(self) -> float:
         """How much of the whole step's mean this part's mean is."""
         return len(self.index) / self.whole
+
+    def usual_part(self, parts: int) -> int:
+        """How many rows most of so many parts have here."""
+        return mode(len(part.index) for part in self.split(parts))
 
     def split(self, parts: int) -> list["Batch"]:
         """Parts of nearly equal size; as many as there are rows at most.

@@ -60,11 +60,6 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     if part.train is not None:
         seed = job.recipe.seed + index
         learner = _Learner(network, specs, task)
-        if compiles(job, data, network, part.train, passes=3):
-            network.to(job.device)
-            wish = job.recipe.engine.compile
-            look = compiled_taps(network, specs, ("logits",), label, wish=wish)
-            learner.look = look or learner.look
         batches = ImageBatches(
             data.train,
             data.preprocessing,
@@ -76,6 +71,14 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
             views=job.recipe.data.views,
             views_seed=order_seed(job.recipe, 0),
         )
+        if compiles(job, data, network, part.train, passes=3):
+            network.to(job.device)
+            wish = job.recipe.engine.compile
+            rows = None  # as many as the first batch has, unless that is shown in parts
+            if part.train.accumulate > 1:
+                rows = next(iter(batches.epoch(0))).usual_part(part.train.accumulate)
+            look = compiled_taps(network, specs, ("logits",), label, wish=wish, rows=rows)
+            learner.look = look or learner.look
         history = train(
             learner,
             batches,

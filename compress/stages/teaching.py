@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from statistics import mode
 from typing import Any
 
 from compress import deployment
@@ -53,8 +52,7 @@ class Teaching:
     @property
     def _usual_rows(self) -> int:
         """Images that a network is mostly shown at once: those of this process, of one part."""
-        parts = self.probe.split(self.job.recipe.distill.train.accumulate)
-        return mode(len(part.index) for part in parts)
+        return self.probe.usual_part(self.job.recipe.distill.train.accumulate)
 
     def teach(self, module: Distillation, *, is_main: bool) -> None:
         """Let the student learn from fast teachers; to be called once the module has entered.

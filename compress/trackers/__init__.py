@@ -91,6 +91,8 @@ def _give(role: str, rows: Sequence[Mapping[str, Any]], *, again: bool) -> None:
         with _survived(name) as told:
             given = tracker.given
             last = given.last(role) if again and given is not None else 0
+            if given is not None and again and not rows:
+                given.note(role, 0)  # it begins anew
             for row in rows:
                 epoch = int(row["epoch"])
                 if epoch > last:

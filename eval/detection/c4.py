@@ -22,6 +22,7 @@ ROI_SIZE = 14
 # What both libraries' ResNets run one after the other; the activation has a name in each.
 _PARTS = ["conv1", "bn1", "maxpool", "layer1", "layer2", "layer3", "layer4"]
 _ACTIVATIONS = (["relu"], ["act1"])
+_MODULES = ("torchvision.models.resnet", "timm.models.resnet")
 
 
 class C4Trunk(nn.Sequential):
@@ -73,7 +74,12 @@ class C4MaskHead(nn.Module):
 
 
 def has_form(network: nn.Module) -> bool:
-    """Whether a network is a ResNet of torchvision's or timm's whose stem is one strided layer."""
+    """Whether a network is a ResNet of torchvision's or timm's whose stem is one strided layer.
+
+    Somebody's own class may do more in its forward than run these parts one after the other.
+    """
+    if type(network).__module__ not in _MODULES:
+        return False
     names = [name for name, _ in islice(network.named_children(), len(_PARTS) + 1)]
     if [*names[:2], *names[3:]] != _PARTS or names[2:3] not in _ACTIVATIONS:
         return False

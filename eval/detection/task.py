@@ -183,11 +183,8 @@ def check_masks(data: DetectionData) -> None:
 
 def _pictures(context: Context) -> list[str]:
     """The pictures of each init's first seed, below the entry's folder."""
-    return sorted(
-        path.relative_to(context.folder).as_posix()
-        for init in context.inits
-        for path in sorted((context.folder / init).rglob(f"{init}.png"))[:1]
-    )
+    names = (f"{init}/seed-{context.seed}/{init}.png" for init in context.inits)
+    return sorted(name for name in names if (context.folder / name).is_file())
 
 
 def _with_torchvision(

@@ -95,7 +95,7 @@ def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData
         f"'{name}' everywhere would have a mean IoU of {alone.miou_percent:.1f} % and "
         f"{alone.pixel_percent:.1f} % of the pixels."
     )
-    first = [sorted((context.folder / init).rglob(_PICTURE))[:1] for init in context.inits]
+    names = [f"{init}/seed-{context.seed}/{_PICTURE}" for init in context.inits]
     values = result(
         context,
         rows,
@@ -103,7 +103,7 @@ def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData
         headline="miou_percent",
         train_images=len(data.train),
         test_images=len(data.test),
-        pictures=[str(p.relative_to(context.folder)) for found in first for p in found],
+        pictures=[name for name in names if (context.folder / name).is_file()],
         legend=legend,
     )
     return {

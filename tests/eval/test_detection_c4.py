@@ -35,6 +35,10 @@ def thin_resnet() -> torchvision.models.ResNet:
     return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
 
 
+class WithAttention(torchvision.models.ResNet):
+    """Somebody's own, whose forward could do more than run its parts."""
+
+
 def batch(count: int = 2, objects: int = 1) -> Any:
     box, mask = torch.tensor([[8.0, 8, 40, 40]]), torch.zeros(1, 64, 64, dtype=torch.uint8)
     mask[0, 8:40, 8:40] = 1
@@ -98,6 +102,8 @@ def test_auto_takes_the_form_that_fits(encoder: Any) -> None:
     fine = thin_resnet()
     fine.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     assert Design().head_of(fine) == "two_fc"
+    own = WithAttention(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    assert Design().head_of(own) == "two_fc"
     with pytest.raises(UserError, match=r"TinyEncoder; take head: two_fc"):
         build_detector(Design(head="c4"), encoder, encoder, classes=2, seed=0)
 

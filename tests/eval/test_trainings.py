@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from compress.artifacts import RunDirectory, read_json, write_json
+from compress.artifacts import RunDirectory, read_json, read_tensors, write_json
+from compress.errors import UserError
 from compress.optimisation import Settings
 from eval.context import Context, Start, compare_inits
 from eval.origin import origins_of
@@ -124,6 +126,18 @@ def test_what_was_put_aside_comes_back_only_where_it_fits(
         assert len(shelved(asked)) == 1 + number
     asked.run.supersede(asked.stage)
     assert trainings.of(asked)[0] == [("scratch", 0)]
+
+
+def test_weights_that_cannot_be_loaded_are_refused_before_anything_is_trained(
+    asked: Context, trainings: Trainings
+) -> None:
+    folder = Path(asked.students["none"])
+    weights, _ = read_tensors(folder / "student.safetensors")
+    name = next(key for key, value in weights.items() if value.is_floating_point())
+    save_file({**weights, name: weights[name] * torch.nan}, folder / "student.safetensors")
+    with pytest.raises(UserError, match="finite"):
+        trainings.of(replace(asked, inits=("distilled", "scratch", "alone")))
+    assert not trainings.done
 
 
 def test_fresh_takes_nothing_back(asked: Context, trainings: Trainings) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from compress.taps import Taps, TapSpecs
 # saves about 15 % of 1.5e11 multiply-adds a second, on a GPU what a step costs to be launched.
 _LEAST_MACS = 1e14
 _LEAST_STEPS = 10_000
+Show: TypeAlias = Callable[[Tensor], Taps]
 
 
 def pays(
@@ -64,44 +65,63 @@ def compiled_taps(
         return None
 
 
-class CompiledTaps:
-    """`TappedGraph` of a network that learns, compiled for batches of `rows` images.
+class ForUsualBatch:
+    """A compiled network for batches of the usual size, and the same uncompiled for all others.
 
-    Without `rows` for as many as the first batch has. Others run as they are. Where compiling
-    fails, all do, and one line says why.
+    Where compiling fails, which the first usual batch shows, all run uncompiled.
     """
 
-    def __init__(self, tapped: TappedGraph, name: str, *, rows: int | None = None) -> None:
-        self._tapped = tapped
-        self._name = name
+    def __init__(
+        self, compiled: Show, plain: Show, *, rows: int | None, tell: Callable[[str], None]
+    ) -> None:
+        """The usual size is `rows`, or the first batch's; `tell` hears why compiling failed."""
+        self._compiled: Show | None = compiled
+        self._plain = plain
         self._rows = rows
+        self._tell = tell
         self._shape: tuple[int, ...] | None = None
         self._is_tried = False
-        self._compiled: Callable[[Tensor], Sequence[Tensor]] | None
-        on_gpu = next(tapped.graph.parameters()).is_cuda
-        # CUDA graphs: a small network's kernels take less time than launching them one by one.
-        mode = "reduce-overhead" if on_gpu else None
-        self._compiled = torch.compile(tapped.graph, dynamic=False, mode=mode)
 
     def __call__(self, images: Tensor) -> Taps:
-        """The taps of normalised images (N, 3, H, W), with gradients."""
+        """The taps of normalised images (N, 3, H, W)."""
         if self._shape is None:
-            self._shape = (self._rows or len(images), *images.shape[1:])
+            self._rows = self._rows or len(images)
+            self._shape = (self._rows, *images.shape[1:])
         if self._compiled is None or images.shape != self._shape:
-            return self._tapped(images)
+            return self._plain(images)
         is_first, self._is_tried = not self._is_tried, True
         try:
-            return self._tapped.arranged(self._compiled(images))
+            return self._compiled(images)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # compilers and backends raise whatever they like
+        except Exception as error:  # compilers and their backends raise whatever they like
             if not is_first:
                 raise
             self._compiled = None
-            log(f"  {self._name}: runs uncompiled, torch.compile failed here ({reason_of(error)})")
-            return self._tapped(images)
+            self._tell(f"torch.compile failed here ({_reason_of(error)})")
+            return self._plain(images)
+
+    def rows(self) -> int | None:
+        """How many images the compiled network takes at once; None where none is compiled."""
+        return self._rows if self._compiled is not None else None
 
 
-def reason_of(error: Exception) -> str:
+class CompiledTaps(ForUsualBatch):
+    """`TappedGraph` of a network that learns, compiled for batches of `rows` images."""
+
+    def __init__(self, tapped: TappedGraph, name: str, *, rows: int | None = None) -> None:
+        on_gpu = next(tapped.graph.parameters()).is_cuda
+        # CUDA graphs: a small network's kernels take less time than launching them one by one.
+        mode = "reduce-overhead" if on_gpu else None
+        compiled = torch.compile(tapped.graph, dynamic=False, mode=mode)
+        super().__init__(
+            lambda images: tapped.arranged(compiled(images)),
+            tapped,
+            rows=rows,
+            tell=lambda reason: log(f"  {name}: runs uncompiled, {reason}"),
+        )
+
+
+def _reason_of(error: Exception) -> str:
     """A compiler's first two lines, since the first often names only the backend."""
     return " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__

@@ -81,38 +81,39 @@ def doing(place: str) -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises `Terminated`, and for some seconds no other does.
+    """Inside the block SIGTERM raises `Terminated`.
 
-    `timeout` and schedulers send it twice. But where Python runs a finaliser, as of a data loader,
-    what is raised there is lost: a later one must count again.
-    Whatever fails after it is its consequence. A scheduler's SIGTERM goes to data loaders' and
-    other training processes as well, and those that are left miss them with errors of their own.
+    `timeout` and schedulers send it twice: for some seconds no other does. A later one counts
+    again, since what is raised while Python runs a finaliser, as of a data loader, is lost.
+
+    Whatever fails after a SIGTERM is its consequence. A scheduler's goes to data loaders' and other
+    training processes as well, and those that are left miss them with errors of their own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can be interrupted
         return
     process = os.getpid()
-    stops: list[Terminated] = []
-    raised: list[float] = []
+    stops: list[tuple[float, Terminated]] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
         if os.getpid() != process:  # a data loader's process inherits the handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not stops or time.monotonic() - raised[-1] > _REPEATS:
+        elif not stops or now - stops[-1][0] > _REPEATS:
             # From here on it is no news that a data loader's process has died.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             place = _place.get()
-            stops.append(Terminated("stopped by SIGTERM" + (f" in {place}" if place else "")))
-            raised.append(time.monotonic())
-            raise stops[-1]
+            terminated = Terminated("stopped by SIGTERM" + (f" in {place}" if place else ""))
+            stops.append((now, terminated))
+            raise terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except Exception:
         if stops:
-            raise stops[-1] from None
+            raise stops[-1][1] from None
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -7,19 +7,18 @@ lie in memory channels last, and where asked for the rest is compiled and comput
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from compress.compiled import reason_of
+from compress.compiled import ForUsualBatch, Show
 from compress.console import log
 from compress.models.folding import Folded, fold_batchnorm
 from compress.tapped_graph import Arrangement, TappedGraph, Untraceable
 from compress.taps import Tapped, Taps, TapSpecs
 
 Precision = Literal["float32", "bfloat16"]
-Show: TypeAlias = Callable[[Tensor], Taps]
 _NAMED = 3  # modules that a remark names before it only counts them
 
 
@@ -44,13 +43,13 @@ class Frozen:
         """Run `compiled` on batches of `rows` images, `show` on others, both of `body`."""
         self._body = body.to(memory_format=torch.channels_last)
         self._show = show
-        self._compiled = compiled
+        self._compiled: ForUsualBatch | None = None
+        if compiled is not None:
+            tell: Callable[[str], None] = lambda reason: self._tell(f"not compiled, {reason}")  # noqa: E731
+            self._compiled = ForUsualBatch(compiled, show, rows=rows, tell=tell)
         self._precision = precision
-        self._rows = rows
         self._name = name
-        self._layout = torch.channels_last
-        self._shape: tuple[int, ...] | None = None  # of the batches that `compiled` takes
-        self._is_tried = False
+        self._layout: torch.memory_format | None = None  # the first batch shows which
         self._remarks = [remark]
 
     def __call__(self, images: Tensor) -> Taps:
@@ -58,47 +57,32 @@ class Frozen:
         mixed = self._precision == "bfloat16"
         autocast = torch.autocast(images.device.type, torch.bfloat16) if mixed else nullcontext()
         with torch.no_grad(), autocast:
-            if self._shape is None:
-                self._settle_layout(images[:2])
-                self._rows = self._rows or len(images)
-                self._shape = (self._rows, *images.shape[1:])
-            taps = self._run(images)
+            if self._layout is None:
+                self._layout = self._settled(images[:2])
+            laid = images.contiguous(memory_format=self._layout)
+            taps = (self._compiled or self._show)(laid)
         return taps.map(Tensor.float)
 
     def compiled_rows(self) -> int | None:
         """How many images the compiled network takes at once; None where none is compiled."""
-        return self._rows if self._compiled is not None else None
+        return self._compiled.rows() if self._compiled is not None else None
 
     def remarks(self) -> list[str]:
         """What was done to the network and what could not be done, in plain sentences."""
         return [f"{self._name}: {remark}" for remark in self._remarks]
 
-    def _run(self, images: Tensor) -> Taps:
-        images = images.contiguous(memory_format=self._layout)
-        if self._compiled is None or images.shape != self._shape:
-            return self._show(images)
-        if self._is_tried:
-            return self._compiled(images)
-        self._is_tried = True
+    def _settled(self, images: Tensor) -> torch.memory_format:
+        """How maps lie in memory: channels last, where the network runs so."""
         try:
-            return self._compiled(images)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # compilers and their backends raise whatever they like
-            self._compiled = None
-            self._tell(f"not compiled, torch.compile failed here ({reason_of(error)})")
-            return self._show(images)
-
-    def _settle_layout(self, images: Tensor) -> None:
-        try:
-            self._run(images)
+            self._show(images.contiguous(memory_format=torch.channels_last))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # most likely a `view` of a map
-            self._layout = torch.contiguous_format
-            self._body.to(memory_format=self._layout)
-            self._run(images)  # an error of another kind comes again
+            self._body.to(memory_format=torch.contiguous_format)
+            self._show(images.contiguous())  # an error of another kind comes again
             self._tell("maps stay contiguous, since it does not run with channels last")
+            return torch.contiguous_format
+        return torch.channels_last
 
     def _tell(self, remark: str) -> None:
         self._remarks.append(remark)

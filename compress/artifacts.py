@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
     """Read JSON, naming the file where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or nested without end
         raise UserError(f"{path} is damaged ({error}); restore it or delete its folder") from None
 
 

@@ -22,6 +22,11 @@ def best_row(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     return max(history, key=lambda row: row[metric])
 
 
+def checkpoint_path(directory: Path) -> Path:
+    """Where a training keeps its checkpoint."""
+    return directory / _FILE
+
+
 def trained_state(directory: Path) -> dict[str, Tensor]:
     """The state of the trained module: the best epoch's where one was selected, else the last's."""
     for path in directory.glob("best-*.safetensors"):

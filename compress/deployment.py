@@ -7,6 +7,7 @@ rebuilding it nor cutting out its encoder needs a teacher.
 
 import platform
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,27 @@ import torchvision
 from torch import Tensor, nn
 
 from compress import __version__, models
-from compress.artifacts import (
-    read_mapping,
-    read_tensors,
-    sha256_file,
-    write_json,
-    write_tensors,
+from compress.artifacts import read_tensors, sha256_file, write_json, write_tensors
+from compress.checkpoint import (
+    checkpoint_path,
+    part_of,
+    read_history,
+    trained_epoch,
+    trained_state,
 )
-from compress.checkpoint import part_of, read_history, trained_epoch, trained_state
 from compress.data.images import Preprocessing
+from compress.descriptions import FORMAT, read_description
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import user_code
+from compress.models.arguments import without_sources
+from compress.models.memory import limited_by
 from compress.randomness import seeded
 from compress.ranks import by_first
 from compress.tap_discovery import switch_off_inplace
 from compress.taps import MapSpec, TapSpecs, encoder_until
 
-FORMAT = 1
-_KEYS = {
-    *("architecture", "num_classes", "class_names", "input_shape", "preprocessing", "taps"),
-    *("method", "fingerprint"),
-}
 # The plain numbers of a method's context.
 _NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
 
@@ -80,9 +79,10 @@ def describe(
 ) -> dict[str, Any]:
     """What every model file says of itself; `architecture` is {"name", "arguments"}."""
     name = architecture["name"]
+    arguments = without_sources(name, architecture["arguments"])
     return {
         "format": FORMAT,
-        "architecture": dict(architecture),
+        "architecture": {**architecture, "arguments": arguments},
         "code": user_code.provenance(name) if user_code.is_user_code(name) else None,
         "num_classes": len(class_names),
         "class_names": list(class_names),
@@ -129,8 +129,13 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         labels=torch.zeros(0, dtype=torch.long),
         **{key: content[key] for key in _NUMBERS},
     )
-    with seeded(0, "method", content["name"]):
-        return METHODS[content["name"]](context, **content["arguments"])
+    try:
+        with seeded(0, "method", content["name"]):
+            return METHODS[content["name"]](context, **content["arguments"])
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"a description's method '{content['name']}' does not fit its taps: {error}"
+        ) from error
 
 
 def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> str:
@@ -142,32 +147,40 @@ def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, 
 
 
 def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
-    """The description beside a model file."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise UserError(f"{path} not found; a model file needs its description beside it")
-    content = read_mapping(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
-    if content.get("code"):
-        user_code.verify(content["architecture"]["name"], content["code"], path)
-    missing = sorted(_KEYS - {*content})
-    if missing:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    return content
+    """The description beside a model file, see `compress.descriptions`."""
+    return read_description(folder / f"{name}.json")
 
 
-def build_plain(description: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """The described architecture with random weights and its own classifier."""
-    architecture = description["architecture"]
-    network = models.build(
-        architecture["name"],
-        num_classes=description["num_classes"],
-        seed=seed,
-        **architecture["arguments"],
-    )
+def build_plain(
+    description: Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    seed: int = 0,
+    role: str = "student",
+    weights: Path | None = None,
+) -> nn.Module:
+    """The described architecture with random weights and its own classifier.
+
+    Args:
+        num_classes: of the classifier, by default as described.
+        weights: the file beside the description; a network that it cannot hold is not built.
+    """
+    name = description["architecture"]["name"]
+    with _limit(name, weights):
+        network = models.build(
+            name,
+            num_classes=num_classes or description["num_classes"],
+            seed=seed,
+            role=role,
+            **without_sources(name, description["architecture"]["arguments"]),
+        )
     switch_off_inplace(network)  # as it was when it was tapped
     return network
+
+
+def _limit(name: str, weights: Path | None) -> AbstractContextManager[None]:
+    # Code that is trusted may allocate what it likes.
+    return nullcontext() if weights is None or user_code.needs_trust(name) else limited_by(weights)
 
 
 def load_student(folder: Path, name: str = "student") -> Student:
@@ -179,10 +192,12 @@ def load_student(folder: Path, name: str = "student") -> Student:
         UserError: a file is missing, damaged or does not fit its description.
     """
     description = load_description(folder, name)
-    network = build_plain(description)
-    if description["method"] is not None:
-        network = rebuild_method(description["method"]).deploy(network)
     path = folder / f"{name}.safetensors"
+    network = build_plain(description, weights=path)
+    if description["method"] is not None:
+        with limited_by(path):
+            method = rebuild_method(description["method"])
+        network = method.deploy(network)
     _load_exactly(network, read_tensors(path)[0], path)
     return Student(network.eval(), description)
 
@@ -201,10 +216,12 @@ def load_unfinished(folder: Path) -> Student:
         raise UserError(f"{folder} holds no whole epoch of a student's training yet")
     description = load_description(folder, "description")
     state = trained_state(folder)
-    network = build_plain(description)
+    weights = checkpoint_path(folder)
+    network = build_plain(description, weights=weights)
     _load_exactly(network, part_of(state, "student."), folder)
     if description["method"] is not None:
-        method = rebuild_method(description["method"])
+        with limited_by(weights):
+            method = rebuild_method(description["method"])
         # Banks and the like are as long as the training set, which is not here.
         own = method.state_dict()
         found = part_of(state, "method.")
@@ -271,9 +288,10 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
         weights: False leaves the random initialisation keyed by `seed`: training from scratch.
     """
     description = load_description(folder)
-    state = read_tensors(folder / "student.safetensors")[0] if weights else {}
+    path = folder / "student.safetensors"
+    state = read_tensors(path)[0] if weights else {}
     return cut_encoder(
-        build_plain(description, seed=seed),
+        build_plain(description, seed=seed, weights=path),
         TapSpecs.from_dict(description["taps"]),
         Preprocessing.from_dict(description["preprocessing"]),
         encoder_state(state, description),

@@ -72,7 +72,7 @@ def _planned(options: argparse.Namespace) -> tuple[Plan, Shapes | None]:
     recipe = recipe_of(options)
     if problems := checks.check_recipe(recipe):
         raise UserError(listed(options.recipe, problems))
-    for name in ("*",) if options.trust_code else _models(recipe):
+    for name in ("*",) if options.trust_code else (*_models(recipe), *options.trust_name):
         user_code.trust(name)
     shapes, problems = checks.probe(recipe)
     if problems:

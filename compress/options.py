@@ -39,7 +39,14 @@ def parser() -> argparse.ArgumentParser:
         help="redo this stage, and what follows where its result differs; the old one is kept",
     )
     parser.add_argument(
-        "--trust-code", action="store_true", help="run code that a model file names"
+        "--trust-code", action="store_true", help="run any code that a model file names"
+    )
+    parser.add_argument(
+        "--trust-name",
+        action="append",
+        default=[],
+        metavar="CODE:CALLABLE",
+        help="run this code where a model file names it; may be repeated",
     )
     parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")

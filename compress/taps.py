@@ -186,7 +186,8 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
     `.train()`.
 
     Raises:
-        UserError: the network's control flow depends on its input, so it cannot be traced.
+        UserError: the network's control flow depends on its input, so it cannot be traced; or it
+            does not run a module of this path.
     """
     training = network.training
     try:
@@ -200,6 +201,12 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
         network.train(training)
     nodes = list(graph.nodes)
     inside = [i for i, n in enumerate(nodes) if path in n.meta.get("nn_module_stack", {})]
+    if not inside:
+        known = dict(network.named_modules())
+        raise UserError(
+            f"{type(network).__name__} cannot be cut after '{path}', which is no module that its "
+            f"forward runs{nearest(path, known)}"
+        )
     cut = inside[-1]
     for node in reversed(nodes[cut + 1 :]):
         graph.erase_node(node)

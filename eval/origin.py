@@ -35,7 +35,8 @@ class Origin:
     """A student's (or teacher's) network and the weights of its encoder.
 
     `description` is what a model file says of itself (see `compress.deployment`), `read` gives the
-    weights under the names of the plain architecture, `digest` identifies both.
+    weights under the names of the plain architecture, `digest` identifies both. `weights` is the
+    file beside the description, where there is one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Origin:
     read: Callable[[], State]
     digest: str
     allow_partial: bool = False
+    weights: Path | None = None
 
     @property
     def taps(self) -> TapSpecs:
@@ -82,7 +84,7 @@ class Origin:
         return self._built(weights, seed)[0]
 
     def _built(self, weights: bool, seed: int) -> tuple[nn.Module, Encoder]:
-        network = build_plain(self.description, seed=seed)
+        network = build_plain(self.description, seed=seed, weights=self.weights)
         state = self.read() if weights else {}
         encoder = cut_encoder(network, self.taps, self.preprocessing, state, self.name)
         if weights and encoder.matched_percent < 100 and not self.allow_partial:
@@ -156,7 +158,7 @@ def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Orig
     def read() -> State:
         return encoder_state(read_tensors(weights)[0], description)
 
-    return Origin(label, given, description, read, digest, allow_partial)
+    return Origin(label, given, description, read, digest, allow_partial, weights)
 
 
 def _plain(model: str, weights: str, given: str, allow_partial: bool) -> Origin:

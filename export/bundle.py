@@ -27,7 +27,7 @@ from compress.recipe import Export, Latency
 from export import predict
 from export.card import model_card
 from export.files import open_session
-from export.layout import ENCODER, FLOAT, INT8, preprocess_content
+from export.layout import ENCODER, FLOAT, INT8, SCRIPT, preprocess_content
 from export.manifest import write_manifest
 from export.onnx import Exported, export_encoder, export_onnx
 from export.parity import Parity, Taken, compare, pixels_of
@@ -88,7 +88,7 @@ def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any
     write_text(folder / "labels.txt", "".join(f"{n}\n" for n in _labels(described)))
     content = preprocess_content(described["preprocessing"], raw_pixels=settings.raw_pixels)
     write_json(folder / "preprocess.json", content)
-    shutil.copyfile(predict.__file__, folder / "predict.py")
+    shutil.copyfile(predict.__file__, folder / SCRIPT)
     written, parity = _float(request, folder)
     int8 = _int8(request, folder, written) if settings.int8 is not None else None
     encoder = _encoder(described, folder, settings)

@@ -1,12 +1,14 @@
 """manifest.json: what a bundle holds, with the SHA-256 of every file."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
 
 from compress import __version__
-from compress.artifacts import read_mapping, sha256_file, write_json
+from compress.artifacts import sha256_file, write_json
+from compress.described_files import Closed, read_described, shortened
 from compress.errors import UserError
 
 FORMAT = 1
@@ -14,16 +16,17 @@ NAME = "manifest.json"
 _AGAIN = "copy the bundle again"
 
 
-@dataclass(frozen=True)
-class Entry:
+_Line = Annotated[str, Field(max_length=4096)]
+
+
+class Entry(Closed):
     """A file as it was written."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Closed):
     """The content of manifest.json.
 
     `data` is the recipe's data section without root, with the seed that subsets are drawn by;
@@ -31,12 +34,20 @@ class Manifest:
     """
 
     format: int
-    made_by: str
-    student: str
-    fingerprint: str
-    data: Mapping[str, Any]
-    opset: int
-    files: Mapping[str, Entry]
+    made_by: _Line
+    student: _Line
+    fingerprint: _Line
+    data: dict[str, Any]
+    opset: Annotated[int, Field(ge=1, le=1000)]
+    files: dict[_Line, Entry]
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, Entry]) -> dict[str, Entry]:
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in name.split("/"):
+                raise ValueError(f"files names {shortened(name)}, which is not in the bundle")
+        return files
 
 
 def write_manifest(
@@ -48,12 +59,19 @@ def write_manifest(
         student: the label that the student has in its run.
     """
     entries = {
-        name: Entry(sha256_file(folder / name), (folder / name).stat().st_size)
+        name: Entry(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
         for name in sorted(_present(folder))
     }
-    made_by = f"compress {__version__}"
-    manifest = Manifest(FORMAT, made_by, student, fingerprint, dict(data), opset, entries)
-    write_json(folder / NAME, asdict(manifest))
+    manifest = Manifest(
+        format=FORMAT,
+        made_by=f"compress {__version__}",
+        student=student,
+        fingerprint=fingerprint,
+        data=dict(data),
+        opset=opset,
+        files=entries,
+    )
+    write_json(folder / NAME, manifest.model_dump())
     return manifest
 
 
@@ -108,15 +126,4 @@ def _read(folder: Path) -> Manifest:
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} is no bundle: it has no {NAME}")
-    content = read_mapping(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
-    try:
-        files = {name: Entry(**entry) for name, entry in content["files"].items()}
-        manifest = Manifest(**{**content, "files": files})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {_AGAIN}") from None
-    outside = [n for n in files if PurePosixPath(n).is_absolute() or ".." in n.split("/")]
-    if outside or not isinstance(manifest.data, dict):
-        raise UserError(f"{path} is damaged ({(outside or ['data'])[0]!r}); {_AGAIN}")
-    return manifest
+    return Manifest.model_validate(read_described(path, Manifest, FORMAT))

@@ -40,6 +40,7 @@ _KNOWN = {
     "color": ("RGB",),
     "interpolation": ("bilinear",),
 }
+_SIDES = {"image_size": (1, 1 << 14), "resize": (0, 1 << 14)}  # smallest and largest, in pixels
 _LARGEST = 1 << 27  # pixels after resizing; a long thin image would fill the memory
 
 
@@ -77,6 +78,11 @@ def load_bundle(folder: Path) -> Bundle:
     for key, known in _KNOWN.items():
         if preprocess.get(key) not in known:
             raise Refusal(f"{folder / 'preprocess.json'} is damaged: {key} is none of {known}")
+    for key, (least, most) in _SIDES.items():
+        side = preprocess.get(key)
+        if type(side) is not int or not least <= side <= most:
+            limits = f"{key} is no whole number from {least} to {most}"
+            raise Refusal(f"{folder / 'preprocess.json'} is damaged: {limits}")
     return Bundle(folder, manifest, text.removesuffix("\n").split("\n"), preprocess)
 
 

@@ -1,9 +1,9 @@
 """`python -m export.verify BUNDLE`: is a bundle whole, and the network that was trained?
 
-Checks every file against the manifest, every ONNX file by ONNX's own checker, and runs torch and
-ONNX Runtime on the same test images, at batch 1 and N, on each number of threads. Exit code: 0 in
-order, 1 where a limit is exceeded, 2 after a user's mistake, which a changed file counts as, 130
-when interrupted.
+Checks every file against the manifest, predict.py against this version's, every ONNX file by ONNX's
+own checker, and runs torch and ONNX Runtime on the same test images, at batch 1 and N, on each
+number of threads. Exit code: 0 in order, 1 where a limit is exceeded or predict.py is another, 2
+after a user's mistake, which a changed file counts as, 130 when interrupted.
 """
 
 import argparse
@@ -94,7 +94,8 @@ def verify(
     manifest = check_manifest(bundle)
     opsets = checks.check_graphs(bundle, manifest)
     student = checks.load_described(bundle)
-    opened = checks.open_described(manifest.data, data)
+    size = student.description["preprocessing"]["image_size"]
+    opened = checks.open_described(manifest.data, data, image_size=size)
     checks.require_same_data(bundle, student, opened)
     settings = comparisons.Settings(images, batch, counts)
     files = [name for name in (layout.FLOAT, layout.INT8) if name in opsets]
@@ -111,7 +112,10 @@ def verify(
         "limits": {"tolerance": tolerance, "max_top1_drop": max_top1_drop},
         "rows": plain(rows),
         "encoder": plain(maps),
-        "failures": failures(rows, maps, tolerance=tolerance, max_top1_drop=max_top1_drop),
+        "failures": [
+            *checks.foreign_script(bundle, manifest),
+            *failures(rows, maps, tolerance=tolerance, max_top1_drop=max_top1_drop),
+        ],
     }
 
 

@@ -21,7 +21,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.launch", "compress.rank_norm", "compress.optimisation"),
     ("compress.recipe", "compress.recipe_files"),
     ("compress.console", "compress.options"),
-    ("compress.artifacts", "compress.signatures"),
+    ("compress.artifacts", "compress.described_files", "compress.signatures"),
     (
         "compress.data",
         "compress.models",
@@ -40,6 +40,7 @@ RANKS: list[tuple[str, ...]] = [
         "compress.side_by_side",
         "compress.trackers",
         "compress.deployment",
+        "compress.descriptions",
         "compress.checkpoint",
         "compress.training",
         "compress.accounting",

@@ -141,20 +141,27 @@ def _build(
         if part.train is None or known["method"] is not None:
             raise _other_classes(known["num_classes"], data)
         architecture: dict[str, Any] = known["architecture"]
+        network = deployment.build_plain(
+            known,
+            num_classes=classes,
+            seed=job.recipe.seed + index,
+            role="teacher",
+            weights=path,
+        )
     elif part.model is not None:
         architecture = {"name": part.model.name, "arguments": part.model.arguments}
+        network = models.build(
+            part.model.name,
+            num_classes=classes,
+            seed=job.recipe.seed + index,
+            role="teacher",
+            **part.model.arguments,
+        )
     else:
         raise UserError(
             f"teacher.checkpoint: '{given}' has no .json beside it that names its architecture; "
             "give `model` too"
         )
-    network = models.build(
-        architecture["name"],
-        num_classes=classes,
-        seed=job.recipe.seed + index,
-        role="teacher",
-        **architecture["arguments"],
-    )
     if given is not None:
         replaced = load_initial(network, architecture["name"], given, data)
         if replaced is not None and part.train is None:

@@ -13,6 +13,7 @@ from compress import deployment
 from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
 from compress.models import build
 from compress.tap_discovery import discover
+from export import predict
 from export.layout import preprocess_content
 from export.manifest import write_manifest
 from export.onnx import export_encoder, export_onnx
@@ -89,7 +90,7 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     (folder / "preprocess.json").write_text(
         json.dumps(preprocess_content(own.as_dict(), raw_pixels=raw))
     )
-    (folder / "predict.py").write_text("")
+    shutil.copy(predict.__file__, folder / "predict.py")
     return listed(folder)
 
 

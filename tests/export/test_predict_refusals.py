@@ -137,6 +137,10 @@ def test_a_bundle_that_does_not_fit_its_manifest_is_refused(
     assert message in err
 
 
+def edit(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
 UNFIT = [
     ("student.onnx", lambda p: os.truncate(p, 100), "cannot run"),
     ("student.onnx", lambda p: p.write_bytes(model(raw=True).SerializeToString()), "cannot run"),
@@ -148,6 +152,12 @@ UNFIT = [
     ("labels.txt", lambda p: p.write_text("red\n"), "gives (1, 4) for one image and 1 labels"),
     ("preprocess.json", lambda p: p.write_text('{"format": 2}'), "does not say format 1"),
     ("preprocess.json", lambda p: p.write_text('{"format": 1}'), "damaged: dtype is none of"),
+    (
+        "preprocess.json",
+        lambda p: edit(p, image_size=10**6),
+        "image_size is no whole number",
+    ),
+    ("preprocess.json", lambda p: edit(p, resize="1"), "resize is no whole number from 0 to 16384"),
 ]
 
 

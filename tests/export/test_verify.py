@@ -187,3 +187,16 @@ def test_another_network_in_a_file_exceeds_its_limit(
     assert all(line.startswith(f"{name} at batch ") for line in found["failures"])
     wide = ["--tolerance", "100", "--max-top1-drop", "100"]
     assert report(capsys, str(bundle), *QUICK, *wide)[0] == 0
+
+
+def test_another_script_is_a_failure(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = bundle / "predict.py"
+    script.write_text(script.read_text() + "\nprint('more')\n")
+    bundles.listed(bundle)
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_by": "compress 99.0"}))
+    code, found = report(capsys, str(bundle), *QUICK)
+    assert code == 1
+    (failure,) = found["failures"]
+    assert "predict.py is not the one that compress" in failure
+    assert "'compress 99.0' wrote the bundle" in failure

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from compress.errors import UserError
 from compress.ranks import by_first, is_first
 from compress.recipe import Recipe
+from compress.user_files import folders_below
 
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
 
@@ -139,7 +140,7 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
 
 def fingerprint_of_folder(root: Path) -> str:
     """A digest of names and sizes: reading every file of a large data set would take minutes."""
-    found = (Path(at, name) for at, _, names in os.walk(root, followlinks=True) for name in names)
+    found = (Path(at, name) for at, names in folders_below(root) for name in names)
     files = sorted(path for path in found if path.is_file())
     return fingerprint_of({f.relative_to(root).as_posix(): f.stat().st_size for f in files})
 

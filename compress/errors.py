@@ -119,6 +119,11 @@ def _stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error of another library says, which may be lines of text or nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else nothing."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

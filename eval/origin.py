@@ -17,6 +17,7 @@ from compress.deployment import (
     load_description,
 )
 from compress.errors import UserError
+from compress.models.weight_checks import check_finite, check_kinds
 from compress.recipe_files import load_resolved
 from compress.taps import TapSpecs
 from eval.plain import State, plain_description, plain_state
@@ -86,6 +87,7 @@ class Origin:
     def _built(self, weights: bool, seed: int) -> tuple[nn.Module, Encoder]:
         network = build_plain(self.description, seed=seed, weights=self.weights)
         state = self.read() if weights else {}
+        check_kinds(state, network.state_dict(), self.given)
         encoder = cut_encoder(network, self.taps, self.preprocessing, state, self.name)
         if weights and encoder.matched_percent < 100 and not self.allow_partial:
             raise UserError(
@@ -93,12 +95,7 @@ class Origin:
                 "found in the file; it was written for another architecture (--allow-partial "
                 "takes it all the same)."
             )
-        for name, tensor in encoder.body.state_dict().items():
-            if not tensor.isfinite().all():
-                raise UserError(
-                    f"{self.given}: not all values of '{name}' are finite numbers; give the "
-                    "weights of a training that did not diverge."
-                )
+        check_finite(encoder.body.state_dict(), self.given)
         return network, encoder
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+# Pillow goes by content, not by name, and starts other programs for some (Ghostscript for EPS).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _NEEDED = ("student.onnx", "labels.txt", "preprocess.json")
 _KNOWN = {
     "dtype": ("float32", "uint8"),
@@ -109,6 +111,8 @@ def _check_file(path: Path, present: bool, entry: Any) -> None:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise OSError("it is not a file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal(f"{path.parent} is not a bundle: it has no {path.name}") from None
@@ -183,11 +187,13 @@ class Predictor:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow remarks on oddities of files
                 # Orientation from EXIF is not applied, as it was not in training.
-                with Image.open(path) as image:
+                with Image.open(path, formats=_FORMATS) as image:
                     self._check(path, image)
                     return numpy.asarray(self._cut(image.convert("RGB")))
         except UnidentifiedImageError:
-            raise Refusal(f"{path} is not an image that Pillow can read") from None
+            raise Refusal(
+                f"{path} is not an image of one of the formats {', '.join(_FORMATS)}; convert it"
+            ) from None
         except Refusal:
             raise
         except Exception as error:  # decoders raise whatever a damaged file leads them to

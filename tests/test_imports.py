@@ -17,6 +17,7 @@ RANKS: list[tuple[str, ...]] = [
         "compress.environment",
         "compress.ranks",
         "compress.terminal",
+        "compress.user_files",
     ),
     ("compress.launch", "compress.rank_norm", "compress.optimisation"),
     ("compress.recipe", "compress.recipe_files"),

@@ -7,6 +7,7 @@ import torch
 from compress.data.images import FileImages, Preprocessing
 from compress.data.source import Source
 from compress.errors import UserError
+from compress.user_files import require_file
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,16 +53,30 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     hidden = (".", "__")  # what editors and notebooks leave behind
-    return tuple(
-        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
-    )
+    names = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+    found = tuple(sorted(names))
+    for name in found:
+        if not _is_text(name):
+            raise UserError(f"{folder} has the folder {name!r}, whose name is no UTF-8; rename it")
+    return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        named = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        found = [p for p in named if not p.is_dir()]
+        for path in found:
+            require_file(path)
         if not found and folder.name == "train":
             raise UserError(f"{folder / name} holds no images; fill it or remove the folder")
         paths += found

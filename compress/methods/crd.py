@@ -33,17 +33,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from compress.data.batch import Batch
-from compress.methods import memory_bank
-from compress.methods.base import (
-    Context,
-    Method,
-    Terms,
-    Views,
-    in_float32,
-    pooled,
-    pooled_widths,
-    published,
-)
+from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
+from compress.methods.blocks import memory_bank
+from compress.precision import in_float32
 from compress.randomness import seed_for
 from compress.ranks import gathered
 

@@ -30,17 +30,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.base import (
-    Context,
-    Method,
-    Phase,
-    Terms,
-    Views,
-    in_float32,
-    published,
-    stages,
-)
-from compress.methods.maps import align, stage_pairs
+from compress.methods.base import Context, Method, Phase, Terms, Views, published, stages
+from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.precision import in_float32
 
 
 @in_float32
@@ -56,7 +48,7 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
     """
     own, target = (
         normalize(factor.square().mean(1).flatten(1))
-        for factor in align(student_factor, teacher_factor)
+        for factor in pool_to_smaller(student_factor, teacher_factor)
     )
     return (own - target).abs().mean()
 

@@ -20,16 +20,8 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.base import (
-    Context,
-    Method,
-    Terms,
-    Views,
-    in_float32,
-    pooled,
-    pooled_widths,
-    published,
-)
+from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
+from compress.precision import in_float32
 
 EPSILON = 1e-7
 

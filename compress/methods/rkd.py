@@ -28,16 +28,8 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import (
-    Context,
-    Method,
-    Terms,
-    Views,
-    in_float32,
-    pooled,
-    pooled_widths,
-    published,
-)
+from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
+from compress.precision import in_float32
 
 CLOSEST = 1e-6  # the smallest distance of two samples
 LARGEST_BATCH = 300

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import align, stage_pairs
+from compress.methods.base import Context, Method, Terms, Views, published, stages
+from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.precision import in_float32
 
 
 @in_float32
@@ -142,7 +143,7 @@ class SemCKD(Method):
         )
         distances = []
         for pair, projection in zip(product(own, target), self.projections, strict=True):
-            source, goal = align(*pair)
+            source, goal = pool_to_smaller(*pair)
             distances.append(squared_distances(projection(source), goal))
         return {"semckd": semckd_loss(weights, torch.stack(distances, 1).view_as(weights))}
 

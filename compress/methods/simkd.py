@@ -27,15 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import (
-    Context,
-    Method,
-    Terms,
-    Views,
-    in_float32,
-    last_map,
-    only_teacher,
-)
+from compress.methods.base import Context, Method, Terms, Views, last_map, only_teacher
+from compress.precision import in_float32
 from compress.taps import Taps, encoder_until
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import stage_pairs
+from compress.methods.base import Context, Method, Terms, Views, published, stages
+from compress.methods.blocks.maps import stage_pairs
+from compress.precision import in_float32
 
 
 @in_float32

@@ -32,7 +32,6 @@ from compress.methods.base import (
     Terms,
     Views,
     first,
-    in_float32,
     last_map,
     logits_of,
     only_teacher,
@@ -40,6 +39,7 @@ from compress.methods.base import (
     pooled_widths,
     published,
 )
+from compress.precision import in_float32
 
 
 @in_float32

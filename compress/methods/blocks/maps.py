@@ -7,7 +7,7 @@ from compress.methods.base import Context, only_teacher
 from compress.taps import MapSpec
 
 
-def align(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two maps (N, C, H, W) to the height and width of the smaller."""
     height = min(student.shape[-2], teacher.shape[-2])
     width = min(student.shape[-1], teacher.shape[-1])
@@ -58,10 +58,10 @@ class MapRegressor(nn.Sequential):
 
     The convolution is that of the CRD repository: 3x3 with stride 2 where the student's map is
     twice as large, transposed 4x4 with stride 2 where it is half as large, 1x1 where they are
-    equal. For other sizes it is 3x3 and the larger map is then to be pooled (`align`), which the
-    SimKD repository does where the student's is smaller; where it is larger, both repositories
-    have one valid convolution of 1 + H_s - H_t pixels, 1849 weights per channel pair for 56
-    against 14 pixels. Initial weights are PyTorch's.
+    equal. For other sizes it is 3x3 and the larger map is then to be pooled
+    (`pool_to_smaller`), which the SimKD repository does where the student's is smaller; where it
+    is larger, both repositories have one valid convolution of 1 + H_s - H_t pixels, 1849 weights
+    per channel pair for 56 against 14 pixels. Initial weights are PyTorch's.
     """
 
     def __init__(self, student: MapSpec, teacher: MapSpec, *, relu: bool = True) -> None:

@@ -62,7 +62,7 @@ class AB(PretrainedMethod):
 
     def __init__(self, context: Context, *, margin: float = 1.0, pretrain_epochs: int = 30) -> None:
         super().__init__(context, pretrain_epochs)
-        pairs = stage_pairs(context, "ab", kind="pre_activations")
+        pairs = stage_pairs(context, kind="pre_activations")
         if not 0 < margin < math.inf:
             raise ValueError(f"margin is above 0, got {margin}")
         self.margin = margin

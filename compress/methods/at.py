@@ -59,7 +59,7 @@ class AT(Method):
         super().__init__(context)
         if power < 1:
             raise ValueError(f"power is 1 or more, got {power}")
-        stage_pairs(context, "at")  # refuses networks that it cannot pair
+        stage_pairs(context)  # refuses networks that it cannot pair
         self.power = power
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class FitNet(Method):
 
     def __init__(self, context: Context, *, hint: int = 2) -> None:
         super().__init__(context)
-        pairs = stage_pairs(context, "fitnet")
+        pairs = stage_pairs(context)
         if not 1 <= hint <= len(pairs):
             raise ValueError(
                 f"hint is a stage that both networks have, 1 to {len(pairs)} here, got {hint}"

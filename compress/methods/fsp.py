@@ -65,12 +65,12 @@ class FSP(PretrainedMethod):
 
     def __init__(self, context: Context, *, pretrain_epochs: int = 30) -> None:
         super().__init__(context, pretrain_epochs)
-        own, target = context.student, only_teacher(context, "fsp").taps
+        own, target = context.student, only_teacher(context).taps
         self.with_stem = own.stem is not None and target.stem is not None
         widths = self._widths(own), self._widths(target)
         if widths[0] != widths[1] or len(widths[0]) < 2:
             raise ValueError(
-                "fsp needs two or more feature maps of the same widths in both networks, "
+                "the method needs two or more feature maps of the same widths in both networks, "
                 f"got {_listed(widths[0])} in the student and {_listed(widths[1])} in the teacher"
             )
 

@@ -88,12 +88,12 @@ class FT(Method):
         paraphraser_lr: float | None = 0.01,
     ) -> None:
         super().__init__(context)
-        stage_pairs(context, "ft")  # refuses several teachers, and networks without maps
+        stage_pairs(context)  # refuses several teachers, and networks without maps
         own, target = context.student.stages[-1], context.teachers[0].taps.stages[-1]
         if min(own.height, target.height) * min(own.width, target.width) == 1:
             raise ValueError(
-                "ft compares how the last stage maps spread over their pixels, and one of them "
-                "has a single pixel; choose larger images or another pair"
+                "the method compares how the last stage maps spread over their pixels, and one of "
+                "them has a single pixel; choose larger images or another pair"
             )
         if not 1 <= target.channels * paraphrase_rate < math.inf:
             raise ValueError(

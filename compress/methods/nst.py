@@ -68,7 +68,7 @@ class NST(Method):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        stage_pairs(context, "nst")  # refuses networks that it cannot pair
+        stage_pairs(context)  # refuses networks that it cannot pair
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `nst`, summed over the pairs."""

@@ -60,7 +60,7 @@ class PKT(Method):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        pooled_widths(context, "pkt")
+        pooled_widths(context)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `pkt`."""

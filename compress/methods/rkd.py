@@ -89,14 +89,14 @@ class RKD(Method):
         self, context: Context, *, distance_weight: float = 25.0, angle_weight: float = 50.0
     ) -> None:
         super().__init__(context)
-        pooled_widths(context, "rkd")
+        pooled_widths(context)
         for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is at least 0, got {weight}")
         if context.batch_size > LARGEST_BATCH:
             raise ValueError(
-                f"rkd compares batch_size^3 angles, so batch_size is at most {LARGEST_BATCH} "
-                f"({_ANGLES_MB} MB), got {context.batch_size}"
+                f"the method compares batch_size^3 angles, so batch_size is at most "
+                f"{LARGEST_BATCH} ({_ANGLES_MB} MB), got {context.batch_size}"
             )
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

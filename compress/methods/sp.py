@@ -54,7 +54,7 @@ class SP(Method):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        stage_pairs(context, "sp")  # refuses several teachers and networks without stage maps
+        stage_pairs(context)  # refuses several teachers and networks without stage maps
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `sp`."""

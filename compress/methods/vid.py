@@ -97,7 +97,7 @@ class VID(Method):
             )
         self.predictions = nn.ModuleList(
             Prediction(s.channels, t.channels, initial_variance, minimum_variance)
-            for s, t in stage_pairs(context, "vid")
+            for s, t in stage_pairs(context)
         )
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def test_plain_loop_and_engine_minimise_the_same(kept: Path, method: str) -> Non
         extra.transfer.load_state_dict(own.projector.state_dict())
     if method == "crd":
         own.sampler.negatives = 6
-        drawn, contrast = own.draw(batch), own.contrasts[0]
+        drawn, contrast = own.draw_rows(batch), own.contrasts[0]
         extra = Memory(64, 64, IMAGES, 6)
         extra.embed_s.load_state_dict(contrast.student_embedding.state_dict())
         extra.embed_t.load_state_dict(contrast.teacher_embedding.state_dict())

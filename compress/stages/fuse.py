@@ -79,7 +79,8 @@ def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -
     tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), method.student_taps)
     method.bind(tapped)
     method.load_state_dict(part_of(state, "method."))
-    return method.eval().logits(tapped(images))
+    method.eval()
+    return method.logits(method.extend(tapped(images)))
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

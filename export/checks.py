@@ -12,6 +12,7 @@ from compress.data import DATASETS, Dataset, Preprocessing, open_data
 from compress.deployment import Student, load_student
 from compress.errors import UserError, nearest
 from compress.recipe import Data
+from compress.text import printable
 from export.files import check_file, open_session, takes_pixels
 from export.layout import FLOAT, preprocess_content
 from export.manifest import Manifest
@@ -41,7 +42,7 @@ def load_described(bundle: Path) -> Student:
     described = student.description
     raw = takes_pixels(open_session(bundle / FLOAT))
     labels = (bundle / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if labels != list(described["class_names"]):
+    if [*map(printable, labels)] != [*map(printable, described["class_names"])]:
         raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
     expected = preprocess_content(described["preprocessing"], raw_pixels=raw)
     found = read_mapping(bundle / "preprocess.json")

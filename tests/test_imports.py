@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
     (
+        "compress.text",
         "compress.errors",
         "compress.randomness",
         "compress.environment",
@@ -19,7 +20,7 @@ RANKS: list[tuple[str, ...]] = [
         "compress.terminal",
     ),
     ("compress.launch", "compress.rank_norm", "compress.optimisation"),
-    ("compress.recipe", "compress.recipe_files"),
+    ("compress.recipe", "compress.yaml_values", "compress.recipe_files"),
     ("compress.console", "compress.options"),
     ("compress.artifacts", "compress.signatures"),
     (
@@ -47,7 +48,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.stages", "compress.train_checks", "export", "eval"),
     ("compress.sweep_recipe",),
     ("compress.reporting",),
-    ("compress.plan",),
+    ("compress.plan", "compress.mending", "compress.place_checks"),
     ("compress.checks",),
     ("compress.running", "compress.preview"),
     ("compress.execution",),

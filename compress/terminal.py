@@ -1,15 +1,20 @@
 """The terminal that the user reads, and how a mistake looks there."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from compress.text import one_line, printable
 
 
 class _Terminal(Console):
     """A console that shows text as it is: no markup, no emoji codes, nothing that controls it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)  # rich drops some of it silently
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -26,13 +26,12 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """The text as `printable` gives it, on one line, its middle left out where it is very long."""
-    line = printable(text).replace("\n", "\\n").replace("\t", "\\t")
-    return _without_middle(line, _LONGEST_LINE)
+    return _without_middle(_flat(text), _LONGEST_LINE)
 
 
 def shown(value: Any) -> str:
     """A value in a message: as Python writes it, on one line, and not whole where it is long."""
-    return _without_middle(one_line(repr(value)), _LONGEST_VALUE)
+    return _without_middle(_flat(repr(value)), _LONGEST_VALUE)
 
 
 def dotted(*keys: int | str) -> str:
@@ -53,6 +52,10 @@ def is_line(text: str) -> bool:
 
 def _is_harmless(letter: str) -> bool:
     return letter.isprintable() or letter in _KEPT or unicodedata.category(letter) == "Zs"
+
+
+def _flat(text: str) -> str:
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _escaped(letter: str) -> str:

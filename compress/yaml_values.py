@@ -13,9 +13,9 @@ import yaml
 from compress.errors import UserError
 from compress.text import one_line, shown
 
-LARGEST_FILE = 1 << 20  # bytes
+LARGEST_FILE = 1 << 18  # bytes
 _DEEPEST = 50
-_MOST_CHARACTERS = 1 << 20  # of what stands there with its aliases written out
+_MOST_CHARACTERS = 1 << 18  # of what stands there with its aliases written out
 _LARGEST_NUMBER = 10**100  # Python refuses to print much larger ones
 _NUMBER = re.compile(
     r"^[-+]?([0-9][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"

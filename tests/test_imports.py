@@ -49,6 +49,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.sweep_recipe",),
     ("compress.reporting",),
     ("compress.plan", "compress.mending", "compress.place_checks"),
+    ("compress.part_checks",),
     ("compress.checks",),
     ("compress.running", "compress.preview"),
     ("compress.execution",),

@@ -15,6 +15,7 @@ from compress.ranks import gathered, rank
 from compress.tasks import Classification
 from eval.batches import KeyedBatches
 from eval.detection.task import detect
+from tests.waiting import HANG
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
 
@@ -50,7 +51,7 @@ def _process(_: int, number: int, folder: str) -> None:
         init_method=f"file://{folder}/meeting",
         rank=number,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=HANG),
     )
     try:
         assert rank() == number

@@ -107,12 +107,11 @@ def _check_cells(sweep: Sweep, *, trust_code: bool) -> tuple[dict[str, str], lis
 def _check_cell(
     sweep: Sweep, pair: Pair, method: SweepMethod, number: int, *, trust_code: bool
 ) -> list[str]:
-    recipe, found = check_shape(recipe_of(sweep, pair, [method]))
-    if recipe is not None and not found:
-        for part in (recipe.student.model, *(t.model for t in recipe.teacher)):
-            if part is not None:
-                user_code.trust("*" if trust_code else part.name)
-        found = checks.check_recipe(recipe)
+    raw = recipe_of(sweep, pair, [method])
+    recipe, found = checks.recipe_from(raw)
+    for part in (recipe.student.model, *(t.model for t in recipe.teacher)) if recipe else ():
+        if part is not None:
+            user_code.trust("*" if trust_code else part.name)
     return [_in_sweep(problem, pair, number) for problem in found]
 
 

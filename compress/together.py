@@ -18,6 +18,7 @@ from compress.console import console
 from compress.errors import UserError
 from compress.launch import reported, started
 from compress.side_by_side import side_by_side
+from compress.terminal import tell
 from compress.training import Position, drained
 
 
@@ -36,8 +37,7 @@ def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
     runs = [_one(path, options, companions, failed) for path in recipes]
     drained(side_by_side(runs))
     for path, message in failed.items():
-        told = f"error: {path}: {message}"
-        console.print(told, style="red", markup=False, soft_wrap=True)
+        tell(f"{path}: {message}")
     return 2 if failed else 0
 
 

@@ -18,6 +18,7 @@ from compress.launch import reported, started
 from compress.models import user_code
 from compress.ranks import by_first, world
 from compress.recipe import TRANSFER_TRAIN, TransferTrain
+from compress.text import printable
 from eval.asked import Asked, asked_of
 from eval.context import begun, depends_on
 from eval.options import add_options
@@ -81,7 +82,7 @@ def _command(task: str, options: argparse.Namespace) -> int:
         table = table_of(results)
         write_json(out / "result.json", {"task": task, "results": results})
         protocol = next(iter(results.values()))["protocol"]
-        write_text(out / "table.md", f"{table.markdown()}\n{protocol}\n")
+        write_text(out / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
         by_first(lambda: console.print(table.rich()))
         log(f"table: {out / 'table.md'}")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, exit_code, nearest
+from compress.text import printable
 
 if TYPE_CHECKING:
     from compress.deployment import Student
@@ -65,7 +66,7 @@ def _export(options: argparse.Namespace) -> None:
         if out.exists():
             out.rename(Path(folder) / "old")
         (Path(folder) / "new").rename(out)
-    print(f"bundle: {out}")
+    print(printable(f"bundle: {out}"))
 
 
 def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":

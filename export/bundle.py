@@ -24,6 +24,7 @@ from compress.environment import environment
 from compress.errors import UserError
 from compress.models.folding import fold_batchnorm
 from compress.recipe import Export, Latency
+from compress.text import is_line, printable
 from export import predict
 from export.card import model_card
 from export.files import open_session
@@ -85,7 +86,7 @@ def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any
     student, settings = request.student, request.settings
     described = student.description
     save(folder, "student", student.network, described)
-    write_text(folder / "labels.txt", "".join(f"{n}\n" for n in _labels(described)))
+    write_text(folder / "labels.txt", "".join(f"{printable(n)}\n" for n in _labels(described)))
     content = preprocess_content(described["preprocessing"], raw_pixels=settings.raw_pixels)
     write_json(folder / "preprocess.json", content)
     shutil.copyfile(predict.__file__, folder / SCRIPT)
@@ -132,10 +133,8 @@ def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any
 
 def _labels(described: Mapping[str, Any]) -> list[str]:
     names: list[str] = described["class_names"]
-    for name in names:
-        # A folder's name may hold bytes that are no text.
-        is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
-        if name.splitlines() != [name] or not is_text:
+    for name in names:  # a folder's name may hold line breaks, and bytes that are no text
+        if not is_line(name):
             raise UserError(f"class name {name!r} is no line of text for labels.txt; rename it")
     return names
 

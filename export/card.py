@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from compress.text import one_line, printable
+
 _FRONT = """---
 license: {license}
 pipeline_tag: image-classification
@@ -29,14 +31,15 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "## How it was made\n\n" + _origin(facts),
         "## Limits\n\n" + _limits(),
     ]
-    return "\n\n".join(section.strip() for section in sections) + "\n"
+    return printable("\n\n".join(section.strip() for section in sections) + "\n")
 
 
 def _summary(facts: Mapping[str, Any]) -> str:
     student = facts["student"]
     size = student["preprocessing"]["image_size"]
     text = (
-        f"An image classifier: {student['architecture']['name']}, {student['num_classes']} classes "
+        f"An image classifier: {one_line(student['architecture']['name'])}, "
+        f"{student['num_classes']} classes "
         f"(`labels.txt`), RGB images of {size} x {size} pixels."
     )
     interrupted = student.get("interrupted")
@@ -113,13 +116,13 @@ def _origin(facts: Mapping[str, Any]) -> str:
     student = facts["student"]
     distillation = student["distillation"]
     arguments = {k: v for k, v in distillation["method"].items() if k != "name"}
-    method = distillation["method"]["name"] + (f" {arguments}" if arguments else "")
+    method = distillation["method"]["name"] + (f" {one_line(str(arguments))}" if arguments else "")
     weights = ", ".join(f"{k} {v:g}" for k, v in distillation["weights"].items())
-    data = ", ".join(f"{k} {v}" for k, v in facts["data"].items() if v is not None)
+    data = ", ".join(f"{k} {one_line(str(v))}" for k, v in facts["data"].items() if v is not None)
     versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
     seed = f", seed {facts['found']['seed']}" if facts["found"] else ""
     teachers = "".join(
-        f"* Teacher: {row.get('model')}, {row.get('top1_percent', 0):.2f} % top-1\n"
+        f"* Teacher: {one_line(str(row.get('model')))}, {row.get('top1_percent', 0):.2f} % top-1\n"
         for row in facts["teachers"]
     )
     return (

@@ -14,6 +14,7 @@ from compress.deployment import Student, load_student
 from compress.described_files import shortened
 from compress.errors import UserError, nearest
 from compress.recipe import Data, describe_errors
+from compress.text import printable
 from compress.train_checks import check_named
 from export import predict
 from export.files import check_file, open_session, takes_pixels
@@ -60,7 +61,7 @@ def load_described(bundle: Path) -> Student:
     raw = takes_pixels(open_session(bundle / FLOAT))
     text = (bundle / "labels.txt").read_text(encoding="utf-8", errors="surrogateescape")
     labels = text.removesuffix("\n").split("\n")
-    if labels != list(described["class_names"]):
+    if [*map(printable, labels)] != [*map(printable, described["class_names"])]:
         raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
     expected = preprocess_content(described["preprocessing"], raw_pixels=raw)
     found = read_mapping(bundle / "preprocess.json")

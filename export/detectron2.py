@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compress import __version__
 from compress.artifacts import write_text
 from compress.errors import UserError, exit_code
+from compress.text import printable
 from export.detectron2_config import SCHEDULES, Trunk, config, merged, trunk_of
 
 _NEW = {
@@ -61,8 +62,8 @@ def _command(options: argparse.Namespace) -> int:
     if options.schedule:
         content = merged(content, SCHEDULES[options.schedule])
     write_text(out.with_suffix(".yaml"), config_text(content))
-    print(f"checkpoint: {out} (the {trunk.name} of {origin.name})")
-    print(f"config: {out.with_suffix('.yaml')} (a detectron2 config merges it)")
+    print(printable(f"checkpoint: {out} (the {trunk.name} of {origin.name})"))
+    print(printable(f"config: {out.with_suffix('.yaml')} (a detectron2 config merges it)"))
     print("missing when detectron2 loads it, as new layers of the detector are:")
     for name in expected_missing(mask=True):
         only = "   (Mask R-CNN only)" if ".mask_head." in name else ""

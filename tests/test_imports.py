@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
     (
+        "compress.text",
         "compress.errors",
         "compress.randomness",
         "compress.environment",
@@ -20,7 +21,7 @@ RANKS: list[tuple[str, ...]] = [
         "compress.user_files",
     ),
     ("compress.launch", "compress.rank_norm", "compress.optimisation"),
-    ("compress.recipe", "compress.recipe_files"),
+    ("compress.recipe", "compress.yaml_values", "compress.recipe_files"),
     ("compress.console", "compress.options"),
     ("compress.artifacts", "compress.described_files", "compress.signatures"),
     (
@@ -49,7 +50,8 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.stages", "compress.train_checks", "export", "eval"),
     ("compress.sweep_recipe",),
     ("compress.reporting",),
-    ("compress.plan",),
+    ("compress.plan", "compress.mending", "compress.place_checks"),
+    ("compress.part_checks",),
     ("compress.checks",),
     ("compress.running", "compress.preview"),
     ("compress.execution",),

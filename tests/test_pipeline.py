@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from compress import methods, pipeline
 from compress.artifacts import read_json, read_tensors
 from compress.models import build
 from tests.methods.throwaway import ThreeViews, TwoTeachers
+from tests.waiting import HANG, wait_until
 
 TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}
 TINY: dict[str, Any] = {
@@ -429,11 +429,9 @@ def test_interrupt_ends_cleanly_and_the_run_continues(tmp_path: Path) -> None:
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "run/teacher/0/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.is_file() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(metrics.is_file, "an epoch")
     process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=HANG)
     assert process.returncode == 130
     assert "run the same command again" in shown
     assert "Traceback" not in shown

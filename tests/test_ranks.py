@@ -19,6 +19,7 @@ from compress.tasks import Classification
 from eval.batches import KeyedBatches
 from eval.detection.task import detect
 from tests.methods import building
+from tests.waiting import HANG
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
 
@@ -54,7 +55,7 @@ def _process(_: int, number: int, folder: str) -> None:
         init_method=f"file://{folder}/meeting",
         rank=number,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=HANG),
     )
     try:
         assert rank() == number

@@ -1,5 +1,6 @@
 """A user's own image folder: `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (or `val`)."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -21,8 +22,34 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
     For evaluation the shorter side is resized to 8/7 of `image_size` (default 224), as torchvision
     does for 224 (256); up to 64 pixels to `image_size` itself.
     """
+    train, test, names = _layout(root)
+    size = image_size or 224
+    resize = size if size <= 64 else round(size * 8 / 7)
+    preprocessing = Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
+    return Source(
+        train=_read(train, names, preprocessing),
+        test=_read(test, names, preprocessing),
+        class_names=names,
+        image_size=size,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        resize=resize,
+    )
+
+
+def folder_classes(*, root: str) -> tuple[str, ...]:
+    """The names of the classes below `root`; no image is looked for.
+
+    Raises:
+        UserError: the folders are not as they must be.
+    """
+    return _layout(root)[2]
+
+
+def _layout(root: str) -> tuple[Path, Path, tuple[str, ...]]:
+    """The folders of both splits, and the names of the classes."""
     place = Path(root)
-    if not place.is_dir():
+    if not os.path.isdir(root):
         raise UserError(
             f"data.root: folder '{root}' not found (looked in {Path.cwd()}); "
             "expected ROOT/train/CLASS/images and ROOT/test/CLASS/images"
@@ -33,22 +60,11 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
             f"data.root: '{place.absolute()}' lacks train/ or test/ (or val/); expected "
             "ROOT/train/CLASS/images and ROOT/test/CLASS/images"
         )
-    size = image_size or 224
-    resize = size if size <= 64 else round(size * 8 / 7)
-    preprocessing = Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
     names = _classes(place / "train")
     extra = sorted({*_classes(test)} - {*names})
     if extra:
         raise UserError(f"{test} holds classes that train/ does not: {', '.join(extra[:6])}")
-    return Source(
-        train=_read(place / "train", names, preprocessing),
-        test=_read(test, names, preprocessing),
-        class_names=names,
-        image_size=size,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        resize=resize,
-    )
+    return place / "train", test, names
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

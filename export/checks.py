@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 from pydantic import ValidationError
 
 from compress.artifacts import read_mapping
@@ -13,8 +14,9 @@ from compress.deployment import Student, load_student
 from compress.errors import UserError, nearest
 from compress.recipe import Data
 from export.files import check_file, open_session, takes_pixels
-from export.layout import FLOAT, preprocess_content
+from export.layout import FLOAT, INT8, preprocess_content
 from export.manifest import Manifest
+from export.qdq import LARGEST_SAFE_WEIGHT, largest_weight
 
 _NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
 
@@ -29,6 +31,19 @@ def check_graphs(bundle: Path, manifest: Manifest) -> dict[str, int]:
         if name not in manifest.files:
             raise UserError(f"{bundle} is no whole bundle: its manifest lists no {name}")
     return {n: check_file(bundle / n) for n in sorted(manifest.files) if n.endswith(".onnx")}
+
+
+def check_weights(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence where the int8 file is wrong on some CPUs and the manifest does not say so."""
+    if INT8 not in manifest.files or (manifest.int8 or {}).get("full_range"):
+        return []
+    largest = largest_weight(onnx.load(bundle / INT8).graph)
+    if largest <= LARGEST_SAFE_WEIGHT:
+        return []
+    return [
+        f"{INT8}: its weights go up to {largest}; products saturate above {LARGEST_SAFE_WEIGHT} on "
+        "x86 CPUs before VNNI, and the manifest does not label the file so; export again"
+    ]
 
 
 def load_described(bundle: Path) -> Student:

@@ -27,7 +27,8 @@ class Manifest:
     """The content of manifest.json.
 
     `data` is the recipe's data section without root, with the seed that subsets are drawn by;
-    `files` are all of the bundle but manifest.json itself, by their path in it.
+    `files` are all of the bundle but manifest.json itself, by their path in it; `int8` says where
+    the int8 file is right or why it was refused (None: none was asked for, or an older bundle).
     """
 
     format: int
@@ -37,10 +38,17 @@ class Manifest:
     data: Mapping[str, Any]
     opset: int
     files: Mapping[str, Entry]
+    int8: Mapping[str, Any] | None = None
 
 
 def write_manifest(
-    folder: Path, *, student: str, fingerprint: str, data: Mapping[str, Any], opset: int
+    folder: Path,
+    *,
+    student: str,
+    fingerprint: str,
+    data: Mapping[str, Any],
+    opset: int,
+    int8: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """List every file that is in `folder`; called when all of them are written.
 
@@ -52,7 +60,7 @@ def write_manifest(
         for name in sorted(_present(folder))
     }
     made_by = f"compress {__version__}"
-    manifest = Manifest(FORMAT, made_by, student, fingerprint, dict(data), opset, entries)
+    manifest = Manifest(FORMAT, made_by, student, fingerprint, dict(data), opset, entries, int8)
     write_json(folder / NAME, asdict(manifest))
     return manifest
 
@@ -119,4 +127,6 @@ def _read(folder: Path) -> Manifest:
     outside = [n for n in files if PurePosixPath(n).is_absolute() or ".." in n.split("/")]
     if outside or not isinstance(manifest.data, dict):
         raise UserError(f"{path} is damaged ({(outside or ['data'])[0]!r}); {_AGAIN}")
+    if not isinstance(manifest.int8, dict | None):
+        raise UserError(f"{path} is damaged ('int8'); {_AGAIN}")
     return manifest

@@ -15,6 +15,7 @@ from compress.models import user_code
 from compress.optimisation import SCHEDULES
 from compress.recipe import Engine, MethodPart, Recipe, TransferPart
 from compress.stages.distill import terms_for
+from compress.stages.fast_teachers import arithmetic
 from compress.trackers import TRACKERS
 
 
@@ -142,7 +143,7 @@ def reads_teachers(part: MethodPart, terms: Terms) -> bool:
 def _targets(engine: Engine) -> dict[str, str]:
     """What of the engine changes the targets that students learn from."""
     stored = engine.cache.dtype if engine.cache else "float32"
-    return {"engine.teacher": engine.teacher, "engine.cache.dtype": stored}
+    return {"engine.teacher": arithmetic(engine), "engine.cache.dtype": stored}
 
 
 def _transfer_names(parts: list[TransferPart]) -> dict[str, TransferPart]:

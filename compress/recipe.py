@@ -173,15 +173,23 @@ class Account(Part):
 
 
 class Int8(Part):
-    """The quantized file: images of the training split to calibrate on, and its accuracy gate.
+    """The quantized file: images of the training split to calibrate on, and its gate.
 
-    `max_top1_drop` is in percentage points, on the validation split where there is one, else on
-    the test split. Layers that are left out stay float.
+    The gate compares with the trained network, on the validation split where there is one, else on
+    the test split: `max_top1_drop` in percentage points, `min_agreement_percent` of the images
+    with the same class, `max_difference` of logits relative to the largest one. A file that
+    exceeds a limit is left out of the bundle.
+
+    Layers that are left out stay float. Weights have 7 bits, right on every CPU; with `full_range`
+    8, right only on CPUs with VNNI or ARM dot product.
     """
 
     calibration_images: Positive = 512
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     max_top1_drop: Weight = 1.0
+    min_agreement_percent: Annotated[float, Field(ge=0, le=100)] = 95.0
+    max_difference: Annotated[float, Field(gt=0)] = 0.1
+    full_range: bool = False
     leave_out: list[Literal["first", "last"]] = []
 
 

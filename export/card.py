@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.text import one_line, printable
+from export.layout import FULL_RANGE
 
 _FRONT = """---
 license: {license}
@@ -18,9 +19,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
-            `license` (None: not stated), `parity`, `int8` (None without it), `files` (name ->
-            bytes), `latency` (see `export.timing`, or None), `costs` (of `account`, or None),
-            `found` and `teachers` (what distill and teacher found), `machine` (the environment).
+            `license` (None: not stated), `parity`, `int8` (None without it), `int8_refused` (why
+            it was left out, or None), `files` (name -> bytes), `latency` (see `export.timing`, or
+            None), `costs` (of `account`, or None), `found` and `teachers` (what distill and teacher
+            found), `machine` (the environment).
     """
     sections = [
         _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
@@ -79,12 +81,24 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
     rows.append(f"\nTop-1 on the {parity['images']} images of the test split{epoch}.")
     if int8 is not None:
         gate = int8["gate"]
+        accepted = gate["accepted"]
         rows.append(
             f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
-            f"({int8['calibration']}) on {int8['calibration_images']} training images; its drop of "
-            f"{gate['top1_drop']:.2f} points on {gate['images']} images of the {gate['split']} "
-            f"split is within the accepted {gate['accepted']:g}."
+            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
+            f"{gate['images']} images of the {gate['split']} split its drop of "
+            f"{gate['top1_drop']:.2f} points (accepted {accepted['max_top1_drop']:g}), the same "
+            f"class in {gate['agreement_percent']:.2f} % (accepted "
+            f"{accepted['min_agreement_percent']:g}) and logits off by {gate['difference']:.2g} of "
+            f"the largest (accepted {accepted['max_difference']:g}) are within the limits, on the "
+            "machine that made it and computed exactly."
         )
+        rows.append(
+            f"**int8: {FULL_RANGE}.**"
+            if int8["full_range"]
+            else "int8 weights have 7 bits, so that no CPU's 8-bit products saturate."
+        )
+    if facts["int8_refused"]:
+        rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
     return "\n".join(rows)
 
 

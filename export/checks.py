@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 from pydantic import ValidationError
 
 from compress import __version__
@@ -18,8 +19,9 @@ from compress.text import printable
 from compress.train_checks import check_named
 from export import predict
 from export.files import check_file, open_session, takes_pixels
-from export.layout import FLOAT, SCRIPT, preprocess_content
+from export.layout import FLOAT, INT8, SCRIPT, preprocess_content
 from export.manifest import Manifest
+from export.qdq import LARGEST_SAFE_WEIGHT, largest_weight
 
 _NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
 
@@ -47,6 +49,19 @@ def foreign_script(bundle: Path, manifest: Manifest) -> list[str]:
         f"{SCRIPT} is not the one that compress {__version__} writes (the manifest says that "
         f"{shortened(manifest.made_by)} wrote the bundle), and what it does was not checked: "
         f"export again, or use python -m export.predict {bundle} in its place"
+    ]
+
+
+def check_weights(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence where the int8 file is wrong on some CPUs and the manifest does not say so."""
+    if INT8 not in manifest.files or (manifest.int8 or {}).get("full_range"):
+        return []
+    largest = largest_weight(onnx.load(bundle / INT8).graph)
+    if largest <= LARGEST_SAFE_WEIGHT:
+        return []
+    return [
+        f"{INT8}: its weights go up to {largest}; products saturate above {LARGEST_SAFE_WEIGHT} on "
+        "x86 CPUs before VNNI, and the manifest does not label the file so; export again"
     ]
 
 

@@ -30,7 +30,8 @@ class Manifest(Closed):
     """The content of manifest.json.
 
     `data` is the recipe's data section without root, with the seed that subsets are drawn by;
-    `files` are all of the bundle but manifest.json itself, by their path in it.
+    `files` are all of the bundle but manifest.json itself, by their path in it; `int8` says where
+    the int8 file is right or why it was refused (None: none was asked for, or an older bundle).
     """
 
     format: int
@@ -40,6 +41,7 @@ class Manifest(Closed):
     data: dict[str, Any]
     opset: Annotated[int, Field(ge=1, le=1000)]
     files: dict[_Line, Entry]
+    int8: dict[str, Any] | None = None
 
     @field_validator("files")
     @classmethod
@@ -51,7 +53,13 @@ class Manifest(Closed):
 
 
 def write_manifest(
-    folder: Path, *, student: str, fingerprint: str, data: Mapping[str, Any], opset: int
+    folder: Path,
+    *,
+    student: str,
+    fingerprint: str,
+    data: Mapping[str, Any],
+    opset: int,
+    int8: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """List every file that is in `folder`; called when all of them are written.
 
@@ -70,6 +78,7 @@ def write_manifest(
         data=dict(data),
         opset=opset,
         files=entries,
+        int8=None if int8 is None else dict(int8),
     )
     write_json(folder / NAME, manifest.model_dump())
     return manifest

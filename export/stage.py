@@ -10,10 +10,11 @@ from compress.deployment import Student, load_student
 from compress.errors import UserError
 from compress.recipe import Export, Recipe
 from compress.stages import dataset_of
-from export.bundle import UNFINISHED, Request, write_bundle
+from export.bundle import UNFINISHED, write_bundle
 from export.checks import require_same_data
+from export.request import Request
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 BUNDLE = "bundle"
 
 

@@ -94,7 +94,7 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     return listed(folder)
 
 
-def listed(folder: Path, data: dict[str, Any] = DATA) -> Path:
+def listed(folder: Path, data: dict[str, Any] = DATA, int8: dict[str, Any] | None = None) -> Path:
     """The bundle, its manifest written for what it holds now."""
-    write_manifest(folder, student="none", fingerprint="0123abcd", data=data, opset=18)
+    write_manifest(folder, student="none", fingerprint="0123abcd", data=data, opset=18, int8=int8)
     return folder

@@ -26,6 +26,7 @@ from compress.artifacts import (
 from compress.checkpoint import part_of, read_history, trained_epoch, trained_state
 from compress.data.images import Preprocessing
 from compress.errors import UserError, nearest
+from compress.integrity import require_seal, require_whole
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import user_code
@@ -178,6 +179,7 @@ def load_student(folder: Path, name: str = "student") -> Student:
     Raises:
         UserError: a file is missing, damaged or does not fit its description.
     """
+    require_whole(folder, name)
     description = load_description(folder, name)
     network = build_plain(description)
     if description["method"] is not None:
@@ -187,20 +189,30 @@ def load_student(folder: Path, name: str = "student") -> Student:
     return Student(network.eval(), description)
 
 
-def load_unfinished(folder: Path) -> Student:
+def load_unfinished(folder: Path, role: str | None = None) -> Student:
     """The deployed network of a training that was interrupted, as its last checkpoint has it.
 
     Its weights are of the last whole epoch, or of the best one where a validation split chooses;
     its description's `metrics` are those of that epoch, and `interrupted` names both.
 
+    Args:
+        role: of the training, where it is known; a checkpoint of another is refused.
+
     Raises:
-        UserError: no epoch was finished, or a file is damaged.
+        UserError: no epoch was finished, or a file is damaged or of another training.
     """
-    history = read_history(folder)
-    if not history or not (folder / "description.json").is_file():
+    path = folder / "description.json"
+    try:
+        history = read_history(folder, role)
+        state = trained_state(folder, role) if history else {}
+        content = read_mapping(path) if path.is_file() else {}
+        require_seal(content, path, {*content} - {"digest"})
+    except UserError as error:
+        raise UserError(f"{error}; run the recipe again, it goes on from what is whole") from None
+    if not history or not content:
         raise UserError(f"{folder} holds no whole epoch of a student's training yet")
-    description = load_description(folder, "description")
-    state = trained_state(folder)
+    description = load_description(folder, path.stem)
+    description.pop("digest", None)
     network = build_plain(description)
     _load_exactly(network, part_of(state, "student."), folder)
     if description["method"] is not None:
@@ -270,6 +282,7 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
     Args:
         weights: False leaves the random initialisation keyed by `seed`: training from scratch.
     """
+    require_whole(folder, "student")
     description = load_description(folder)
     state = read_tensors(folder / "student.safetensors")[0] if weights else {}
     return cut_encoder(

@@ -5,15 +5,17 @@ once they have waited for it.
 
 DIR/run.json  recipe.yaml  resolved.yaml  environment.json  log.txt  report.*
 DIR/<stage>/fields.json    what the stage depends on, written before it starts
-DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured"}, written when done
-DIR/superseded/            folders of results whose inputs changed; nothing is ever deleted
+DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured", "files", "digest"},
+                           written when done; `files` records what the stage vouches for
+DIR/superseded/            folders of results whose inputs changed, and files that were found
+                           damaged; nothing is ever deleted
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from compress.errors import UserError
+from compress.integrity import UNSEALED_RESULT, numbered, record, require_seal, seal
+from compress.integrity import sha256_file as sha256_file
 from compress.ranks import by_first, is_first
 from compress.recipe import Recipe
 from compress.user_files import folders_below
 
+_CHECKSUM = "checksum"
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
 
 
@@ -95,14 +100,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors in one step."""
+    """Write tensors as safetensors in one step; with metadata, also a checksum of all of it."""
     if not is_first():
         return
     partial = path.with_name(path.name + ".partial")
     # safetensors refuses channels_last and shared storage.
     plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+    checksum = {_CHECKSUM: _checksum(plain, metadata)} if metadata else {}
     try:
-        save_file(plain, partial, metadata=dict(metadata or {}))
+        save_file(plain, partial, metadata={**(metadata or {}), **checksum})
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}; what was written before is whole") from None
@@ -113,22 +119,31 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, on the CPU."""
+    """The tensors and the metadata of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: the file is not there or damaged, or its checksum, if it has one, does not fit.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = file.metadata() or {}
     except FileNotFoundError:
         raise UserError(f"{path} not found (looked in {Path.cwd()})") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or truncated: {error}") from None
+    checksum = metadata.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(tensors, metadata):
+        raise UserError(f"{path} is damaged: its content does not fit its checksum")
+    return tensors, metadata
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> str:
+    """SHA-256 of the metadata and of each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), [*tensor.shape]]).encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -158,13 +173,18 @@ def changed_fields(before: Any, after: Any, path: str = "") -> list[str]:
 
 
 def read_result(run_folder: Path, stage: str) -> dict[str, Any]:
-    """A finished stage's `result.json`."""
+    """A finished stage's `result.json`.
+
+    Raises:
+        UserError: there is none, or its content is not what was written.
+    """
     path = run_folder / stage / "result.json"
     if not path.is_file():
         raise UserError(f"{run_folder} has no finished stage '{stage}'; run the recipe first")
     result = read_mapping(path)
     if not {"fingerprint", "values", "measured"} <= set(result):
         raise UserError(f"{path} is damaged; redo the stage with --fresh {stage}")
+    require_seal(result, path, UNSEALED_RESULT)
     return result
 
 
@@ -217,7 +237,7 @@ class RunDirectory:
     def _refuse_foreign(self) -> None:
         marker = self.folder / "run.json"
         if marker.is_file():
-            owner = read_mapping(marker).get("name")
+            owner = self._owner(marker)
             if owner != self.name:
                 raise UserError(
                     f"run directory '{self.folder}' belongs to recipe '{owner}', not to "
@@ -229,14 +249,28 @@ class RunDirectory:
                 "choose an empty or new directory with --out"
             )
 
+    def _owner(self, marker: Path) -> Any:
+        try:
+            return read_mapping(marker).get("name")
+        except UserError:
+            raise UserError(
+                f"{marker} is damaged; write {json.dumps({'name': self.name})} into it, if this "
+                "is the run directory of that recipe"
+            ) from None
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its files."""
         return self.folder / stage
 
     def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
-        """Whether the stage's result stands for exactly these fields."""
-        path = self.stage_folder(stage) / "result.json"
-        return path.is_file() and read_mapping(path).get("fingerprint") == fingerprint_of(fields)
+        """Whether the stage has a result for exactly these fields; see `compress.skipping`, too.
+
+        Raises:
+            UserError: the result is damaged.
+        """
+        if not (self.stage_folder(stage) / "result.json").is_file():
+            return False
+        return bool(read_result(self.folder, stage)["fingerprint"] == fingerprint_of(fields))
 
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
         """What changed since the stage's folder was begun; empty where it was not begun."""
@@ -246,7 +280,11 @@ class RunDirectory:
             # Nobody knows what such a folder was trained for: it is put aside, never resumed.
             found = folder.is_dir() and any(folder.iterdir())
             return ["its fields.json is missing"] if found else []
-        return changed_fields(read_json(path), json.loads(json.dumps(fields)))
+        try:
+            before = read_json(path)
+        except UserError:
+            return ["its fields.json is damaged"]
+        return changed_fields(before, json.loads(json.dumps(fields)))
 
     def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
         """A stage's folder to work in; what was begun for the same fields is still in it."""
@@ -263,11 +301,7 @@ class RunDirectory:
         folder = self.stage_folder(stage)
         if not folder.exists():
             return None
-        shelf = self.folder / "superseded"
-        shelf.mkdir(exist_ok=True)
-        numbers = [p.name.split("-")[0] for p in shelf.iterdir()]
-        number = 1 + max((int(n) for n in numbers if n.isdigit()), default=0)
-        target = shelf / f"{number:03d}-{stage.replace('/', '-')}"
+        target = numbered(self.folder / "superseded", stage.replace("/", "-"))
         folder.rename(target)
         return target
 
@@ -279,7 +313,7 @@ class RunDirectory:
         wanted = fingerprint_of(fields)
         for old in sorted((self.folder / "superseded").glob("*/fields.json"), reverse=True):
             of_stage = old.parent.name.partition("-")[2] == stage.replace("/", "-")
-            if of_stage and fingerprint_of(read_json(old)) == wanted:
+            if of_stage and _fingerprint_in(old) == wanted:
                 self.stage_folder(stage).parent.mkdir(parents=True, exist_ok=True)
                 old.parent.rename(self.stage_folder(stage))
                 return True
@@ -293,12 +327,35 @@ class RunDirectory:
                 if stage not in planned:
                     self.supersede(stage)
 
-    def finish(self, stage: str, fields: Mapping[str, Any], outcome: Outcome) -> None:
-        """Write the stage's result: from here on it counts as done."""
+    def finish(
+        self, stage: str, fields: Mapping[str, Any], outcome: Outcome, files: Iterable[str] = ()
+    ) -> None:
+        """Write the stage's result: from here on it counts as done.
+
+        Args:
+            files: what the stage vouches for besides its numbers, as paths in its folder.
+        """
         result = {
             "stage": stage,
             "fingerprint": fingerprint_of(fields),
             "values": outcome.values,
             "measured": outcome.measured,
         }
-        write_json(self.stage_folder(stage) / "result.json", result)
+        self.write_result(stage, {**result, "files": self.records(stage, files)})
+
+    def records(self, stage: str, files: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Size and digest of files in a stage's folder, and of what it was begun for."""
+        folder = self.stage_folder(stage)
+        return {name: record(folder / name) for name in (*files, "fields.json")}
+
+    def write_result(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Write `result.json` with a digest of itself."""
+        write_json(self.stage_folder(stage) / "result.json", seal(result))
+
+
+def _fingerprint_in(path: Path) -> str | None:
+    """The fingerprint of a `fields.json`; None where it is damaged."""
+    try:
+        return fingerprint_of(read_json(path))
+    except UserError:
+        return None

@@ -17,7 +17,13 @@ import torchvision
 from torch import Tensor, nn
 
 from compress import __version__, models
-from compress.artifacts import read_tensors, sha256_file, write_json, write_tensors
+from compress.artifacts import (
+    read_mapping,
+    read_tensors,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
 from compress.checkpoint import (
     checkpoint_path,
     part_of,
@@ -28,6 +34,7 @@ from compress.checkpoint import (
 from compress.data.images import Preprocessing
 from compress.descriptions import FORMAT, read_description
 from compress.errors import UserError, nearest
+from compress.integrity import require_seal, require_whole
 from compress.methods import METHODS
 from compress.methods.base import Context, Method, TeacherContext
 from compress.models import user_code
@@ -191,6 +198,7 @@ def load_student(folder: Path, name: str = "student") -> Student:
     Raises:
         UserError: a file is missing, damaged or does not fit its description.
     """
+    require_whole(folder, name)
     description = load_description(folder, name)
     path = folder / f"{name}.safetensors"
     network = build_plain(description, weights=path)
@@ -202,20 +210,30 @@ def load_student(folder: Path, name: str = "student") -> Student:
     return Student(network.eval(), description)
 
 
-def load_unfinished(folder: Path) -> Student:
+def load_unfinished(folder: Path, role: str | None = None) -> Student:
     """The deployed network of a training that was interrupted, as its last checkpoint has it.
 
     Its weights are of the last whole epoch, or of the best one where a validation split chooses;
     its description's `metrics` are those of that epoch, and `interrupted` names both.
 
+    Args:
+        role: of the training, where it is known; a checkpoint of another is refused.
+
     Raises:
-        UserError: no epoch was finished, or a file is damaged.
+        UserError: no epoch was finished, or a file is damaged or of another training.
     """
-    history = read_history(folder)
-    if not history or not (folder / "description.json").is_file():
+    path = folder / "description.json"
+    try:
+        history = read_history(folder, role)
+        state = trained_state(folder, role) if history else {}
+        content = read_mapping(path) if path.is_file() else {}
+        require_seal(content, path, {*content} - {"digest"})
+    except UserError as error:
+        raise UserError(f"{error}; run the recipe again, it goes on from what is whole") from None
+    if not history or not content:
         raise UserError(f"{folder} holds no whole epoch of a student's training yet")
-    description = load_description(folder, "description")
-    state = trained_state(folder)
+    description = load_description(folder, path.stem)
+    description.pop("digest", None)
     weights = checkpoint_path(folder)
     network = build_plain(description, weights=weights)
     _load_exactly(network, part_of(state, "student."), folder)
@@ -287,6 +305,7 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
     Args:
         weights: False leaves the random initialisation keyed by `seed`: training from scratch.
     """
+    require_whole(folder, "student")
     description = load_description(folder)
     path = folder / "student.safetensors"
     state = read_tensors(path)[0] if weights else {}

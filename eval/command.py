@@ -18,11 +18,12 @@ from compress.launch import reported, started
 from compress.models import user_code
 from compress.ranks import by_first, world
 from compress.recipe import TRANSFER_TRAIN, TransferTrain
+from compress.skipping import stands
 from compress.text import printable
 from eval.asked import Asked, asked_of
 from eval.context import begun, depends_on
 from eval.options import add_options
-from eval.stage import DATASETS, TASKS, evaluated
+from eval.stage import DATASETS, TASKS, evaluated, files
 from eval.tables import table_of
 
 
@@ -93,13 +94,17 @@ def _result(asked: Asked, label: str) -> dict[str, Any]:
     directory, fields = asked.directory, by_first(partial(asked.fields, label))
     context = asked.context(label, fields)
     stage, full = context.stage, by_first(partial(depends_on, context))
-    if not by_first(partial(directory.finished, stage, full)):
+    if not by_first(partial(stands, directory, stage, full, files, fields)):
         by_first(partial(begun, directory, stage, fields))
         start = time.perf_counter()
         with doing(stage):
             values = evaluated(asked.task, context, asked.arguments)
         told = {"seconds": time.perf_counter() - start, "processes": world()}
         done = Outcome(values, {**told, "environment": environment(asked.device)})
-        by_first(partial(directory.finish, stage, full, done))
+        by_first(
+            lambda: directory.finish(
+                stage, full, done, files(directory.stage_folder(stage), done.values)
+            )
+        )
     values = by_first(partial(read_result, directory.folder, stage))["values"]
     return dict(values)

@@ -17,6 +17,7 @@ from compress.deployment import (
     load_description,
 )
 from compress.errors import UserError
+from compress.integrity import require_whole
 from compress.models.weight_checks import check_finite, check_kinds
 from compress.recipe_files import load_resolved
 from compress.taps import TapSpecs
@@ -145,6 +146,7 @@ def _main_label(run: Path) -> str:
 
 
 def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Origin:
+    require_whole(folder, name)
     description = load_description(folder, name)
     weights = folder / f"{name}.safetensors"
     if not weights.is_file():

@@ -1,11 +1,12 @@
 """The transfer stage: a task on the distilled encoder against the same network from elsewhere."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from compress.artifacts import Job, Outcome, RunDirectory
 from compress.stages import settings_from
-from eval.context import Context, student_of
+from eval.context import OUTCOME, Context, files_of_training, student_of
 from eval.detection import task as detection
 from eval.linear_probe import task as linear_probe
 from eval.neighbours import task as neighbours
@@ -31,6 +32,19 @@ DATASETS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 }
 
 _ENTRY_KEYS = ("task", "name", "data", "init", "train", "seeds")
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The outcome of every training and what it left, and the data that were generated."""
+    trainings = [f"{row['init']}/seed-{seed}" for row in values.get("rows", ())
+                 for seed in values.get("seeds", ())]  # fmt: skip
+    found: dict[str, str | None] = {}
+    for training in trainings:
+        names = (OUTCOME, *files_of_training(folder / training))
+        found |= {f"{training}/{name}": None for name in names}
+    if (folder / "data").is_dir() and trainings:
+        found["data"] = None
+    return found
 
 
 def run(job: Job) -> Outcome:

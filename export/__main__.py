@@ -117,7 +117,7 @@ def _load(folder: Path) -> "Student":
 
     if (folder / "result.json").is_file():
         return load_student(folder)
-    student = load_unfinished(folder)
+    student = load_unfinished(folder, role=f"distill/{folder.name}")
     epochs = student.description["interrupted"]
     log(
         f"{folder} was interrupted after epoch {epochs['after_epoch']}; this is its student as of "
@@ -153,7 +153,7 @@ def _refuse_occupied(out: Path, *, force: bool) -> None:
 
 def _choose(run: Path, name: str | None, recipe: "Recipe") -> str:
     """The student to export: a folder of RUN/distill."""
-    files = ("result.json", "checkpoint.safetensors")
+    files = ("result.json", "checkpoint*.safetensors")
     trained = sorted({p.parent.name for file in files for p in (run / "distill").glob(f"*/{file}")})
     if not trained:
         raise UserError(f"{run} has no trained student yet; run the recipe first")

@@ -91,7 +91,7 @@ def check_manifest(folder: Path) -> Manifest:
         UserError: a file is missing, changed, truncated or not listed, one sentence for each; or
             the folder is no bundle.
     """
-    manifest = _read(folder)
+    manifest = read_manifest(folder)
     present = _present(folder)
     problems = []
     for name in sorted({*manifest.files, *present}):
@@ -129,7 +129,12 @@ def _present(folder: Path) -> set[str]:
     }
 
 
-def _read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Read a bundle's manifest, without a look at the files.
+
+    Raises:
+        UserError: the folder is no bundle, or the manifest is damaged.
+    """
     if not folder.is_dir():
         raise UserError(f"bundle '{folder}' not found (looked in {Path.cwd()})")
     path = folder / NAME

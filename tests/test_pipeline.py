@@ -18,6 +18,7 @@ import yaml
 
 from compress import methods, pipeline
 from compress.artifacts import read_json, read_tensors
+from compress.integrity import seal
 from compress.models import build
 from tests.methods.throwaway import ThreeViews, TwoTeachers
 from tests.waiting import HANG, wait_until
@@ -207,7 +208,7 @@ def test_what_follows_is_redone_where_a_result_differs(
     path = out / "distill/kd/result.json"
     result = read_json(path)
     result["values"]["sha256"] = "other weights"
-    path.write_text(json.dumps(result))
+    path.write_text(json.dumps(seal(result)))
     assert run(recipe, out, "--until", "fuse") == 0
     shown = capsys.readouterr().out
     assert "distill/kd: done before, skipped" in shown

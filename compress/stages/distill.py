@@ -1,17 +1,19 @@
 """One student, trained by one method: the phases, the main training, the artefact."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from compress import deployment
-from compress.artifacts import Job, Outcome, write_json
+from compress.artifacts import Job, Outcome, fingerprint_of, write_json
 from compress.console import log
 from compress.data import Batch, Dataset, evenly
 from compress.distillation import Distillation
+from compress.integrity import seal
 from compress.methods import METHODS
 from compress.methods.base import Method, Terms
 from compress.optimisation import Settings, constant
@@ -34,6 +36,13 @@ def terms_for(part: MethodPart, distill: Distill) -> Terms:
     terms = METHODS[part.name].protocols[distill.protocol]
     given = part.weights or (distill.weights if part is distill.method else None)
     return terms if given is None else replace(terms, **given.model_dump(exclude_none=True))
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The student and the histories of its trainings, with the digest that `values` holds."""
+    histories = sorted(p.relative_to(folder).as_posix() for p in folder.glob("**/metrics.jsonl"))
+    student = {"student.safetensors": values.get("sha256"), "student.json": None}
+    return student | dict.fromkeys(histories)
 
 
 def run(job: Job) -> Outcome:
@@ -65,7 +74,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     deployed = method.deploy(student)
     description = describe_student(job, data, deployed is student, method, weights)
     # Written before the first step: an interrupted training can be exported.
-    write_json(job.folder / "description.json", description)
+    write_json(job.folder / "description.json", seal(description))
     training = _Training(job, module, teaching, data, deployed)
     history, terms = yield from training.run()
     found = summary(history, task.metric)
@@ -116,6 +125,7 @@ class _Training:
                 seed=self._seed,
                 device=self.job.device,
                 order=number - len(phases),
+                fingerprint=fingerprint_of(self.job.fields),
             )
         self._enter(None)
         terms["start"] = self._measure(fixed)
@@ -131,6 +141,7 @@ class _Training:
             device=self.job.device,
             evaluate=lambda: judge(self.deployed, self.data, self.job),
             keep_best=f"validation_{metric}" if self.data.validation else None,
+            fingerprint=fingerprint_of(self.job.fields),
         )
         if self.job.device.type == "cuda":
             self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress import deployment, models
-from compress.artifacts import Job, Outcome
+from compress.artifacts import Job, Outcome, fingerprint_of
 from compress.compiled import compiled_taps
 from compress.console import log
 from compress.data import Dataset, ImageBatches, Preprocessing
@@ -24,6 +24,19 @@ from compress.tasks import Classification
 from compress.training import train
 
 RESULT_VERSION = 3
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The files of every teacher, with the digests that the result's `values` hold."""
+    rows = values.get("teachers", ())
+    digests = {str(number): row.get("sha256") for number, row in enumerate(rows)}
+    found: dict[str, str | None] = {}
+    for number in sorted({*digests, *(p.parent.name for p in folder.glob("[0-9]*/teacher.*"))}):
+        found[f"{number}/teacher.safetensors"] = digests.get(number)
+        found[f"{number}/teacher.json"] = None
+        if (folder / number / "metrics.jsonl").is_file():
+            found[f"{number}/metrics.jsonl"] = None
+    return found
 
 
 def run(job: Job) -> Outcome:
@@ -89,6 +102,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
             device=job.device,
             evaluate=lambda: judge(network, data, job),
             keep_best=f"validation_{task.metric}" if data.validation else None,
+            fingerprint=fingerprint_of(job.fields),
         )
         row |= summary(history, task.metric)
     else:

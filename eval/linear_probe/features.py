@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from compress.artifacts import fingerprint_of, read_tensors, write_tensors
+from compress.console import log
 from compress.data import Dataset, Images, Preprocessing, evaluation_batches
 from compress.deployment import Encoder
+from compress.errors import UserError
+from compress.integrity import put_aside
 from compress.ranks import by_first, gathered, part
 from eval.context import SCRATCH, Context, Start, opened
 from eval.linear_probe.data import DATASETS
@@ -77,7 +80,13 @@ def features_of(context: Context, start: Start, data: Dataset) -> Features:
 
 def _is_kept(path: Path, digest: str) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.is_file() and read_tensors(path)[1].get("digest") == digest
+    if not path.is_file():
+        return False
+    try:
+        return read_tensors(path)[1].get("digest") == digest
+    except UserError as error:
+        log(f"  {error}; it is now in {put_aside(path.parent, [path.name])}, and computed again")
+        return False
 
 
 def _digest(encoder: Encoder) -> str:

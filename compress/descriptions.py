@@ -61,6 +61,11 @@ class _Taps(Closed):
     num_classes: _Width
     stem: _Map | None = None
 
+    def maps(self) -> list[_Map]:
+        """Every map there is."""
+        single = [one for one in (self.last_map, self.stem) if one is not None]
+        return [*self.stages, *self.pre_activations, *single]
+
 
 class _Teacher(Closed):
     taps: _Taps
@@ -134,6 +139,13 @@ class _Description(Open):
             raise ValueError(
                 f"input_shape is not [3, {size}, {size}], as preprocessing.image_size has it"
             )
+        for one in self.taps.maps():
+            stride = max(1, round(size / one.height))
+            if one.stride != stride:
+                raise ValueError(
+                    f"taps: '{one.path}' has stride {one.stride}, but {size} pixels to "
+                    f"{one.height} are {stride}"
+                )
         return self
 
 

@@ -282,7 +282,7 @@ def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -
 
 def encoder_state(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Tensor]:
     """Of a deployed network's tensors the student's own, under the plain architecture's names."""
-    return part_of(state, description["encoder_prefix"])
+    return part_of(state, description.get("encoder_prefix", ""))
 
 
 def cut_encoder(

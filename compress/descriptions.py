@@ -119,7 +119,7 @@ class _Description(Open):
     preprocessing: _Preprocessing
     taps: _Taps
     method: _Method | None
-    encoder_prefix: _Text
+    encoder_prefix: _Text | None = None
     fingerprint: _Text
     metrics: dict[str, Any] | None = None
     versions: dict[str, Any] | None = None
@@ -134,6 +134,10 @@ class _Description(Open):
             raise ValueError(
                 f"num_classes is {self.num_classes}, but class_names has {len(self.class_names)}"
             )
+        if self.encoder_prefix is None and (
+            self.method is not None or "encoder_prefix" in self.model_fields_set
+        ):
+            raise ValueError("encoder_prefix is not given as text")
         size = self.preprocessing.image_size
         if self.input_shape != [3, size, size]:
             raise ValueError(

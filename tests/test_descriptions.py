@@ -80,7 +80,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("architecture.arguments", {"depth": 200}, r"architecture\.arguments\.depth: unknown key"),
     ("architecture.arguments", {"depth": 10**9}, "depth holds a number that is larger than"),
     ("architecture.arguments", {"num_classes": 9}, "num_classes is no argument of an arch"),
-    ("encoder_prefix", None, "encoder_prefix is None, but"),
+    ("encoder_prefix", None, "encoder_prefix is not given as text"),
     ("label", "../../elsewhere", "label is '../../elsewhere', but .* pattern"),
     ("format", True, "has format True; this version reads 1"),
 ]

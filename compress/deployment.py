@@ -45,6 +45,7 @@ from compress.ranks import by_first
 from compress.tap_discovery import switch_off_inplace
 from compress.taps import MapSpec, TapSpecs, encoder_until
 
+_LARGEST_TRIED = 1024  # pixels
 # The plain numbers of a method's context.
 _NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
 
@@ -207,7 +208,9 @@ def load_student(folder: Path, name: str = "student") -> Student:
             method = rebuild_method(description["method"])
         network = method.deploy(network)
     _load_exactly(network, read_tensors(path)[0], path)
-    return Student(network.eval(), description)
+    shape = Preprocessing.from_dict(description["preprocessing"]).input_shape
+    _require_output(network.eval(), shape, (description["num_classes"],), str(path))
+    return Student(network, description)
 
 
 def load_unfinished(folder: Path, role: str | None = None) -> Student:
@@ -253,6 +256,33 @@ def load_unfinished(folder: Path, role: str | None = None) -> Student:
     return Student(network.eval(), description)
 
 
+@torch.no_grad()
+def _require_output(
+    network: nn.Module, shape: tuple[int, int, int], expected: tuple[int, ...], origin: str
+) -> None:
+    """Refuse a network whose output for one image is not what its description says.
+
+    Images so large that one is a burden are not tried.
+    """
+    if shape[1] > _LARGEST_TRIED:
+        return
+    training = network.training
+    try:
+        found = tuple(network.eval()(torch.zeros(1, *shape)).shape[1:])
+    except Exception as error:  # shapes that no training wrote fail in many ways
+        raise UserError(
+            f"{origin} does not fit its description: the network cannot run on an image of "
+            f"{shape[1]} pixels ({' '.join(str(error).split())})"
+        ) from error
+    finally:
+        network.train(training)
+    if found != expected:
+        raise UserError(
+            f"{origin} does not fit its description: of an image of {shape[1]} pixels the network "
+            f"makes {found}, described is {expected}"
+        )
+
+
 def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = network.state_dict()
     wrong = sorted(
@@ -270,7 +300,7 @@ def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -
 
 def encoder_state(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Tensor]:
     """Of a deployed network's tensors the student's own, under the plain architecture's names."""
-    return part_of(state, description["encoder_prefix"])
+    return part_of(state, description.get("encoder_prefix", ""))
 
 
 def cut_encoder(
@@ -293,7 +323,10 @@ def cut_encoder(
     own = network.state_dict()
     found = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     network.load_state_dict(found, strict=False)
-    body = encoder_until(network, specs.last_map.path)
+    last = specs.last_map
+    body = encoder_until(network, last.path)
+    expected = (last.channels, last.height, last.width)
+    _require_output(body, preprocessing.input_shape, expected, origin)
     needed = body.state_dict().keys()
     matched = 100 * len(needed & found.keys()) / len(needed)
     return Encoder(body, specs.last_map, preprocessing, matched)

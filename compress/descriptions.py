@@ -61,6 +61,11 @@ class _Taps(Closed):
     num_classes: _Width
     stem: _Map | None = None
 
+    def maps(self) -> list[_Map]:
+        """Every map there is."""
+        single = [one for one in (self.last_map, self.stem) if one is not None]
+        return [*self.stages, *self.pre_activations, *single]
+
 
 class _Teacher(Closed):
     taps: _Taps
@@ -114,7 +119,7 @@ class _Description(Open):
     preprocessing: _Preprocessing
     taps: _Taps
     method: _Method | None
-    encoder_prefix: _Text
+    encoder_prefix: _Text | None = None
     fingerprint: _Text
     metrics: dict[str, Any] | None = None
     versions: dict[str, Any] | None = None
@@ -129,11 +134,22 @@ class _Description(Open):
             raise ValueError(
                 f"num_classes is {self.num_classes}, but class_names has {len(self.class_names)}"
             )
+        if self.encoder_prefix is None and (
+            self.method is not None or "encoder_prefix" in self.model_fields_set
+        ):
+            raise ValueError("encoder_prefix is not given as text")
         size = self.preprocessing.image_size
         if self.input_shape != [3, size, size]:
             raise ValueError(
                 f"input_shape is not [3, {size}, {size}], as preprocessing.image_size has it"
             )
+        for one in self.taps.maps():
+            stride = max(1, round(size / one.height))
+            if one.stride != stride:
+                raise ValueError(
+                    f"taps: '{one.path}' has stride {one.stride}, but {size} pixels to "
+                    f"{one.height} are {stride}"
+                )
         return self
 
 

@@ -62,6 +62,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("taps.stages", {}, r"taps\.stages is \{\}, but .* list"),
     ("taps.last_map.path", 3, r"taps\.last_map\.path is 3, but .* string"),
     ("taps.last_map.stride", 0, r"taps\.last_map\.stride is 0, but"),
+    ("taps.last_map.stride", 8, "'layer3' has stride 8, but 16 pixels to 4 are 4"),
+    ("taps.last_map.channels", 65, r"the network makes \(64, 4, 4\), described is \(65, 4, 4\)"),
+    ("method.student.last_map.height", 64, "the network cannot run on an image of 16 pixels"),
     ("taps.last_map.path", "layer9", "resnet|cannot be cut after 'layer9'"),
     ("method", "simkd", "method is 'simkd', but"),
     ("method.name", "simk", r"method\.name 'simk' is none of .*did you mean 'simkd'"),
@@ -77,7 +80,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("architecture.arguments", {"depth": 200}, r"architecture\.arguments\.depth: unknown key"),
     ("architecture.arguments", {"depth": 10**9}, "depth holds a number that is larger than"),
     ("architecture.arguments", {"num_classes": 9}, "num_classes is no argument of an arch"),
-    ("encoder_prefix", None, "encoder_prefix is None, but"),
+    ("encoder_prefix", None, "encoder_prefix is not given as text"),
     ("label", "../../elsewhere", "label is '../../elsewhere', but .* pattern"),
     ("format", True, "has format True; this version reads 1"),
 ]
@@ -150,7 +153,7 @@ def test_an_earlier_file_of_a_pretrained_network_needs_no_network(
     network = models.build("timm:resnet10t", num_classes=5, seed=3).eval()
     content = deployment.describe(
         {"name": "timm:resnet10t", "arguments": {}},
-        discover(network, (3, 32, 32), "timm:resnet10t"),
+        discover(network, building.SHAPE, "timm:resnet10t"),
         CLASSES, building.PREPROCESSING, metrics={}, fingerprint="f",
     )  # fmt: skip
     content["architecture"]["arguments"] = {"pretrained": True}
@@ -161,7 +164,7 @@ def test_an_earlier_file_of_a_pretrained_network_needs_no_network(
 
     create: Callable[..., torch.nn.Module] = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: refuse(**k) or create(*a, **k))
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, *building.SHAPE)
     with torch.no_grad():
         assert torch.equal(deployment.load_student(tmp_path).network(images), network(images))
 

@@ -1,6 +1,7 @@
 """A bundle that somebody changed works, or is refused in words; no code of its own is ever run."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from export import verify
 from tests.export import bundles, mutations
 
 QUICK = ["--threads", "1", "--images", "2", "--batch", "2"]
-SEEDS = 60
+SEEDS = 40
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,8 @@ def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mutations.plant(tmp_path)
 
 
-def open_in_every_way(bundle: Path) -> int:
-    """How many ways of opening a bundle's model refused it, with a `UserError`."""
-    refusals = 0
+def open_in_every_way(bundle: Path) -> None:
+    """Open a bundle's model by every function that does; each works or raises a `UserError`."""
     for way in (
         lambda: deployment.load_student(bundle),
         lambda: deployment.load_encoder(bundle),
@@ -40,12 +40,8 @@ def open_in_every_way(bundle: Path) -> int:
         lambda: open_origin(str(bundle)).encoder(),
         lambda: open_origin(str(bundle)).network(weights=False),
     ):
-        try:
+        with suppress(UserError):
             way()
-        except UserError as error:
-            assert str(error)
-            refusals += 1
-    return refusals
 
 
 def test_changed_bundles_are_refused_in_words(
@@ -57,7 +53,7 @@ def test_changed_bundles_are_refused_in_words(
         open_in_every_way(bundle)
         code = verify.main([str(bundle), *QUICK])
         outcomes[code] += 1
-        assert code == 0 or capsys.readouterr().err or code == 1, seed
+        assert (code == 2) == capsys.readouterr().err.startswith("error: "), seed
         assert not sentinel.exists(), seed
         shutil.rmtree(bundle)
     assert outcomes[2] > SEEDS / 2

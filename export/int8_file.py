@@ -107,8 +107,10 @@ def _require(parities: dict[str, Parity], settings: Int8) -> None:
         if clauses:
             sentences.append(f"{name}, {parity.images} images: {', '.join(clauses)}")
     if sentences:
+        narrower = "weights of 7 bits (full_range: false), " if settings.full_range else ""
         raise UserError(
-            f"{'; '.join(sentences)}; limits are keys of export.int8; try more calibration images, "
+            f"{'; '.join(sentences)}; limits are keys of export.int8; try {narrower}"
+            "more calibration images, "
             f"another calibration method ({', '.join(CALIBRATIONS)}), leaving out the first and "
             "last layers, or `int8: null` (--no-int8)"
         )

@@ -123,7 +123,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _start(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    file = row["file"] + (", exact" if row.get("exact") else "")
+    file = "int8, exact" if row.get("exact") else row["file"]
     return file, str(row["batch"]), str(row["threads"]), f"{row['images']:,}"
 
 

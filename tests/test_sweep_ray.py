@@ -5,11 +5,13 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -31,6 +33,9 @@ _SECONDS = 6  # between two attempts at cancelling a task, as in a sweep
 def runner() -> Iterator[Runner]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", functools.partial(ray.init, num_cpus=2))
+        # Ray gives its own processes 30 seconds to start, on a loaded machine as well.
+        slow = {**vars(time), "monotonic": lambda: time.monotonic() * 30 / HANG}
+        patch.setattr("ray._private.node.time", SimpleNamespace(**slow))
         with on_ray("local", cpus=1, gpus=0) as found:
             yield found
 

@@ -143,7 +143,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] |
     digest = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), [*tensor.shape]]).encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

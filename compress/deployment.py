@@ -213,19 +213,18 @@ def load_student(folder: Path, name: str = "student") -> Student:
     return Student(network, description)
 
 
-def load_unfinished(folder: Path, role: str | None = None) -> Student:
+def load_unfinished(folder: Path) -> Student:
     """The deployed network of a training that was interrupted, as its last checkpoint has it.
 
     Its weights are of the last whole epoch, or of the best one where a validation split chooses;
     its description's `metrics` are those of that epoch, and `interrupted` names both.
 
-    Args:
-        role: of the training, where it is known; a checkpoint of another is refused.
-
     Raises:
         UserError: no epoch was finished, or a file is damaged or of another training.
     """
     path = folder / "description.json"
+    # What the stage calls the training, see `compress.checkpoint`.
+    role = f"distill/{folder.name}" if folder.parent.name == "distill" else None
     try:
         history = read_history(folder, role)
         state = trained_state(folder, role) if history else {}

@@ -117,7 +117,7 @@ def _load(folder: Path) -> "Student":
 
     if (folder / "result.json").is_file():
         return load_student(folder)
-    student = load_unfinished(folder, role=f"distill/{folder.name}")
+    student = load_unfinished(folder)
     epochs = student.description["interrupted"]
     log(
         f"{folder} was interrupted after epoch {epochs['after_epoch']}; this is its student as of "

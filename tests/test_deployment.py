@@ -182,9 +182,11 @@ def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Pat
 
 
 def test_a_damaged_or_foreign_checkpoint_is_not_exported(tmp_path: Path) -> None:
-    _train_one_epoch(tmp_path, "kd")
+    (tmp_path / "distill/kd").mkdir(parents=True)
+    _train_one_epoch(tmp_path / "distill/kd", "kd")  # under the role "test"
     with pytest.raises(UserError, match=r"another training: its role is test, not distill/kd"):
-        deployment.load_unfinished(tmp_path, role="distill/kd")
+        deployment.load_unfinished(tmp_path / "distill/kd")
+    _train_one_epoch(tmp_path, "kd")
     for name in ("checkpoint.safetensors", "description.json"):
         path = tmp_path / name
         whole = path.read_bytes()

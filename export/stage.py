@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import Job, Outcome, changed_fields, read_json, read_mapping
-from compress.deployment import Student, load_student
 from compress.errors import UserError
-from compress.integrity import UNSEALED_RESULT, put_aside, require_seal
-from compress.recipe import Export, Recipe
+from compress.model_files.artifacts import Student, load_student
+from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
-from export.bundle import UNFINISHED, write_bundle
-from export.checks import require_same_data
-from export.manifest import NAME, read_manifest
-from export.request import Request
+from compress.stages.job import Job, Outcome
+from compress.storage.files import read_json, read_mapping
+from compress.storage.fingerprints import changed_fields
+from compress.storage.integrity import UNSEALED_RESULT, put_aside, require_seal
+from export.bundle.manifest import NAME, read_manifest
+from export.bundle.request import Request
+from export.bundle.writer import UNFINISHED, write_bundle
+from export.verify.checks import require_same_data
 
 RESULT_VERSION = 3
 BUNDLE = "bundle"

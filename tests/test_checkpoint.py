@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.artifacts import read_tensors
-from compress.checkpoint import Checkpoint, trained_state
+from compress.engine.checkpoint import Checkpoint, trained_state
+from compress.engine.loop import train
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from compress.training import train
+from compress.storage.files import read_tensors
 from tests.test_training import CPU, Data, Problem
 
 METRIC = "validation_top1_percent"

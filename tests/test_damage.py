@@ -13,22 +13,19 @@ import pytest
 import torch
 import yaml
 
-from compress import pipeline, running
-from compress.artifacts import (
-    Outcome,
-    RunDirectory,
-    read_json,
-    read_result,
-    read_tensors,
-    sha256_file,
-    write_tensors,
-)
+from compress import pipeline
 from compress.errors import UserError
-from compress.integrity import UNSEALED_RESULT, damaged, record
-from compress.recipe import check_shape
+from compress.model_files.origins import open_origin
+from compress.recipe.schema import check_shape
 from compress.reporting.collect import load, metrics
-from compress.skipping import stands
-from eval.origin import open_origin
+from compress.run import executor
+from compress.run.directory import RunDirectory
+from compress.run.skipping import stands
+from compress.stages.job import Outcome
+from compress.storage.files import read_json, read_tensors, write_tensors
+from compress.storage.fingerprints import sha256_file
+from compress.storage.integrity import UNSEALED_RESULT, damaged, record
+from compress.storage.results import read_result
 
 TRAIN = {"epochs": 1, "lr": 0.05, "batch_size": 16}
 RECIPE: dict[str, Any] = {
@@ -232,7 +229,7 @@ def test_a_change_is_found_whenever_it_comes(tmp_path: Path) -> None:
         assert damaged(tmp_path, records) == {}
     assert (tmp_path / "verified.json").is_file()
     with pytest.MonkeyPatch.context() as patch:  # an unchanged file is not read again
-        patch.setattr("compress.integrity.sha256_file", lambda path: "another")
+        patch.setattr("compress.storage.integrity.sha256_file", lambda path: "another")
         assert damaged(tmp_path, records) == {}
     flip_in_place(path)
     assert damaged(tmp_path, records) == {"weights": "was changed: its SHA-256 differs"}
@@ -325,11 +322,11 @@ def test_a_damaged_student_is_used_by_no_command(
     from export.__main__ import main
 
     recipe, _ = check_shape(RECIPE)
-    assert recipe is not None and running.finished(recipe, copied)
+    assert recipe is not None and executor.finished(recipe, copied)
     path = copied / "distill/kd/student.safetensors"
     flip_in_place(path)
     with pytest.raises(UserError, match=r"student\.safetensors was changed"):
-        running.finished(recipe, copied)
+        executor.finished(recipe, copied)
     with pytest.raises(UserError, match=r"student\.safetensors was changed"):
         open_origin(str(path.parent))
     assert main([str(copied), "--out", str(copied.parent / "b")]) == 2

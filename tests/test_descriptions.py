@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from compress import deployment, models
-from compress.artifacts import read_json, write_json
+from compress import models
 from compress.errors import UserError
 from compress.methods import METHODS
+from compress.model_files import artifacts
 from compress.models.arguments import without_sources
 from compress.models.memory import limited_by
-from compress.tap_discovery import discover
+from compress.storage.files import read_json, write_json
+from compress.taps.discovery import discover
 from tests.methods import building
 
 CLASSES = tuple("abcde")
@@ -25,7 +26,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("saved")
     module = building.distillation(METHODS["simkd"])
     deployed = module.method.deploy(module.student).eval()
-    content = deployment.describe(
+    content = artifacts.describe(
         {"name": "resnet8", "arguments": {}},
         module.method.context.student,
         CLASSES,
@@ -33,9 +34,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         metrics={},
         fingerprint="f",
     )
-    method = deployment.describe_method(module.method, "simkd", {})
+    method = artifacts.describe_method(module.method, "simkd", {})
     content |= {"method": method, "encoder_prefix": "encoder.", "label": "simkd"}
-    deployment.save(folder, "student", deployed, content)
+    artifacts.save(folder, "student", deployed, content)
     return {"folder": folder, "content": read_json(folder / "student.json")}
 
 
@@ -92,13 +93,13 @@ def test_what_is_wrong_is_said_in_one_sentence(
 ) -> None:
     (tmp_path / "student.safetensors").symlink_to(saved["folder"] / "student.safetensors")
     write_json(tmp_path / "student.json", saved["content"])
-    deployment.load_student(tmp_path)  # as it was written
+    artifacts.load_student(tmp_path)  # as it was written
     content = read_json(tmp_path / "student.json")
     put(content, path, value)
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match=words) as refusal:
-        deployment.load_student(tmp_path)
-        deployment.load_encoder(tmp_path)
+        artifacts.load_student(tmp_path)
+        artifacts.load_encoder(tmp_path)
     assert len(str(refusal.value).splitlines()) == 1
     assert len(str(refusal.value)) < 2000
 
@@ -110,7 +111,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
 def test_what_is_no_description_at_all(tmp_path: Path, text: str) -> None:
     (tmp_path / "student.json").write_text(text)
     with pytest.raises(UserError, match=r"student\.json (is damaged|has format)"):
-        deployment.load_description(tmp_path)
+        artifacts.load_description(tmp_path)
 
 
 SOURCES: list[tuple[str, dict[str, Any]]] = [
@@ -131,7 +132,7 @@ def test_no_argument_reads_a_file_or_the_network(
     content = {**saved["content"], "architecture": {"name": name, "arguments": arguments}}
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match=r"architecture\.arguments\.\w+ (takes|holds text)"):
-        deployment.load_description(tmp_path)
+        artifacts.load_description(tmp_path)
 
 
 def test_weights_from_elsewhere_are_the_recipes_business() -> None:
@@ -139,7 +140,7 @@ def test_weights_from_elsewhere_are_the_recipes_business() -> None:
     assert without_sources("timm:resnet10t", arguments) == {"img_size": 64}
     assert without_sources("own.py:net", arguments) == arguments
     specs = discover(models.build("resnet8", num_classes=5), building.SHAPE, "resnet8")
-    described = deployment.describe(
+    described = artifacts.describe(
         {"name": "torchvision:resnet18", "arguments": {"weights": "DEFAULT"}},
         specs, CLASSES, building.PREPROCESSING, metrics={}, fingerprint="f",
     )  # fmt: skip
@@ -151,13 +152,13 @@ def test_an_earlier_file_of_a_pretrained_network_needs_no_network(
 ) -> None:
     timm = pytest.importorskip("timm", reason="timm is an extra")
     network = models.build("timm:resnet10t", num_classes=5, seed=3).eval()
-    content = deployment.describe(
+    content = artifacts.describe(
         {"name": "timm:resnet10t", "arguments": {}},
         discover(network, building.SHAPE, "timm:resnet10t"),
         CLASSES, building.PREPROCESSING, metrics={}, fingerprint="f",
     )  # fmt: skip
     content["architecture"]["arguments"] = {"pretrained": True}
-    deployment.save(tmp_path, "student", network, {**content, "method": None, "encoder_prefix": ""})
+    artifacts.save(tmp_path, "student", network, {**content, "method": None, "encoder_prefix": ""})
 
     def refuse(*_: Any, **given: Any) -> None:
         assert not given.get("pretrained")
@@ -166,7 +167,7 @@ def test_an_earlier_file_of_a_pretrained_network_needs_no_network(
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: refuse(**k) or create(*a, **k))
     images = torch.randn(2, *building.SHAPE)
     with torch.no_grad():
-        assert torch.equal(deployment.load_student(tmp_path).network(images), network(images))
+        assert torch.equal(artifacts.load_student(tmp_path).network(images), network(images))
 
 
 def test_a_network_that_its_file_cannot_hold_is_not_built(
@@ -177,7 +178,7 @@ def test_a_network_that_its_file_cannot_hold_is_not_built(
     (tmp_path / "student.safetensors").symlink_to(saved["folder"] / "student.safetensors")
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match="a small part of the network described"):
-        deployment.load_student(tmp_path)
+        artifacts.load_student(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:mobilenet_v2"])

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import checks, pipeline, place_checks, sweep
-from compress.checks import recipe_from
+from compress import pipeline
 from compress.errors import UserError
-from compress.options import listed
-from compress.recipe_files import apply_override, parse_yaml, read_yaml
+from compress.recipe.command_line import listed
+from compress.recipe.files import apply_override, parse_yaml, read_yaml
+from compress.run import checks, place_checks
+from compress.run.checks import recipe_from
+from compress.sweep import command
 from compress.text import printable
-from eval.options import _read
+from eval.transfer.options import _read
 from tests.mutations import mutations
 from tests.test_pipeline import TINY, TRANSFER
 from tests.test_recipe import PIPELINES, raw
@@ -157,7 +159,7 @@ def test_a_sweep_has_the_same_bounds(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "small.yaml"
     methods = [{"name": "kd", "trials": 10**9}, {"name": "none", "label": "a b"}]
     path.write_text(yaml.safe_dump(small(methods=methods, paper={"": [1.0]})))
-    assert sweep.main([str(path), "--check"]) == 2
+    assert command.main([str(path), "--check"]) == 2
     told = capsys.readouterr().out
     assert "methods.0.trials: " in told and "methods.1.label: " in told
 
@@ -221,7 +223,7 @@ def test_files_and_folders_are_looked_at(tmp_path: Path) -> None:
 
 def test_a_file_of_another_network_is_told_before_a_teacher_is_trained(tmp_path: Path) -> None:
     from compress import models
-    from compress.artifacts import write_tensors
+    from compress.storage.files import write_tensors
 
     write_tensors(tmp_path / "w.safetensors", models.build("vgg8", num_classes=10).state_dict())
     path = str(tmp_path / "w.safetensors")

@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from compress import methods, pipeline
-from compress.artifacts import read_json, read_tensors
-from compress.integrity import seal
 from compress.models import build
+from compress.storage.files import read_json, read_tensors
+from compress.storage.integrity import seal
 from tests.methods.throwaway import ThreeViews, TwoTeachers
 from tests.waiting import HANG, wait_until
 

@@ -7,9 +7,9 @@ from threading import Event
 
 import pytest
 
-from compress import sweep_processes
-from compress.artifacts import RunDirectory
-from compress.sweep_processes import Command, Ended, problem, run_process
+from compress.run.directory import RunDirectory
+from compress.sweep import processes
+from compress.sweep.processes import Command, Ended, problem, run_process
 from tests.waiting import HANG, wait_until
 
 DONE = Ended(0, "")
@@ -68,7 +68,7 @@ def test_a_run_that_an_ended_sweep_left_behind_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(sweep_processes, "log", said.append)
+    monkeypatch.setattr(processes, "log", said.append)
     folder = tmp_path / "run"
     command, stopped = Command(("-c", ""), (folder,)), Event()
     with ThreadPoolExecutor(2) as pool:

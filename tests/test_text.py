@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from rich.table import Table as RichTable
 
-from compress import console as speaking
-from compress.console import log, log_to
+from compress.console import messages as speaking
+from compress.console.messages import log, log_to
+from compress.console.terminal import console, tell
 from compress.errors import UserError, exit_code
 from compress.reporting.document import Code, Document, Heading, Paragraph
 from compress.reporting.html import html
 from compress.reporting.markdown import markdown
 from compress.reporting.tables import Column, Table
-from compress.terminal import console, tell
 from compress.text import dotted, is_line, one_line, printable, shown
 
 # A window title, a cleared screen, a line that hides, a turned line, what is no character.

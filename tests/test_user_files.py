@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from compress.artifacts import fingerprint_of_folder
 from compress.data import open_data
 from compress.data.image_files import FORMATS, read_rgb, upright_size
 from compress.errors import UserError
-from compress.user_files import inside, read_listing, require_file
+from compress.storage.fingerprints import fingerprint_of_folder
+from compress.storage.user_files import inside, read_listing, require_file
 from tests.hostile.pictures import EPS, png
 
 

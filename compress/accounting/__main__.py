@@ -14,10 +14,10 @@ from typing import Any
 from rich.table import Table
 
 from compress.accounting.pairs import account_pair
-from compress.console import console
+from compress.console.messages import console
+from compress.console.terminal import tell
 from compress.errors import UserError
-from compress.recipe_files import apply_override
-from compress.terminal import tell
+from compress.recipe.files import apply_override
 
 _ROLES = ("teacher", "student", "deployed")
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress.errors import UserError, in_one_line
-from compress.user_files import require_file
+from compress.storage.user_files import require_file
 
 _TYPES = {kind: np.dtype(kind) for kind in ("u1", "i4", "i8")}
 

@@ -8,7 +8,7 @@ import torch
 from compress.data.images import FileImages, Preprocessing
 from compress.data.source import Source
 from compress.errors import UserError
-from compress.user_files import require_file
+from compress.storage.user_files import require_file
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from compress.errors import UserError, in_one_line
-from compress.user_files import require_file
+from compress.storage.user_files import require_file
 
 # Pillow goes by content, not by name, and starts other programs for some (Ghostscript for EPS).
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, PretrainedMethod, Views, pre_activations
 from compress.methods.blocks.maps import MapRegressor, left_out, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, PretrainedMethod, Views, pre_activations
 from compress.precision import in_float32
 from compress.taps import MapSpec
 

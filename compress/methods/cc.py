@@ -20,7 +20,15 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
+from compress.methods.contract import (
+    Context,
+    Method,
+    Terms,
+    Views,
+    pooled,
+    pooled_widths,
+    published,
+)
 from compress.precision import in_float32
 
 

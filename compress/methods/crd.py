@@ -33,10 +33,18 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
+from compress.distributed.collectives import gathered
 from compress.methods.blocks import memory_bank
+from compress.methods.contract import (
+    Context,
+    Method,
+    Terms,
+    Views,
+    pooled,
+    pooled_widths,
+    published,
+)
 from compress.precision import in_float32
-from compress.ranks import gathered
 
 EPSILON = 1e-7
 # exp(1 / tau) and Z must fit float32; the paper tries 0.02 to 0.3.

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, published, stages
 from compress.methods.blocks.maps import MapRegressor, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
 from compress.precision import in_float32
 
 

@@ -24,8 +24,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, PretrainedMethod, Views, first, only_teacher, stages
 from compress.methods.blocks.maps import pool_to_smaller
+from compress.methods.contract import Context, PretrainedMethod, Views, first, only_teacher, stages
 from compress.precision import in_float32
 from compress.taps import TapSpecs
 

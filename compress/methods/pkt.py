@@ -21,8 +21,16 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
 from compress.methods.blocks.directions import fading
+from compress.methods.contract import (
+    Context,
+    Method,
+    Terms,
+    Views,
+    pooled,
+    pooled_widths,
+    published,
+)
 from compress.precision import in_float32
 
 EPSILON = 1e-7

@@ -29,8 +29,16 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, pooled, pooled_widths, published
 from compress.methods.blocks.directions import fading
+from compress.methods.contract import (
+    Context,
+    Method,
+    Terms,
+    Views,
+    pooled,
+    pooled_widths,
+    published,
+)
 from compress.precision import in_float32
 
 CLOSEST = 1e-6  # the smallest distance of two samples

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, published, stages
 from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
 from compress.precision import in_float32
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, first, last_map, last_maps
+from compress.methods.contract import Context, Method, Terms, Views, first, last_map, last_maps
 from compress.precision import in_float32
 from compress.taps import Taps, encoder_until
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compress import signatures
 from compress.errors import UserError
 from compress.models import MODELS
+from compress.recipe import signatures
 
 # Under these names libraries take weights from elsewhere.
 _SOURCES: Mapping[str, frozenset[str]] = {

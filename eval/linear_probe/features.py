@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.artifacts import fingerprint_of, read_tensors, write_tensors
-from compress.console import log
+from compress.console.messages import log
 from compress.data import Dataset, Images, Preprocessing, evaluation_batches
-from compress.deployment import Encoder
+from compress.distributed.collectives import by_first, gathered, part
 from compress.errors import UserError
-from compress.integrity import put_aside
-from compress.ranks import by_first, gathered, part
-from eval.context import SCRATCH, Context, Start, opened
-from eval.linear_probe.data import DATASETS
+from compress.model_files.artifacts import Encoder
+from compress.storage.files import read_tensors, write_tensors
+from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import put_aside
+from eval.data.labelled import DATASETS
+from eval.transfer.context import SCRATCH, Context, Start, opened
 
 _BATCH = 256
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from compress import deployment
 from compress.errors import UserError
+from compress.model_files import artifacts
+from compress.model_files.origins import open_origin
 from compress.models import user_code
-from eval.origin import open_origin
-from export import verify
+from export.verify import command
 from tests.export import bundles, mutations
 
 QUICK = ["--threads", "1", "--images", "2", "--batch", "2"]
@@ -34,9 +34,9 @@ def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def open_in_every_way(bundle: Path) -> None:
     """Open a bundle's model by every function that does; each works or raises a `UserError`."""
     for way in (
-        lambda: deployment.load_student(bundle),
-        lambda: deployment.load_encoder(bundle),
-        lambda: deployment.load_encoder(bundle, weights=False),
+        lambda: artifacts.load_student(bundle),
+        lambda: artifacts.load_encoder(bundle),
+        lambda: artifacts.load_encoder(bundle, weights=False),
         lambda: open_origin(str(bundle)).encoder(),
         lambda: open_origin(str(bundle)).network(weights=False),
     ):
@@ -51,7 +51,7 @@ def test_changed_bundles_are_refused_in_words(
     for seed in range(SEEDS):
         bundle = mutations.changed(whole, sentinel.parent / "bundle", seed)
         open_in_every_way(bundle)
-        code = verify.main([str(bundle), *QUICK])
+        code = command.main([str(bundle), *QUICK])
         outcomes[code] += 1
         assert (code == 2) == capsys.readouterr().err.startswith("error: "), seed
         assert not sentinel.exists(), seed

@@ -13,21 +13,22 @@ import yaml
 from PIL import Image
 
 import export.bundle
-import export.int8_file
+import export.bundle.int8_file
 import export.stage
-from compress import deployment
-from compress.artifacts import Job
-from compress.deployment import Student
 from compress.errors import UserError
+from compress.model_files import artifacts
+from compress.model_files.artifacts import Student
 from compress.models import build
-from compress.recipe import Export, Recipe
+from compress.onnx.files import open_session
+from compress.onnx.qdq import largest_weight
+from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
-from compress.tap_discovery import discover
-from export import predict, verify
+from compress.stages.job import Job
+from compress.taps.discovery import discover
 from export.__main__ import main
-from export.files import open_session
-from export.manifest import check_manifest
-from export.qdq import largest_weight
+from export.bundle import predict
+from export.bundle.manifest import check_manifest
+from export.verify import command
 from tests.export.networks import trained
 
 RECIPE = Recipe.model_validate(
@@ -57,7 +58,7 @@ def student() -> Student:
     """A described network as `load_student` gives it."""
     data = dataset_of(RECIPE)
     network = trained(build("resnet8", num_classes=10), size=16)
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": "resnet8", "arguments": {}},
         discover(network, (3, 16, 16), "resnet8"),
         data.class_names,
@@ -78,7 +79,7 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "distill" / "kd" / "result.json").write_text("{}")
     (folder / "resolved.yaml").write_text(yaml.safe_dump(RECIPE.model_dump(mode="json")))
     loaded = student()
-    deployment.save(folder / "distill" / "kd", "student", loaded.network, loaded.description)
+    artifacts.save(folder / "distill" / "kd", "student", loaded.network, loaded.description)
     return folder
 
 
@@ -139,7 +140,7 @@ def test_the_stage_writes_a_bundle_and_its_numbers(run_folder: Path) -> None:
     Image.fromarray(pixels).save(picture)
     assert predict.main([str(bundle), str(picture)]) == 0
     assert predict.main([str(bundle), str(picture), "--int8"]) == 0
-    assert verify.main([str(bundle), "--threads", "1", *LIMITS]) == 0
+    assert command.main([str(bundle), "--threads", "1", *LIMITS]) == 0
 
 
 def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
@@ -154,7 +155,7 @@ def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
     described = json.loads((bundle / "preprocess.json").read_text())
     assert (described["dtype"], described["layout"]) == ("uint8", "NHWC")
     assert outcome.values["max_abs_difference"] < 1e-4
-    assert verify.main([str(bundle), "--threads", "1", *LIMITS]) == 0
+    assert command.main([str(bundle), "--threads", "1", *LIMITS]) == 0
 
 
 def test_a_file_that_differs_is_refused_and_nothing_is_left(
@@ -191,7 +192,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wrong_int8(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The classifier of every int8 file has weights of a quarter of their size."""
-    quantize = export.int8_file.quantize_onnx
+    quantize = export.bundle.int8_file.quantize_onnx
 
     def quantize_wrongly(source: Path, target: Path, *given: Any, **options: Any) -> Any:
         info = quantize(source, target, *given, **options)
@@ -203,7 +204,7 @@ def wrong_int8(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
         target.write_bytes(model.SerializeToString())
         return info
 
-    monkeypatch.setattr(export.int8_file, "quantize_onnx", quantize_wrongly)
+    monkeypatch.setattr(export.bundle.int8_file, "quantize_onnx", quantize_wrongly)
 
 
 def test_an_int8_file_that_exceeds_a_limit_leaves_the_float_bundle(
@@ -227,7 +228,7 @@ def test_an_int8_file_that_exceeds_a_limit_leaves_the_float_bundle(
     assert reason in (bundle / "MODEL_CARD.md").read_text()
     shown = "".join(capsys.readouterr().out.split())
     assert "student.int8.onnx:leftoutofthebundle:onthismachine" in shown
-    assert verify.main([str(bundle), "--threads", "1"]) == 0
+    assert command.main([str(bundle), "--threads", "1"]) == 0
 
 
 def test_the_command_says_by_its_code_that_int8_was_refused(
@@ -247,7 +248,7 @@ def test_what_cannot_be_quantized_leaves_the_float_bundle(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such operator")
 
-    monkeypatch.setattr("export.qdq.quantize_static", fail)
+    monkeypatch.setattr("compress.onnx.qdq.quantize_static", fail)
     outcome = export.stage.run(job(run_folder, with_int8()))
     reason = outcome.values["int8_refused"]
     assert "cannot quantize student.onnx: no such operator" in reason
@@ -344,7 +345,7 @@ def test_an_interrupted_student_is_bundled_as_its_checkpoint_has_it(
     (folder / "result.json").rename(folder / "checkpoint.safetensors")
     loaded = student()
     loaded.description["interrupted"] = {"after_epoch": 7, "weights_of_epoch": 5}
-    monkeypatch.setattr(deployment, "load_unfinished", lambda asked: loaded)
+    monkeypatch.setattr(artifacts, "load_unfinished", lambda asked: loaded)
     assert main([str(run_folder), "--out", str(tmp_path / "b"), "--no-int8"]) == 0
     card = (tmp_path / "b" / "MODEL_CARD.md").read_text()
     assert "interrupted after epoch 7" in card

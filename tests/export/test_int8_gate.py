@@ -3,10 +3,10 @@
 import inspect
 from dataclasses import asdict, replace
 
-from compress.recipe import Int8
-from export.int8_gate import Limits
-from export.parity import Parity
-from export.verify import verify
+from compress.recipe.schema import Int8
+from export.bundle.int8_gate import Limits
+from export.bundle.parity import Parity
+from export.verify.command import verify
 
 GOOD = Parity(2000, 0.5, 0.1, 10.0, 99.0, 70.0, 70.0)
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.frozen import difference
-from compress.tap_discovery import discover
+from compress.onnx.files import open_session
+from compress.onnx.graphs import INPUT
+from compress.onnx.qdq import largest_weight
 from compress.taps import Tapped, TapSpecs
-from export.files import open_session
-from export.graphs import INPUT
-from export.int8_teacher import int8_teacher
-from export.qdq import largest_weight
+from compress.taps.discovery import discover
+from compress.teacher.inference import difference
+from compress.teacher.int8 import int8_teacher
 from tests.export.quantizing import batches, settled
 
 KINDS = ["logits", "pooled", "last_map", "stages", "pre_activations"]

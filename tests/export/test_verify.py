@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from compress.data import Preprocessing, evaluation_batches
-from export.quantize import quantize_onnx
-from export.verify import main
+from compress.onnx.quantize import quantize_onnx
+from export.verify.command import main
 from tests.export import bundles
 
 QUICK = ["--threads", "1", "--images", "40", "--batch", "16"]

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data import Preprocessing, open_data
-from eval.detection.coco import coco
-from eval.detection.voc import voc
-from eval.layouts import Scene, write_coco, write_voc
-from eval.linear_probe.data import stl10, tiny_imagenet
-from eval.segmentation.readers import camvid, voc_segmentation
+from eval.data.coco import coco
+from eval.data.labelled import stl10, tiny_imagenet
+from eval.data.layouts import Scene, write_coco, write_voc
+from eval.data.segmentation import camvid, voc_segmentation
+from eval.data.voc import voc
 from tests.hostile.pictures import harmed, replace_by_hostile
 
 SHOWN = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.engine.loop import train
+from compress.engine.optimization import Settings, constant
 from compress.methods import METHODS
-from compress.methods.base import Method
-from compress.optimisation import Settings, constant
+from compress.methods.contract import Method
 from compress.taps import Tapped
-from compress.training import train
 from tests.methods import building
 from tests.methods.throwaway import (
     Alternating,

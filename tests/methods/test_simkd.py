@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.base import Terms
+from compress.methods.contract import Terms
 from compress.methods.simkd import Projector, SimKD, simkd_loss
 from compress.models import build
 from compress.taps import TapSpecs

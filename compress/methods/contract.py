@@ -1,0 +1,331 @@
+"""The contract of a distillation method.
+
+A method is one file: the loss as a pure function and a `Method` that calls it. Whatever it trains
+is a submodule, whatever it remembers is a buffer, and what it needs of a teacher to ship its
+student is copied into its own frozen state. The keyword-only arguments of `__init__`, with the
+paper's defaults, are its arguments in a recipe.
+
+A method never draws from the global generators in a step: `draw` gives numbers that depend on the
+seed, the epoch and the step alone, and that an image has in any number of processes and parts of a
+batch. What keeps rows of a batch gathers them with `distributed.collectives.gathered_in_order`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from compress.data.batch import Batch
+from compress.seeding import seed_for
+from compress.taps import MapSpec, Tapped, Taps, TapSpecs
+
+# Per view: what the network showed, None where it does not see the view.
+Views = Sequence[Taps | None]
+HardLoss = Callable[[Tensor, Tensor], Tensor]
+SoftLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """An augmented view of each image and who sees it; `augment` None is the recipe's own."""
+
+    augment: str | None = None
+    student: bool = True
+    teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of hard labels, soft targets and the method's own terms."""
+
+    ce: float
+    kd: float
+    method: float
+
+
+def published(weight: float) -> Mapping[str, Terms]:
+    """The two protocols for a method whose term has this weight: CE alone, or CE + KD, beside it.
+
+    `crd` is that of the CRD paper's tables, `simkd` that of the SimKD paper's.
+    """
+    return {"crd": Terms(ce=1, kd=0, method=weight), "simkd": Terms(ce=1, kd=1, method=weight)}
+
+
+@dataclass(frozen=True)
+class TeacherContext:
+    """What a method may know of a teacher: its taps and its linear classifier (K, D), (K,).
+
+    Weight and bias are None where it has none.
+    """
+
+    taps: TapSpecs
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built from.
+
+    `labels` (train_size,) are those of the training images; they are empty where a method is
+    rebuilt from a model file, which holds numbers and shapes but no data.
+    """
+
+    student: TapSpecs
+    teachers: tuple[TeacherContext, ...]
+    num_classes: int
+    train_size: int
+    labels: Tensor
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Training before the main one, run by the same loop at a constant learning rate.
+
+    Of `parameters`, those that the loss reaches learn, by the sum of the terms that
+    `loss(student, teachers, batch)` returns. `lr` None is that of the main training. Where the loss
+    does not read the student, say so: the student is then not run, and its batch norm not moved.
+    `after_step` is called after each step of the phase, as `Method.after_step` is after those of
+    the main training.
+    """
+
+    name: str
+    epochs: int
+    parameters: Sequence[nn.Parameter]
+    loss: Callable[[Views, Sequence[Views], Batch], Mapping[str, Tensor]]
+    lr: float | None = None
+    reads_student: bool = True
+    after_step: Callable[[], None] | None = None
+
+
+class Method(nn.Module):
+    """A distillation method; see the module's docstring."""
+
+    views: ClassVar[tuple[View, ...]] = (View(),)
+    batch_coupled: ClassVar[bool] = False  # True where the loss relates samples of a batch
+    is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
+    knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
+    student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
+    teacher_taps: Sequence[str] = ()
+    protocols: ClassVar[Mapping[str, Terms]] = published(1)
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.seed = 0  # of `draw`; whoever builds the method for a training sets it
+
+    def extend(self, student: Taps) -> Taps:
+        """Add to `student.derived` what the terms and the prediction both need, e.g. a projection.
+
+        Called once in a step for each view that the student sees, before the rows of processes are
+        gathered, so that batch norm in it moves once. `forward`, the losses, `logits` and the
+        losses of phases get the result.
+        """
+        return student
+
+    def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+        """The method's own terms: named scalars, weighted by `weights.method`."""
+        return {}
+
+    def hard_loss(self, student: Views, batch: Batch, loss: HardLoss) -> Tensor:
+        """The term of hard labels on what ships, by default on the student's first view."""
+        return loss(self.logits(first(student)), batch.labels)
+
+    def soft_loss(self, student: Views, teachers: Sequence[Views], loss: SoftLoss) -> Tensor:
+        """The term of soft targets on what ships, by default on the first view that both see.
+
+        Of several teachers, the mean of their terms.
+        """
+        view = next(i for i, v in enumerate(self.views) if v.student and v.teacher)
+        logits = self.logits(_at(student, view))
+        terms = [loss(logits, logits_of(_at(teacher, view))) for teacher in teachers]
+        total: Tensor = sum(terms[1:], terms[0])
+        return total / len(terms)
+
+    def phases(self) -> list[Phase]:
+        """Trainings before the main one."""
+        return []
+
+    def remarks(self) -> list[str]:
+        """What a user should know of this method on these networks: printed and logged."""
+        return []
+
+    def bind(self, student: Tapped) -> None:
+        """Called once with the student, for a method that needs a copy or its parameters."""
+
+    def late_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that learn though no term reaches them in the first batch.
+
+        All others that are not reached there are frozen, so a term that begins later, or that
+        alternates with another, names here what it trains.
+        """
+        return []
+
+    def after_step(self) -> None:
+        """Called after each optimiser step: the only place where banks and averages move.
+
+        A phase has its own, see `Phase`.
+        """
+
+    def generator(self, batch: Batch, key: str = "") -> torch.Generator:
+        """A generator for a step, the same in all processes and parts of the step's batch.
+
+        It depends on the seed, the epoch, the step and `key`, which keeps several draws of one step
+        apart. Draw from it for all `batch.whole` images, or use `draw`.
+        """
+        parts: list[int | str] = [self.seed, batch.epoch, batch.step, *([key] if key else [])]
+        return torch.Generator(batch.index.device).manual_seed(seed_for(*parts))
+
+    def draw(
+        self,
+        batch: Batch,
+        shape: Sequence[int] = (),
+        *,
+        key: str = "",
+        sample: Callable[..., Tensor] = torch.rand,
+    ) -> Tensor:
+        """Random numbers (N, *shape) for the images of a batch, see `generator`.
+
+        Args:
+            sample: torch.rand, or torch.randn.
+        """
+        generator = self.generator(batch, key)
+        drawn = sample((batch.whole, *shape), generator=generator, device=generator.device)
+        return drawn[batch.start : batch.start + len(batch.index)]
+
+    def logits(self, student: Taps) -> Tensor:
+        """The prediction (N, K) from the taps, extended, of a student that is being trained.
+
+        `deploy` must give the same numbers; the fuse stage proves it on real images.
+        """
+        return logits_of(student)
+
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """The network that ships: normalised images -> logits (N, K); identity by default.
+
+        Where more than the bare student ships, the result has the parts `encoder` (images -> last
+        map) and whatever follows it. It shares parameters with `student` and this method.
+        """
+        return student
+
+
+class PretrainedMethod(Method):
+    """A method whose term is minimised before the main training.
+
+    There the student's parameters and the method's own learn; in the main training the term's
+    published weight is 0.
+    """
+
+    protocols: ClassVar[Mapping[str, Terms]] = published(0)
+
+    def __init__(self, context: Context, pretrain_epochs: int) -> None:
+        super().__init__(context)
+        if pretrain_epochs < 0:
+            raise ValueError(f"pretrain_epochs is at least 0, got {pretrain_epochs}")
+        self.pretrain_epochs = pretrain_epochs
+        self._student: list[nn.Parameter] = []
+
+    def bind(self, student: Tapped) -> None:
+        """See `Method.bind`."""
+        # A plain list: registered here, the student would be trained and saved twice.
+        self._student = [p for p in student.network.parameters() if p.requires_grad]
+
+    def phases(self) -> list[Phase]:
+        """The pre-training, none for 0 epochs."""
+        if not self.pretrain_epochs:
+            return []
+        learning = [*self._student, *self.parameters()]
+        return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
+
+
+Value = TypeVar("Value")
+
+
+def first(views: Views) -> Taps:
+    """The taps of the first view that the network sees."""
+    return next(taps for taps in views if taps is not None)
+
+
+def logits_of(taps: Taps) -> Tensor:
+    """The logits (N, K) of one view."""
+    return _shown(taps.logits, "logits")
+
+
+def pooled(views: Views) -> Tensor:
+    """What the classifier reads of the first view, (N, D)."""
+    return _shown(first(views).pooled, "pooled")
+
+
+def last_map(views: Views) -> Tensor:
+    """What the global pooling of the first view reads, (N, C, H, W)."""
+    return _shown(first(views).last_map, "last_map")
+
+
+def stages(views: Views) -> list[Tensor]:
+    """The stage maps of the first view, fine to coarse, each (N, C, H, W)."""
+    return _shown(first(views).stages, "stages")
+
+
+def pre_activations(views: Views) -> list[Tensor]:
+    """The stage maps of the first view before their activation."""
+    return _shown(first(views).pre_activations, "pre_activations")
+
+
+def _shown(value: Value | None, kind: str) -> Value:
+    if value is None:
+        raise ValueError(f"'{kind}' was not tapped")
+    return value
+
+
+def only_teacher(context: Context) -> TeacherContext:
+    """The one teacher of a method that reads one.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if len(context.teachers) != 1:
+        raise ValueError(f"the method reads one teacher, got {len(context.teachers)}")
+    return context.teachers[0]
+
+
+def last_maps(context: Context) -> tuple[MapSpec, MapSpec]:
+    """Last maps of student and teacher, for a method that reads one teacher.
+
+    Raises:
+        ValueError: there are several, or a network has no map whose mean its classifier reads.
+    """
+    teacher = only_teacher(context).taps
+    for who, specs in (("student", context.student), ("teacher", teacher)):
+        if specs.last_map is None:
+            raise ValueError(
+                "the method needs networks that end in global average pooling and a linear layer; "
+                f"the {who} does not"
+            )
+    assert context.student.last_map is not None and teacher.last_map is not None
+    return context.student.last_map, teacher.last_map
+
+
+def pooled_widths(context: Context) -> tuple[int, int]:
+    """Widths D of the pooled vectors of student and teacher, for a method that reads one teacher.
+
+    Raises:
+        ValueError: there are several, or a network has no linear classifier to read from.
+    """
+    teacher = only_teacher(context).taps
+    for who, specs in (("student", context.student), ("teacher", teacher)):
+        if specs.pooled_width is None:
+            raise ValueError(f"the method reads what a linear classifier reads; the {who} has none")
+    assert context.student.pooled_width is not None and teacher.pooled_width is not None
+    return context.student.pooled_width, teacher.pooled_width
+
+
+def _at(views: Views, index: int) -> Taps:
+    taps = views[index]
+    if taps is None:
+        raise ValueError(f"view {index} was not shown to this network")
+    return taps

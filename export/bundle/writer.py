@@ -1,0 +1,182 @@
+"""The product: one folder that runs anywhere and proves that it is the trained network.
+
+student.onnx  student.int8.onnx  encoder.onnx  student.safetensors + student.json  labels.txt
+preprocess.json  predict.py  MODEL_CARD.md  manifest.json (SHA-256 of every other file)
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from compress.console.messages import log
+from compress.environment import environment
+from compress.errors import UserError
+from compress.model_files.artifacts import load_encoder, save
+from compress.models.folding import fold_batchnorm
+from compress.recipe.schema import Export
+from compress.storage.files import write_json, write_text
+from compress.text import is_line, printable
+from export.bundle import predict
+from export.bundle.card import model_card
+from export.bundle.int8_file import write_int8
+from export.bundle.layout import ENCODER, FLOAT, FULL_RANGE, INT8, SCRIPT, preprocess_content
+from export.bundle.manifest import write_manifest
+from export.bundle.parity import Parity
+from export.bundle.request import Request, compare_file
+from export.bundle.timing import ORT, ORT_INT8, time_runtimes
+from export.onnx import Exported, export_encoder, export_onnx
+
+_CPU = torch.device("cpu")
+# Hidden folders in which a bundle is made; what a kill leaves of one may be deleted.
+UNFINISHED = ".bundle-"
+# Operators that move numbers and compute nothing.
+_MOVING = {"Concat", "Gather", "Reshape", "Slice", "Split", "Transpose"}
+
+
+def write_bundle(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the bundle to `folder`, which must not exist; all of it or nothing.
+
+    Returns:
+        What was found: reproducible values (sizes, parity, accuracy), and what was timed.
+
+    Raises:
+        UserError: the student cannot be exported, or a file differs too much from it.
+    """
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=UNFINISHED))
+    try:
+        partial.chmod(0o755)
+        values, measured = _fill(request, partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return values, measured
+
+
+def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    student, settings = request.student, request.settings
+    described = student.description
+    save(folder, "student", student.network, described)
+    write_text(folder / "labels.txt", "".join(f"{printable(n)}\n" for n in _labels(described)))
+    content = preprocess_content(described["preprocessing"], raw_pixels=settings.raw_pixels)
+    write_json(folder / "preprocess.json", content)
+    shutil.copyfile(predict.__file__, folder / SCRIPT)
+    written, parity = _float(request, folder)
+    int8, refused = write_int8(request, folder, written.size_bytes)
+    encoder = _encoder(described, folder, settings)
+    measured = _timed(request, folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    facts = {
+        "name": request.name,
+        "license": settings.license,
+        "student": described,
+        "data": request.data_section,
+        "parity": parity.as_dict(),
+        "int8": int8,
+        "int8_refused": refused,
+        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".data", ".safetensors"))},
+        "latency": measured or None,
+        "costs": request.costs,
+        "found": request.found,
+        "teachers": request.teachers,
+        "machine": environment(_CPU),
+    }
+    write_text(folder / "MODEL_CARD.md", model_card(facts))
+    write_manifest(
+        folder,
+        student=request.name,
+        fingerprint=described["fingerprint"],
+        data=request.data_section,
+        opset=settings.opset,
+        int8=_int8_label(int8, refused),
+    )
+    values = {
+        "student": request.name,
+        "opset": settings.opset,
+        "raw_pixels": settings.raw_pixels,
+        "tolerance": settings.tolerance,
+        "size_bytes": written.size_bytes,
+        "moving_nodes": _moving_nodes(folder / FLOAT),
+        **parity.as_dict(),
+        "int8": int8,
+        "int8_refused": refused,
+        "encoder": encoder,
+    }
+    return values, measured
+
+
+def _labels(described: Mapping[str, Any]) -> list[str]:
+    names: list[str] = described["class_names"]
+    for name in names:  # a folder's name may hold line breaks, and bytes that are no text
+        if not is_line(name):
+            raise UserError(f"class name {name!r} is no line of text for labels.txt; rename it")
+    return names
+
+
+def _float(request: Request, folder: Path) -> tuple[Exported, Parity]:
+    described, settings = request.student.description, request.settings
+    channels, height, width = described["input_shape"]
+    path = folder / FLOAT
+    written = export_onnx(
+        request.student.network,
+        path,
+        input_shape=(channels, height, width),
+        class_names=described["class_names"],
+        preprocessing=described["preprocessing"],
+        fingerprint=described["fingerprint"],
+        opset=settings.opset,
+        raw_pixels=settings.raw_pixels,
+    )
+    parity = compare_file(request, path, request.data.test)
+    parity.require(settings.tolerance)
+    log(
+        f"  {FLOAT}: logits within {parity.max_abs_difference:.2g} of the trained network on "
+        f"{parity.images} test images, top-1 {parity.onnx_top1_percent:.2f} %"
+    )
+    return written, parity
+
+
+def _int8_label(int8: Mapping[str, Any] | None, refused: str | None) -> dict[str, Any] | None:
+    """What the manifest says of the int8 file: where it is right, or why it is not there."""
+    if int8 is None:
+        return None if refused is None else {"refused": refused}
+    full = int8["full_range"]
+    return {"full_range": full, "note": FULL_RANGE if full else "right on every CPU"}
+
+
+def _moving_nodes(path: Path) -> int:
+    graph = onnx.load(path, load_external_data=False).graph
+    return sum(node.op_type in _MOVING for node in graph.node)
+
+
+def _encoder(described: Mapping[str, Any], folder: Path, settings: Export) -> dict[str, Any] | None:
+    """The encoder's file; None where the network has no last map to cut it at."""
+    if described["taps"]["last_map"] is None:
+        log(f"  {ENCODER}: left out, {described['architecture']['name']} has no last map")
+        return None
+    path = folder / ENCODER
+    found = export_encoder(
+        load_encoder(folder), path, fingerprint=described["fingerprint"], opset=settings.opset
+    )
+    log(f"  {ENCODER}: {'any image size' if found.dynamic_size else 'one image size'}")
+    return found.as_dict()
+
+
+def _timed(request: Request, folder: Path) -> dict[str, Any]:
+    if request.latency is None:
+        return {}
+    files = {ORT: folder / FLOAT}
+    if (folder / INT8).is_file():
+        files[ORT_INT8] = folder / INT8
+    channels, height, width = request.student.description["input_shape"]
+    return time_runtimes(
+        fold_batchnorm(request.student.network).network,
+        files,
+        (channels, height, width),
+        request.latency,
+        compiled=request.settings.compile_latency,
+    )

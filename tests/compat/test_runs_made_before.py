@@ -2,8 +2,8 @@
 
 `runs.tar.xz` holds `compat.yaml`, its finished run in `run/` (report, pictures and generated data
 left out), and in `stopped-kd/` the folder of the same student, stopped after two of three epochs.
-The networks are those of `tiny.py` (447 and 1,467 parameters), which must stay as it is: its SHA-256
-stands in the archive.
+The networks are those of `tiny.py` (447 and 1,467 parameters), which must stay as it is, since its
+SHA-256 stands in the archive.
 """
 
 import json

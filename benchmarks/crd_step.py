@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from compress.data.batch import Batch
-from compress.distillation import Distillation, teacher_context
+from compress.distill.module import Distillation, teacher_context
 from compress.methods import METHODS
-from compress.methods.base import Context, Method
+from compress.methods.contract import Context, Method
 from compress.models import build
-from compress.tap_discovery import discover
 from compress.taps import Taps
+from compress.taps.discovery import discover
 from compress.tasks import Classification
 
 PAIR = ("resnet8x4", "resnet32x4")

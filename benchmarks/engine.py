@@ -15,25 +15,25 @@ import torch
 from pieces import Pieces
 from torch import Tensor, nn
 
-from compress.compiled import CompiledTaps
 from compress.data import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing, evenly
 from compress.data.shared import SharedBatches
-from compress.distillation import Distillation, Source, teacher_context
-from compress.frozen import freeze
+from compress.distill.module import Distillation, Source, teacher_context
+from compress.engine.compiling import CompiledTaps
+from compress.engine.lockstep import side_by_side
+from compress.engine.loop import training_steps
+from compress.engine.optimization import Settings
 from compress.methods import METHODS
-from compress.methods.base import Context, Terms
+from compress.methods.contract import Context, Terms
 from compress.models.layout import lay_channels_last
-from compress.optimisation import Settings
-from compress.randomness import seeded
-from compress.side_by_side import side_by_side
-from compress.tap_discovery import discover
-from compress.tapped_graph import TappedGraph
+from compress.seeding import seeded
 from compress.taps import Tapped, Taps
+from compress.taps.discovery import discover
+from compress.taps.graph import TappedGraph
 from compress.tasks import Classification
-from compress.teacher_cache import CachedTeacher, TeacherCache
-from compress.teachers import SharedTeachers
-from compress.training import training_steps
+from compress.teacher.cache import CachedTeacher, TeacherCache
+from compress.teacher.inference import freeze
+from compress.teacher.shared import SharedTeachers
 
 SHAPE = (3, 32, 32)
 CALIBRATION = 512  # images of an int8 teacher
@@ -162,7 +162,7 @@ class Engine:
         shows: Callable[[Tensor], Taps]
         compiled_rows: Callable[[], int | None] | None = None
         if self.variant.teacher == "int8":
-            from export.int8_teacher import int8_teacher  # imported by those that want it
+            from compress.teacher.int8 import int8_teacher  # imported by those that want it
 
             pixels = self.images.fetch(evenly(self.images, CALIBRATION))
             some = torch.split(self.preprocessing.normalise(pixels), pair.BATCH)

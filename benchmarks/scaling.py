@@ -30,8 +30,8 @@ from turns import spread
 from compress.data.batch import Batch
 from compress.environment import environment
 from compress.methods import METHODS
-from compress.methods.base import Context, Method, TeacherContext
-from compress.randomness import seeded
+from compress.methods.contract import Context, Method, TeacherContext
+from compress.seeding import seeded
 from compress.taps import MapSpec, Taps, TapSpecs
 
 BASE = {"images": 50_000, "classes": 100, "batch": 64, "negatives": 16384}

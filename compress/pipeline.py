@@ -7,7 +7,7 @@ torchrun --nproc-per-node N -m compress.pipeline RECIPE.yaml ...
 
 import sys
 
-from compress.options import mistake, parser, recipe_of
+from compress.recipe.command_line import mistake, parser, recipe_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,9 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     if code := mistake(lambda: _look(arguments)):
         return code
     # What is heavy is imported after the arguments are known to be right.
-    from compress import execution
+    from compress.run import command
 
-    return execution.main(arguments)
+    return command.main(arguments)
 
 
 def _look(arguments: list[str] | None) -> None:

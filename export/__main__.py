@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import UserError, exit_code, nearest
 
 if TYPE_CHECKING:
-    from compress.deployment import Student
-    from compress.recipe import Export, Recipe
+    from compress.model_files.artifacts import Student
+    from compress.recipe.schema import Export, Recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,8 +47,8 @@ def _command(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     # What is heavy is imported after the arguments are known to be right.
-    from compress.recipe_files import load_resolved
-    from export.bundle import UNFINISHED, write_bundle
+    from compress.recipe.files import load_resolved
+    from export.bundle.writer import UNFINISHED, write_bundle
     from export.stage import request
 
     run: Path = options.run
@@ -72,7 +72,7 @@ def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
     """The recipe's export section with what the command line changes."""
     from pydantic import ValidationError
 
-    from compress.recipe import Export, Int8, describe_errors
+    from compress.recipe.schema import Export, Int8, describe_errors
 
     base = recipe.export or Export()
     names = ("calibration_images", "calibration", "max_top1_drop", "leave_out")
@@ -94,8 +94,8 @@ def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
 
 def _load(folder: Path) -> "Student":
     """A finished student, or an interrupted one as its last checkpoint has it."""
-    from compress.console import log
-    from compress.deployment import load_student, load_unfinished
+    from compress.console.messages import log
+    from compress.model_files.artifacts import load_student, load_unfinished
 
     if (folder / "result.json").is_file():
         return load_student(folder)
@@ -118,7 +118,7 @@ def _refuse_occupied(out: Path, *, force: bool) -> None:
         raise UserError(f"--out {out}: give the name of a new folder, no link and not this folder")
     if not force:
         raise UserError(f"--out {out}: it exists; choose another name, or replace it with --force")
-    from export.manifest import check_manifest
+    from export.bundle.manifest import check_manifest
 
     try:
         listed = set(check_manifest(out).files)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from compress.deployment import Encoder
 from compress.errors import UserError
-from export.files import move, open_session, run_session, write_model
-from export.graphs import INPUT, Exporter, translate
+from compress.model_files.artifacts import Encoder
+from compress.onnx.files import move, open_session, run_session, write_model
+from compress.onnx.graphs import INPUT, Exporter, translate
 
 __all__ = [
     "FEATURES",

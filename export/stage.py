@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import Job, Outcome, changed_fields, read_json
-from compress.deployment import Student, load_student
 from compress.errors import UserError
-from compress.recipe import Export, Recipe
+from compress.model_files.artifacts import Student, load_student
+from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
-from export.bundle import UNFINISHED, Request, write_bundle
-from export.checks import require_same_data
+from compress.stages.job import Job, Outcome
+from compress.storage.files import read_json
+from compress.storage.fingerprints import changed_fields
+from export.bundle.writer import UNFINISHED, Request, write_bundle
+from export.verify.checks import require_same_data
 
 RESULT_VERSION = 2
 BUNDLE = "bundle"

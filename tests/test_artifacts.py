@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifacts import (
-    Outcome,
-    RunDirectory,
-    changed_fields,
-    fingerprint_of,
-    read_json,
-    read_result,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
 from compress.errors import UserError
+from compress.run.directory import RunDirectory
+from compress.stages.job import Outcome
+from compress.storage.files import read_json, read_tensors, write_json, write_tensors
+from compress.storage.fingerprints import changed_fields, fingerprint_of
+from compress.storage.results import read_result
 
 
 def finish(run: RunDirectory, stage: str, fields: dict[str, object], value: int = 1) -> None:

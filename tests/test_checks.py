@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from compress import checks, deployment, models
-from compress.artifacts import read_json, write_json
-from compress.recipe import Recipe
+from compress import models
+from compress.model_files import artifacts
+from compress.recipe.schema import Recipe
+from compress.run import checks
 from compress.stages import dataset_of
-from compress.tap_discovery import discover
+from compress.storage.files import read_json, write_json
+from compress.taps.discovery import discover
 
 CODE = """
 from tests.models.test_layout import Auxiliary, ChangesItsInput, Small
@@ -74,10 +76,10 @@ def test_a_teacher_of_other_images_is_told(tmp_path: Path) -> None:
     network = models.build("resnet14", num_classes=10)
     specs = discover(network, SHAPE, "resnet14")
     architecture = {"name": "resnet14", "arguments": {}}
-    description = deployment.describe(
+    description = artifacts.describe(
         architecture, specs, data.class_names, data.preprocessing, metrics={}, fingerprint="f"
     )
-    deployment.save(tmp_path, "teacher", network, description | {"method": None})
+    artifacts.save(tmp_path, "teacher", network, description | {"method": None})
     assert checks.teacher_remarks(given) == []
     content = read_json(tmp_path / "teacher.json")
     content["preprocessing"]["mean"] = [0.1, 0.2, 0.9]

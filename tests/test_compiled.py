@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress import compiled
-from compress.compiled import CompiledTaps, compiled_taps, pays
+from compress.engine import compiling
+from compress.engine.compiling import CompiledTaps, compiled_taps, pays
 from compress.models import build
-from compress.tap_discovery import discover
-from compress.tapped_graph import TappedGraph
 from compress.taps import TapSpecs
+from compress.taps.discovery import discover
+from compress.taps.graph import TappedGraph
 
 CPU = torch.device("cpu")
 
@@ -50,10 +50,10 @@ def test_a_student_is_compiled_for_the_usual_rows(
 
 
 def test_each_process_counts_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.shutil, "which", lambda _: "c++")
+    monkeypatch.setattr(compiling.shutil, "which", lambda _: "c++")
     enough = 1.5e14
     assert pays("auto", CPU, macs=lambda: enough, steps=1)
-    monkeypatch.setattr(compiled, "world", lambda: 2)
+    monkeypatch.setattr(compiling, "world", lambda: 2)
     assert not pays("auto", CPU, macs=lambda: enough, steps=1)
     assert pays("auto", CPU, macs=lambda: 2 * enough, steps=1)
     assert pays("always", CPU, macs=lambda: 0, steps=1)
@@ -71,7 +71,7 @@ def test_where_processes_exchange_statistics_only_a_wish_compiles_a_student(
     processes: int,
     expected: bool,
 ) -> None:
-    monkeypatch.setattr(compiled, "world", lambda: processes)
+    monkeypatch.setattr(compiling, "world", lambda: processes)
     network, specs = resnet8()
     look = compiled_taps(network, specs, ["logits"], "student", wish=wish)
     assert (look is not None) is expected

@@ -16,9 +16,9 @@ from compress.data import DATASETS, Batch, ImageBatches, MemoryImages, Preproces
 from compress.data.augment import AUGMENTATIONS, PAD, crop_box, shift_and_flip
 from compress.data.digits import held_out_scenes_digits
 from compress.data.image_files import check_whole, read_rgb, upright_size
+from compress.distributed.collectives import share_of
 from compress.errors import UserError
-from compress.ranks import share_of
-from compress.teacher_cache.rows import FORMAT
+from compress.teacher.cache.rows import FORMAT
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

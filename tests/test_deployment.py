@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from compress import deployment
-from compress.artifacts import read_tensors, write_json, write_tensors
-from compress.distillation import Distillation
+from compress.distill.module import Distillation
+from compress.engine.loop import train
+from compress.engine.optimization import Settings
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.base import Method
+from compress.methods.contract import Method
+from compress.model_files import artifacts
 from compress.models import build
-from compress.optimisation import Settings
-from compress.training import train
+from compress.storage.files import read_tensors, write_json, write_tensors
 from tests.methods import building
 
 NAMES = tuple("abcde")
@@ -28,12 +28,12 @@ def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
     for batch in building.batches(module.method).epoch(0):
         module(batch)
     deployed = module.method.deploy(module.student).eval()
-    deployment.save(folder, "student", deployed, _described(module, deployed, name))
+    artifacts.save(folder, "student", deployed, _described(module, deployed, name))
     return deployed
 
 
 def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str, Any]:
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": "resnet8", "arguments": {}},
         module.method.context.student,
         NAMES,
@@ -43,7 +43,7 @@ def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str
     )
     bare = deployed is module.student
     return description | {
-        "method": None if bare else deployment.describe_method(module.method, name, {}),
+        "method": None if bare else artifacts.describe_method(module.method, name, {}),
         "encoder_prefix": "" if bare else "encoder.",
     }
 
@@ -51,7 +51,7 @@ def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str
 @pytest.mark.parametrize("name", METHODS)
 def test_a_student_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
     deployed = save(tmp_path, METHODS[name], name)
-    loaded = deployment.load_student(tmp_path)
+    loaded = artifacts.load_student(tmp_path)
     assert not loaded.network.training
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_a_student_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_encoder_comes_out_whole(tmp_path: Path, name: str) -> None:
     deployed = save(tmp_path, METHODS[name], name)
-    encoder = deployment.load_encoder(tmp_path).eval()
+    encoder = artifacts.load_encoder(tmp_path).eval()
     assert encoder.matched_percent == 100
     assert (encoder.channels, encoder.stride) == (64, 4)
     images = torch.randn(2, *building.SHAPE)
@@ -85,7 +85,7 @@ def test_any_architecture_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> N
     teacher = build("resnet8x4", num_classes=5, role="teacher")
     method = METHODS["simkd"](building.context(student, [teacher]))
     deployed = method.deploy(student).eval()
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": name, "arguments": {}},
         method.context.student,
         NAMES,
@@ -93,18 +93,18 @@ def test_any_architecture_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> N
         metrics={},
         fingerprint="f",
     )
-    told = deployment.describe_method(method, "simkd", {})
+    told = artifacts.describe_method(method, "simkd", {})
     description |= {"method": told, "encoder_prefix": "encoder."}
-    deployment.save(tmp_path, "student", deployed, description)
+    artifacts.save(tmp_path, "student", deployed, description)
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
-        assert torch.equal(deployment.load_student(tmp_path).network(images), deployed(images))
-    assert deployment.load_encoder(tmp_path).matched_percent == 100
+        assert torch.equal(artifacts.load_student(tmp_path).network(images), deployed(images))
+    assert artifacts.load_encoder(tmp_path).matched_percent == 100
 
 
 def test_scratch_is_the_architecture_with_seeded_weights(tmp_path: Path) -> None:
     save(tmp_path, METHODS["none"], "none")
-    one, same = (deployment.load_encoder(tmp_path, weights=False, seed=3) for _ in range(2))
+    one, same = (artifacts.load_encoder(tmp_path, weights=False, seed=3) for _ in range(2))
     assert one.matched_percent == 0
     reference = build("resnet8", num_classes=5, seed=3).state_dict()
     for key, value in one.body.state_dict().items():
@@ -121,15 +121,15 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         json.dumps({**described, "architecture": {"name": "resnet14", "arguments": {}}})
     )
     with pytest.raises(UserError, match=r"student\.safetensors does not fit its description"):
-        deployment.load_student(tmp_path)
+        artifacts.load_student(tmp_path)
 
     path.write_text(json.dumps({**described, "format": 99}))
     with pytest.raises(UserError, match="has format 99"):
-        deployment.load_student(tmp_path)
+        artifacts.load_student(tmp_path)
 
     path.unlink()
     with pytest.raises(UserError, match=r"student\.json not found"):
-        deployment.load_student(tmp_path)
+        artifacts.load_student(tmp_path)
 
 
 def _train_one_epoch(folder: Path, name: str) -> nn.Module:
@@ -153,7 +153,7 @@ def _train_one_epoch(folder: Path, name: str) -> nn.Module:
 @pytest.mark.parametrize("name", ["kd", "simkd", "crd"])
 def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, name: str) -> None:
     deployed = _train_one_epoch(tmp_path, name)
-    found = deployment.load_unfinished(tmp_path)
+    found = artifacts.load_unfinished(tmp_path)
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
         assert torch.equal(found.network(images), deployed(images))
@@ -163,7 +163,7 @@ def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, 
 
 def test_a_training_without_a_whole_epoch_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no whole epoch"):
-        deployment.load_unfinished(tmp_path)
+        artifacts.load_unfinished(tmp_path)
 
 
 def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Path) -> None:
@@ -175,6 +175,6 @@ def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Pat
     state = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     write_tensors(tmp_path / "best-0001.safetensors", state)
     (tmp_path / "metrics.jsonl").unlink()  # it is written after the checkpoint
-    found = deployment.load_unfinished(tmp_path).description
+    found = artifacts.load_unfinished(tmp_path).description
     assert found["interrupted"] == {"after_epoch": 2, "weights_of_epoch": 1}
     assert found["metrics"] == {"top1_percent": 50.0}

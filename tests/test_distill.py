@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress.artifacts import Job
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.base import Terms
-from compress.recipe import Recipe
+from compress.methods.contract import Terms
+from compress.recipe.schema import Recipe
 from compress.stages import dataset_of, distill
+from compress.stages.job import Job
 from tests.methods import building
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.frozen import Precision, difference, freeze
 from compress.models import build
-from compress.tap_discovery import discover
 from compress.taps import Tapped, TapSpecs
+from compress.taps.discovery import discover
+from compress.teacher.inference import Precision, difference, freeze
 
 NONE = TapSpecs((), (), None, None, None, 10)
 

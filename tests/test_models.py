@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import UserError
+from compress.model_files.weights import load_state, read_state
 from compress.models import MODELS, build, find
-from compress.models.weights import load_state, read_state
-from compress.tap_discovery import discover
 from compress.taps import Tapped, encoder_until
+from compress.taps.discovery import discover
 
 
 def parameters(network: nn.Module) -> int:

@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from compress import methods, pipeline
-from compress.artifacts import read_json, read_tensors
 from compress.models import build
+from compress.storage.files import read_json, read_tensors
 from tests.methods.throwaway import ThreeViews, TwoTeachers
 
 TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from compress import checks, models
+from compress import models
 from compress.accounting import account_pair, pairs
 from compress.data import IMAGE_SIZES
-from compress.recipe import Recipe, check_shape
-from compress.recipe_files import apply_override, read_yaml
-from compress.sweep_recipe import check_sweep, recipe_of
-from compress.tap_discovery import discover
-from eval.asked import asked_of
-from eval.command import _parser
-from export.detectron2_config import SCHEDULES
+from compress.recipe.files import apply_override, read_yaml
+from compress.recipe.schema import Recipe, check_shape
+from compress.run import checks
+from compress.sweep.schema import check_sweep, recipe_of
+from compress.taps.discovery import discover
+from eval.transfer.command import _parser
+from eval.transfer.request import asked_of
+from export.detectron2.config import SCHEDULES
 from tests.eval.runs import write_run
 
 ROOT = Path(__file__).parents[1] / "pipelines"

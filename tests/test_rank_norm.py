@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.functional import cross_entropy
 
+from compress.distributed.batchnorm import synchronised_batchnorm
+from compress.distributed.collectives import sum_gradients, summed
 from compress.errors import UserError
 from compress.models import build
-from compress.rank_norm import synchronised_batchnorm
-from compress.ranks import sum_gradients, summed
 
 ROWS, FIRST = 8, 5  # the first process has 5 of the 8 rows
 LAYERS = {

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from compress import ranks
+from compress.distributed import collectives
+from compress.distributed.collectives import gathered, rank
 from compress.errors import UserError
 from compress.methods.crd import Contrast
-from compress.ranks import gathered, rank
 from compress.tasks import Classification
-from eval.batches import KeyedBatches
+from eval.data.batches import KeyedBatches
 from eval.detection.task import detect
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
@@ -95,27 +95,29 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def _exchange(number: int) -> None:
     """What each function gives, in each of two processes."""
-    assert (ranks.world(), ranks.is_first()) == (2, number == 0)
-    assert [ranks.part(5), ranks.part(1)] == [
+    assert (collectives.world(), collectives.is_first()) == (2, number == 0)
+    assert [collectives.part(5), collectives.part(1)] == [
         [slice(0, 2), slice(0, 0)], [slice(2, 5), slice(0, 1)]
     ][number]  # fmt: skip
-    assert ranks.own_share(1 + 2 * number) == (0.25, 0.75)[number]
-    assert ranks.told(("value", number)) == ("value", 0)
-    assert ranks.joined([number] * (1 + number)) == [0, 1, 1]
+    assert collectives.own_share(1 + 2 * number) == (0.25, 0.75)[number]
+    assert collectives.told(("value", number)) == ("value", 0)
+    assert collectives.joined([number] * (1 + number)) == [0, 1, 1]
     counts = torch.tensor([number, 2])
-    assert ranks.summed(counts).tolist() == [1, 4]
+    assert collectives.summed(counts).tolist() == [1, 4]
     assert counts.tolist() == [number, 2]
     # The first process is alone inside: nothing there waits for the other.
-    worlds = ranks.by_first(lambda: (ranks.world(), ranks.summed(torch.ones(1)).item(), number))
+    worlds = collectives.by_first(
+        lambda: (collectives.world(), collectives.summed(torch.ones(1)).item(), number)
+    )
     assert worlds == (1, 1.0, 0)
-    assert ranks.world() == 2
+    assert collectives.world() == 2
     with pytest.raises(UserError, match="said by 0"):
-        ranks.by_first(lambda: _fail(number))
+        collectives.by_first(lambda: _fail(number))
     read = list[int]
     batches = KeyedBatches[int, read](7, 5, 0, False, lambda index, _: index, list)
     (own,) = batches.epoch(0)
-    assert [len(own), sorted(ranks.joined(own))[0] >= 0] == [2 + number, True]
-    assert len(set(ranks.joined(own))) == 5
+    assert [len(own), sorted(collectives.joined(own))[0] >= 0] == [2 + number, True]
+    assert len(set(collectives.joined(own))) == 5
     with pytest.raises(UserError, match="too small for 2 processes"):
         KeyedBatches[int, read](7, 1, 0, False, lambda index, _: index, list)
 
@@ -129,10 +131,10 @@ def _coupled(part: slice) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(sum(SHARES), 4, generator=generator, dtype=torch.float64)[part]
     weight = torch.nn.Parameter(torch.eye(4, dtype=torch.float64))
-    features = ranks.gathered_with_gradient(rows @ weight)
+    features = collectives.gathered_with_gradient(rows @ weight)
     loss = (features @ features.mT).sin().mean()
-    (loss * ranks.own_share(len(rows))).backward()
-    ranks.sum_gradients([weight])
+    (loss * collectives.own_share(len(rows))).backward()
+    collectives.sum_gradients([weight])
     assert weight.grad is not None
     return loss.detach(), weight.grad
 
@@ -160,7 +162,7 @@ def _evaluated() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     images, labels = (torch.randn(7, 5, generator=generator), torch.arange(7) % 2)
     batches = [(images[i : i + 3], labels[i : i + 3]) for i in range(0, 7, 3)]
-    top1 = Classification().evaluate(_Means(), batches[rank() :: ranks.world()])
+    top1 = Classification().evaluate(_Means(), batches[rank() :: collectives.world()])
     pictures = tuple(_Image(i) for i in range(11))
     found = detect(_Means(), pictures, 4, torch.device("cpu"))  # type: ignore[arg-type]
     scores = torch.cat([one["scores"] for one in found])

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from compress.checks import check_recipe
 from compress.errors import UserError
-from compress.plan import labelled, schema
-from compress.recipe import Recipe, check_shape
-from compress.recipe_files import apply_override, parse_yaml, read_yaml
+from compress.recipe.files import apply_override, parse_yaml, read_yaml
+from compress.recipe.schema import Recipe, check_shape
+from compress.run.checks import check_recipe
+from compress.run.plan import labelled, schema
 
 PIPELINES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.yaml"))
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 import yaml
 
-from compress import frozen, pipeline, sweep, together
-from compress.artifacts import read_tensors
+from compress import pipeline
+from compress.engine.lockstep import side_by_side
+from compress.engine.loop import Position, drained
 from compress.errors import UserError
-from compress.side_by_side import side_by_side
-from compress.training import Position, drained
+from compress.storage.files import read_tensors
+from compress.sweep import command, lockstep
+from compress.teacher import inference
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "classes": 3, "train_images": 120, "test_images": 60, "seed": 3},
@@ -79,13 +81,13 @@ def test_each_student_is_bit_equal_to_its_own_run(separate: Path, tmp_path: Path
 
 def test_the_teacher_sees_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    shows = frozen.Frozen.__call__
+    shows = inference.Frozen.__call__
 
-    def counted(self: frozen.Frozen, images: torch.Tensor) -> Any:
+    def counted(self: inference.Frozen, images: torch.Tensor) -> Any:
         seen.append(len(images))
         return shows(self, images)
 
-    monkeypatch.setattr(frozen.Frozen, "__call__", counted)
+    monkeypatch.setattr(inference.Frozen, "__call__", counted)
     assert run(write(tmp_path / "small.yaml"), tmp_path / "run") == 0
     assert sum(seen) == 2 * 120, "three of the four students read the teacher, in two epochs"
 
@@ -94,16 +96,16 @@ def test_an_interrupted_student_resumes_alone_or_with_others(
     separate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write(tmp_path / "small.yaml")
-    shows, seen = frozen.Frozen.__call__, []
+    shows, seen = inference.Frozen.__call__, []
 
-    def interrupted(self: frozen.Frozen, images: torch.Tensor) -> Any:
+    def interrupted(self: inference.Frozen, images: torch.Tensor) -> Any:
         seen.append(1)
         if len(seen) == 12:  # in the second epoch
             raise KeyboardInterrupt
         return shows(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(frozen.Frozen, "__call__", interrupted)
+        patch.setattr(inference.Frozen, "__call__", interrupted)
         assert run(recipe, tmp_path / "run") == 130
     assert not students(tmp_path / "run")
     alone = write(tmp_path / "alone" / "small.yaml", engine={"compile": "never"})
@@ -127,10 +129,10 @@ def test_runs_of_a_sweep_share_their_teacher(tmp_path: Path) -> None:
     }
     path = tmp_path / "table.yaml"
     path.write_text(yaml.safe_dump(table))
-    assert sweep.main([str(path), "--out", str(tmp_path / "shared")]) == 0
+    assert command.main([str(path), "--out", str(tmp_path / "shared")]) == 0
     table["recipe"]["engine"] = {"compile": "never"}  # type: ignore[index]
     path.write_text(yaml.safe_dump(table))
-    assert sweep.main([str(path), "--out", str(tmp_path / "apart")]) == 0
+    assert command.main([str(path), "--out", str(tmp_path / "apart")]) == 0
     for pair in ("big-thin", "big-wide"):
         first, second = (tmp_path / out / "cells" / pair / "simkd" for out in ("shared", "apart"))
         assert_equal(first, second)
@@ -141,7 +143,7 @@ def test_a_run_that_fails_leaves_the_others_alone(
 ) -> None:
     good = write(tmp_path / "good.yaml")
     bad = write(tmp_path / "bad.yaml", student={"model": "resnet7"})
-    assert together.main([str(bad), str(good), "--workers", "0"]) == 2
+    assert lockstep.main([str(bad), str(good), "--workers", "0"]) == 2
     told = " ".join(capsys.readouterr().out.split())
     assert f"error: {bad}: {bad} has 1 problem" in told
     assert len(students(tmp_path / "good")) == 4

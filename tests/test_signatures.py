@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from compress.signatures import check, schema
+from compress.recipe.signatures import check, schema
 
 
 def function(*, width: int, share: float = 0.5, steps: tuple[int, ...] = (1, 2)) -> None: ...

@@ -15,9 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from compress import sweep
 from compress.errors import Terminated, UserError, doing, exit_code
-from compress.sweep_runs import Plan
+from compress.sweep import command
+from compress.sweep.runs import Plan
 from tests.test_pipeline import TINY, run
 from tests.test_sweep import small
 from tests.test_sweep_processes import endless, pid_in
@@ -207,7 +207,7 @@ def test_a_sweep_takes_its_runs_with_it(
     thread = threading.Thread(target=stop)
     thread.start()
     options = ["--out", str(tmp_path / "out"), "--jobs", "2"]
-    assert sweep.main([str(tmp_path / "small.yaml"), *options]) == 143
+    assert command.main([str(tmp_path / "small.yaml"), *options]) == 143
     thread.join()
     shown = capsys.readouterr().out
     assert shown.count("stopped by SIGTERM; run the same command again") == 1

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from compress import sweep, sweep_execution
-from compress.recipe import check_shape
-from compress.sweep_processes import Command, Ended
-from compress.sweep_recipe import Status, Sweep, cells, check_sweep, recipe_of
-from compress.sweep_runs import Plan
+from compress.recipe.schema import check_shape
+from compress.sweep import command, execution
+from compress.sweep.processes import Command, Ended
+from compress.sweep.runs import Plan
+from compress.sweep.schema import Status, Sweep, cells, check_sweep, recipe_of
 
 SMALL: dict[str, Any] = {
     "title": "Small: a test",
@@ -87,7 +87,7 @@ def test_a_mistake_in_a_cell_has_its_path_in_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = _write(tmp_path, small(methods=["none", {"name": "kd", "temprature": 2}]))
-    assert sweep.main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert command.main([str(file), "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().out
     assert "methods.1.temprature: unknown key" in told
     assert "temperature" in told
@@ -100,7 +100,7 @@ def test_a_method_that_cannot_apply_is_a_cell_without_a_number(
     methods = [{"name": "simkd", "label": "impossible", "reduction": 1000}]
     file = _write(tmp_path, small(methods=methods, paper={}))
     out = tmp_path / "out"
-    assert sweep.main([str(file), "--out", str(out), "--table"]) == 0
+    assert command.main([str(file), "--out", str(out), "--table"]) == 0
     assert "big-thin/impossible: not applicable: reduction is" in capsys.readouterr().out
     (_, row) = json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert row["not_applicable"].startswith("reduction is")
@@ -110,7 +110,7 @@ def test_a_method_that_cannot_apply_is_a_cell_without_a_number(
 def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = _write(tmp_path, small()), tmp_path / "out"
     command = [str(file), "--out", str(out), "--jobs", "2"]
-    assert sweep.main(command) == 0
+    assert command.main(command) == 0
     first = capsys.readouterr().out
     assert first.count(": starts") == 3, "one teacher, two cells"
     rows = json.loads((out / "table.json").read_text(encoding="utf-8"))
@@ -125,18 +125,18 @@ def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "75.00 ± 0.50" in text
     assert "Protocol crd" in text
     assert "big → thin" in (out / "table.html").read_text(encoding="utf-8")
-    assert sweep.main(command) == 0
+    assert command.main(command) == 0
     assert ": starts" not in capsys.readouterr().out
     _changes_are_noticed(file, out)
     # One more row trains that row alone.
     _write(tmp_path, small(methods=[*SMALL["methods"], {"name": "none", "trials": 1}]))
-    assert sweep.main(command) == 0
+    assert command.main(command) == 0
     assert capsys.readouterr().out.count(": starts") == 1
 
 
 def _table(file: Path, out: Path, *, code: int = 0) -> list[dict[str, Any]]:
     """The table of what a sweep's directory holds for the recipe as it is now."""
-    assert sweep.main([str(file), "--out", str(out), "--table"]) == code
+    assert command.main([str(file), "--out", str(out), "--table"]) == code
     rows: list[dict[str, Any]] = json.loads((out / "table.json").read_text(encoding="utf-8"))
     return rows
 
@@ -171,9 +171,9 @@ def test_a_failed_cell_is_told_and_the_others_go_on(
     def run(command: Command, stopped: Event, *, threads: int) -> Ended:
         return Ended(2, "error: the disk is full") if command.folders[0].name == "kd" else DONE
 
-    monkeypatch.setattr(sweep_execution, "run_process", run)
+    monkeypatch.setattr(execution, "run_process", run)
     out = tmp_path / "out"
-    assert sweep.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
+    assert command.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
     told = capsys.readouterr().out
     assert "error: big-thin/kd: the disk is full" in told
     assert "hot" not in told.partition("error")[2]

@@ -8,8 +8,8 @@ from threading import Event
 
 import pytest
 
-from compress.artifacts import RunDirectory
-from compress.sweep_processes import Command, Ended, problem, run_process
+from compress.run.directory import RunDirectory
+from compress.sweep.processes import Command, Ended, problem, run_process
 
 DONE = Ended(0, "")
 

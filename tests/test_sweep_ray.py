@@ -14,10 +14,10 @@ from threading import Event
 import pytest
 import yaml
 
-from compress import sweep, sweep_execution
 from compress.errors import UserError
-from compress.sweep_processes import Command, Runner
-from compress.sweep_ray import on_ray
+from compress.sweep import command, execution
+from compress.sweep.processes import Command, Runner
+from compress.sweep.ray_cluster import on_ray
 from tests.test_sweep import small
 from tests.test_sweep_processes import endless, pid_in
 
@@ -75,12 +75,12 @@ def test_a_sweep_on_ray_trains_its_cells(
         asked.extend((address, cpus, gpus))
         return nullcontext(runner)
 
-    monkeypatch.setattr(sweep_execution, "on_ray", started)
+    monkeypatch.setattr(execution, "on_ray", started)
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(
         yaml.safe_dump(small(methods=[{"name": "none", "trials": 1}], paper={}))
     )
-    assert sweep.main(["small.yaml", "--out", "out", "--ray", "--cpus-per-run", "2"]) == 0
+    assert command.main(["small.yaml", "--out", "out", "--ray", "--cpus-per-run", "2"]) == 0
     assert asked == ["local", 2.0, 0.0]
     rows = json.loads(Path("out/table.json").read_text(encoding="utf-8"))
     assert [row["trials"] for row in rows] == [1, 1]
@@ -88,7 +88,7 @@ def test_a_sweep_on_ray_trains_its_cells(
 
 
 def test_what_no_node_has_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    from compress.sweep_ray import _say_what_lacks
+    from compress.sweep.ray_cluster import _say_what_lacks
 
     nodes = [
         {"Alive": True, "Resources": {"CPU": 4.0}},
@@ -106,7 +106,7 @@ def test_without_ray_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(small()), encoding="utf-8")
-    assert sweep.main([str(file), "--out", str(tmp_path / "out"), "--ray"]) == 2
+    assert command.main([str(file), "--out", str(tmp_path / "out"), "--ray"]) == 2
     assert "pip install 'compress[ray]'" in capsys.readouterr().out
 
 

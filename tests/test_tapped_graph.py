@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from compress.errors import UserError
 from compress.models import build
-from compress.tap_discovery import discover
-from compress.tapped_graph import TappedGraph, Untraceable
 from compress.taps import Tapped, Taps, TapSpecs
+from compress.taps.discovery import discover
+from compress.taps.graph import TappedGraph, Untraceable
 
 NETWORKS = [
     *("resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"),

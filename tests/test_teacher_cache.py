@@ -17,7 +17,7 @@ from compress.data import Batch
 from compress.data.augment import AUGMENTATIONS
 from compress.errors import UserError
 from compress.taps import MapSpec, Taps, TapSpecs
-from compress.teacher_cache import (
+from compress.teacher.cache import (
     CachedTeacher,
     TeacherCache,
     expected_hit_share,

@@ -7,14 +7,16 @@ import pytest
 import torch
 import yaml
 
-from compress import frozen, pipeline
-from compress.artifacts import Job, read_json, read_tensors, write_json
+from compress import pipeline
 from compress.data import open_data
 from compress.data.batches import ImageBatches
 from compress.errors import UserError
-from compress.recipe import Recipe
+from compress.recipe.schema import Recipe
 from compress.stages import fast_teachers
 from compress.stages import teacher as teacher_stage
+from compress.stages.job import Job
+from compress.storage.files import read_json, read_tensors, write_json
+from compress.teacher import inference
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "classes": 3, "train_images": 96, "test_images": 60, "seed": 3},
@@ -46,13 +48,13 @@ def student(out: Path, label: str = "kd") -> dict[str, torch.Tensor]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the teacher is shown, batch by batch."""
     seen: list[int] = []
-    shows = frozen.Frozen.__call__
+    shows = inference.Frozen.__call__
 
-    def counted(self: frozen.Frozen, images: torch.Tensor) -> Any:
+    def counted(self: inference.Frozen, images: torch.Tensor) -> Any:
         seen.append(len(images))
         return shows(self, images)
 
-    monkeypatch.setattr(frozen.Frozen, "__call__", counted)
+    monkeypatch.setattr(inference.Frozen, "__call__", counted)
     return seen
 
 
@@ -131,7 +133,7 @@ def test_teachers_are_made_fast_for_the_rows_of_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, rows: int
 ) -> None:
     asked: list[int | None] = []
-    freezes = frozen.freeze
+    freezes = inference.freeze
 
     def noted(*given: Any, rows: int | None = None, **options: Any) -> Any:
         asked.append(rows)

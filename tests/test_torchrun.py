@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from compress.artifacts import read_json, read_tensors
+from compress.storage.files import read_json, read_tensors
 from tests.test_pipeline import SCENES, TINY
 
 ROOT = Path(__file__).parents[1]

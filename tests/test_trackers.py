@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from compress import checks, ranks, trackers
-from compress.recipe import Named, check_shape
+from compress import trackers
+from compress.distributed import collectives
+from compress.recipe.schema import Named, check_shape
+from compress.run import checks
 from compress.trackers import recall, record, track_to
 from compress.trackers.base import Place, Tracker
 
@@ -64,7 +66,7 @@ def test_nothing_is_recorded_outside_or_by_other_ranks(
     with track_to(TENSORBOARD, tmp_path, "run", {}):
         record("teacher", row(1))
     assert not list(tmp_path.iterdir())
-    assert ranks.rank() == 0
+    assert collectives.rank() == 0
 
 
 class Broken(Tracker):

@@ -11,14 +11,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from compress.artifacts import write_tensors
-from compress.checkpoint import Checkpoint, trained_state
 from compress.data.batch import Batch
+from compress.engine.checkpoint import Checkpoint, trained_state
+from compress.engine.loop import Step, train
+from compress.engine.optimization import SCHEDULES, Settings, multistep
 from compress.errors import UserError
-from compress.optimisation import SCHEDULES, Settings, multistep
-from compress.recipe import Named
+from compress.recipe.schema import Named
+from compress.storage.files import write_tensors
 from compress.trackers import track_to
-from compress.training import Step, train
 
 CPU = torch.device("cpu")
 

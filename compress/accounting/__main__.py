@@ -14,9 +14,9 @@ from typing import Any
 from rich.table import Table
 
 from compress.accounting.pairs import account_pair
-from compress.console import console
+from compress.console.messages import console
 from compress.errors import UserError
-from compress.recipe_files import apply_override
+from compress.recipe.files import apply_override
 
 _ROLES = ("teacher", "student", "deployed")
 

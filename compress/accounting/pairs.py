@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import models, signatures
+from compress import models
 from compress.accounting.costs import network_costs, pruning_columns
 from compress.accounting.latency import measure_latency, protocol, speedup_percent
 from compress.accounting.probing import blank_images
-from compress.distillation import teacher_context
+from compress.distill.module import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
-from compress.methods.base import Context
+from compress.methods.contract import Context
 from compress.models.folding import fold_batchnorm
-from compress.tap_discovery import discover
+from compress.recipe import signatures
 from compress.taps import TapSpecs
+from compress.taps.discovery import discover
 
 # A method may size its state by the training it is built for; none of that is deployed.
 _BATCH_SIZE = 64

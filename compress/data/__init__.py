@@ -16,7 +16,7 @@ from compress.data.folder import image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
 from compress.data.source import Source, balanced
 from compress.errors import UserError
-from compress.randomness import generator
+from compress.seeding import generator
 
 __all__ = [
     "DATASETS",

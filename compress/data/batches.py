@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from compress.console import log
+from compress.console.messages import log
 from compress.data.augment import AUGMENTATIONS
 from compress.data.batch import Batch
 from compress.data.images import Images, MemoryImages, Preprocessing
 from compress.data.reader import Plan, Reader
+from compress.distributed.collectives import rank, world
 from compress.errors import UserError
-from compress.ranks import rank, world
 
 
 class ImageBatches:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torchvision
 
-from compress.console import log
+from compress.console.messages import log
 from compress.data.images import MemoryImages
 from compress.data.source import Source
 from compress.errors import UserError

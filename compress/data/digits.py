@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from compress.data.images import MemoryImages
 from compress.data.source import Source, balanced
-from compress.randomness import generator
+from compress.seeding import generator
 
 _HELD_OUT = 300
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from compress.data.augment import AUGMENTATIONS
 from compress.data.images import Images
-from compress.randomness import generator
-from compress.ranks import share_of
+from compress.distributed.collectives import share_of
+from compress.seeding import generator
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from compress.errors import UserError
 
 
 class Feed(Protocol):
-    """Where batches come from, see `compress.training.Batches`."""
+    """Where batches come from, see `compress.engine.loop.Batches`."""
 
     def __len__(self) -> int: ...
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from compress.methods.ab import AB
 from compress.methods.at import AT
-from compress.methods.base import Method
 from compress.methods.cc import CC
+from compress.methods.contract import Method
 from compress.methods.crd import CRD
 from compress.methods.fitnet import FitNet
 from compress.methods.fsp import FSP

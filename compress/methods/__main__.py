@@ -6,9 +6,9 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from compress import signatures
 from compress.methods import METHODS
-from compress.methods.base import Method
+from compress.methods.contract import Method
+from compress.recipe import signatures
 
 
 def describe(name: str, method: type[Method]) -> dict[str, Any]:

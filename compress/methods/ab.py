@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, PretrainedMethod, Views, in_float32, pre_activations
+from compress.methods.contract import Context, PretrainedMethod, Views, in_float32, pre_activations
 from compress.methods.maps import MapRegressor, align, left_out, stage_pairs
 from compress.taps import MapSpec
 

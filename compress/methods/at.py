@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
+from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
 from compress.methods.maps import align, left_out, stage_pairs
 
 

@@ -20,7 +20,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Terms,

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from compress.data.batch import Batch
+from compress.distributed.collectives import gathered
 from compress.methods import memory_bank
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Terms,
@@ -44,8 +45,7 @@ from compress.methods.base import (
     pooled_widths,
     published,
 )
-from compress.randomness import seed_for
-from compress.ranks import gathered
+from compress.seeding import seed_for
 
 EPSILON = 1e-7
 # exp(1 / tau) and Z must fit float32; the paper tries 0.02 to 0.3.

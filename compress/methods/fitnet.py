@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
+from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
 from compress.methods.maps import MapRegressor, align, stage_pairs
 
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     PretrainedMethod,
     Views,

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Phase,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, in_float32
+from compress.methods.contract import Context, Method, Terms, Views, in_float32
 
 
 @in_float32

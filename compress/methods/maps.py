@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from compress.methods.base import Context, only_teacher
+from compress.methods.contract import Context, only_teacher
 from compress.taps import MapSpec
 
 

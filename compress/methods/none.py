@@ -6,7 +6,7 @@ L = CE(z_s, y). The baseline of every table ("Student" in the papers).
 from collections.abc import Mapping
 from typing import ClassVar
 
-from compress.methods.base import Context, Method, Terms
+from compress.methods.contract import Context, Method, Terms
 
 
 class Alone(Method):

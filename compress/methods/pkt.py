@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Terms,

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Terms,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Terms,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.base import (
+from compress.methods.contract import (
     Context,
     Method,
     Terms,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from compress.data.batch import Batch
-from compress.methods.base import Context, Method, Terms, Views, in_float32, published, stages
+from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
 from compress.methods.maps import align, left_out, stage_pairs
 
 

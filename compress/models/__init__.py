@@ -16,7 +16,7 @@ from compress.models.shufflenet_v1 import SHUFFLENETS_V1
 from compress.models.shufflenet_v2 import SHUFFLENETS_V2
 from compress.models.vgg import VGGS
 from compress.models.wide_resnet import WIDE_RESNETS
-from compress.randomness import seeded
+from compress.seeding import seeded
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **CIFAR_RESNETS,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.randomness import seeded
+from compress.seeding import seeded
 
 CHANGES_ITS_INPUT = (
     "changes its input in place, which others read too; let its forward work on a copy "

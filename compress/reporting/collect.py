@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.artifacts import read_mapping
-from compress.recipe_files import parse_yaml
+from compress.recipe.files import parse_yaml
 from compress.reporting.network import BASELINE, Network
 from compress.reporting.ranking import LAST_EPOCH, SELECTED, Candidate, Recommendation, recommend
+from compress.storage.files import read_mapping
 
 
 @dataclass(frozen=True)

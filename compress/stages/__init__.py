@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from compress.accounting import count_macs
-from compress.artifacts import Job
-from compress.checkpoint import best_row
-from compress.compiled import pays
 from compress.data import Dataset, evaluation_batches, open_data
-from compress.optimisation import SCHEDULES, Settings
-from compress.recipe import Recipe, Train
+from compress.engine.checkpoint import best_row
+from compress.engine.compiling import pays
+from compress.engine.optimization import SCHEDULES, Settings
+from compress.recipe.schema import Recipe, Train
+from compress.stages.job import Job
 from compress.tasks import Classification
 
 EVALUATION_BATCH = 256

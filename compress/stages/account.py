@@ -21,11 +21,12 @@ from compress.accounting import (
     pruning_columns,
     size_bytes,
 )
-from compress.artifacts import Job, Outcome, read_result
-from compress.console import bar, log
-from compress.deployment import Student, build_plain, load_student
+from compress.console.messages import bar, log
+from compress.model_files.artifacts import Student, build_plain, load_student
 from compress.models.folding import fold_batchnorm
+from compress.stages.job import Job, Outcome
 from compress.stages.teacher import load_teachers
+from compress.storage.results import read_result
 
 RESULT_VERSION = 1
 

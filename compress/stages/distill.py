@@ -7,21 +7,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import deployment
-from compress.artifacts import Job, Outcome, write_json
-from compress.console import log
+from compress.console.messages import log
 from compress.data import Batch, Dataset, evenly
-from compress.distillation import Distillation
+from compress.distill.module import Distillation
+from compress.engine.loop import History, Position, autocast, drained, training_steps
+from compress.engine.optimization import Settings, constant
 from compress.methods import METHODS
-from compress.methods.base import Method, Terms
-from compress.optimisation import Settings, constant
-from compress.randomness import seeded
-from compress.recipe import Distill, MethodPart
+from compress.methods.contract import Method, Terms
+from compress.model_files import artifacts
+from compress.recipe.schema import Distill, MethodPart
+from compress.seeding import seeded
 from compress.stages import dataset_of, judge, settings_from, summary, task_of
+from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
 from compress.stages.teacher import load_teachers
 from compress.stages.teaching import Teaching
-from compress.training import History, Position, autocast, drained, training_steps
+from compress.storage.files import write_json
 
 RESULT_VERSION = 4
 
@@ -71,7 +72,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     found = summary(history, task.metric)
     log(f"  {job.name}: {found[task.metric]:.2f} % on {len(data.test)} test images")
     description["metrics"] = {k: v for k, v in found.items() if "percent" in k}
-    digest = deployment.save(job.folder, "student", deployed, description)
+    digest = artifacts.save(job.folder, "student", deployed, description)
     values = {
         "label": job.arguments["label"],
         "trial": trial,

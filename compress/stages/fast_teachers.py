@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress import deployment
-from compress.artifacts import Job, fingerprint_of, sha256_file
-from compress.console import log
+from compress.console.messages import log
 from compress.data import Dataset, ImageBatches, Images, evenly
-from compress.distillation import Source
+from compress.distill.module import Source
 from compress.errors import UserError
-from compress.frozen import difference, freeze
 from compress.methods import METHODS
-from compress.recipe import Engine
+from compress.model_files import artifacts
+from compress.recipe.schema import Engine
 from compress.stages import compiles
-from compress.tapped_graph import TappedGraph, Untraceable
+from compress.stages.job import Job
+from compress.storage.fingerprints import fingerprint_of, sha256_file
 from compress.taps import Tapped, Taps, TapSpecs
-from compress.teacher_cache import CachedTeacher, TeacherCache, obstacle, planning_remark
+from compress.taps.graph import TappedGraph, Untraceable
+from compress.teacher.cache import CachedTeacher, TeacherCache, obstacle, planning_remark
+from compress.teacher.inference import difference, freeze
 
 # Images of the test split on which the effect of other arithmetic on targets is measured.
 _COMPARED = 256
@@ -55,7 +56,7 @@ class FastTeachers:
         self,
         job: Job,
         data: Dataset,
-        teachers: Sequence[deployment.Student],
+        teachers: Sequence[artifacts.Student],
         batches: ImageBatches,
         rows: int,
     ) -> None:
@@ -186,9 +187,9 @@ class FastTeachers:
         return {key: description.get(key) for key in keys} | {"sha256": sha256_file(weights)}
 
     def _int8(
-        self, teacher: deployment.Student, specs: TapSpecs, wanted: tuple[str, ...]
+        self, teacher: artifacts.Student, specs: TapSpecs, wanted: tuple[str, ...]
     ) -> Callable[[Tensor], Taps]:
-        int8 = importlib.import_module("export.int8_teacher")
+        int8 = importlib.import_module("compress.teacher.int8")
         images = self._sample(self.data.train, _CALIBRATION)
         shows: Callable[[Tensor], Taps]
         shows = int8.int8_teacher(teacher.network, specs, wanted, torch.split(images, 64))

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress import deployment
-from compress.artifacts import Job, Outcome, read_result
-from compress.checkpoint import part_of, trained_state
-from compress.console import bar, log
+from compress.console.messages import bar, log
 from compress.data import evaluation_batches
+from compress.engine.checkpoint import part_of, trained_state
 from compress.errors import UserError
+from compress.model_files import artifacts
 from compress.models.folding import fold_batchnorm
 from compress.stages import dataset_of
+from compress.stages.job import Job, Outcome
+from compress.storage.results import read_result
 from compress.taps import Tapped, TapSpecs
 
 RESULT_VERSION = 1
@@ -50,7 +51,7 @@ def run(job: Job) -> Outcome:
 def _compare(run_folder: Path, name: str, images: Tensor) -> dict[str, Any]:
     folder = run_folder / name
     values = read_result(run_folder, name)["values"]
-    student = deployment.load_student(folder)
+    student = artifacts.load_student(folder)
     deployed = student.network(images)
     folded = fold_batchnorm(student.network)
     return {
@@ -69,13 +70,13 @@ def _compare(run_folder: Path, name: str, images: Tensor) -> dict[str, Any]:
 def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -> Tensor:
     """The prediction of the separate parts, as the training's checkpoint holds them."""
     state = trained_state(folder)
-    network = deployment.build_plain(description)
+    network = artifacts.build_plain(description)
     network.load_state_dict(part_of(state, "student."))
     network.eval()
     if description["method"] is None:
         logits: Tensor = network(images)
         return logits
-    method = deployment.rebuild_method(description["method"])
+    method = artifacts.rebuild_method(description["method"])
     tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), method.student_taps)
     method.bind(tapped)
     method.load_state_dict(part_of(state, "method."))

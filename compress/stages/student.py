@@ -6,23 +6,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import deployment, models
-from compress.artifacts import Job
+from compress import models
 from compress.data import Dataset
-from compress.distillation import teacher_context
+from compress.distill.module import teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.base import Context, Method, Terms
+from compress.methods.contract import Context, Method, Terms
+from compress.model_files import artifacts
 from compress.models.layout import lay_channels_last
-from compress.randomness import seeded
-from compress.recipe import MethodPart
+from compress.recipe.schema import MethodPart
+from compress.seeding import seeded
+from compress.stages.job import Job
 from compress.stages.teacher import load_initial
-from compress.tap_discovery import discover
 from compress.taps import TapSpecs
+from compress.taps.discovery import discover
 
 
 def build_student(
-    job: Job, data: Dataset, seed: int, teachers: list[deployment.Student], steps_per_epoch: int
+    job: Job, data: Dataset, seed: int, teachers: list[artifacts.Student], steps_per_epoch: int
 ) -> tuple[nn.Module, Method]:
     """The student and the method that `job.arguments` names, for these teachers."""
     recipe = job.recipe
@@ -65,7 +66,7 @@ def describe_student(
     """What the student's file says of itself; its metrics are still to come."""
     model = job.recipe.student.model
     part: MethodPart = job.arguments["part"]
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": model.name, "arguments": model.arguments},
         method.context.student,
         data.class_names,
@@ -81,6 +82,6 @@ def describe_student(
         "label": job.arguments["label"],
         "trial": job.arguments["trial"],
         "distillation": distillation,
-        "method": None if bare else deployment.describe_method(method, part.name, part.arguments),
+        "method": None if bare else artifacts.describe_method(method, part.name, part.arguments),
         "encoder_prefix": "" if bare else "encoder.",
     }

@@ -6,22 +6,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compress import deployment, models
-from compress.artifacts import Job, Outcome
-from compress.compiled import compiled_taps
-from compress.console import log
+from compress import models
+from compress.console.messages import log
 from compress.data import Dataset, ImageBatches, Preprocessing
+from compress.engine.compiling import compiled_taps
+from compress.engine.loop import train
 from compress.errors import UserError
-from compress.methods.base import logits_of
+from compress.methods.contract import logits_of
+from compress.model_files import artifacts
+from compress.model_files.weights import load_state, published_state, read_state
 from compress.models.layout import check_forward, lay_channels_last
-from compress.models.weights import load_state, published_state, read_state
-from compress.recipe import Teacher
+from compress.recipe.schema import Teacher
 from compress.stages import compiles, dataset_of, judge, order_seed, settings_from, summary, task_of
 from compress.stages.fast_teachers import check_arithmetic, check_int8
-from compress.tap_discovery import discover
+from compress.stages.job import Job, Outcome
 from compress.taps import Tapped, Taps, TapSpecs
+from compress.taps.discovery import discover
 from compress.tasks import Classification
-from compress.training import train
 
 RESULT_VERSION = 3
 
@@ -34,13 +35,13 @@ def run(job: Job) -> Outcome:
     return Outcome({"teachers": rows}, {})
 
 
-def load_teachers(run_folder: Path) -> list[deployment.Student]:
+def load_teachers(run_folder: Path) -> list[artifacts.Student]:
     """The teachers of a run, in eval mode, on the CPU."""
     folders = sorted(
         (p for p in (run_folder / "teacher").iterdir() if p.name.isdigit()),
         key=lambda p: int(p.name),
     )
-    return [deployment.load_student(folder, "teacher") for folder in folders]
+    return [artifacts.load_student(folder, "teacher") for folder in folders]
 
 
 def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     row["test_images"] = len(data.test)
     log(f"  {label} {architecture['name']}: {row[task.metric]:.2f} % on {len(data.test)} images")
     _refuse_chance(row[task.metric], task, data, label)
-    description = deployment.describe(
+    description = artifacts.describe(
         architecture,
         specs,
         data.class_names,
@@ -107,7 +108,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
         fingerprint=job.recipe_fingerprint,
     )
     description |= {"method": method, "encoder_prefix": "", "label": label}
-    return row | {"sha256": deployment.save(folder, "teacher", network, description)}
+    return row | {"sha256": artifacts.save(folder, "teacher", network, description)}
 
 
 class _Learner(nn.Module):
@@ -136,7 +137,7 @@ def _build(
         if remark is not None:
             log(f"  {remark}")
         if known["num_classes"] == classes:
-            loaded = deployment.load_student(path.parent, path.stem)
+            loaded = artifacts.load_student(path.parent, path.stem)
             return loaded.network, known["architecture"], known["method"]
         if part.train is None or known["method"] is not None:
             raise _other_classes(known["num_classes"], data)
@@ -184,7 +185,7 @@ def own_description(part: Teacher) -> dict[str, Any] | None:
     path = Path(part.checkpoint) if part.checkpoint else None
     if path is None or not path.with_suffix(".json").is_file() or part.model is not None:
         return None
-    return deployment.load_description(path.parent, path.stem)
+    return artifacts.load_description(path.parent, path.stem)
 
 
 def _other_classes(classes: int, data: Dataset) -> UserError:

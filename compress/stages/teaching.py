@@ -4,24 +4,24 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from compress import deployment
-from compress.artifacts import Job
-from compress.compiled import compiled_taps
 from compress.data import Batch, Dataset, ImageBatches
 from compress.data.shared import SharedBatches
-from compress.distillation import Distillation
+from compress.distill.module import Distillation
+from compress.engine.compiling import compiled_taps
+from compress.engine.loop import Batches
 from compress.methods import METHODS
-from compress.recipe import MethodPart
+from compress.model_files import artifacts
+from compress.recipe.schema import MethodPart
 from compress.stages import compiles, order_seed
 from compress.stages.fast_teachers import FastTeachers
-from compress.teachers import SharedTeachers
-from compress.training import Batches
+from compress.stages.job import Job
+from compress.teacher.shared import SharedTeachers
 
 
 class Teaching:
     """The batches and the teachers of one student; with companions, those of all of them."""
 
-    def __init__(self, job: Job, data: Dataset, teachers: Sequence[deployment.Student]) -> None:
+    def __init__(self, job: Job, data: Dataset, teachers: Sequence[artifacts.Student]) -> None:
         self.job = job
         self.data = data
         self.teachers = teachers

@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from compress.console import log
-from compress.ranks import rank
-from compress.recipe import Named
+from compress.console.messages import log
+from compress.distributed.collectives import rank
+from compress.recipe.schema import Named
 from compress.trackers.base import Place, Tracker
 from compress.trackers.mlflow import MLflow
 from compress.trackers.tensorboard import TensorBoard

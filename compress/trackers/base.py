@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from compress.artifacts import fingerprint_of, read_mapping, write_json, write_text
+from compress.storage.files import read_mapping, write_json, write_text
+from compress.storage.fingerprints import fingerprint_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """`python -m eval.detection RUN_OR_BUNDLE --data DIR`: the encoder as a detector's trunk."""
 
-from eval.command import main
+from eval.transfer.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main("detection"))

@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress.artifacts import write_text
 from compress.errors import UserError
-from compress.randomness import seed_for, seeded
-from eval.context import SCRATCH, Context, Start
-from eval.detection.annotations import DetectionData
+from compress.seeding import seed_for, seeded
+from compress.storage.files import write_text
+from eval.data.annotations import DetectionData
 from eval.detection.detectron2_job import check_job, job_config
 from eval.detection.detectron2_training import detect, train_detector
 from eval.detection.metrics import Metric
 from eval.detection.model import Design
-from export.detectron2 import config_text, expected_missing, full_name, write_network
-from export.detectron2_config import config, merged
+from eval.transfer.context import SCRATCH, Context, Start
+from export.detectron2.command import config_text, expected_missing, full_name, write_network
+from export.detectron2.config import config, merged
 
 
 def run(

@@ -5,13 +5,13 @@ Plain values that need no detectron2.
 
 from typing import Any
 
+from compress.distributed.collectives import world
 from compress.errors import UserError
-from compress.ranks import world
-from eval.context import Context
-from eval.detection.annotations import AnnotatedImage, DetectionData
+from eval.data.annotations import AnnotatedImage, DetectionData
+from eval.data.masks import encoded
 from eval.detection.c4 import ANCHOR_RATIOS, ANCHOR_SIZES, ROI_SIZE
-from eval.detection.masks import encoded
 from eval.detection.model import Design
+from eval.transfer.context import Context
 
 _XYXY = 0  # detectron2's BoxMode.XYXY_ABS
 _PRE_NMS = 6  # boxes before non-maximum suppression for each that is kept

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from eval.context import Context, Start
-from eval.detection.annotations import AnnotatedImage, DetectionData
+from eval.data.annotations import AnnotatedImage, DetectionData
+from eval.data.masks import encode_masks
 from eval.detection.detectron2_job import record, training_records
-from eval.detection.masks import encode_masks
+from eval.transfer.context import Context, Start
 
 _LOGGED_EVERY = 20
 

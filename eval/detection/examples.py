@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from eval.detection.annotations import DetectionData
+from eval.data.annotations import DetectionData
 from eval.detection.model import Images, Targets
 
 Example = tuple[Tensor, dict[str, Tensor]]

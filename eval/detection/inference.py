@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from compress.ranks import joined, part
-from eval.detection.annotations import AnnotatedImage
-from eval.detection.masks import encode_masks
+from compress.distributed.collectives import joined, part
+from eval.data.annotations import AnnotatedImage
+from eval.data.masks import encode_masks
 
 
 @torch.no_grad()

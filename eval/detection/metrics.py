@@ -6,8 +6,8 @@ from typing import Any, Literal
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
-from eval.detection.annotations import AnnotatedImage
-from eval.detection.masks import encoded
+from eval.data.annotations import AnnotatedImage
+from eval.data.masks import encoded
 from eval.detection.voc_metric import PROTOCOL as VOC_PROTOCOL
 from eval.detection.voc_metric import voc_average_precision
 

@@ -18,10 +18,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from compress.data.images import Preprocessing
-from compress.deployment import Encoder
+from compress.distributed.collectives import own_share
 from compress.errors import UserError
-from compress.randomness import seeded
-from compress.ranks import own_share
+from compress.model_files.artifacts import Encoder
+from compress.seeding import seeded
 from eval.detection import c4
 from eval.detection.trunk import Backbone
 

@@ -5,10 +5,16 @@ import math
 from functools import partial
 from typing import Any, Literal
 
+from compress.distributed.collectives import by_first
 from compress.errors import UserError
-from compress.ranks import by_first
-from eval.batches import KeyedBatches
-from eval.context import (
+from eval.data.annotations import DetectionData
+from eval.data.batches import KeyedBatches
+from eval.data.detection import DATASETS
+from eval.detection.examples import example, to_device
+from eval.detection.inference import detect
+from eval.detection.metrics import BOX_METRICS, Metric, mask_average_precision
+from eval.detection.model import Design, Detector, DetectorLoss, Head, build_detector
+from eval.transfer.context import (
     SCRATCH,
     Context,
     Start,
@@ -18,13 +24,7 @@ from eval.context import (
     result,
     student_of,
 )
-from eval.detection.annotations import DetectionData
-from eval.detection.data import DATASETS
-from eval.detection.examples import example, to_device
-from eval.detection.inference import detect
-from eval.detection.metrics import BOX_METRICS, Metric, mask_average_precision
-from eval.detection.model import Design, Detector, DetectorLoss, Head, build_detector
-from eval.pictures import draw_detections
+from eval.transfer.pictures import draw_detections
 
 __all__ = ["DATASETS", "detection"]
 

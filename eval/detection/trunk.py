@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.deployment import Encoder
 from compress.errors import UserError
+from compress.model_files.artifacts import Encoder
 
 
 class Frozen(nn.Module):

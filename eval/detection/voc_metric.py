@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from eval.detection.annotations import AnnotatedImage
+from eval.data.annotations import AnnotatedImage
 
 PROTOCOL = (
     "PASCAL VOC 2007 average precision (11 recalls, difficult objects ignored) on the test images "

@@ -1,7 +1,7 @@
-"""`python -m eval.linear_probe RUN_OR_BUNDLE --data DIR`: see `eval.command`."""
+"""`python -m eval.linear_probe RUN_OR_BUNDLE --data DIR`: see `eval.transfer.command`."""
 
 import sys
 
-from eval.command import main
+from eval.transfer.command import main
 
 sys.exit(main("linear_probe"))

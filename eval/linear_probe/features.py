@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.artifacts import fingerprint_of, read_tensors, write_tensors
 from compress.data import Dataset, Images, Preprocessing, evaluation_batches
-from compress.deployment import Encoder
-from compress.ranks import by_first, gathered, part
-from eval.context import SCRATCH, Context, Start, opened
-from eval.linear_probe.data import DATASETS
+from compress.distributed.collectives import by_first, gathered, part
+from compress.model_files.artifacts import Encoder
+from compress.storage.files import read_tensors, write_tensors
+from compress.storage.fingerprints import fingerprint_of
+from eval.data.labelled import DATASETS
+from eval.transfer.context import SCRATCH, Context, Start, opened
 
 _BATCH = 256
 

@@ -13,12 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.randomness import seeded
-from compress.ranks import by_first, own_share
-from eval.batches import KeyedBatches
-from eval.context import Context, Start, compare_inits, fine_tune, result
-from eval.linear_probe.data import DATASETS
+from compress.distributed.collectives import by_first, own_share
+from compress.seeding import seeded
+from eval.data.batches import KeyedBatches
+from eval.data.labelled import DATASETS
 from eval.linear_probe.features import Features, features_of, open_pictures
+from eval.transfer.context import Context, Start, compare_inits, fine_tune, result
 
 __all__ = ["DATASETS", "linear_probe"]
 

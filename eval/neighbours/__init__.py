@@ -1,1 +1,1 @@
-"""Nearest neighbours on a frozen encoder's features."""
+"""The former name of `eval.knn`."""

@@ -1,7 +1,8 @@
-"""`python -m eval.neighbours RUN_OR_BUNDLE --data DIR`: see `eval.command`."""
+"""`python -m eval.neighbours`, the former name of `python -m eval.knn`."""
 
 import sys
 
-from eval.command import main
+from eval.transfer.command import main
 
-sys.exit(main("neighbours"))
+if __name__ == "__main__":
+    sys.exit(main("neighbours"))

@@ -1,9 +1,9 @@
-"""`python -m eval.segmentation RUN_OR_BUNDLE --data DIR`: see `eval.command`; `--describe NAME`."""
+"""`python -m eval.segmentation RUN_OR_BUNDLE --data DIR`: see `eval.transfer.command`; `--describe NAME`."""
 
 import sys
 
-from eval.command import main
 from eval.segmentation import describe
+from eval.transfer.command import main
 
 asked = any(argument.split("=")[0] == "--describe" for argument in sys.argv[1:])
 sys.exit(describe.main(sys.argv[1:]) if asked else main("segmentation"))

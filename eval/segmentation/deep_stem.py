@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from compress.deployment import Encoder
 from compress.errors import UserError
-from compress.randomness import seeded
+from compress.model_files.artifacts import Encoder
+from compress.seeding import seeded
 from compress.taps import MapSpec, encoder_until
 
 _WIDTHS = (64, 64, 128)

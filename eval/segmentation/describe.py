@@ -7,9 +7,9 @@ from typing import Any
 
 from compress import models
 from compress.data import Preprocessing
-from compress.deployment import cut_encoder
 from compress.errors import UserError
-from compress.tap_discovery import discover
+from compress.model_files.artifacts import cut_encoder
+from compress.taps.discovery import discover
 from eval.segmentation.deep_stem import deep_stemmed, has_plain_stem
 from eval.segmentation.model import Segmenter
 from eval.segmentation.trunk import auxiliary_map

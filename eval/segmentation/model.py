@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.deployment import Encoder
-from compress.randomness import seeded
-from compress.ranks import summed
+from compress.distributed.collectives import summed
+from compress.model_files.artifacts import Encoder
+from compress.seeding import seeded
 from compress.taps import MapSpec
 from eval.segmentation.trunk import Trunk
 

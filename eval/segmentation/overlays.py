@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from eval.pictures import GAP, enlarged, row_of
-from eval.segmentation.data import VOID
+from eval.data.masked_images import VOID
+from eval.transfer.pictures import GAP, enlarged, row_of
 
 _SIDE = 320
 _LINE = 16

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.deployment import Encoder
+from compress.distributed.collectives import is_first, part, summed
 from compress.errors import UserError
-from compress.ranks import is_first, part, summed
-from eval.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
-from eval.segmentation.data import VOID, SegmentationData
+from compress.model_files.artifacts import Encoder
+from eval.data.masked_images import VOID, SegmentationData
+from eval.data.segmentation import DATASETS
 from eval.segmentation.deep_stem import deep_stemmed
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, majority, segmentation_metrics
 from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
 from eval.segmentation.overlays import draw_overlays
-from eval.segmentation.readers import DATASETS
 from eval.segmentation.trunk import auxiliary_map
 from eval.segmentation.views import ViewBatches, Views, at_least, scaled
+from eval.transfer.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
 
 __all__ = ["DATASETS", "segmentation"]
 

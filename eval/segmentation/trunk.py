@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from compress.deployment import Encoder
 from compress.errors import UserError
+from compress.model_files.artifacts import Encoder
 from compress.taps import MapSpec, TapSpecs
 
 OUTPUT_STRIDE = 8

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from compress.data import Preprocessing
 from compress.errors import UserError
-from compress.randomness import generator
-from eval.batches import KeyedBatches
-from eval.segmentation.data import VOID, MaskedImage
+from compress.seeding import generator
+from eval.data.batches import KeyedBatches
+from eval.data.masked_images import VOID, MaskedImage
 
 _STEP = 0.1
 Example = tuple[Tensor, Tensor]

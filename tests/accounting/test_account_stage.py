@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from compress.accounting import count_parameters
-from compress.artifacts import Job, Outcome
-from compress.deployment import Student
+from compress.model_files.artifacts import Student
 from compress.models import build
-from compress.recipe import Recipe
+from compress.recipe.schema import Recipe
 from compress.stages import account
+from compress.stages.job import Job, Outcome
 
 RECIPE = Recipe.model_validate(
     {

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from compress.artifacts import Job
 from compress.data import Batch
-from compress.distillation import Distillation
+from compress.distill.module import Distillation
+from compress.engine.optimization import Settings, constant
 from compress.methods import METHODS
-from compress.methods.base import Terms
-from compress.optimisation import Settings, constant
+from compress.methods.contract import Terms
 from compress.stages.distill import _Training
+from compress.stages.job import Job
 from tests.methods import building
 
 

@@ -15,7 +15,7 @@ from compress.accounting import account_pair, count_macs, count_parameters, spee
 from compress.accounting.__main__ import main
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.base import Context, Method
+from compress.methods.contract import Context, Method
 
 PAIR: dict[str, Any] = {"teacher": "resnet14", "student": "resnet8", "num_classes": 10}
 COMMAND = ["--teacher", "resnet14", "--student", "resnet8", "--classes", "10"]

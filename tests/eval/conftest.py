@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.data import Preprocessing
-from compress.deployment import Encoder
-from eval.scenes import write_scenes
+from compress.model_files.artifacts import Encoder
+from eval.data.scenes import write_scenes
 
 
 @pytest.fixture(autouse=True)

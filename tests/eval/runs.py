@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from compress import deployment, models
+from compress import models
 from compress.data import Preprocessing
-from compress.tap_discovery import discover
+from compress.model_files import artifacts
+from compress.taps.discovery import discover
 
 SHOWN = Preprocessing(16, (0.3, 0.3, 0.3), (0.3, 0.3, 0.3))
 
@@ -22,7 +23,7 @@ def write_run(folder: Path) -> Path:
     for seed, (place, name) in enumerate(places, 1):
         network = models.build("resnet8", num_classes=3, seed=seed)
         (folder / place).mkdir(parents=True)
-        description = deployment.describe(
+        description = artifacts.describe(
             {"name": "resnet8", "arguments": {}},
             discover(network, (3, 16, 16), "resnet8"),
             ("a", "b", "c"),
@@ -32,6 +33,6 @@ def write_run(folder: Path) -> Path:
         )
         label = "teacher" if name == "teacher" else Path(place).name
         description |= {"method": None, "encoder_prefix": "", "label": label}
-        deployment.save(folder / place, name, network, description)
+        artifacts.save(folder / place, name, network, description)
     (folder / "resolved.yaml").write_text(RESOLVED)
     return folder

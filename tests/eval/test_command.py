@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from compress import models
-from compress.console import console
-from compress.recipe import Named, TransferTrain
-from eval import command
-from eval import options as options_module
-from eval.asked import asked_of
-from eval.command import main
-from eval.options import recognised
-from eval.stage import DATASETS, TASKS
-from eval.tables import table_of
+from compress.console.messages import console
+from compress.recipe.schema import Named, TransferTrain
+from eval.transfer import command
+from eval.transfer import options as options_module
+from eval.transfer.command import main
+from eval.transfer.options import recognised
+from eval.transfer.request import asked_of
+from eval.transfer.stage import DATASETS, TASKS
+from eval.transfer.tables import table_of
 from tests.eval.runs import write_run
 
 

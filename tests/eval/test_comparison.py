@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from eval.comparison import against, means, paired_difference, spreads
+from eval.transfer.statistics import against, means, paired_difference, spreads
 
 # Quantiles at 97.5 % by degrees of freedom, from printed tables.
 PRINTED = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262}

@@ -14,23 +14,23 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from compress.artifacts import RunDirectory
-from compress.deployment import Encoder
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from compress.randomness import seeded
-from eval.context import Context
-from eval.detection.annotations import AnnotatedImage, DetectionData
-from eval.detection.coco import coco
+from compress.model_files.artifacts import Encoder
+from compress.model_files.origins import origins_of
+from compress.run.directory import RunDirectory
+from compress.seeding import seeded
+from eval.data.annotations import AnnotatedImage, DetectionData
+from eval.data.coco import coco
+from eval.data.masks import encode_masks
 from eval.detection.examples import example
 from eval.detection.inference import detect
-from eval.detection.masks import encode_masks
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
 from eval.detection.task import check_numbers, detection, shared_head
 from eval.detection.trunk import Backbone
-from eval.origin import origins_of
-from eval.pictures import draw_detections
+from eval.transfer.context import Context
+from eval.transfer.pictures import draw_detections
 from tests.eval.runs import write_run
 
 Write = Callable[..., Path]

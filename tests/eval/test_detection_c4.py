@@ -12,11 +12,11 @@ from torch import nn
 
 from compress.data import Preprocessing
 from compress.errors import UserError
-from compress.randomness import seeded
-from eval.detection.annotations import AnnotatedImage
+from compress.seeding import seeded
+from eval.data.annotations import AnnotatedImage
+from eval.data.masks import encode_masks
 from eval.detection.c4 import C4Stage, C4Trunk
 from eval.detection.inference import detect
-from eval.detection.masks import encode_masks
 from eval.detection.metrics import mask_average_precision
 from eval.detection.model import Design, DetectorLoss, build_detector
 

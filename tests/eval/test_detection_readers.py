@@ -13,12 +13,12 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from compress.errors import UserError
-from eval.detection.annotations import DetectionData
-from eval.detection.coco import coco
+from eval.data.annotations import DetectionData
+from eval.data.coco import coco
+from eval.data.masks import decoded, encode_masks, encoded
+from eval.data.voc import voc
 from eval.detection.examples import example
-from eval.detection.masks import decoded, encode_masks, encoded
 from eval.detection.task import check_masks
-from eval.detection.voc import voc
 
 Write = Callable[..., Path]
 

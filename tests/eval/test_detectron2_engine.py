@@ -13,22 +13,22 @@ import torch
 import torchvision
 from torch import nn
 
-from compress.artifacts import RunDirectory
 from compress.data import Preprocessing
-from compress.deployment import Encoder
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from eval.context import Context, Start
+from compress.model_files.artifacts import Encoder
+from compress.model_files.origins import Origin
+from compress.run.directory import RunDirectory
+from eval.data.annotations import AnnotatedImage, DetectionData
+from eval.data.coco import coco
 from eval.detection import detectron2_engine
-from eval.detection.annotations import AnnotatedImage, DetectionData
-from eval.detection.coco import coco
 from eval.detection.detectron2_engine import check_loaded, run
 from eval.detection.detectron2_job import check_job, job_config, record, training_records
 from eval.detection.detectron2_training import detect
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, Detector
-from eval.origin import Origin
-from export.detectron2 import converted, expected_missing, full_name, write_network
+from eval.transfer.context import Context, Start
+from export.detectron2.command import converted, expected_missing, full_name, write_network
 
 Write = Callable[..., Path]
 needs_detectron2 = pytest.mark.skipif(

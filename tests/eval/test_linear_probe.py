@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compress.artifacts import RunDirectory
 from compress.data import MemoryImages
-from compress.deployment import Encoder
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from eval.context import Context, Start
+from compress.model_files.artifacts import Encoder
+from compress.model_files.origins import open_origin, origins_of
+from compress.run.directory import RunDirectory
+from eval.data.labelled import DATASETS, Opener
 from eval.linear_probe import features as features_module
 from eval.linear_probe import task
-from eval.linear_probe.data import DATASETS, Opener
 from eval.linear_probe.features import Features, features_of, open_pictures, pooled_features
 from eval.linear_probe.task import linear_probe
-from eval.origin import open_origin, origins_of
+from eval.transfer.context import Context, Start
 from tests.eval.runs import SHOWN, write_run
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from compress.errors import UserError
+from eval.knn.task import knn_accuracy, neighbours
 from eval.linear_probe.features import Features
-from eval.neighbours.task import knn_accuracy, neighbours
 from tests.eval.test_linear_probe import context
 
 

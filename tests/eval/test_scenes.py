@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from compress.errors import UserError
-from compress.randomness import generator
-from eval.scenes import compose, write_scenes
+from compress.seeding import generator
+from eval.data.scenes import compose, write_scenes
 
 Write = Callable[..., Path]
 

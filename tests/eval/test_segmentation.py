@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.deployment import Encoder
-from eval.segmentation.data import VOID, SegmentationData
+from compress.model_files.artifacts import Encoder
+from eval.data.masked_images import VOID, SegmentationData
+from eval.data.segmentation import voc_segmentation
 from eval.segmentation.metrics import (
     confusion_matrix,
     iou_per_class,
@@ -16,7 +17,6 @@ from eval.segmentation.metrics import (
     segmentation_metrics,
 )
 from eval.segmentation.model import PyramidPoolingHead, SegmentationLoss, Segmenter
-from eval.segmentation.readers import voc_segmentation
 from eval.segmentation.task import predict
 from eval.segmentation.views import example
 

@@ -9,9 +9,9 @@ import torch
 from PIL import ExifTags, Image
 
 from compress.errors import UserError
-from eval.segmentation.classes import CITYSCAPES_CLASSES, VOC_CLASSES
-from eval.segmentation.data import VOID, SegmentationData
-from eval.segmentation.readers import camvid, cityscapes, mask_folders, voc_segmentation
+from eval.data.masked_images import VOID, SegmentationData
+from eval.data.segmentation import camvid, cityscapes, mask_folders, voc_segmentation
+from eval.data.segmentation_classes import CITYSCAPES_CLASSES, VOC_CLASSES
 
 Write = Callable[..., Path]
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from compress import models
-from compress.artifacts import RunDirectory
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from eval.context import Context
+from compress.run.directory import RunDirectory
 from eval.segmentation.overlays import draw_overlays, palette
 from eval.segmentation.task import segmentation
+from eval.transfer.context import Context
 
 Write = Callable[..., Path]
 

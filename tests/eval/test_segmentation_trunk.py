@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.data import Preprocessing
-from compress.deployment import Encoder, cut_encoder
+from compress.engine.loop import Step
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from compress.tap_discovery import discover
+from compress.model_files.artifacts import Encoder, cut_encoder
 from compress.taps import TapSpecs
-from compress.training import Step
+from compress.taps.discovery import discover
 from eval.segmentation import describe
 from eval.segmentation.deep_stem import deep_stemmed
 from eval.segmentation.describe import described

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compress.data import Preprocessing
 from compress.errors import UserError
-from compress.randomness import generator
-from eval.segmentation.data import VOID, MaskedImage, meaning
+from compress.seeding import generator
+from eval.data.masked_images import VOID, MaskedImage, meaning
 from eval.segmentation.views import ViewBatches, Views, cropped, example
 
 MEAN = (0.5, 0.25, 0.125)

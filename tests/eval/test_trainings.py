@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.artifacts import RunDirectory, read_json, read_tensors, write_json
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from eval.context import Context, Start, compare_inits
-from eval.origin import origins_of
+from compress.model_files.origins import origins_of
+from compress.run.directory import RunDirectory
+from compress.storage.files import read_json, read_tensors, write_json
+from eval.transfer.context import Context, Start, compare_inits
 from tests.eval.runs import write_run
 
 

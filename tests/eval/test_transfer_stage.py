@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress import signatures
-from compress.artifacts import Job, RunDirectory
+from compress.engine.optimization import Settings
 from compress.errors import UserError
-from compress.optimisation import Settings
-from compress.recipe import TransferPart, TransferTrain
-from eval import stage
-from eval.batches import KeyedBatches, in_iterations
-from eval.context import Context, Start, compare_inits
-from eval.origin import origins_of
+from compress.model_files.origins import origins_of
+from compress.recipe import signatures
+from compress.recipe.schema import TransferPart, TransferTrain
+from compress.run.directory import RunDirectory
+from compress.stages.job import Job
+from eval.data.batches import KeyedBatches, in_iterations
+from eval.transfer import stage
+from eval.transfer.context import Context, Start, compare_inits
 from tests.eval.runs import write_run
 
 Write = Callable[..., Path]
@@ -94,7 +95,7 @@ def test_task_gives_the_same_values_twice_and_keeps_what_is_done(
 def test_generated_scenes_serve_every_task(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, drawn_digits: tuple[Any, Any]
 ) -> None:
-    monkeypatch.setattr("eval.digit_scenes.held_out_scenes_digits", lambda: drawn_digits)
+    monkeypatch.setattr("eval.data.digit_scenes.held_out_scenes_digits", lambda: drawn_digits)
     for task, size in (("linear_probe", 36), ("detection", 4), ("segmentation", 4)):
         data = {"name": "digit_scenes", "classes": 3}
         if task != "linear_probe":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.detection.annotations import AnnotatedImage
+from eval.data.annotations import AnnotatedImage
 from eval.detection.voc_metric import eleven_points, voc_average_precision
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress import deployment
 from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
+from compress.model_files import artifacts
 from compress.models import build
-from compress.tap_discovery import discover
-from export.layout import preprocess_content
-from export.manifest import write_manifest
+from compress.taps.discovery import discover
+from export.bundle.layout import preprocess_content
+from export.bundle.manifest import write_manifest
 from export.onnx import export_encoder, export_onnx
 from tests.export.networks import trained
 
@@ -71,7 +71,7 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     """A bundle whose int8 file is one in name alone."""
     folder.mkdir()
     own, data = preprocessing or digits().preprocessing, digits()
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": "resnet8", "arguments": {}},
         discover(network(), own.input_shape, "student"),
         data.class_names,
@@ -80,10 +80,10 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
         fingerprint="0123abcd",
     )
     described = {**description, "method": None, "encoder_prefix": ""}
-    deployment.save(folder, "student", network(), described)
+    artifacts.save(folder, "student", network(), described)
     write_onnx(folder / "student.onnx", network(), raw=raw, preprocessing=own)
     shutil.copy(folder / "student.onnx", folder / "student.int8.onnx")
-    encoder = deployment.load_encoder(folder)
+    encoder = artifacts.load_encoder(folder)
     export_encoder(encoder, folder / "encoder.onnx", exporter="torchscript")
     (folder / "labels.txt").write_text("".join(f"{n}\n" for n in data.class_names))
     (folder / "preprocess.json").write_text(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compress.methods import METHODS
-from compress.methods.base import Method
+from compress.methods.contract import Method
 from compress.models import MODELS, build
 from compress.models.resnet50_cifar import BottleneckResNet
 from export.onnx import Exporter, export_onnx, open_session, run_session

@@ -9,13 +9,20 @@ import torchvision
 import yaml
 from torch import nn
 
-from compress import deployment
 from compress.data import Preprocessing
 from compress.errors import UserError
+from compress.model_files import artifacts
 from compress.models import build
-from compress.tap_discovery import discover
-from export.detectron2 import bare_name, converted, expected_missing, full_name, main, write_network
-from export.detectron2_config import SCHEDULES, Trunk, config, merged, trunk_of
+from compress.taps.discovery import discover
+from export.detectron2.command import (
+    bare_name,
+    converted,
+    expected_missing,
+    full_name,
+    main,
+    write_network,
+)
+from export.detectron2.config import SCHEDULES, Trunk, config, merged, trunk_of
 from tests.export.networks import trained
 
 IMAGENET = Preprocessing(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -192,7 +199,7 @@ def written(folder: Path, *, product: bool) -> nn.Module:
     """A student's files; returns its network."""
     folder.mkdir()
     network = trained(build("torchvision:resnet18", num_classes=3), size=64)
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": "torchvision:resnet18", "arguments": {}},
         discover(network, IMAGENET.input_shape, "student"),
         ("a", "b", "c"),
@@ -202,7 +209,7 @@ def written(folder: Path, *, product: bool) -> nn.Module:
     )
     prefix = "encoder." if product else ""
     described = {**description, "method": None, "encoder_prefix": prefix}
-    deployment.save(folder, "student", Product(network) if product else network, described)
+    artifacts.save(folder, "student", Product(network) if product else network, described)
     return network
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.data import Preprocessing
-from compress.deployment import Encoder
 from compress.errors import UserError
+from compress.model_files.artifacts import Encoder
 from compress.models import build
-from compress.tap_discovery import discover
 from compress.taps import MapSpec, encoder_until
+from compress.taps.discovery import discover
 from export import onnx as exporting
 from export.onnx import Exporter, export_encoder, open_session, run_session
 from tests.export.networks import trained

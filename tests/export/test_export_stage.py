@@ -12,19 +12,20 @@ from PIL import Image
 
 import export.bundle
 import export.stage
-from compress import deployment
-from compress.artifacts import Job
-from compress.deployment import Student
 from compress.errors import UserError
+from compress.model_files import artifacts
+from compress.model_files.artifacts import Student
 from compress.models import build
-from compress.recipe import Export, Recipe
+from compress.onnx.files import open_session
+from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
-from compress.tap_discovery import discover
-from export import predict, verify
+from compress.stages.job import Job
+from compress.taps.discovery import discover
 from export.__main__ import main
-from export.files import open_session
-from export.manifest import check_manifest
-from export.parity import Parity
+from export.bundle import predict
+from export.bundle.manifest import check_manifest
+from export.bundle.parity import Parity
+from export.verify import command
 from tests.export.networks import trained
 
 RECIPE = Recipe.model_validate(
@@ -47,7 +48,7 @@ def student() -> Student:
     """A described network as `load_student` gives it."""
     data = dataset_of(RECIPE)
     network = trained(build("resnet8", num_classes=10), size=16)
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": "resnet8", "arguments": {}},
         discover(network, (3, 16, 16), "resnet8"),
         data.class_names,
@@ -68,7 +69,7 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "distill" / "kd" / "result.json").write_text("{}")
     (folder / "resolved.yaml").write_text(yaml.safe_dump(RECIPE.model_dump(mode="json")))
     loaded = student()
-    deployment.save(folder / "distill" / "kd", "student", loaded.network, loaded.description)
+    artifacts.save(folder / "distill" / "kd", "student", loaded.network, loaded.description)
     return folder
 
 
@@ -129,7 +130,7 @@ def test_the_stage_writes_a_bundle_and_its_numbers(run_folder: Path) -> None:
     Image.fromarray(pixels).save(picture)
     assert predict.main([str(bundle), str(picture)]) == 0
     assert predict.main([str(bundle), str(picture), "--int8"]) == 0
-    assert verify.main([str(bundle), "--threads", "1", "--max-top1-drop", "50"]) == 0
+    assert command.main([str(bundle), "--threads", "1", "--max-top1-drop", "50"]) == 0
 
 
 def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
@@ -144,7 +145,7 @@ def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
     described = json.loads((bundle / "preprocess.json").read_text())
     assert (described["dtype"], described["layout"]) == ("uint8", "NHWC")
     assert outcome.values["max_abs_difference"] < 1e-4
-    assert verify.main([str(bundle), "--threads", "1", "--max-top1-drop", "50"]) == 0
+    assert command.main([str(bundle), "--threads", "1", "--max-top1-drop", "50"]) == 0
 
 
 def test_a_file_that_differs_is_refused_and_nothing_is_left(
@@ -249,7 +250,7 @@ def test_an_interrupted_student_is_bundled_as_its_checkpoint_has_it(
     (folder / "result.json").rename(folder / "checkpoint.safetensors")
     loaded = student()
     loaded.description["interrupted"] = {"after_epoch": 7, "weights_of_epoch": 5}
-    monkeypatch.setattr(deployment, "load_unfinished", lambda asked: loaded)
+    monkeypatch.setattr(artifacts, "load_unfinished", lambda asked: loaded)
     assert main([str(run_folder), "--out", str(tmp_path / "b"), "--no-int8"]) == 0
     card = (tmp_path / "b" / "MODEL_CARD.md").read_text()
     assert "interrupted after epoch 7" in card

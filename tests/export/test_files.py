@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from export.files import check_file
+from compress.onnx.files import check_file
 from export.onnx import Exported, Exporter, export_onnx, open_session, run_session
 
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.frozen import difference
-from compress.tap_discovery import discover
 from compress.taps import Tapped, TapSpecs
-from export.int8_teacher import int8_teacher
+from compress.taps.discovery import discover
+from compress.teacher.inference import difference
+from compress.teacher.int8 import int8_teacher
 from tests.export.quantizing import batches, settled
 
 KINDS = ["logits", "pooled", "last_map", "stages", "pre_activations"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.data import Preprocessing
 from compress.errors import UserError
-from export.parity import Parity, compare, compare_each, pixels_of
+from export.bundle.parity import Parity, compare, compare_each, pixels_of
 
 
 class Table(nn.Module):

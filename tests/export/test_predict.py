@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from compress.data.images import FileImages, Preprocessing
-from export import predict
+from export.bundle import predict
 from tests.export.toy_bundles import (
     LABELS,
     MEAN,

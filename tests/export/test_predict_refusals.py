@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from export import predict
+from export.bundle import predict
 from tests.export.toy_bundles import LABELS, SIZE, make, model, picture, seal
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from compress.errors import UserError
-from export.quantize import quantize_onnx, require_accuracy
+from compress.onnx.quantize import quantize_onnx, require_accuracy
 from tests.export.quantizing import Array, batches, settled, write
 
 
@@ -57,7 +57,7 @@ def test_what_the_tools_cannot_do_is_said_in_words(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such\noperator")
 
-    monkeypatch.setattr("export.qdq.quantize_static", fail)
+    monkeypatch.setattr("compress.onnx.qdq.quantize_static", fail)
     with pytest.raises(UserError, match=r"cannot quantize .*: no such operator; `int8: null`"):
         quantize_onnx(source, tmp_path / "int8.onnx", batches())
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
 """The limits of `export.verify`, on numbers made by hand."""
 
-from export.comparisons import EncoderRow, Row
-from export.parity import Parity
-from export.verdict import failures, plain
+from export.bundle.parity import Parity
+from export.verify.comparisons import EncoderRow, Row
+from export.verify.verdict import failures, plain
 
 
 def test_the_limits_by_hand() -> None:

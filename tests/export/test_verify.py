@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from compress.data import Preprocessing
-from export.verify import main
+from export.verify.command import main
 from tests.export import bundles
 
 QUICK = ["--threads", "1", "--images", "40", "--batch", "16"]

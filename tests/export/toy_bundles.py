@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from export import predict
+from export.bundle import predict
 
 SIZE = 9
 LABELS = ("red", "green", "blue", "grey")

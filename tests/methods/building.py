@@ -7,11 +7,11 @@ from torch import nn
 
 from compress.data.batches import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing
-from compress.distillation import Distillation, teacher_context
-from compress.methods.base import Context, Method, Terms
+from compress.distill.module import Distillation, teacher_context
+from compress.methods.contract import Context, Method, Terms
 from compress.methods.fsp import FSP
 from compress.models import build
-from compress.tap_discovery import discover
+from compress.taps.discovery import discover
 from compress.tasks import Classification
 
 CLASSES = 5

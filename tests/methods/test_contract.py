@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.methods import METHODS
-from compress.methods.base import Method
+from compress.methods.contract import Method
 from compress.taps import Tapped
 from tests.methods import building
 from tests.methods.throwaway import ThreeViews, TwoTeachers, teachers_needed

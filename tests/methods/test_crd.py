@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.distillation import Distillation
-from compress.methods.base import Context
+from compress.distill.module import Distillation
+from compress.methods.contract import Context
 from compress.methods.crd import CRD, Contrast, crd_loss
 from tests.methods import building
 

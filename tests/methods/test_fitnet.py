@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.methods.base import Context
+from compress.methods.contract import Context
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.taps import Taps
 from tests.methods import building

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.base import Context, Terms
+from compress.methods.contract import Context, Terms
 from compress.methods.fsp import FSP, fsp_loss
 from compress.taps import MapSpec, TapSpecs
 from tests.methods import building

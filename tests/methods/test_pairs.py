@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.methods import METHODS
-from compress.methods.base import Context, Method, TeacherContext
+from compress.methods.contract import Context, Method, TeacherContext
 from compress.models import build
-from compress.recipe_files import read_yaml
-from compress.sweep_recipe import check_sweep
-from compress.tap_discovery import discover
+from compress.recipe.files import read_yaml
+from compress.sweep.schema import check_sweep
 from compress.taps import MapSpec, Tapped, Taps, TapSpecs
+from compress.taps.discovery import discover
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
 CLASSES, SHAPE, IMAGES = 10, (3, 32, 32), 4

@@ -9,15 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from compress.data.batch import Batch
-from compress.methods.base import (
-    Context,
-    Method,
-    Phase,
-    SoftLoss,
-    Terms,
-    View,
-    Views,
-)
+from compress.methods.contract import Context, Method, Phase, SoftLoss, Terms, View, Views
 from compress.taps import Tapped, Taps
 
 

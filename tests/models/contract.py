@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from compress.models import build
-from compress.tap_discovery import discover
 from compress.taps import MapSpec, Tapped, encoder_until
+from compress.taps.discovery import discover
 
 # Module path, channels, height at 32x32 images.
 Place = tuple[str, int, int]

@@ -5,8 +5,8 @@ import torch
 
 from compress.errors import UserError
 from compress.models import build
-from compress.tap_discovery import discover
 from compress.taps import Tapped
+from compress.taps.discovery import discover
 
 # Channels and sizes at 32 pixels, f1 to fL.
 PAPERS = {

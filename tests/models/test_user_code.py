@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from compress import deployment, models
-from compress.artifacts import read_json, write_json
+from compress import models
 from compress.errors import UserError
+from compress.model_files import artifacts
 from compress.models import user_code
-from compress.tap_discovery import discover
+from compress.storage.files import read_json, write_json
+from compress.taps.discovery import discover
 from tests.methods import building
 
 CODE = """
@@ -43,7 +44,7 @@ def name(tmp_path: Path) -> str:
 def save(folder: Path, name: str) -> torch.nn.Module:
     folder.mkdir()
     network = models.build(name, num_classes=5, width=12).eval()
-    description = deployment.describe(
+    description = artifacts.describe(
         {"name": name, "arguments": {"width": 12}},
         discover(network, building.SHAPE, name),
         tuple("abcde"),
@@ -52,7 +53,7 @@ def save(folder: Path, name: str) -> torch.nn.Module:
         fingerprint="f",
     )
     description |= {"method": None, "encoder_prefix": ""}
-    deployment.save(folder, "student", network, description)
+    artifacts.save(folder, "student", network, description)
     return network
 
 
@@ -67,10 +68,10 @@ def test_a_file_and_a_module_are_found(name: str, monkeypatch: pytest.MonkeyPatc
 def test_a_student_of_own_code_is_rebuilt_bit_for_bit(name: str, tmp_path: Path) -> None:
     network = save(tmp_path / "s", name)
     with pytest.raises(UserError, match=r"run again with --trust-code"):
-        deployment.load_student(tmp_path / "s")
+        artifacts.load_student(tmp_path / "s")
     user_code.trust(name)
     images = torch.randn(3, *building.SHAPE)
-    assert torch.equal(deployment.load_student(tmp_path / "s").network(images), network(images))
+    assert torch.equal(artifacts.load_student(tmp_path / "s").network(images), network(images))
 
 
 def test_untrusted_code_is_not_even_imported(name: str, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_untrusted_code_is_not_even_imported(name: str, tmp_path: Path) -> None:
     path = Path(name.rpartition(":")[0])
     path.write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')\n{CODE}")
     with pytest.raises(UserError, match="--trust-code"):
-        deployment.load_student(tmp_path / "s")
+        artifacts.load_student(tmp_path / "s")
     assert not (tmp_path / "harmed").exists()
 
 
@@ -88,7 +89,7 @@ def test_changed_code_is_refused_with_both_places(name: str, tmp_path: Path) -> 
     path = Path(name.rpartition(":")[0])
     path.write_text(CODE + "\n# changed")
     with pytest.raises(UserError, match=r"was made with .*my nets\.py.* now holds other code"):
-        deployment.load_student(tmp_path / "s")
+        artifacts.load_student(tmp_path / "s")
 
 
 def test_moved_code_is_named(name: str, tmp_path: Path) -> None:
@@ -96,13 +97,13 @@ def test_moved_code_is_named(name: str, tmp_path: Path) -> None:
     user_code.trust("*")
     Path(name.rpartition(":")[0]).unlink()
     with pytest.raises(UserError, match=r"my nets\.py' not found"):
-        deployment.load_student(tmp_path / "s")
+        artifacts.load_student(tmp_path / "s")
     # Told where it is now, the same code is accepted: its digest says that it is the same.
     (tmp_path / "moved.py").write_text(CODE)
     described = read_json(tmp_path / "s/student.json")
     described["architecture"]["name"] = f"{tmp_path}/moved.py:small"
     write_json(tmp_path / "s/student.json", described)
-    deployment.load_student(tmp_path / "s")
+    artifacts.load_student(tmp_path / "s")
 
 
 @pytest.mark.parametrize(

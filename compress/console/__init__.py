@@ -1,0 +1,1 @@
+"""Messages, progress bars and the terminal."""

@@ -1,0 +1,85 @@
+"""What the user sees while a recipe runs: messages (also in `log.txt`) and progress bars.
+
+Of several processes the first alone speaks.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from compress.console.terminal import console
+from compress.distributed.collectives import is_first
+
+__all__ = ["Advance", "bar", "console", "log", "log_to", "note", "shows_bars", "without_bars"]
+
+# Of the context, since several runs may take turns in one process.
+_log_file: ContextVar[Path | None] = ContextVar("log_file", default=None)
+_bars: ContextVar[bool] = ContextVar("bars", default=True)
+
+
+class Advance(Protocol):
+    """Moves a progress bar on; `note` is a short text behind it, such as a loss."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Inside the block every message is also appended to `path`, with its time."""
+    before = _log_file.set(path)
+    try:
+        yield
+    finally:
+        _log_file.reset(before)
+
+
+def without_bars() -> None:
+    """Show no bars from here on in this context: several at once would overwrite each other."""
+    _bars.set(False)
+
+
+def shows_bars() -> bool:
+    """Whether a bar would be seen; where not, a line per epoch is."""
+    return console.is_terminal and _bars.get()
+
+
+def log(message: str) -> None:
+    """Print one message; plain text, so brackets in it are never read as markup."""
+    if is_first():
+        console.print(message, markup=False, soft_wrap=True)
+        note(message)
+
+
+def note(message: str) -> None:
+    """Append one message to `log.txt` alone, from any process."""
+    path = _log_file.get()
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(timespec='seconds')}  {message}\n")
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Advance]:
+    """A progress bar over `total` steps that vanishes when the block ends."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    disable = not (shows_bars() and is_first())
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            # An empty note keeps the one that stands.
+            fields = {"note": note} if note else {}
+            progress.update(task, advance=steps, **fields)  # type: ignore[arg-type]
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Student, frozen teachers and a method as one trainable module."""

@@ -1,0 +1,1 @@
+"""Several processes as one: collectives and batch norm over all of them."""

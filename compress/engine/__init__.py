@@ -1,0 +1,1 @@
+"""The training loop, its optimisers, checkpoints, compiling and lockstep."""

@@ -1,0 +1,195 @@
+"""THE loop: every network that learns in this project learns here.
+
+A trainable is an `nn.Module` whose `forward(batch)` returns named scalar terms; the loop sums them
+and steps the optimiser. It knows nothing of methods, tasks or metrics: what a batch is, what the
+terms mean and how progress is judged come from outside.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from compress.console.messages import bar, log, shows_bars
+from compress.distributed.batchnorm import synchronised_batchnorm
+from compress.distributed.collectives import is_first, rank, sum_gradients, summed, world
+from compress.engine.checkpoint import Checkpoint
+from compress.engine.optimization import OPTIMIZERS, Settings
+from compress.errors import UserError
+from compress.seeding import seeded
+from compress.trackers import recall, record
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Networks inside compute in this precision; float32 switches autocast off."""
+    is_half = precision != "float32"
+    dtype = getattr(torch, precision) if is_half else None
+    with torch.autocast(device.type, dtype, enabled=is_half):
+        yield
+
+
+class Batches(Protocol):
+    """Where batches come from: each epoch's are a pure function of its number."""
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Any]:
+        """The batches of one epoch, counted from 0."""
+        ...
+
+
+# What a training is about to do: main training (0) or a phase before it (below 0), epoch, step.
+Position = tuple[int, int, int]
+History = list[dict[str, Any]]
+
+
+def train(module: nn.Module, batches: Batches, settings: Settings, **options: Any) -> History:
+    """Train `module` in place and return one row per epoch; see `training_steps`."""
+    return drained(training_steps(module, batches, settings, **options))
+
+
+def drained(steps: Generator[Position, None, Result]) -> Result:
+    """Take every step; what the training returns at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def training_steps(
+    module: nn.Module,
+    batches: Batches,
+    settings: Settings,
+    *,
+    directory: Path,
+    role: str,
+    seed: int,
+    device: torch.device,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    keep_best: str | None = None,
+    order: int = 0,
+) -> Generator[Position, None, History]:
+    """Train `module` in place, stopping before each step; returns one row per epoch.
+
+    Args:
+        module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
+            `after_step()` of it, if any, is called after each step.
+        batches: see `Batches`. Where several processes train, each gets its part of a batch, whose
+            `share` weighs its terms.
+        directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run that
+            was killed continues after its last whole epoch, bit for bit (CPU).
+        role: names this training; with `seed` and the epoch it keys the global generators.
+        evaluate: returns metrics in percent; called after every epoch.
+        keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
+            instead of the last epoch's.
+        order: of several trainings that belong together, 0 for the main one, below 0 for phases.
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    module.to(device)
+    step_of = Step(module, settings, device)
+    checkpoint = Checkpoint(directory, module, step_of.optimizer, step_of.scaler)
+    history = checkpoint.resume()
+    recall(role, history)
+    if history and len(history) < settings.epochs:
+        log(f"  {role}: continues after epoch {len(history)}")
+    steps = len(batches)
+    # Of several processes each draws its own, as a batch of one process has rows of its own.
+    key = (seed, role) if is_first() else (seed, role, rank())
+    with (
+        bar(f"  {role}", settings.epochs * steps) as advance,
+        synchronised_batchnorm(module),
+    ):
+        advance(len(history) * steps)
+        for epoch in range(len(history), settings.epochs):
+            start = time.perf_counter()
+            module.train()
+            totals: dict[str, Tensor] = {}
+            with seeded(*key, epoch):
+                feed = batches.epoch(epoch)
+                for step in range(steps):
+                    yield order, epoch, step
+                    step_of(next(feed), (epoch + step / steps) / settings.epochs, totals)
+                    advance()
+            row = _epoch_row(epoch, steps, step_of.optimizer, totals, role)
+            if evaluate is not None:
+                row |= evaluate()
+            row["seconds"] = round(time.perf_counter() - start, 3)
+            history.append(row)
+            checkpoint.save(history, keep_best)
+            record(role, row)
+            advance(0, note=_note(row))
+            if not shows_bars():
+                log(f"  {role} epoch {epoch + 1}/{settings.epochs}: {_note(row)}")
+    if keep_best is not None:
+        checkpoint.restore_best(history, keep_best)
+    return history
+
+
+class Step:
+    """One step of the optimiser: forward, backward, gradients of all processes, update."""
+
+    def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+        self.module = module
+        self.settings = settings
+        self.device = device
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.parameters, settings)
+        # Small gradients vanish in float16: they are scaled up, and steps that overflow left out.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+
+    def __call__(self, batch: Any, progress: float, totals: dict[str, Tensor]) -> None:
+        """Learn from a batch; its terms are added to `totals`, which stay on the device."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * settings.schedule(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = settings.accumulate
+        if parts > 1:  # of two images or more, for batch norm, and of one in every process
+            parts = max(1, min(parts, batch.whole // max(2, world())))
+        for part in batch.split(parts) if parts > 1 else [batch]:
+            share = getattr(part, "share", 1.0)
+            with autocast(self.device, settings.precision):
+                terms = self.module(part)
+            loss = torch.stack([*terms.values()]).sum()
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach() * share
+        sum_gradients(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        after_step = getattr(self.module, "after_step", None)
+        if after_step is not None:
+            after_step()
+
+
+def _epoch_row(
+    epoch: int, steps: int, optimizer: torch.optim.Optimizer, totals: dict[str, Tensor], role: str
+) -> dict[str, Any]:
+    """One line of `metrics.jsonl`; the only place of an epoch that waits for the device."""
+    sums = summed(torch.stack([*totals.values()])).tolist()
+    terms = {name: total / steps for name, total in zip(totals, sums, strict=True)}
+    if not all(map(math.isfinite, terms.values())):
+        raise UserError(
+            f"{role}: the loss is no longer finite in epoch {epoch + 1} ({terms}); "
+            "lower the learning rate, or look for damaged images"
+        )
+    lr = optimizer.param_groups[0]["lr"]
+    return {"epoch": epoch + 1, "lr": lr, "loss": sum(terms.values()), "terms": terms}
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    metrics = [f"{k.removesuffix('_percent')} {v:.2f} %" for k, v in row.items() if "percent" in k]
+    return " ".join([f"loss {row['loss']:.3f}", *metrics])

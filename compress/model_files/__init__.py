@@ -1,0 +1,1 @@
+"""Self-describing model files, plain checkpoints and where encoders come from."""

@@ -1,0 +1,276 @@
+"""Self-describing model files: a teacher or student that is rebuilt from its own two files.
+
+`NAME.safetensors` holds the weights under their training names, batch norm unfolded; `NAME.json`
+says how to build the network around them. A student's file is the deployed network, so neither
+rebuilding it nor cutting out its encoder needs a teacher.
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from compress import __version__, models
+from compress.data.images import Preprocessing
+from compress.distributed.collectives import by_first
+from compress.engine.checkpoint import part_of, read_history, trained_epoch, trained_state
+from compress.errors import UserError, nearest
+from compress.methods import METHODS
+from compress.methods.contract import Context, Method, TeacherContext
+from compress.models import user_code
+from compress.seeding import seeded
+from compress.storage.files import read_mapping, read_tensors, write_json, write_tensors
+from compress.storage.fingerprints import sha256_file
+from compress.taps import MapSpec, TapSpecs, encoder_until
+from compress.taps.discovery import switch_off_inplace
+
+FORMAT = 1
+_KEYS = {
+    *("architecture", "num_classes", "class_names", "input_shape", "preprocessing", "taps"),
+    *("method", "fingerprint"),
+}
+# The plain numbers of a method's context.
+_NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
+
+
+@dataclass(frozen=True)
+class Student:
+    """A deployed network in eval mode and its description (the content of `student.json`)."""
+
+    network: nn.Module
+    description: dict[str, Any]
+
+
+class Encoder(nn.Module):
+    """A student up to its last map: (N, 3, H, W) -> (N, channels, H/stride, W/stride)."""
+
+    def __init__(
+        self, body: nn.Module, last_map: MapSpec, preprocessing: Preprocessing, matched: float
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.channels = last_map.channels
+        self.stride = last_map.stride
+        self.preprocessing = preprocessing
+        self.matched_percent = matched  # share of the encoder's tensors that were loaded
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body(images)
+        return features
+
+
+def describe(
+    architecture: Mapping[str, Any],
+    specs: TapSpecs,
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    *,
+    metrics: Mapping[str, Any],
+    fingerprint: str,
+) -> dict[str, Any]:
+    """What every model file says of itself; `architecture` is {"name", "arguments"}."""
+    name = architecture["name"]
+    return {
+        "format": FORMAT,
+        "architecture": dict(architecture),
+        "code": user_code.provenance(name) if user_code.is_user_code(name) else None,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "input_shape": [3, preprocessing.image_size, preprocessing.image_size],
+        "preprocessing": preprocessing.as_dict(),
+        "taps": specs.as_dict(),
+        "metrics": dict(metrics),
+        "fingerprint": fingerprint,
+        "versions": {
+            "compress": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+    }
+
+
+def describe_method(method: Method, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What rebuilding a method's deployed network takes: arguments and shapes, no teacher."""
+    context = method.context
+    return {
+        "name": name,
+        "arguments": dict(arguments),
+        "student": context.student.as_dict(),
+        "teachers": [
+            {"taps": t.taps.as_dict(), "bias": t.bias is not None} for t in context.teachers
+        ],
+        **{key: getattr(context, key) for key in _NUMBERS},
+    }
+
+
+def rebuild_method(content: Mapping[str, Any]) -> Method:
+    """A method with the shapes it was trained with; its weights are still to be loaded."""
+    teachers = []
+    for teacher in content["teachers"]:
+        taps = TapSpecs.from_dict(teacher["taps"])
+        width = taps.pooled_width
+        weight = torch.zeros(taps.num_classes, width) if width is not None else None
+        bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
+        teachers.append(TeacherContext(taps, weight, bias))
+    context = Context(
+        TapSpecs.from_dict(content["student"]),
+        tuple(teachers),
+        labels=torch.zeros(0, dtype=torch.long),
+        **{key: content[key] for key in _NUMBERS},
+    )
+    with seeded(0, "method", content["name"]):
+        return METHODS[content["name"]](context, **content["arguments"])
+
+
+def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> str:
+    """Write `name`.safetensors, then `name`.json; returns the SHA-256 of the first."""
+    path = folder / f"{name}.safetensors"
+    write_tensors(path, network.state_dict())
+    write_json(folder / f"{name}.json", dict(description))
+    return by_first(lambda: sha256_file(path))
+
+
+def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
+    """The description beside a model file."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise UserError(f"{path} not found; a model file needs its description beside it")
+    content = read_mapping(path)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
+    if content.get("code"):
+        user_code.verify(content["architecture"]["name"], content["code"], path)
+    missing = sorted(_KEYS - {*content})
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    return content
+
+
+def build_plain(description: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+    """The described architecture with random weights and its own classifier."""
+    architecture = description["architecture"]
+    network = models.build(
+        architecture["name"],
+        num_classes=description["num_classes"],
+        seed=seed,
+        **architecture["arguments"],
+    )
+    switch_off_inplace(network)  # as it was when it was tapped
+    return network
+
+
+def load_student(folder: Path, name: str = "student") -> Student:
+    """Rebuild a deployed network from `folder`; eval mode, on the CPU.
+
+    Code of a user's own is run only where it is trusted and unchanged, see `models.user_code`.
+
+    Raises:
+        UserError: a file is missing, damaged or does not fit its description.
+    """
+    description = load_description(folder, name)
+    network = build_plain(description)
+    if description["method"] is not None:
+        network = rebuild_method(description["method"]).deploy(network)
+    path = folder / f"{name}.safetensors"
+    _load_exactly(network, read_tensors(path)[0], path)
+    return Student(network.eval(), description)
+
+
+def load_unfinished(folder: Path) -> Student:
+    """The deployed network of a training that was interrupted, as its last checkpoint has it.
+
+    Its weights are of the last whole epoch, or of the best one where a validation split chooses;
+    its description's `metrics` are those of that epoch, and `interrupted` names both.
+
+    Raises:
+        UserError: no epoch was finished, or a file is damaged.
+    """
+    history = read_history(folder)
+    if not history or not (folder / "description.json").is_file():
+        raise UserError(f"{folder} holds no whole epoch of a student's training yet")
+    description = load_description(folder, "description")
+    state = trained_state(folder)
+    network = build_plain(description)
+    _load_exactly(network, part_of(state, "student."), folder)
+    if description["method"] is not None:
+        method = rebuild_method(description["method"])
+        # Banks and the like are as long as the training set, which is not here.
+        own = method.state_dict()
+        found = part_of(state, "method.")
+        fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
+        method.load_state_dict(fitting, strict=False)
+        network = method.deploy(network)
+    epoch = trained_epoch(folder, history)
+    row = history[epoch - 1]
+    description["metrics"] = {k: v for k, v in row.items() if "percent" in k}
+    description["interrupted"] = {"after_epoch": len(history), "weights_of_epoch": epoch}
+    return Student(network.eval(), description)
+
+
+def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    wrong = sorted(
+        k
+        for k in {*own, *state}
+        if k not in own or k not in state or own[k].shape != state[k].shape
+    )
+    if wrong:
+        raise UserError(
+            f"{path} does not fit its description: {len(wrong)} tensors differ, first "
+            f"'{wrong[0]}'{nearest(wrong[0], own)}"
+        )
+    network.load_state_dict(state)
+
+
+def encoder_state(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of a deployed network's tensors the student's own, under the plain architecture's names."""
+    return part_of(state, description["encoder_prefix"])
+
+
+def cut_encoder(
+    network: nn.Module,
+    specs: TapSpecs,
+    preprocessing: Preprocessing,
+    state: Mapping[str, Tensor],
+    origin: str,
+) -> Encoder:
+    """Load what fits of `state` into a plain network and cut out its encoder.
+
+    The two share their parameters. The encoder's `matched_percent` counts its own tensors alone.
+
+    Args:
+        state: under the names of `network`; empty for training from scratch.
+        origin: names the source in messages.
+    """
+    if specs.last_map is None:
+        raise UserError(f"{origin} has no last map to cut its encoder at")
+    own = network.state_dict()
+    found = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(found, strict=False)
+    body = encoder_until(network, specs.last_map.path)
+    needed = body.state_dict().keys()
+    matched = 100 * len(needed & found.keys()) / len(needed)
+    return Encoder(body, specs.last_map, preprocessing, matched)
+
+
+def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encoder:
+    """The encoder of a student, projector and classifier dropped.
+
+    Args:
+        weights: False leaves the random initialisation keyed by `seed`: training from scratch.
+    """
+    description = load_description(folder)
+    state = read_tensors(folder / "student.safetensors")[0] if weights else {}
+    return cut_encoder(
+        build_plain(description, seed=seed),
+        TapSpecs.from_dict(description["taps"]),
+        Preprocessing.from_dict(description["preprocessing"]),
+        encoder_state(state, description),
+        f"{folder}: {description['architecture']['name']}",
+    )

@@ -1,0 +1,83 @@
+"""Plain checkpoints, described as if this project had written them."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compress import models
+from compress.data import Preprocessing
+from compress.errors import UserError, nearest
+from compress.model_files.artifacts import describe
+from compress.model_files.weights import published_state, read_state
+from compress.taps import TapSpecs
+from compress.taps.discovery import discover
+
+# Our CIFAR networks, and everything else: side in pixels, resized side, normalisation, classes.
+_CIFAR = Preprocessing(32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+_IMAGENET = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 256)
+
+State = Mapping[str, Tensor]
+
+
+def plain_description(model: str, state: State | None, given: str | None) -> dict[str, Any]:
+    """The description of an architecture whose class count is that of its weights.
+
+    Args:
+        given: names the weights in the message if they hold more than the network's tensors;
+            None takes those too.
+    """
+    shown = _CIFAR if model in models.MODELS else _IMAGENET
+    classes = 100 if model in models.MODELS else 1000
+    specs, names = _tapped(model, classes, shown)
+    weight = (state or {}).get(f"{specs.classifier}.weight")
+    if weight is not None and len(weight) != classes:
+        classes = len(weight)
+        specs, names = _tapped(model, classes, shown)
+    if given is not None and (extra := sorted({*(state or {})} - names)):
+        raise UserError(
+            f"{given}: {len(extra)} tensors of the file are none of the network's, first "
+            f"'{extra[0]}'; it was written for another architecture (--allow-partial leaves them)."
+        )
+    description = describe(
+        {"name": model, "arguments": {}},
+        specs,
+        tuple(f"class {number}" for number in range(classes)),
+        shown,
+        metrics={},
+        fingerprint="",
+    )
+    return {**description, "method": None, "encoder_prefix": ""}
+
+
+@cache
+def _tapped(model: str, classes: int, shown: Preprocessing) -> tuple[TapSpecs, frozenset[str]]:
+    """Taps and tensor names of an architecture."""
+    network = models.build(model, num_classes=classes)
+    return discover(network, shown.input_shape, model), frozenset(network.state_dict())
+
+
+def plain_state(model: str, weights: str) -> State:
+    """The weights of a file, or those published under a name.
+
+    Raises:
+        UserError: there are no such weights, or no such architecture.
+    """
+    models.find(model)
+    if Path(weights).is_file():
+        return read_state(Path(weights))
+    published = published_state(model, weights)
+    if published is not None:
+        return published
+    if model.startswith("timm:") and weights == "DEFAULT":
+        try:
+            return models.find(model)(pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"could not get the weights of {model} ({error})") from None
+    hint = nearest(weights, ["DEFAULT"])
+    raise UserError(
+        f"{model}: weights '{weights}' are neither a file (looked in {Path.cwd()}) nor published "
+        f"under that name{hint}"
+    )

@@ -1,0 +1,141 @@
+"""Reading weights from files, whoever wrote them, without executing anything in them."""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from compress.errors import UserError, nearest
+from compress.storage.files import read_tensors
+
+# Keys under which training scripts usually wrap the weights.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+_SHOWN = 6
+# Plain values beside the weights in checkpoints of the CRD repository; none can execute anything.
+_PLAIN_VALUES: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded: whether the classifier was left out because its class count differs."""
+
+    classifier_replaced: bool
+    classes_in_file: int | None
+
+
+def published_state(model: str, weights: str) -> Mapping[str, Tensor] | None:
+    """The weights that torchvision publishes as `weights` (a download), None if not its model."""
+    prefix, _, name = model.partition(":")
+    if prefix != "torchvision":
+        return None
+    entries = torchvision.models.get_model_weights(name)
+    known = [entry.name for entry in entries]
+    if weights not in (*known, "DEFAULT"):
+        return None
+    try:
+        state: Mapping[str, Tensor] = entries[weights].get_state_dict(progress=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"could not download {model} {weights} ({error}); "
+            "give a local file instead, as in `weights: resnet18.pth`"
+        ) from None
+    return state
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from `.safetensors` or a `torch.save` file, wrappers and prefixes removed."""
+    if not path.is_file():
+        raise UserError(f"weights file '{path}' not found (looked in {Path.cwd()})")
+    if path.suffix == ".safetensors":
+        state: Any = read_tensors(path)[0]
+    else:
+        try:
+            with torch.serialization.safe_globals(_PLAIN_VALUES):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"{path} holds Python objects, which are never executed here; save the "
+                "state_dict alone, with torch.save(model.state_dict(), ...)"
+            ) from None
+        except Exception as error:  # a file that is none of torch's fails in many ways
+            raise UserError(f"{path} is damaged or truncated: {error}") from None
+    while isinstance(state, Mapping) and not _is_state(state):
+        inner = [state[key] for key in _WRAPPERS if key in state]
+        if not inner:
+            raise UserError(
+                f"{path} holds no state dict; found {', '.join(map(str, list(state)[:_SHOWN]))}"
+            )
+        state = inner[0]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}; expected a state dict")
+    while state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    flat: Mapping[str, Tensor] = state
+    return flat
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    return bool(content) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+
+
+def load_state(
+    network: nn.Module, state: Mapping[str, Tensor], classifier: str | None, origin: str
+) -> Loaded:
+    """Load a state dict; a classifier of another class count is left as initialised.
+
+    Args:
+        classifier: path of the network's last linear layer, if it has one.
+        origin: names the source in messages.
+
+    Raises:
+        UserError: keys are missing, unexpected or of another shape; they are listed.
+    """
+    own = network.state_dict()
+    weight = f"{classifier}.weight"
+    in_file = state[weight].shape[0] if weight in state else None
+    replaced = in_file is not None and state[weight].shape != own[weight].shape
+    if replaced and state[weight].shape[1:] == own[weight].shape[1:]:
+        state = {k: v for k, v in state.items() if not k.startswith(f"{classifier}.")}
+    else:
+        replaced = False
+    left = {f"{classifier}.weight", f"{classifier}.bias"} if replaced else set()
+    # Older files have no such counter; nothing but momentum=None batch norm reads it.
+    missing = sorted(k for k in {*own} - {*state} - left if "num_batches_tracked" not in k)
+    unexpected = sorted({*state} - {*own})
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in sorted({*own} & {*state})
+        if state[k].shape != own[k].shape
+    ]
+    if missing or unexpected or shapes:
+        details = [
+            f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+            for what, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", shapes),
+            )
+            if keys
+        ]
+        near = nearest(missing[0], unexpected) if missing else ""
+        raise UserError(
+            f"{origin} is of another architecture than {type(network).__name__}: "
+            f"{'; '.join(details)}{near}"
+        )
+    network.load_state_dict(state, strict=False)
+    return Loaded(classifier_replaced=replaced, classes_in_file=in_file)

@@ -1,0 +1,119 @@
+"""ONNX files: written in one step, checked, and run by ONNX Runtime."""
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from compress.errors import UserError
+from compress.onnx.graphs import INPUT, opset_of
+
+# Protobuf's limit is 2^31 bytes for the whole model; what is no tensor fits in the rest.
+LARGEST_EMBEDDED_BYTES = 2_000_000_000
+
+
+def write_model(
+    model: onnx.ModelProto, path: Path, metadata: Mapping[str, str], embed_up_to: int | None = None
+) -> tuple[tuple[str, ...], int]:
+    """Write a model that `check_file` accepts; returns its files' names and their bytes.
+
+    Args:
+        embed_up_to: above so many bytes (default: what protobuf can hold) of tensors, these go to
+            `NAME.data` beside the model, which knows them by that name.
+    """
+    onnx.helper.set_model_props(model, dict(metadata))
+    limit = LARGEST_EMBEDDED_BYTES if embed_up_to is None else embed_up_to
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        target = Path(folder) / path.name
+        names: tuple[str, ...] = (path.name,)
+        if sum(_bytes_of(tensor) for tensor in model.graph.initializer) <= limit:
+            target.write_bytes(model.SerializeToString(deterministic=True))
+        else:
+            names = (path.name, f"{path.name}.data")
+            onnx.save_model(model, target, save_as_external_data=True, location=names[1])
+            (target.parent / names[1]).chmod(0o644)
+        check_file(target)
+        size = sum((target.parent / name).stat().st_size for name in names)
+        move(target.parent, path.parent, names)
+    return names, size
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    item = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    sizes: list[int] = list(tensor.dims)
+    return math.prod(sizes) * item
+
+
+def move(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Move a model's files; tensors first, so that it is never seen without them."""
+    for name in reversed(names):
+        (source / name).replace(target / name)
+
+
+def check_file(path: Path) -> int:
+    """Refuse a file that is no valid ONNX model; returns its opset.
+
+    Raises:
+        UserError: it is damaged, breaks ONNX's rules, or asks for operators of a later version.
+    """
+    try:
+        opset = opset_of(onnx.load(path, load_external_data=False))
+    except Exception as error:  # protobuf's exceptions are not all public
+        raise UserError(f"{path} is no ONNX model, or damaged: {_sentence(error)}") from error
+    newest = int(onnx.defs.onnx_opset_version())
+    if not 1 <= opset <= newest:
+        raise UserError(
+            f"{path} asks for opset {opset}; onnx {onnx.__version__} knows 1 to {newest}: "
+            "export it with one of these, or install a later onnx and onnxruntime"
+        )
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # ValidationError, InferenceError, RuntimeError
+        raise UserError(f"{path} is no valid ONNX model: {_sentence(error)}") from error
+    return opset
+
+
+def open_session(
+    path: Path, *, threads: int | None = None, spin: bool = True
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with `threads` threads (default: as many as torch uses).
+
+    Without `spin` a thread that waits leaves its core to others: right where nothing is timed.
+
+    Raises:
+        UserError: the file is missing or no ONNX model.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} not found (looked in {Path.cwd()})")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.log_severity_level = 3  # errors only
+    try:
+        # By its name: tensors that are apart are looked for beside it.
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base that is public
+        raise UserError(f"ONNX Runtime cannot load {path}: {_sentence(error)}") from error
+
+
+def run_session(session: onnxruntime.InferenceSession, images: NDArray[Any]) -> NDArray[np.float32]:
+    """The only output of a file for what its input `images` takes: logits (N, K), or maps."""
+    result: NDArray[np.float32] = session.run(None, {INPUT: images})[0]
+    return result
+
+
+def takes_pixels(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the file takes uint8 (N, H, W, 3) and normalises itself."""
+    return bool(session.get_inputs()[0].type == "tensor(uint8)")
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())

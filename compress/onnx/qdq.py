@@ -1,0 +1,158 @@
+"""ONNX Runtime's static quantization, run quietly and with the settings that measured best.
+
+The form is QDQ: QuantizeLinear and DequantizeLinear around ordinary operators, which any runtime
+can execute. Measured on a resnet8x4, one thread, on a CPU with AVX512-VNNI:
+
+* Activations uint8, weights int8 per output channel: 0.8 ms. With int8 activations ONNX Runtime
+  turns only part of the network into integer kernels: 2.0 ms. With uint8 weights: 2.6 ms.
+* Asymmetric activations: ReLU then vanishes into the range of the convolution before it (symmetric
+  ones cost 0.2 ms more).
+* Logits stay float: in 256 steps they tie, and the class changes in 1.5 % more of the images.
+* What comes before the first layer (normalisation of raw pixels) stays float.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from compress.onnx.files import open_session
+
+CALIBRATIONS: Mapping[str, tuple[CalibrationMethod, Mapping[str, Any]]] = {
+    "minmax": (CalibrationMethod.MinMax, {}),
+    # The tools fix so few bins that it chooses between the first batch's range and the whole.
+    "entropy": (CalibrationMethod.Entropy, {}),
+    "percentile": (
+        CalibrationMethod.Percentile,
+        {"CalibPercentile": 99.99, "CalibTensorRangeSymmetric": False},
+    ),
+}
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Softmax, normalisations and gates (Sigmoid, Where) stay float: they lose most and gain least.
+_OPERATORS = (
+    *LAYERS,
+    *("Add", "Mul", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"),
+    *("Split", "Slice", "Pad", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
+)
+_OPTIONS = {
+    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+    "MatMulConstBOnly": True,  # attention multiplies two activations
+    # One batch at a time; otherwise every activation of every image is held in memory.
+    "CalibStridedMinMax": 1,
+}
+
+
+class Batches:
+    """A `CalibrationDataReader` by its methods: the batches are asked for by range, in order."""
+
+    def __init__(self, name: str, batches: Sequence[NDArray[Any]]) -> None:
+        self.name = name
+        self.batches = batches
+        self.left: Iterator[NDArray[Any]] = iter(batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """The batches from `start_index` up to `end_index` come next."""
+        self.left = iter(self.batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """The next batch by the input's name, None after the last."""
+        batch = next(self.left, None)
+        return None if batch is None else {self.name: batch}
+
+
+def run_tools(
+    source: Path,
+    folder: Path,
+    batches: Batches,
+    *,
+    method: str,
+    leave_out: Sequence[str],
+    reduce_range: bool,
+) -> onnx.ModelProto:
+    """The int8 model as the tools give it; they write in `folder` alone and raise anything."""
+    prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
+    calibrate_method, options = CALIBRATIONS[method]
+    with _quiet():
+        quant_pre_process(str(source), str(prepared))
+        model = onnx.load(prepared)
+        for number, node in enumerate(model.graph.node):
+            node.name = f"{node.op_type}_{number}"  # the tools know nodes by name alone
+        onnx.save(model, prepared)
+        quantize_static(
+            str(prepared),
+            str(result),
+            batches,
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_OPERATORS),
+            nodes_to_exclude=_float_nodes(model.graph, leave_out),
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=calibrate_method,
+            extra_options={**_OPTIONS, **options},
+        )
+    open_session(result)
+    return onnx.load(result)
+
+
+def count_layers(graph: onnx.GraphProto) -> tuple[int, int]:
+    """How many layers there are, and how many of them have int8 weights."""
+    stored = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    dequantized = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    layers = [node for node in graph.node if node.op_type in LAYERS]
+    return len(layers), sum(not dequantized.isdisjoint(node.input) for node in layers)
+
+
+def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str]) -> list[str]:
+    """Names of the nodes before the first layers, and of the layers to be left out."""
+    after: set[str] = set()  # tensors that a layer has had a part in
+    names = []
+    for node in graph.node:
+        if node.op_type in LAYERS or not after.isdisjoint(node.input):
+            after.update(node.output)
+        else:
+            names.append(node.name)
+    layers = [node.name for node in graph.node if node.op_type in LAYERS]
+    places = {"first": layers[:1], "last": layers[-1:]}
+    return names + [name for place in leave_out for name in places[place]]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tools print their progress and log advice, some of it through the root logger."""
+    root, own = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
+    level, idle = own.level, logging.NullHandler()
+
+    def foreign(record: logging.LogRecord) -> bool:
+        return "onnxruntime" not in Path(record.pathname).parts
+
+    own.setLevel(logging.CRITICAL + 1)
+    root.addFilter(foreign)
+    root.addHandler(idle)  # without any, logging's own functions would install one for good
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.removeHandler(idle)
+        root.removeFilter(foreign)
+        own.setLevel(level)

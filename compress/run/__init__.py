@@ -1,0 +1,1 @@
+"""A recipe carried out: plan, checks, run directory, executor."""

@@ -1,0 +1,164 @@
+"""The run directory: fingerprints, results written last and atomically, files that survive a kill.
+
+Of several processes the first alone writes and moves what is on the disk; the others may read it
+once they have waited for it.
+
+DIR/run.json  recipe.yaml  resolved.yaml  environment.json  log.txt  report.*
+DIR/<stage>/fields.json    what the stage depends on, written before it starts
+DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured"}, written when done
+DIR/superseded/            folders of results whose inputs changed; nothing is ever deleted
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from compress.distributed.collectives import by_first
+from compress.errors import UserError
+from compress.stages.job import Outcome
+from compress.storage.files import read_json, read_mapping, write_json
+from compress.storage.fingerprints import changed_fields, fingerprint_of
+
+_STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
+
+
+class RunDirectory:
+    """A directory that belongs to one recipe and holds everything it made."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Create or re-enter the directory; one run at a time."""
+        with ExitStack() as held:
+            by_first(lambda: held.enter_context(self._held()))
+            yield
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign()
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass  # it can be written to
+        except OSError as error:
+            raise UserError(
+                f"cannot write to run directory '{self.folder}': {error.strerror}; "
+                "choose another with --out"
+            ) from None
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"run directory '{self.folder}' is in use by another process; "
+                "wait for it or choose another directory with --out"
+            ) from None
+        try:
+            self._refuse_foreign()
+            if not (self.folder / "run.json").is_file():
+                write_json(self.folder / "run.json", {"name": self.name})
+            yield
+        finally:
+            lock.release()
+
+    def mark_current(self, stages: Sequence[str]) -> None:
+        """Say which results belong to the recipe as it is; the report shows no others."""
+        write_json(self.folder / "run.json", {"name": self.name, "current": list(stages)})
+
+    def _refuse_foreign(self) -> None:
+        marker = self.folder / "run.json"
+        if marker.is_file():
+            owner = read_mapping(marker).get("name")
+            if owner != self.name:
+                raise UserError(
+                    f"run directory '{self.folder}' belongs to recipe '{owner}', not to "
+                    f"'{self.name}'; choose another directory with --out"
+                )
+        elif any(p.name not in (".lock", "run.json.partial") for p in self.folder.iterdir()):
+            raise UserError(
+                f"'{self.folder}' holds files and is no run directory; "
+                "choose an empty or new directory with --out"
+            )
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage keeps its files."""
+        return self.folder / stage
+
+    def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
+        """Whether the stage's result stands for exactly these fields."""
+        path = self.stage_folder(stage) / "result.json"
+        return path.is_file() and read_mapping(path).get("fingerprint") == fingerprint_of(fields)
+
+    def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
+        """What changed since the stage's folder was begun; empty where it was not begun."""
+        folder = self.stage_folder(stage)
+        path = folder / "fields.json"
+        if not path.is_file():
+            # Nobody knows what such a folder was trained for: it is put aside, never resumed.
+            found = folder.is_dir() and any(folder.iterdir())
+            return ["its fields.json is missing"] if found else []
+        return changed_fields(read_json(path), json.loads(json.dumps(fields)))
+
+    def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
+        """A stage's folder to work in; what was begun for the same fields is still in it."""
+        folder = self.stage_folder(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A result that is there stands for other parts of this folder than those now asked for.
+        if (folder / "result.json").is_file():
+            os.replace(folder / "result.json", folder / "result.old.json")
+        write_json(folder / "fields.json", fields)
+        return folder
+
+    def supersede(self, stage: str) -> Path | None:
+        """Move a stage's folder aside; returns where it is now."""
+        folder = self.stage_folder(stage)
+        if not folder.exists():
+            return None
+        shelf = self.folder / "superseded"
+        shelf.mkdir(exist_ok=True)
+        numbers = [p.name.split("-")[0] for p in shelf.iterdir()]
+        number = 1 + max((int(n) for n in numbers if n.isdigit()), default=0)
+        target = shelf / f"{number:03d}-{stage.replace('/', '-')}"
+        folder.rename(target)
+        return target
+
+    def restore(self, stage: str, fields: Mapping[str, Any]) -> bool:
+        """Bring back the latest folder that was superseded and has exactly these fields.
+
+        It may hold a result or a training that was stopped half way.
+        """
+        wanted = fingerprint_of(fields)
+        for old in sorted((self.folder / "superseded").glob("*/fields.json"), reverse=True):
+            of_stage = old.parent.name.partition("-")[2] == stage.replace("/", "-")
+            if of_stage and fingerprint_of(read_json(old)) == wanted:
+                self.stage_folder(stage).parent.mkdir(parents=True, exist_ok=True)
+                old.parent.rename(self.stage_folder(stage))
+                return True
+        return False
+
+    def shelve_unplanned(self, planned: Sequence[str]) -> None:
+        """Move aside the folders of stages that the recipe no longer has."""
+        for pattern in _STAGE_FOLDERS:
+            for path in sorted(self.folder.glob(f"{pattern}/fields.json")):
+                stage = path.parent.relative_to(self.folder).as_posix()
+                if stage not in planned:
+                    self.supersede(stage)
+
+    def finish(self, stage: str, fields: Mapping[str, Any], outcome: Outcome) -> None:
+        """Write the stage's result: from here on it counts as done."""
+        result = {
+            "stage": stage,
+            "fingerprint": fingerprint_of(fields),
+            "values": outcome.values,
+            "measured": outcome.measured,
+        }
+        write_json(self.stage_folder(stage) / "result.json", result)

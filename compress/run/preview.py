@@ -1,0 +1,88 @@
+"""What `--check` prints of a recipe: nothing is run.
+
+No data are opened, unless the file of a teacher says what images it learned from.
+"""
+
+from rich.table import Table
+
+from compress.console.messages import console
+from compress.data.augment import AUGMENTATIONS
+from compress.run import plan
+from compress.run.checks import Shapes, teacher_remarks
+from compress.run.plan import Plan
+from compress.stages.distill import terms_for
+from compress.teacher.cache import expected_hit_share, obstacle
+
+
+def show(planned: Plan, shapes: Shapes | None) -> None:
+    """Print the stages, where each network is tapped, adapters, and what a cache would save."""
+    table = Table("stage", "reads", title="Plan")
+    for step in planned.steps:
+        table.add_row(step.name, ", ".join(step.inputs))
+    console.print(table)
+    for remark in teacher_remarks(planned.recipe):
+        console.print(remark, markup=False, soft_wrap=True)
+    if shapes is None:
+        return
+    console.print(_taps(shapes))
+    console.print(_adapters(shapes))
+    for remark in _cache_remarks(planned, shapes):
+        console.print(remark, markup=False, soft_wrap=True)
+    console.print("The recipe is in order.")
+
+
+def _taps(shapes: Shapes) -> Table:
+    taps = Table("network", "tap", "module", "shape", "stride", title="Taps")
+    for role, (name, specs) in (
+        *(("teacher", t) for t in shapes.teachers),
+        ("student", shapes.student),
+    ):
+        maps = [("stage", spec) for spec in specs.stages]
+        maps += [("pre-activation", spec) for spec in specs.pre_activations]
+        maps += [("last map", specs.last_map)] if specs.last_map else []
+        for kind, spec in maps:
+            where = spec.path if spec.side == "output" else f"input of {spec.path}"
+            shape = f"{spec.channels} x {spec.height} x {spec.width}"
+            taps.add_row(f"{role} {name}", kind, where, shape, str(spec.stride))
+        pooled = (f"input of {specs.classifier}", str(specs.pooled_width))
+        taps.add_row(f"{role} {name}", "pooled", *(pooled if specs.classifier else ("none", "")))
+    return taps
+
+
+def _adapters(shapes: Shapes) -> Table:
+    adapters = Table("method", "trains beside the student", "parameters", title="Adapters")
+    for label, method in shapes.methods.items():
+        parts = [
+            f"{name} ({type(child).__name__})"
+            for name, child in method.named_children()
+            if any(p.requires_grad for p in child.parameters())
+        ]
+        count = sum(p.numel() for p in method.parameters() if p.requires_grad)
+        adapters.add_row(label, ", ".join(parts) or "nothing", f"{count:,}")
+    return adapters
+
+
+def _cache_remarks(planned: Plan, shapes: Shapes) -> list[str]:
+    """What a teacher cache is expected to save each method, or why it cannot serve it."""
+    recipe = planned.recipe
+    if recipe.engine.cache is None:
+        return []
+    slots = recipe.data.views or AUGMENTATIONS[recipe.data.augment].views
+    remarks = []
+    for label, part in plan.labelled(recipe).items():
+        if label not in shapes.methods:
+            continue
+        method, terms = shapes.methods[label], terms_for(part, recipe.distill)
+        wanted = {*(method.teacher_taps if terms.method else ()), *(["logits"] if terms.kd else [])}
+        seen = [view.augment or recipe.data.augment for view in method.views if view.teacher]
+        specs, images = shapes.teachers[0][1], recipe.data.train_images or 0
+        remark = obstacle(sorted(wanted), specs, seen, images, slots)
+        if remark is None:
+            draws = recipe.distill.train.epochs * len(seen)
+            share = 100 * expected_hit_share(draws, slots)
+            remark = (
+                f"teacher cache: of {draws} times that an image is shown, in {slots} views, a cold "
+                f"run is expected to find {share:.1f} % of the targets there"
+            )
+        remarks.append(f"{label}: {remark}")
+    return remarks

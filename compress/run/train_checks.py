@@ -1,0 +1,61 @@
+"""What is wrong with a training that a recipe or a transfer command asks for, beyond its shape."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from compress.engine.optimization import OPTIMIZERS, SCHEDULES
+from compress.errors import nearest
+from compress.recipe import signatures
+from compress.recipe.schema import Named, Train
+from compress.stages import settings_from
+
+
+def check_named(
+    part: Named,
+    registry: Mapping[str, Callable[..., Any]],
+    path: str,
+    *,
+    supplied: tuple[str, ...] = (),
+) -> list[str]:
+    """A name that the registry lacks, or arguments that do not fit what it stands for."""
+    if part.name not in registry:
+        known = ", ".join(registry)
+        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
+    return signatures.check(registry[part.name], part.arguments, path, supplied=supplied)
+
+
+def check_train(train: Train, path: str) -> list[str]:
+    """What does not fit in any `train` section."""
+    problems = check_named(train.schedule, SCHEDULES, f"{path}.schedule")
+    if train.accumulate > max(1, train.batch_size // 2):
+        problems.append(
+            f"{path}.accumulate: a part of a batch has two images or more (batch norm); of "
+            f"{train.batch_size} that is at most {max(1, train.batch_size // 2)}, got "
+            f"{train.accumulate}"
+        )
+    if train.optimizer.arguments:
+        given = ", ".join(train.optimizer.arguments)
+        problems.append(
+            f"{path}.optimizer: takes no arguments ({given}); momentum, nesterov and weight_decay "
+            "stand beside it"
+        )
+    if train.optimizer.name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        hint = nearest(train.optimizer.name, OPTIMIZERS)
+        problems.append(
+            f"{path}.optimizer: unknown optimiser '{train.optimizer.name}'; known: {known}{hint}"
+        )
+    if not problems:
+        try:
+            settings_from(train)
+        except ValueError as error:
+            problems.append(f"{path}.schedule: {error}")
+    return problems
+
+
+def check_transfer_train(train: Train, path: str) -> list[str]:
+    """The same of a transfer task's."""
+    problems = check_train(train, path)
+    if train.accumulate > 1:
+        problems.append(f"{path}.accumulate: transfer tasks take their batches whole")
+    return problems

@@ -1,0 +1,1 @@
+"""Files that survive a kill: written atomically, known by digest."""

@@ -1,0 +1,42 @@
+"""Digests of files, folders and fields, and the fields in which two mappings differ."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_of(fields: Mapping[str, Any]) -> str:
+    """A digest of everything a stage's result depends on."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint_of_folder(root: Path) -> str:
+    """A digest of names and sizes: reading every file of a large data set would take minutes."""
+    found = (Path(at, name) for at, _, names in os.walk(root, followlinks=True) for name in names)
+    files = sorted(path for path in found if path.is_file())
+    return fingerprint_of({f.relative_to(root).as_posix(): f.stat().st_size for f in files})
+
+
+def changed_fields(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted paths at which two nested mappings differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        return [
+            line
+            for key in keys
+            for line in changed_fields(before.get(key), after.get(key), f"{path}.{key}".strip("."))
+        ]
+    return [] if before == after else [f"{path} ({before!r} -> {after!r})"]

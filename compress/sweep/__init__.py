@@ -1,0 +1,1 @@
+"""Tables of many runs: methods x pairs x trials from one YAML."""

@@ -1,0 +1,128 @@
+"""A sweep of the right shape carried out: every cell checked, trained, and told in the table."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compress.console.messages import log, log_to
+from compress.console.terminal import console, tell
+from compress.errors import UserError
+from compress.models import user_code
+from compress.recipe.command_line import listed
+from compress.recipe.schema import check_shape
+from compress.run import checks
+from compress.run.directory import RunDirectory
+from compress.storage.files import write_text
+from compress.sweep.processes import Runner, run_process
+from compress.sweep.ray_cluster import on_ray
+from compress.sweep.runs import Plan
+from compress.sweep.schema import Pair, Status, Sweep, SweepMethod, recipe_of
+from compress.sweep.table import terminal_table, write_table
+
+
+def carried_out(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) -> int:
+    """The exit code: 0 done, 1 a cell failed.
+
+    Args:
+        raw: what the sweep was read from, with the changes of the command line.
+
+    Raises:
+        UserError: a cell's recipe is wrong, with every problem of all of them.
+    """
+    refused, problems = _check_cells(sweep, trust_code=options.trust_code)
+    if problems:
+        raise UserError(listed(options.sweep, problems))
+    folder = options.out or Path("runs") / options.sweep.stem
+    plan = Plan(sweep, folder, Status(refused), _options(sweep, options), options.jobs)
+    for name, reason in refused.items():
+        log(f"{name}: not applicable: {reason}")
+    log(f"{len(plan.cells)} cells, {len(refused)} not applicable, {len(plan.teachers())} teachers")
+    if options.check:
+        return 0
+    # A recipe of the same name has another directory, not this one.
+    with RunDirectory(folder, f"sweep {options.sweep.stem}").open(), log_to(folder / "log.txt"):
+        write_text(folder / "sweep.yaml", yaml.safe_dump(raw, sort_keys=False))
+        if options.table:
+            plan.look()
+        else:
+            with _runner(options) as runner:
+                plan.train(runner)
+        path = write_table(sweep, folder, plan.status)
+        console.print(terminal_table(sweep, folder, plan.status))
+        log(f"table: {path}")
+    for name, reason in plan.status.failed.items():
+        tell(f"{name}: {reason}")
+    return 1 if plan.status.failed else 0
+
+
+@contextmanager
+def _runner(options: argparse.Namespace) -> Iterator[Runner]:
+    """What runs the commands: processes of this machine, or a Ray cluster's."""
+    if options.ray is not None:
+        with on_ray(options.ray, cpus=options.cpus_per_run, gpus=options.gpus_per_run) as runner:
+            yield runner
+        return
+    # Threads of several processes on the same cores wait for each other, up to fifty times longer.
+    yield partial(run_process, threads=max(1, (os.cpu_count() or 1) // options.jobs))
+
+
+def _options(sweep: Sweep, options: argparse.Namespace) -> list[str]:
+    """What every run is started with."""
+    named = (entry.get("model") for entry in (*sweep.teachers.values(), *sweep.students.values()))
+    names = [model["name"] if isinstance(model, dict) else model for model in named]
+    own_code = any(isinstance(name, str) and user_code.is_user_code(name) for name in names)
+    # A cell reads its teacher from a file; code that this very sweep names may run there, too.
+    trust = ["--trust-code"] if options.trust_code or own_code else []
+    return trust + (["--device", options.device] if options.device else [])
+
+
+def _check_cells(sweep: Sweep, *, trust_code: bool) -> tuple[dict[str, str], list[str]]:
+    """Cells that cannot be trained, with the reason, and what is wrong with the recipes."""
+    refused: dict[str, str] = {}
+    problems: list[str] = []
+    for pair in sweep.pairs:
+        found: list[str] = []
+        for number, method in enumerate(sweep.methods):
+            found += _check_cell(sweep, pair, method, number, trust_code=trust_code)
+        if not found:
+            recipe, _ = check_shape(recipe_of(sweep, pair, list(sweep.methods)))
+            assert recipe is not None  # each of its methods was checked alone
+            shapes, found = checks.probe(recipe)
+            if shapes is not None:
+                refused |= {f"{pair.name}/{row}": why for row, why in shapes.refused.items()}
+                found = []
+            found = [_in_sweep(problem, pair, 0) for problem in found]
+        problems += found
+    return refused, list(dict.fromkeys(problems))
+
+
+def _check_cell(
+    sweep: Sweep, pair: Pair, method: SweepMethod, number: int, *, trust_code: bool
+) -> list[str]:
+    recipe, found = check_shape(recipe_of(sweep, pair, [method]))
+    if recipe is not None and not found:
+        for part in (recipe.student.model, *(t.model for t in recipe.teacher)):
+            if part is not None:
+                user_code.trust("*" if trust_code else part.name)
+        found = checks.check_recipe(recipe)
+    return [_in_sweep(problem, pair, number) for problem in found]
+
+
+def _in_sweep(problem: str, pair: Pair, number: int) -> str:
+    """A problem of a cell's recipe with its path in the sweep's file."""
+    places = {
+        "distill.method": f"methods.{number}",
+        "teacher": f"teachers.{pair.teacher}",
+        "student": f"students.{pair.student}",
+    }
+    for start, place in places.items():
+        if re.match(rf"{re.escape(start)}[.:]", problem):
+            return place + problem.removeprefix(start)
+    return f"recipe.{problem}"

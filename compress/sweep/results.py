@@ -1,0 +1,105 @@
+"""What a sweep's directory holds: the results of its cells, by pair and row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from compress.errors import UserError
+from compress.reporting.collect import Run, load
+from compress.reporting.ranking import difference
+from compress.sweep.schema import PaperValue, Status, Sweep, cells
+
+TEACHER = "teacher"
+KEYS = {"last_epoch": "top1_percent", "best_on_test": "best_on_test_top1_percent"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell (or a pair's teacher) has to say."""
+
+    pair: str
+    row: str
+    percents: tuple[float, ...] = ()
+    test_images: int = 0
+    paper: PaperValue = None
+    trials: tuple[Mapping[str, Any], ...] = ()
+    refused: str = ""
+    failed: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the trials, in percent; None where there is none."""
+        return mean(self.percents) if self.percents else None
+
+
+@dataclass
+class Results:
+    """Everything that a sweep's directory holds, by pair and row."""
+
+    sweep: Sweep
+    found: dict[tuple[str, str], Found] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[str]:
+        """The teacher, then the methods in the sweep's order."""
+        return [TEACHER, *(method.row for method in self.sweep.methods)]
+
+    def reading(self, one: Found) -> str:
+        """Against KD: "higher", "lower", "not distinguishable", or "" where it says nothing."""
+        reference = self.sweep.reference
+        other = self.found.get((one.pair, reference)) if reference else None
+        is_student = one.row not in (TEACHER, reference)
+        if other is None or other.mean is None or one.mean is None or not is_student:
+            return ""
+        return difference(one.mean, one.test_images, other.mean, other.test_images).reading
+
+
+def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
+    """Read the finished runs of a sweep; what is not there yet, or is of another recipe, is not."""
+    results, key = Results(sweep), KEYS[sweep.statistic]
+    for index, pair in enumerate(sweep.pairs):
+        name = f"teacher {pair.teacher}"
+        percents: tuple[float, ...] = ()
+        if name in status.current:
+            networks = _load(folder / "teachers" / pair.teacher, name, status).teachers
+            percents = tuple(p for network in networks for p in network.percents(key))
+        results.found[pair.name, TEACHER] = Found(
+            pair.name,
+            TEACHER,
+            percents,
+            paper=_paper(sweep, TEACHER, index),
+            failed=status.failed.get(name, ""),
+        )
+    for cell in cells(sweep):
+        trials: tuple[Mapping[str, Any], ...] = ()
+        if cell.name in status.current:
+            wanted = cell.method.trials or sweep.recipe.get("trials", 1)
+            students = _load(folder / "cells" / cell.name, cell.name, status).students
+            trials = tuple(t for s in students for t in s.trials if t.get("trial", 0) < wanted)
+        results.found[cell.pair.name, cell.method.row] = Found(
+            cell.pair.name,
+            cell.method.row,
+            tuple(trial[key] for trial in trials),
+            trials[0]["test_images"] if trials else 0,
+            _paper(sweep, cell.method.row, sweep.pairs.index(cell.pair)),
+            trials,
+            status.refused.get(cell.name, ""),
+            status.failed.get(cell.name, ""),
+        )
+    return results
+
+
+def _load(folder: Path, name: str, status: Status) -> Run:
+    """A run directory; where it is damaged the run counts as failed, and the others go on."""
+    try:
+        return load(folder)
+    except UserError as error:
+        status.failed[name] = str(error)
+        return Run(folder, name, "", {}, {}, {}, (), ())
+
+
+def _paper(sweep: Sweep, row: str, index: int) -> PaperValue:
+    values = sweep.paper.get(row)
+    return values[index] if values else None

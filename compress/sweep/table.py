@@ -1,0 +1,191 @@
+"""The table of a sweep, as the papers print it: a row per method, a column per pair.
+
+Each cell is the mean and standard deviation over trials in the paper's own statistic, an arrow
+against the KD row, and the paper's value in a second line.
+"""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from compress.reporting import formats
+from compress.reporting.document import Block, Document, Heading, Paragraph
+from compress.reporting.html import html
+from compress.reporting.markdown import markdown
+from compress.reporting.ranking import NOT_DISTINGUISHABLE
+from compress.reporting.tables import Cell, Column, Table
+from compress.storage.files import write_text
+from compress.sweep.results import KEYS, TEACHER, Found, Results, collect
+from compress.sweep.schema import PaperValue, Status, Sweep
+
+_ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", NOT_DISTINGUISHABLE: "≈"}
+_NOT_APPLICABLE = "n/a"
+
+
+def accuracy_table(results: Results) -> Table:
+    """Methods by pairs."""
+    sweep = results.sweep
+    columns = [Column("Method", is_number=False)]
+    columns += [Column(f"{pair.teacher} → {pair.student}", "%") for pair in sweep.pairs]
+    rows = []
+    for row in results.rows:
+        shown = [_cell(results, results.found[pair.name, row]) for pair in sweep.pairs]
+        title = {"none": "student alone"}.get(row, row)
+        rows.append([Cell(title, "paper" if row in sweep.paper else ""), *shown])
+    return Table(columns, rows, f"{sweep.title}: top-1 accuracy")
+
+
+def _cell(results: Results, one: Found) -> Cell:
+    arrow = _ARROWS.get(results.reading(one), "")
+    text = formats.mean_and_deviation(one.percents)
+    if one.refused or one.failed:
+        text = _NOT_APPLICABLE if one.refused else "failed"
+    return Cell(f"{text} {arrow}".strip(), _paper(one.paper) if one.paper is not None else "")
+
+
+def _paper(value: PaperValue) -> str:
+    if isinstance(value, list):
+        return f"{formats.decimal(value[0])} ± {formats.decimal(value[1])}"
+    return formats.decimal(value)
+
+
+def terms_table(results: Results) -> Table:
+    """What each method's own term did on the held-out batch, first trial of each cell."""
+    columns = (
+        Column("Pair", is_number=False),
+        Column("Method", is_number=False),
+        Column("Term at the start", "before any phase"),
+        Column("Before the main training"),
+        Column("At the end"),
+        Column("Gradient against CE's", "at the start"),
+        Column("Gradient against CE's", "at the end"),
+        Column("Fell", is_number=False),
+    )
+    rows = []
+    for one in results.found.values():
+        terms = one.trials[0].get("terms", {}) if one.trials else {}
+        if not terms.get("initial"):
+            continue
+        values = [terms[when]["term"] for when in ("initial", "start", "end")]
+        pulls = [terms[when]["gradient_to_ce"] for when in ("initial", "end")]
+        shown = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
+        fell = None not in (values[0], values[2]) and values[2] < values[0]
+        rows.append([one.pair, one.row, *shown, "yes" if fell else "no"])
+    return Table(columns, rows, "The methods' own terms on a fixed batch")
+
+
+def document(results: Results) -> Document:
+    """The tables with what is needed to read them."""
+    sweep = results.sweep
+    blocks: list[Block] = [
+        Paragraph(_protocol(results), is_lead=True),
+        Heading("Accuracy"),
+        accuracy_table(results),
+        Paragraph(_reading(results), is_note=True),
+    ]
+    remarks = [one for one in results.found.values() if one.refused or one.failed]
+    for one in remarks:
+        kind = "not applicable" if one.refused else "failed"
+        why = one.refused or one.failed
+        blocks.append(Paragraph(f"{one.pair}, {one.row}: {kind}: {why}", is_note=True))
+    terms = terms_table(results)
+    if terms.rows:
+        blocks += [Heading("Terms"), terms, Paragraph(_TERMS, is_note=True)]
+    return Document(sweep.title, blocks)
+
+
+_TERMS = (
+    "The unweighted term on one fixed batch of test images without augmentation (of training "
+    "images for CRD, which knows these alone), student in training mode, first trial. A term may "
+    "be below 0 (VID). The gradient is that of the weighted term on the student's "
+    "parameters, its norm divided by cross entropy's (weight 1 for a method whose term is only "
+    "pre-trained)."
+)
+
+
+def _protocol(results: Results) -> str:
+    sweep = results.sweep
+    statistic = {
+        "last_epoch": "accuracy of the epoch chosen on the validation split"
+        if sweep.chooses_epochs
+        else "accuracy after the last epoch",
+        "best_on_test": "best accuracy on the test set, which is optimistic",
+    }
+    done = sum(bool(one.percents) for one in results.found.values() if one.row != TEACHER)
+    wanted = sum(not one.refused for one in results.found.values() if one.row != TEACHER)
+    return (
+        f"Protocol {sweep.protocol}: {_PROTOCOLS.get(sweep.protocol, 'published weights')} Each "
+        f"number is the {statistic[sweep.statistic]}. {done} of {wanted} cells are trained."
+    )
+
+
+_PROTOCOLS = {
+    "crd": "a method's term beside cross entropy (KD itself 0.1 CE + 0.9 KD).",
+    "simkd": "a method's term beside cross entropy and KD (SimKD: its own term alone).",
+}
+
+
+def _reading(results: Results) -> str:
+    counts = [len(one.percents) for one in results.found.values() if one.row != TEACHER]
+    counts = [count for count in counts if count] or [0]
+    trials = str(max(counts)) if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+    spread = ", mean ± standard deviation (divisor n - 1)" if max(counts) > 1 else ""
+    against = (
+        f" Against KD of the same pair: ↑ higher, ↓ lower, ≈ {NOT_DISTINGUISHABLE} (two standard "
+        "errors of the test set)."
+    )
+    paper = " Second line, or in brackets: the paper's value." if results.sweep.paper else ""
+    return f"Trials: {trials}{spread}.{against if results.sweep.reference else ''}{paper}"
+
+
+def records(results: Results) -> list[dict[str, Any]]:
+    """One plain mapping per cell."""
+    key = KEYS[results.sweep.statistic]
+    return [
+        {
+            "pair": one.pair,
+            "method": one.row,
+            "protocol": results.sweep.protocol,
+            "statistic": results.sweep.statistic,
+            "trials": len(one.percents),
+            key: one.mean,
+            "standard_deviation": stdev(one.percents) if len(one.percents) > 1 else None,
+            "against_kd": results.reading(one) or None,
+            "paper_percent": one.paper[0] if isinstance(one.paper, list) else one.paper,
+            "paper_standard_deviation": one.paper[1] if isinstance(one.paper, list) else None,
+            "not_applicable": one.refused or None,
+            "failed": one.failed or None,
+            "terms": [trial.get("terms") for trial in one.trials],
+        }
+        for one in results.found.values()
+    ]
+
+
+def write_table(sweep: Sweep, folder: Path, status: Status) -> Path:
+    """Write table.md, table.html, table.csv and table.json; returns the page's path."""
+    results = collect(sweep, folder, status)
+    page, rows = document(results), records(results)
+    write_text(folder / "table.md", markdown(page))
+    write_text(folder / "table.html", html(page))
+    write_text(folder / "table.json", json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    text = io.StringIO()
+    columns = [column for column in rows[0] if column != "terms"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "table.csv", text.getvalue())
+    return folder / "table.html"
+
+
+def terminal_table(sweep: Sweep, folder: Path, status: Status) -> RichTable:
+    """The accuracy table for a terminal, with what its signs mean."""
+    results = collect(sweep, folder, status)
+    table = accuracy_table(results)
+    columns = [replace(c, header=c.header.replace(" → ", "\n→ ")) for c in table.columns]
+    return replace(table, columns=columns, caption=_reading(results)).rich(sweep.title)

@@ -1,0 +1,1 @@
+"""Frozen teachers: fast inference, int8, the cache of their outputs."""

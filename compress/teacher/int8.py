@@ -1,0 +1,145 @@
+"""A frozen teacher in 8-bit integers: its taps computed by ONNX Runtime on the CPU.
+
+Weights per output channel, activations between layers in 256 steps, batch norm folded, nothing run
+past the last wanted tap. The taps differ from the float network's; `compress.teacher.inference.difference`
+tells by how much.
+"""
+
+import copy
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compress.errors import UserError
+from compress.onnx.files import open_session, write_model
+from compress.onnx.graphs import INPUT, translate
+from compress.onnx.quantize import QuantizationInfo, quantize_onnx
+from compress.taps import Taps, TapSpecs
+from compress.taps.graph import Arrangement, TappedGraph, Untraceable
+
+_FLOAT, _INT8 = "teacher.onnx", "teacher.int8.onnx"
+_OPSET = 18
+
+
+class Int8Teacher:
+    """Normalised images (N, 3, H, W) -> taps in float32, any N; made by `int8_teacher`."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        arranged: Arrangement,
+        info: QuantizationInfo,
+        *,
+        name: str,
+    ) -> None:
+        """Run `session`, whose outputs are those that `arranged` takes."""
+        self.info = info
+        self._session = session
+        count = 1 + max(arranged.index.values())
+        self._names = [output.name for output in session.get_outputs()][:count]
+        self._arranged = arranged
+        self._name = name
+
+    def __call__(self, images: Tensor) -> Taps:
+        """Compute the taps of images on the CPU."""
+        pixels: NDArray[Any] = images.detach().contiguous().numpy()
+        outputs = self._session.run(self._names, {INPUT: pixels})
+        return self._arranged([torch.from_numpy(output) for output in outputs])
+
+    def remarks(self) -> list[str]:
+        """What was done to the network, in a plain sentence."""
+        info = self.info
+        return [
+            f"{self._name}: {info.quantized_layers} of {info.layers} layers are int8 "
+            f"({info.calibration} over {info.calibration_images} images), run by ONNX Runtime"
+        ]
+
+
+def int8_teacher(
+    network: nn.Module,
+    specs: TapSpecs,
+    wanted: Sequence[str],
+    calibration: Iterable[Tensor],
+    *,
+    folder: Path | None = None,
+    method: str = "minmax",
+    reduce_range: bool = False,
+    name: str = "teacher",
+) -> Int8Teacher:
+    """Quantise `network` in eval mode for the wanted taps; `network` stays as it is.
+
+    Deterministic: the same weights, images and versions give the same taps.
+
+    Args:
+        wanted: kinds or dotted module paths, as `Tapped` takes them.
+        calibration: batches of normalised training images (N, 3, H, W), seen as the teacher will
+            see them; all are held in memory.
+        folder: keeps the float and the int8 file (default: neither is kept).
+        method, reduce_range: as `compress.onnx.quantize.quantize_onnx` takes them.
+        name: what remarks call it.
+
+    Raises:
+        UserError: the network is not on the CPU, cannot be expressed in ONNX or quantised, has no
+            wanted place, or there are no calibration images.
+    """
+    device = next((tensor.device.type for tensor in network.state_dict().values()), "cpu")
+    if device != "cpu":
+        raise UserError(
+            f"an int8 teacher runs on the CPU alone, this one is on {device}; "
+            "take precision bfloat16 there"
+        )
+    batches = [batch.detach().cpu().contiguous().numpy() for batch in calibration]
+    if not batches:
+        raise UserError("an int8 teacher needs calibration images; give some of the training split")
+    try:
+        tapped = TappedGraph(copy.deepcopy(network).eval(), specs, wanted)
+    except Untraceable as reason:
+        raise UserError(f"{name} cannot be made int8: {reason}") from None
+    _, channels, height, width = batches[0].shape
+    # The other outputs get names of the exporter's choice; their order stays.
+    model = translate(
+        tapped.graph,
+        input_shape=(channels, height, width),
+        output="taps",
+        dynamic={0: "batch"},
+        opset=_OPSET,
+    )
+    _keep_ranges(model.graph)
+    with _place(folder) as place:
+        source, target = Path(place) / _FLOAT, Path(place) / _INT8
+        write_model(model, source, {})
+        info = quantize_onnx(source, target, batches, method=method, reduce_range=reduce_range)
+        # Threads that wait asleep: between two batches the student needs the cores.
+        session = open_session(target, spin=False)
+    return Int8Teacher(session, tapped.arranged, info, name=name)
+
+
+def _keep_ranges(graph: onnx.GraphProto) -> None:
+    """Let outputs that a ReLU reads keep their negative values.
+
+    The tools give the input of a Relu or Clip the range of its output where no other node reads
+    it, a tap or not. The other node is here a Shape, an output that nobody asks for.
+    """
+    for output in list(graph.output):
+        readers = [node.op_type for node in graph.node if output.name in node.input]
+        if readers in (["Relu"], ["Clip"]):
+            name = f"{output.name}_shape"
+            rank = len(output.type.tensor_type.shape.dim)
+            graph.node.append(onnx.helper.make_node("Shape", [output.name], [name]))
+            info = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [rank])
+            graph.output.append(info)
+
+
+def _place(folder: Path | None) -> AbstractContextManager[str | Path]:
+    if folder is None:
+        return tempfile.TemporaryDirectory(prefix="int8.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(folder)

@@ -1,0 +1,1 @@
+"""Nearest neighbours on a frozen encoder's features."""

@@ -1,0 +1,56 @@
+"""Nearest neighbours: how close pictures of one class lie in the frozen encoder's feature space.
+
+The k-NN classifier of DLKD (k = 10, as in SEED, Fang et al., ICLR 2021): the majority class of the
+training pictures whose pooled features are the most similar. Nothing is trained, so the seed
+matters only to a random encoder.
+"""
+
+from typing import Any, Literal
+
+from sklearn.neighbors import KNeighborsClassifier
+
+from compress.distributed.collectives import by_first
+from compress.errors import UserError
+from eval.data.labelled import DATASETS
+from eval.linear_probe.features import Features, features_of, open_pictures
+from eval.transfer.context import Context, Start, compare_inits, result
+
+__all__ = ["DATASETS", "neighbours"]
+
+
+def neighbours(
+    context: Context, *, k: int = 10, metric: Literal["cosine", "euclidean"] = "cosine"
+) -> dict[str, Any]:
+    """Classify the test pictures by their `k` nearest training pictures, for every init."""
+    pictures = open_pictures(context)
+    data = pictures(context.origin(context.main).preprocessing)
+
+    def evaluate(start: Start) -> dict[str, float]:
+        features = features_of(context, start, pictures(start.origin.preprocessing))
+        if not 1 <= k <= len(features.train):
+            raise UserError(
+                f"neighbours: k is {k}, but there are {len(features.train)} training pictures"
+            )
+        return by_first(lambda: {"top1_percent": knn_accuracy(features, k=k, metric=metric)})
+
+    rows = compare_inits(context, evaluate)
+    protocol = (
+        f"top-1 accuracy on the test pictures, each given the majority class of its {k} nearest "
+        f"training pictures by {metric} distance of the frozen encoder's average-pooled features"
+    )
+    return result(
+        context,
+        rows,
+        protocol=protocol,
+        headline="top1_percent",
+        train_images=len(data.train),
+        test_images=len(data.test),
+    )
+
+
+def knn_accuracy(features: Features, *, k: int, metric: str) -> float:
+    """Percent of the test pictures whose majority among `k` neighbours is their class."""
+    model = KNeighborsClassifier(n_neighbors=k, metric=metric, algorithm="brute")
+    model.fit(features.train.cpu().numpy(), features.train_labels.cpu().numpy())
+    predicted = model.predict(features.test.cpu().numpy())
+    return 100 * float((predicted == features.test_labels.cpu().numpy()).mean())

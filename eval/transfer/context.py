@@ -1,0 +1,239 @@
+"""What a transfer task is given, and the comparison of initialisations that every task shares."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from compress.console.messages import log
+from compress.distributed.collectives import by_first, is_first
+from compress.engine.loop import Batches, train
+from compress.engine.optimization import Settings
+from compress.errors import UserError, nearest
+from compress.model_files.artifacts import Encoder
+from compress.model_files.origins import Origin, open_origin
+from compress.run.directory import RunDirectory
+from compress.storage.files import read_json, write_json
+from eval.data.batches import in_iterations
+from eval.transfer.statistics import compared
+
+Data = TypeVar("Data")
+
+DISTILLED = "distilled"
+ALONE = "alone"
+SCRATCH = "scratch"
+
+_WHAT_VARIES = (
+    "intervals show the chance of the transfer's seeds alone, not that of the one distillation or "
+    "of the choice of test images"
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One transfer entry: where it writes, which students exist, how to train.
+
+    It writes into the folder of `stage` in the directory `run`; `fields` is what every training
+    there depends on besides its init, its origin and its seed; with `fresh`, this process takes
+    nothing back that was put aside. `students` maps the label of every trained student (and
+    teacher) to its folder, or to whatever `compress.model_files.origins.open_origin` reads; `main` is the label of
+    the method that is shipped. `data` is the entry's `{name, **arguments}`. Each init is trained
+    once per seed. With `iterations` the training has so many steps instead of the settings' epochs.
+    """
+
+    run: RunDirectory
+    stage: str
+    students: Mapping[str, Path | str]
+    main: str
+    inits: tuple[str, ...]
+    data: Mapping[str, Any]
+    settings: Settings
+    device: torch.device
+    seeds: tuple[int, ...] = (0,)
+    iterations: int | None = None
+    allow_partial: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the entry's files lie; the trainings' are in `INIT/seed-N`."""
+        return self.run.stage_folder(self.stage)
+
+    @property
+    def seed(self) -> int:
+        """The first seed: what subsets of data are drawn by, the same ones for every init."""
+        return self.seeds[0]
+
+    def origin(self, label: str) -> Origin:
+        """The network behind a label of `students`."""
+        return open_origin(str(self.students[label]), allow_partial=self.allow_partial)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One training: its initialisation, the student that belongs to, its seed and its folder.
+
+    Of one seed all inits have the same order of data and the same new layers. What a task writes
+    lies below `folder`.
+    """
+
+    init: str
+    student: str
+    encoder: Encoder
+    folder: Path
+    origin: Origin
+    seed: int
+
+
+def opened(context: Context, make: Callable[[Path], Data]) -> Data:
+    """What `make` reads, in every process; it gets the folder for generated files.
+
+    The first process does so before the others, as it may have to write the files.
+    """
+    found: list[Data] = []
+    by_first(lambda: found.append(make(context.folder / "data")))
+    return found[0] if is_first() else make(context.folder / "data")
+
+
+def compare_inits(
+    context: Context, evaluate: Callable[[Start], dict[str, float]]
+) -> list[dict[str, Any]]:
+    """Train and evaluate each initialisation with each seed; one row per init.
+
+    A row has `metrics` (means over the seeds), `spread` (standard deviations; None of one seed),
+    `per_seed`, and `against`: the paired differences to the student alone, or else to scratch.
+    A training stands for itself: its `outcome.json` is read for as long as all that it depends on
+    is the same, whatever else is asked for beside it, and a killed stage goes on with the next one.
+    Of several processes all train and evaluate; the first decides and keeps the metrics.
+    """
+    labels = {init: student_of(context, init) for init in context.inits}
+    taken = by_first(lambda: {init: _taken(context, init) for init in labels})
+    found = {init: [_outcome(context, init, taken[init], s, evaluate) for s in context.seeds]
+             for init in labels}  # fmt: skip
+    reference = next((init for init in (ALONE, "none", SCRATCH) if init in found), None)
+    return [{"init": i, "student": labels[i], **compared(i, found, reference)} for i in found]
+
+
+def depends_on(context: Context) -> dict[str, Any]:
+    """All that the comparison's result depends on."""
+    inits = [[i, student_of(context, i), _taken(context, i)] for i in context.inits]
+    return {**context.fields, "init": inits, "seeds": list(context.seeds)}
+
+
+def _taken(context: Context, init: str) -> str:
+    """A digest of what an init takes from its origin, which is refused before anything is trained.
+
+    Raises:
+        UserError: see `Origin.encoder`.
+    """
+    origin, with_weights = context.origin(student_of(context, init)), init != SCRATCH
+    if with_weights:
+        origin.encoder()
+    return origin.identity(weights=with_weights)
+
+
+def _outcome(
+    context: Context,
+    init: str,
+    taken: str,
+    seed: int,
+    evaluate: Callable[[Start], dict[str, float]],
+) -> dict[str, Any]:
+    """What one training found: its seed, its metrics, how much of the encoder was loaded."""
+    stage = f"{context.stage}/{init}/seed-{seed}"
+    # What all have in common too: put aside, the folder lies beside those of other stages.
+    fields = {**context.fields, "training": {"init": init, "origin": taken, "seed": seed}}
+    folder = by_first(partial(begun, context.run, stage, fields, restore=not context.fresh))
+    finished = folder / "outcome.json"
+    if not by_first(finished.is_file):
+        student = student_of(context, init)
+        origin = context.origin(student)
+        encoder = origin.encoder(weights=init != SCRATCH, seed=seed)
+        metrics = evaluate(Start(init, student, encoder, folder, origin, seed))
+        matched = float(encoder.matched_percent)
+        write_json(finished, {"seed": seed, "metrics": metrics, "matched_percent": matched})
+    outcome: dict[str, Any] = by_first(partial(read_json, finished))
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
+    log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
+    return outcome
+
+
+def begun(
+    run: RunDirectory, stage: str, fields: Mapping[str, Any], *, restore: bool = True
+) -> Path:
+    """The folder of a stage, or of one of its trainings, as it was begun for the same fields.
+
+    What was begun there for others is put aside, and what was put aside and fits again is restored.
+    """
+    changed = run.differences(stage, fields)
+    if changed:
+        run.supersede(stage)
+    if restore and not run.stage_folder(stage).exists() and run.restore(stage, fields):
+        log(f"{stage}: what was done earlier fits again, restored")
+    elif changed:
+        log(f"{stage}: done anew ({'; '.join(changed[:3])})")
+    return run.begin(stage, fields)
+
+
+def fine_tune(
+    context: Context, start: Start, module: nn.Module, batches: Batches, task: str
+) -> None:
+    """Train `module` in place from one initialisation, in that initialisation's folder."""
+    settings = context.settings
+    if context.iterations is not None:
+        batches, epochs = in_iterations(batches, context.iterations)
+        settings = replace(settings, epochs=epochs)
+    train(
+        module,
+        batches,
+        settings,
+        directory=start.folder,
+        role=f"{task}, {start.init}",
+        seed=start.seed,
+        device=context.device,
+    )
+
+
+def student_of(context: Context, init: str) -> str:
+    """The label whose folder an init reads; scratch takes only the architecture from there."""
+    label = {DISTILLED: context.main, SCRATCH: context.main, ALONE: "none"}.get(init, init)
+    if label not in context.students:
+        raise UserError(
+            f"transfer init '{init}' needs the trained student '{label}'; this run has "
+            f"{', '.join(sorted(context.students)) or 'none'} (see distill.compare)"
+            f"{nearest(label, context.students)}."
+        )
+    return label
+
+
+def result(
+    context: Context,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    protocol: str,
+    headline: str,
+    train_images: int,
+    test_images: int,
+    pictures: Sequence[str] = (),
+    legend: str = "",
+) -> dict[str, Any]:
+    """The `values` of a transfer stage without its task name; `legend` explains the pictures."""
+    if len(context.seeds) > 1:
+        protocol = f"{protocol.rstrip('.')}; {_WHAT_VARIES}"
+    return {
+        "protocol": protocol,
+        "headline": headline,
+        "rows": list(rows),
+        "data": {
+            "name": context.data["name"],
+            "train_images": train_images,
+            "test_images": test_images,
+        },
+        "pictures": list(pictures),
+        "legend": legend,
+    }

@@ -1,0 +1,138 @@
+"""MODEL_CARD.md: what is in a bundle, how it was made, how good it is, and what it is not."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+_FRONT = """---
+license: {license}
+pipeline_tag: image-classification
+---
+"""
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """The card as Markdown.
+
+    Args:
+        facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
+            `license` (None: not stated), `parity`, `int8` (None without it), `files` (name ->
+            bytes), `latency` (see `export.bundle.timing`, or None), `costs` (of `account`, or None),
+            `found` and `teachers` (what distill and teacher found), `machine` (the environment).
+    """
+    sections = [
+        _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
+        _summary(facts),
+        "## Use\n\n" + _use(),
+        "## Accuracy\n\n" + _accuracy(facts),
+        "## Size and speed\n\n" + _speed(facts),
+        "## How it was made\n\n" + _origin(facts),
+        "## Limits\n\n" + _limits(),
+    ]
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    student = facts["student"]
+    size = student["preprocessing"]["image_size"]
+    text = (
+        f"An image classifier: {student['architecture']['name']}, {student['num_classes']} classes "
+        f"(`labels.txt`), RGB images of {size} x {size} pixels."
+    )
+    interrupted = student.get("interrupted")
+    if interrupted:
+        text += (
+            f" **Its training was interrupted after epoch {interrupted['after_epoch']}**; weights "
+            f"and numbers are of epoch {interrupted['weights_of_epoch']}."
+        )
+    return text
+
+
+def _use() -> str:
+    return (
+        "    pip install numpy pillow onnxruntime\n"
+        "    python BUNDLE/predict.py image.png [folder ...] [--int8] [--json]\n\n"
+        "`preprocess.json` states exactly what the ONNX files take; `manifest.json` has the "
+        "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it."
+    )
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    parity, int8 = facts["parity"], facts["int8"]
+    rows = [
+        "| network | top-1, % | same class as trained, % |",
+        "|---|---:|---:|",
+        f"| as trained (torch) | {parity['torch_top1_percent']:.2f} | |",
+        f"| `student.onnx` | {parity['onnx_top1_percent']:.2f} | "
+        f"{parity['top1_agreement_percent']:.2f} |",
+    ]
+    if int8 is not None:
+        rows.append(
+            f"| `student.int8.onnx` | {int8['onnx_top1_percent']:.2f} | "
+            f"{int8['top1_agreement_percent']:.2f} |"
+        )
+    found = facts["found"]
+    epoch = f", weights of epoch {found['selected_epoch']} of {found['epochs']}" if found else ""
+    rows.append(f"\nTop-1 on the {parity['images']} images of the test split{epoch}.")
+    if int8 is not None:
+        gate = int8["gate"]
+        rows.append(
+            f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
+            f"({int8['calibration']}) on {int8['calibration_images']} training images; its drop of "
+            f"{gate['top1_drop']:.2f} points on {gate['images']} images of the {gate['split']} "
+            f"split is within the accepted {gate['accepted']:g}."
+        )
+    return "\n".join(rows)
+
+
+def _speed(facts: Mapping[str, Any]) -> str:
+    lines = ["| file | MB |", "|---|---:|"]
+    lines += [f"| `{name}` | {size / 1e6:.3f} |" for name, size in facts["files"].items()]
+    costs = facts["costs"]
+    if costs is not None:
+        lines.append(f"\n{costs['parameters']:,} parameters, {costs['macs']:,} MACs per image.")
+    timed = facts["latency"]
+    if timed is not None:
+        sizes = sorted({s for row in timed["latency"].values() for s in row}, key=int)
+        lines += ["", "| runtime | " + " | ".join(f"batch {s}, ms" for s in sizes) + " |"]
+        lines.append("|---|" + "---:|" * len(sizes))
+        for name, row in timed["latency"].items():
+            cells = [f"{row[s]['median_ms']:.3f}" for s in sizes]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        told = ", ".join(f"{k} {v}" for k, v in timed["protocol"].items())
+        machine = facts["machine"]
+        lines.append(
+            f"\nMedian of a call: {told}; {machine['processor'] or 'unknown processor'}, "
+            f"{machine['cores']} cores, torch {machine['torch']}, onnxruntime "
+            f"{machine['onnxruntime']}."
+        )
+    return "\n".join(lines)
+
+
+def _origin(facts: Mapping[str, Any]) -> str:
+    student = facts["student"]
+    distillation = student["distillation"]
+    arguments = {k: v for k, v in distillation["method"].items() if k != "name"}
+    method = distillation["method"]["name"] + (f" {arguments}" if arguments else "")
+    weights = ", ".join(f"{k} {v:g}" for k, v in distillation["weights"].items())
+    data = ", ".join(f"{k} {v}" for k, v in facts["data"].items() if v is not None)
+    versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
+    seed = f", seed {facts['found']['seed']}" if facts["found"] else ""
+    teachers = "".join(
+        f"* Teacher: {row.get('model')}, {row.get('top1_percent', 0):.2f} % top-1\n"
+        for row in facts["teachers"]
+    )
+    return (
+        f"* Data: {data}\n{teachers}* Method: {method}, weights of the terms: {weights}{seed}\n"
+        f"* Recipe fingerprint: {student['fingerprint']}\n* Versions: {versions}"
+    )
+
+
+def _limits() -> str:
+    return (
+        "It knows its classes alone: an image of anything else still gets one of them. Accuracy "
+        "was measured on the data above; other cameras, crops and qualities were not tried. "
+        "Probabilities are not calibrated. Latency holds for the machine named beside it. The "
+        "licences of the training data and of the teacher, which may bind this model too, are not "
+        "known here."
+    )

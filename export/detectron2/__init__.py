@@ -1,0 +1,1 @@
+"""Encoders as detectron2 checkpoints."""

@@ -1,0 +1,130 @@
+"""`python -m export.verify BUNDLE`: is a bundle whole, and the network that was trained?
+
+Checks every file against the manifest, every ONNX file by ONNX's own checker, and runs torch and
+ONNX Runtime on the same test images, at batch 1 and N, on each number of threads. Exit code: 0 in
+order, 1 where a limit is exceeded, 2 after a user's mistake, which a changed file counts as, 130
+when interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError, exit_code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code, see the module's docstring."""
+    options = _parser().parse_args(arguments)
+    return exit_code(lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> int:
+    if options.trust_code:
+        from compress.models import user_code
+
+        user_code.trust("*")
+    report = verify(
+        options.bundle,
+        data=options.data,
+        images=options.images,
+        batch=options.batch,
+        threads=options.threads,
+        tolerance=options.tolerance,
+        max_top1_drop=options.max_top1_drop,
+    )
+    if options.json:
+        print(json.dumps(report, indent=2, allow_nan=False))
+    else:
+        from export.verify.verdict import show
+
+        show(report)
+    return 1 if report["failures"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m export.verify", description=lines[0], epilog=lines[1]
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, help="a folder that `python -m export` wrote")
+    add("--data", type=Path, help="the folder of the data set, where it needs one")
+    add("--images", type=int, default=1000, help="test images at batch N (at batch 1: up to 100)")
+    add("--batch", type=int, default=64, help="N (default: 64)")
+    add("--threads", type=int, nargs="+", help="default: 1 and 2, where the machine has them")
+    add("--tolerance", type=float, default=1e-3, help="of a float file, x the largest output")
+    add("--max-top1-drop", type=float, default=1.0, help="points that int8 may lose")
+    add("--trust-code", action="store_true", help="run code that student.json names")
+    add("--json", action="store_true", help="the result as JSON")
+    return parser
+
+
+def verify(
+    bundle: Path,
+    *,
+    data: Path | None = None,
+    images: int = 1000,
+    batch: int = 64,
+    threads: Sequence[int] | None = None,
+    tolerance: float = 1e-3,
+    max_top1_drop: float = 1.0,
+) -> dict[str, Any]:
+    """Check a bundle; what was found as plain values, `failures` with a sentence for each limit.
+
+    Raises:
+        UserError: a file is missing, changed or no model, or the data are not the bundle's.
+    """
+    for name, number in (("--images", images), ("--batch", batch)):
+        if number < 1:
+            raise UserError(f"{name} {number}: give 1 or more")
+    for name, limit in (("--tolerance", tolerance), ("--max-top1-drop", max_top1_drop)):
+        if not limit >= 0:
+            raise UserError(f"{name} {limit}: give 0 or more")
+    counts = _threads(threads)
+    # What is heavy is imported after the arguments are known to be right.
+    from export.bundle import layout
+    from export.bundle.manifest import check_manifest
+    from export.verify import checks, comparisons
+    from export.verify.verdict import failures, plain
+
+    manifest = check_manifest(bundle)
+    opsets = checks.check_graphs(bundle, manifest)
+    student = checks.load_described(bundle)
+    opened = checks.open_described(manifest.data, data)
+    checks.require_same_data(bundle, student, opened)
+    settings = comparisons.Settings(images, batch, counts)
+    files = [name for name in (layout.FLOAT, layout.INT8) if name in opsets]
+    rows = list(comparisons.student_rows(bundle, files, student, opened, settings))
+    maps = []
+    if layout.ENCODER in opsets:
+        maps = list(comparisons.encoder_rows(bundle, opened, settings))
+    return {
+        "bundle": str(bundle),
+        "student": manifest.student,
+        "fingerprint": manifest.fingerprint,
+        "files": len(manifest.files),
+        "opsets": opsets,
+        "limits": {"tolerance": tolerance, "max_top1_drop": max_top1_drop},
+        "rows": plain(rows),
+        "encoder": plain(maps),
+        "failures": failures(rows, maps, tolerance=tolerance, max_top1_drop=max_top1_drop),
+    }
+
+
+def _threads(asked: Sequence[int] | None) -> tuple[int, ...]:
+    has = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked is None:
+        return tuple(count for count in (1, 2) if count <= has)
+    for count in asked:
+        if not 1 <= count <= has:
+            raise UserError(f"--threads {count}: this machine has {has}; give 1 to {has}")
+    return tuple(sorted({*asked}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""A bundle's ONNX files against its torch network, on real images, by batch size and threads."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from compress.data import Dataset, Preprocessing, evaluation_batches, evenly
+from compress.errors import UserError
+from compress.model_files.artifacts import Encoder, Student, load_encoder
+from compress.onnx.files import open_session, run_session, takes_pixels
+from export.bundle.layout import ENCODER
+from export.bundle.parity import Gap, Parity, compare_each, pixels_of
+
+_FEW = 100  # images at batch 1, and for the encoder
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is compared: `images` at batch size `batch`, at most 100 at batch 1."""
+
+    images: int
+    batch: int
+    threads: tuple[int, ...]
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Pairs of batch size and number of images."""
+        whole = [(self.batch, self.images)]
+        return whole if self.batch == 1 else [(1, min(self.images, _FEW)), *whole]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A student's file against the trained network, at a batch size and number of threads."""
+
+    file: str
+    batch: int
+    threads: int
+    parity: Parity
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        asked = {"file": self.file, "batch": self.batch, "threads": self.threads}
+        return {**asked, **self.parity.as_dict()}
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """encoder.onnx against the trained encoder, on images of a size: absolute differences."""
+
+    batch: int
+    threads: int
+    height: int
+    width: int
+    images: int
+    max_abs: float
+    mean_abs: float
+    scale: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"file": ENCODER, **asdict(self)}
+
+
+def student_rows(
+    bundle: Path, files: Sequence[str], student: Student, data: Dataset, settings: Settings
+) -> Iterator[Row]:
+    """Each file at batch 1 (at most 100 images) and at the asked size, per number of threads."""
+    preprocessing = data.preprocessing
+    for threads in settings.threads:
+        sessions = {
+            name: open_session(bundle / name, threads=threads, spin=False) for name in files
+        }
+        for session in sessions.values():
+            _require_input(session, preprocessing)
+        is_raw = takes_pixels(sessions[files[0]])
+        taken = partial(pixels_of, preprocessing=preprocessing) if is_raw else None
+        for batch, count in settings.runs():
+            batches = _batches(data, batch, count)
+            with _threads(threads):
+                found = compare_each(student.network, sessions, batches, taken=taken)
+            for name, parity in found.items():
+                yield Row(name, batch, threads, parity)
+
+
+def encoder_rows(bundle: Path, data: Dataset, settings: Settings) -> Iterator[EncoderRow]:
+    """encoder.onnx like the student, and at another size where it takes any."""
+    encoder = load_encoder(bundle).eval()
+    size = data.preprocessing.image_size
+    for threads in settings.threads:
+        session = open_session(bundle / ENCODER, threads=threads, spin=False)
+        is_free = isinstance(session.get_inputs()[0].shape[2], str)
+        sizes = [(size, size)]
+        if is_free:
+            sizes.append((size + encoder.stride, size + 2 * encoder.stride))
+        for height, width in sizes:
+            for batch, count in settings.runs():
+                batches = _batches(data, batch, min(count, _FEW))
+                with _threads(threads):
+                    yield _encoder_row(encoder, session, batches, (batch, threads, height, width))
+
+
+def _encoder_row(
+    encoder: Encoder,
+    session: onnxruntime.InferenceSession,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    asked: tuple[int, int, int, int],
+) -> EncoderRow:
+    gap, images = Gap(), 0
+    for inputs, _ in batches:
+        inputs = nn.functional.interpolate(inputs, asked[2:], mode="bilinear")
+        with torch.inference_mode():
+            expected = encoder(inputs)
+        gap.add(expected, torch.from_numpy(run_session(session, inputs.numpy())))
+        images += len(inputs)
+    return EncoderRow(*asked, images, **asdict(gap.result()))
+
+
+def _batches(data: Dataset, batch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many test images, evenly over the split, whose order is often that of its classes."""
+    images = data.test.subset(evenly(data.test, count))
+    yield from evaluation_batches(images, batch, data.preprocessing, _CPU)
+
+
+def _require_input(session: onnxruntime.InferenceSession, preprocessing: Preprocessing) -> None:
+    size = preprocessing.image_size
+    expected = [size, size, 3] if takes_pixels(session) else [3, size, size]
+    found = session.get_inputs()[0]
+    if found.name != "images" or list(found.shape[1:]) != expected:
+        raise UserError(
+            f"an ONNX file takes '{found.name}' {found.shape}, not 'images' of "
+            f"{['batch', *expected]}; export the bundle again"
+        )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

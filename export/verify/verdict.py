@@ -1,0 +1,132 @@
+"""The limits of `export.verify`, and its result as tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from compress.console.messages import console, log
+from export.bundle.layout import ENCODER, FLOAT
+from export.verify.comparisons import EncoderRow, Row
+
+# That int8 may lose in a row of fewer images than the longest: one of 100 is a point already.
+_SLACK_IMAGES = 3
+
+
+def failures(
+    rows: Sequence[Row], maps: Sequence[EncoderRow], *, tolerance: float, max_top1_drop: float
+) -> list[str]:
+    """A sentence for each limit that was exceeded.
+
+    Args:
+        tolerance: of the float file and the encoder, x the largest output of the torch network.
+        max_top1_drop: percentage points of top-1 that the int8 file may lose.
+    """
+    most = max(row.parity.images for row in rows)
+    found = []
+    for row in rows:
+        parity = row.parity
+        where = f"{row.file} at batch {row.batch} on {_count(row.threads)}"
+        # Each limit is written so that what is no number exceeds it.
+        if row.file == FLOAT:
+            found += _apart(
+                where, "logit", parity.max_abs_difference, parity.logit_scale, tolerance
+            )
+            continue
+        few = parity.images < most
+        allowed = max(max_top1_drop, 100 * _SLACK_IMAGES / parity.images if few else 0)
+        if not parity.top1_drop <= allowed + 1e-9:
+            found.append(
+                f"{where}: top-1 {parity.onnx_top1_percent:.2f} % is {parity.top1_drop:.2f} "
+                f"points below the trained network's {parity.torch_top1_percent:.2f} %, accepted "
+                f"are {allowed:g}"
+            )
+        if not parity.max_abs_difference < float("inf"):
+            found.append(f"{where}: a logit is no number")
+    for one in maps:
+        where = f"{ENCODER} at {one.height}x{one.width}, batch {one.batch} on {_count(one.threads)}"
+        found += _apart(where, "feature", one.max_abs, one.scale, tolerance)
+    return found
+
+
+def _apart(where: str, what: str, largest: float, scale: float, tolerance: float) -> list[str]:
+    limit = tolerance * scale
+    if largest <= limit:
+        return []
+    return [
+        f"{where}: a {what} is off by up to {largest:.3g}, accepted is {limit:.3g} "
+        f"(tolerance {tolerance:g} x largest {what} {scale:.3g})"
+    ]
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def plain(rows: Sequence[Row | EncoderRow]) -> list[dict[str, Any]]:
+    """Rows for JSON, in which what is no number is null."""
+    return [
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.as_dict().items()
+        }
+        for row in rows
+    ]
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print what `export.verify.verify` returned."""
+    opsets = ", ".join(f"{name} opset {opset}" for name, opset in report["opsets"].items())
+    log(f"{report['files']} files as the manifest lists them; {opsets}")
+    table = _table(
+        f"{report['student']}: logits against those of the trained network",
+        ("file", "batch", "threads", "images", "max abs", "mean abs", "same %", "top-1 %"),
+    )
+    for row in report["rows"]:
+        table.add_row(
+            *_start(row),
+            _small(row["max_abs_difference"]),
+            _small(row["mean_abs_difference"]),
+            f"{row['top1_agreement_percent']:.2f}",
+            f"{row['onnx_top1_percent']:.2f}",
+        )
+    console.print(table)
+    trained = {row["images"]: row["torch_top1_percent"] for row in report["rows"]}
+    for images, percent in sorted(trained.items()):
+        log(f"trained network: top-1 {percent:.2f} % of {images:,} images")
+    if report["encoder"]:
+        names = ("file", "batch", "threads", "images", "size", "max abs", "mean abs", "largest")
+        table = _table("Feature maps against those of the trained encoder", names)
+        for row in report["encoder"]:
+            size = f"{row['height']}x{row['width']}"
+            numbers = (_small(row[key]) for key in ("max_abs", "mean_abs", "scale"))
+            table.add_row(*_start(row), size, *numbers)
+        console.print(table)
+    for failure in report["failures"]:
+        log(f"failed: {failure}")
+    if not report["failures"]:
+        log("in order")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _start(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    return row["file"], str(row["batch"]), str(row["threads"]), f"{row['images']:,}"
+
+
+def _small(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.2e}"

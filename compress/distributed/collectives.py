@@ -1,7 +1,7 @@
 """The processes of one training: each sees its own part of a batch.
 
-`torch.distributed` is used where it has been initialised (see compress.run.launch); one process alone
-is rank 0 of 1. Every process must call what exchanges something, in the same order.
+`torch.distributed` is used where it has been initialised (see `compress.run.launch`); one process
+alone is rank 0 of 1. Every process must call what exchanges something, in the same order.
 """
 
 from collections.abc import Callable, Iterator, Sequence

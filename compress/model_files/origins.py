@@ -35,8 +35,8 @@ _FORM = ("architecture", "code", "num_classes", "preprocessing", "taps")
 class Origin:
     """A student's (or teacher's) network and the weights of its encoder.
 
-    `description` is what a model file says of itself (see `compress.model_files.artifacts`), `read` gives the
-    weights under the names of the plain architecture, `digest` identifies both.
+    `description` is what a model file says of itself (see `compress.model_files.artifacts`), `read`
+    gives the weights under the names of the plain architecture, `digest` identifies both.
     """
 
     name: str

@@ -134,9 +134,8 @@ def _check_trackers(parts: list[Named]) -> list[str]:
 
 
 def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
-    stage = importlib.import_module(
-        "eval.transfer.stage"
-    )  # only recipes with transfer need its parts
+    # Only recipes with transfer need its parts.
+    stage = importlib.import_module("eval.transfer.stage")
     if entry.task not in stage.TASKS:
         known = ", ".join(stage.TASKS)
         hint = nearest(entry.task, stage.TASKS)

@@ -1,8 +1,8 @@
 """A frozen teacher in 8-bit integers: its taps computed by ONNX Runtime on the CPU.
 
 Weights per output channel, activations between layers in 256 steps, batch norm folded, nothing run
-past the last wanted tap. The taps differ from the float network's; `compress.teacher.inference.difference`
-tells by how much.
+past the last wanted tap. The taps differ from the float network's;
+`compress.teacher.inference.difference` tells by how much.
 """
 
 import copy

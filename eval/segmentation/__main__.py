@@ -1,4 +1,7 @@
-"""`python -m eval.segmentation RUN_OR_BUNDLE --data DIR`: see `eval.transfer.command`; `--describe NAME`."""
+"""`python -m eval.segmentation RUN_OR_BUNDLE --data DIR`, or `--describe NAME`.
+
+See `eval.transfer.command`.
+"""
 
 import sys
 

@@ -40,9 +40,10 @@ class Context:
     It writes into the folder of `stage` in the directory `run`; `fields` is what every training
     there depends on besides its init, its origin and its seed; with `fresh`, this process takes
     nothing back that was put aside. `students` maps the label of every trained student (and
-    teacher) to its folder, or to whatever `compress.model_files.origins.open_origin` reads; `main` is the label of
-    the method that is shipped. `data` is the entry's `{name, **arguments}`. Each init is trained
-    once per seed. With `iterations` the training has so many steps instead of the settings' epochs.
+    teacher) to its folder, or to whatever `compress.model_files.origins.open_origin` reads; `main`
+    is the label of the method that is shipped. `data` is the entry's `{name, **arguments}`. Each
+    init is trained once per seed. With `iterations` the training has so many steps instead of the
+    settings' epochs.
     """
 
     run: RunDirectory

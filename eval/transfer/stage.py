@@ -35,7 +35,7 @@ _ENTRY_KEYS = ("task", "name", "data", "init", "train", "seeds")
 
 
 def run(job: Job) -> Outcome:
-    """Run one transfer entry; see `eval.transfer.context.compare_inits` for what is kept and resumed."""
+    """Run one transfer entry; `eval.transfer.context.compare_inits` keeps and resumes its parts."""
     entry = dict(job.arguments)
     first = job.recipe.seed
     context = Context(

@@ -17,7 +17,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
             `license` (None: not stated), `parity`, `int8` (None without it), `files` (name ->
-            bytes), `latency` (see `export.bundle.timing`, or None), `costs` (of `account`, or None),
+            bytes), `latency` (see `.timing`, or None), `costs` (of `account`, or None),
             `found` and `teachers` (what distill and teacher found), `machine` (the environment).
     """
     sections = [

@@ -111,7 +111,8 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(
     quantize_onnx(source, here, batches())
     np.save(tmp_path / "images.npy", np.stack(batches()))
     code = (
-        "import sys, numpy; from pathlib import Path; from compress.onnx.quantize import quantize_onnx; "
+        "import sys, numpy; from pathlib import Path;"
+        "from compress.onnx.quantize import quantize_onnx;"
         "a, b, c = sys.argv[1:]; quantize_onnx(Path(a), Path(b), list(numpy.load(c)))"
     )
     arguments = [str(source), str(there), str(tmp_path / "images.npy")]

@@ -16,6 +16,7 @@ from export.bundle.writer import UNFINISHED, Request, write_bundle
 from export.verify.checks import require_same_data
 
 RESULT_VERSION = 2
+IN_EVERY_PROCESS = False
 BUNDLE = "bundle"
 
 

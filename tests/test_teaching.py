@@ -164,7 +164,16 @@ def test_an_old_teachers_other_normalisation_is_told(tmp_path: Path) -> None:
 
 def test_an_int8_teacher_on_a_gpu_is_refused_before_anything_is_opened() -> None:
     recipe = Recipe.model_validate({**RECIPE, "engine": {"teacher": "int8"}})
-    job = Job("teacher", Path(), Path(), recipe, {}, torch.device("cuda"), 0, "")
+    job = Job(
+        name="teacher",
+        folder=Path(),
+        run_folder=Path(),
+        recipe=recipe,
+        arguments={},
+        device=torch.device("cuda"),
+        workers=0,
+        recipe_fingerprint="",
+    )
     with pytest.raises(UserError, match="int8 runs on the CPU alone"):
         teacher_stage.run(job)
 

@@ -1,4 +1,4 @@
-"""What a recipe's command is asked for, and what can be wrong with that before torch is imported.
+"""The command line of a recipe, read before torch is imported.
 
 The import takes seconds; nobody should wait that long for `--help` or to read of a misspelt option.
 """
@@ -6,12 +6,14 @@ The import takes seconds; nobody should wait that long for `--help` or to read o
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compress.console.terminal import tell
 from compress.errors import UserError, exit_code
-from compress.recipe.files import apply_override, read_yaml
-from compress.recipe.schema import Recipe, check_shape
+from compress.recipe.files import read_yaml
+from compress.recipe.overrides import add_set_option, with_overrides
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,14 +23,7 @@ def parser() -> argparse.ArgumentParser:
         description="Run a recipe: teacher, distill, fuse, account, export, transfer, report.",
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        dest="overrides",
-        help="change one value of the recipe; may be repeated",
-    )
+    add_set_option(parser, explanation="change one value of the recipe")
     parser.add_argument("--out", type=Path, help="the run directory (default: runs/RECIPE NAME)")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument(
@@ -58,39 +53,50 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe that is asked for, of the right shape; what its names stand for is not known yet.
+@dataclass(frozen=True)
+class RecipeRequest:
+    """A command line and the recipe that it names, as plain values; None with `--schema` alone."""
+
+    options: argparse.Namespace
+    values: dict[str, Any] | None
+
+    @property
+    def file(self) -> Path:
+        """The recipe's file."""
+        path: Path = self.options.recipe
+        return path
+
+
+def read_request(arguments: list[str] | None) -> RecipeRequest:
+    """Read a command line and its recipe's file, with the changes of `--set`.
 
     Raises:
-        UserError: there is none, it cannot be read, or with every problem of its shape.
+        UserError: there is no recipe, or it cannot be read.
     """
+    options = parser().parse_args(arguments)
+    if options.schema:
+        return RecipeRequest(options, None)
     if options.recipe is None:
         raise UserError(
             "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
         )
-    raw = read_yaml(options.recipe)
-    for assignment in options.overrides:
-        apply_override(raw, assignment)
-    recipe, problems = check_shape(raw)
-    if recipe is None:
-        raise UserError(listed(options.recipe, problems))
-    return recipe
+    return RecipeRequest(options, with_overrides(read_yaml(options.recipe), options))
 
 
-def listed(path: Path, problems: Sequence[str]) -> str:
+def list_problems(path: Path, problems: Sequence[str]) -> str:
     """The problems of a file as one message."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
 
 
-def mistake(look: Callable[[], object]) -> int:
-    """0, or the exit code of the mistake that a first look at the options has found and told.
+def report_mistake(read: Callable[[], object]) -> int:
+    """Read a command line early; 0, or the exit code of a mistake in it, which is then reported.
 
-    What torchrun started does not look: only processes that have met can tell it once.
+    What torchrun started does not: only processes that have met can report a mistake once.
     """
 
-    def looked() -> int:
-        look()
+    def run() -> int:
+        read()
         return 0
 
-    return 0 if "LOCAL_RANK" in os.environ else exit_code(looked, tell)
+    return 0 if "LOCAL_RANK" in os.environ else exit_code(run, tell)

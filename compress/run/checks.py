@@ -1,41 +1,36 @@
-"""What is wrong with a recipe, all of it at once and before anything runs."""
+"""Problems of a recipe, all of them at once and before anything runs."""
 
-import importlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from compress import models
-from compress.data import DATASETS, IMAGE_SIZES
+from compress.data import DATASETS
 from compress.data.augment import AUGMENTATIONS
-from compress.distill.module import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method
-from compress.models.layout import check_forward
 from compress.recipe import signatures
-from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TransferPart
+from compress.recipe.schema import MethodPart, Named, Recipe, TransferPart, check_shape
 from compress.run.plan import labelled
-from compress.run.train_checks import check_named, check_train, check_transfer_train
-from compress.seeding import seeded
-from compress.stages import dataset_of
+from compress.run.stages import StageTable
+from compress.run.train_checks import check_named, check_train
 from compress.stages.distill import terms_for
-from compress.stages.fast_teachers import check_int8
-from compress.stages.teacher import normalised_otherwise, own_description
-from compress.taps import Tapped, TapSpecs
-from compress.taps.discovery import discover
 from compress.trackers import TRACKERS, lacks
 
 # Labels that name something else in results and transfer tasks.
 _RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
-# Any class count will do where only shapes are looked at and the data are not open yet.
-_PROBE_CLASSES = 10
-_PROBE_IMAGES = 1000
 
 
-def check_recipe(recipe: Recipe) -> list[str]:
+def check_values(values: dict[str, Any], stages: StageTable) -> tuple[Recipe | None, list[str]]:
+    """A recipe's plain values as a recipe, and all their problems; None where the shape is wrong.
+
+    The one place where a recipe is validated.
+    """
+    recipe, problems = check_shape(values)
+    return recipe, problems if recipe is None else check_recipe(recipe, stages)
+
+
+def check_recipe(recipe: Recipe, stages: StageTable) -> list[str]:
     """Problems of names, arguments and files; opens no data and builds no network."""
     problems = check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
     problems += _check_data(recipe)
@@ -52,8 +47,7 @@ def check_recipe(recipe: Recipe) -> list[str]:
     parts = [("distill.method", recipe.distill.method)]
     parts += [(f"distill.compare.{i}", p) for i, p in enumerate(recipe.distill.compare)]
     for path, part in parts:
-        found = check_named(part, METHODS, path)
-        problems += found
+        problems += check_named(part, METHODS, path)
         if part.name in METHODS:
             problems += _check_weights_of(part, recipe, path)
     for label in labelled(recipe):
@@ -61,7 +55,8 @@ def check_recipe(recipe: Recipe) -> list[str]:
             problems.append(f"distill: the label '{label}' is taken by the report; choose another")
     problems += _check_trackers(recipe.trackers)
     for i, entry in enumerate(recipe.transfer):
-        problems += _check_transfer(entry, f"transfer.{i}", list(labelled(recipe)))
+        problems += stages.load("transfer").check(entry, f"transfer.{i}")
+        problems += _check_inits(entry, f"transfer.{i}", list(labelled(recipe)))
     return list(dict.fromkeys(problems))
 
 
@@ -133,120 +128,11 @@ def _check_trackers(parts: list[Named]) -> list[str]:
     return problems
 
 
-def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
-    # Only recipes with transfer need its parts.
-    stage = importlib.import_module("eval.transfer.stage")
-    if entry.task not in stage.TASKS:
-        known = ", ".join(stage.TASKS)
-        hint = nearest(entry.task, stage.TASKS)
-        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
-    problems = signatures.check(stage.TASKS[entry.task], entry.own_arguments, path)
-    problems += check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
-    problems += check_transfer_train(entry.train, f"{path}.train")
-    root = entry.data.arguments.get("root")
-    if isinstance(root, str) and not Path(root).is_dir():
-        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
+def _check_inits(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
     alone = ["alone"] if "none" in labels else []
     accepted = ["distilled", "scratch", "teacher", *alone, *labels]
-    for init in entry.init:
-        if init not in accepted:
-            problems.append(
-                f"{path}.init: unknown '{init}'; accepted: {', '.join(accepted)}"
-                f"{nearest(init, accepted)}"
-            )
-    return problems
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Taps of the teachers and the student, each method as it would be built, or why it is not."""
-
-    teachers: list[tuple[str, TapSpecs]]
-    student: tuple[str, TapSpecs]
-    methods: dict[str, Method]
-    refused: dict[str, str]
-
-
-def _read_of_teachers(method: Method, part: MethodPart, recipe: Recipe) -> tuple[str, ...]:
-    soft = ("logits",) if terms_for(part, recipe.distill).kd else ()
-    return *method.teacher_taps, *soft
-
-
-def teacher_remarks(recipe: Recipe) -> list[str]:
-    """What is odd but no mistake about teachers from files; opens the data, where they are here."""
-    remarks = []
-    for part in recipe.teacher:
-        try:
-            known = own_description(part)
-            if part.checkpoint is None or known is None:
-                continue
-            shown = dataset_of(recipe).preprocessing
-        except UserError:
-            continue  # the run tells what is wrong with the file or the data
-        remark = normalised_otherwise(part.checkpoint, known, shown)
-        remarks += [f"teacher: {remark}"] if remark is not None else []
-    return remarks
-
-
-def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | None, list[str]]:
-    """Build every network and method once with random weights, to find what does not fit."""
-    size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
-    problems: list[str] = []
-    known: dict[str, tuple[torch.nn.Module, TapSpecs]] = {}
-
-    def tapped(
-        part: Named, taps: TapPaths, path: str, *, learns: bool
-    ) -> tuple[torch.nn.Module, TapSpecs] | None:
-        shape = (3, size, size)
-        try:
-            key = part.model_dump_json() + taps.model_dump_json()
-            if key not in known:
-                network = models.build(part.name, num_classes=num_classes, **part.arguments)
-                known[key] = network, discover(network, shape, part.name, **taps.model_dump())
-            check_forward(known[key][0], shape, learns=learns)
-            return known[key]
-        except Exception as error:  # whatever a network's own code says of such an input
-            problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
-            return None
-
-    student = tapped(recipe.student.model, recipe.student.taps, "student", learns=True)
-    if student is None or any(part.model is None for part in recipe.teacher):
-        return None, problems  # a checkpoint that describes itself is looked at when it is read
-    teachers = [
-        (part.model.name, tapped(part.model, part.taps, "teacher", learns=part.train is not None))
-        for part in recipe.teacher
-        if part.model is not None
+    return [
+        f"{path}.init: unknown '{init}'; accepted: {', '.join(accepted)}{nearest(init, accepted)}"
+        for init in entry.init
+        if init not in accepted
     ]
-    if problems:
-        return None, problems
-    known_teachers = [teacher for _, teacher in teachers if teacher is not None]
-    context = Context(
-        student=student[1],
-        teachers=tuple(teacher_context(*teacher) for teacher in known_teachers),
-        num_classes=num_classes,
-        train_size=_PROBE_IMAGES,
-        labels=torch.arange(_PROBE_IMAGES) % num_classes,
-        batch_size=recipe.distill.train.batch_size,
-        steps_per_epoch=1,
-        epochs=recipe.distill.train.epochs,
-    )
-    methods, refused = {}, {}
-    for label, part in labelled(recipe).items():
-        try:
-            with seeded(0, "method", part.name):
-                methods[label] = METHODS[part.name](context, **part.arguments)
-            Tapped(student[0], student[1], methods[label].student_taps)
-            for network, specs in known_teachers:
-                Tapped(network, specs, methods[label].teacher_taps)
-                if recipe.engine.teacher == "int8":
-                    check_int8(network, specs, _read_of_teachers(methods[label], part, recipe))
-            methods[label].deploy(student[0])
-        except (ValueError, UserError) as error:
-            refused[label] = str(error)
-    shapes = Shapes(
-        [(name, t[1]) for name, t in teachers if t is not None],
-        (recipe.student.model.name, student[1]),
-        methods,
-        refused,
-    )
-    return shapes, [f"distill: {label}: {reason}" for label, reason in refused.items()]

@@ -1,12 +1,12 @@
-"""A recipe carried out: checked, planned, run and reported; what `compress.pipeline` hands over to.
+"""A recipe's command: check, plan, run and report; what `compress.pipeline` hands over to.
 
 Everything that a recipe may need is imported here, which takes seconds.
 """
 
-import argparse
 import importlib
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,31 @@ from compress.engine.loop import Position, drained
 from compress.environment import environment
 from compress.errors import UserError, doing, nearest, stop_sentence
 from compress.models import user_code
-from compress.recipe.command_line import listed, parser, recipe_of
+from compress.recipe.command_line import RecipeRequest, list_problems, read_request
 from compress.recipe.schema import Recipe
-from compress.run import checks, plan, preview
-from compress.run.checks import Shapes
+from compress.run import preview
+from compress.run.checks import check_values
 from compress.run.directory import RunDirectory
-from compress.run.executor import Run
+from compress.run.executor import Executor
 from compress.run.launch import reported, say_once, started, usable_device
-from compress.run.plan import Plan
+from compress.run.plan import RecipePlan, make_plan
+from compress.run.probe import Shapes, probe
+from compress.run.schema import schema
+from compress.run.stages import StageTable
 from compress.stages.fast_teachers import check_arithmetic
 from compress.storage.files import write_json, write_text
 from compress.trackers import track_to
 
 
-def main(arguments: list[str] | None) -> int:
-    """The whole command, in each of the processes that torchrun started."""
+def main(read: Callable[[], RecipeRequest], stages: StageTable) -> int:
+    """Run the whole command, in each of the processes that torchrun started."""
     with started():
-        return reported(lambda: _command(by_first(lambda: parser().parse_args(arguments))))
+        return reported(lambda: _command(by_first(read), stages))
 
 
-def _command(options: argparse.Namespace) -> int:
-    if options.schema:
-        by_first(lambda: print(json.dumps(plan.schema(), indent=2)))
-        return 0
-    planned, shapes = _planned(options)
-    device = usable_device(options.device)
-    check_arithmetic(planned.recipe.engine, device)
-    if options.check:
-        by_first(lambda: preview.show(planned, shapes))
-        return 0
-    drained(_running(options, planned, device, {}))
-    return 0
-
-
-def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Position, None, None]:
+def run_steps(
+    arguments: list[str], stages: StageTable, companions: dict[Any, Any]
+) -> Generator[Position, None, None]:
     """The command as a generator that stops before each training step of a student.
 
     Args:
@@ -63,59 +54,88 @@ def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Pos
     Raises:
         UserError: also written to the run's log.
     """
-    options = parser().parse_args(arguments)
-    planned, _ = _planned(options)
-    yield from _running(options, planned, usable_device(options.device), companions)
+    request = read_request(arguments)
+    plan, _ = _checked_plan(request, stages)
+    device = usable_device(request.options.device)
+    yield from _run(request, plan, stages, device, companions)
 
 
-def _planned(options: argparse.Namespace) -> tuple[Plan, Shapes | None]:
-    """The checked recipe's plan, and the shapes of its networks."""
-    recipe = recipe_of(options)
-    if problems := checks.check_recipe(recipe):
-        raise UserError(listed(options.recipe, problems))
-    for name in ("*",) if options.trust_code else _models(recipe):
+def _command(request: RecipeRequest, stages: StageTable) -> int:
+    if request.values is None:
+        by_first(lambda: print(json.dumps(schema(stages), indent=2)))
+        return 0
+    plan, shapes = _checked_plan(request, stages)
+    device = usable_device(request.options.device)
+    check_arithmetic(plan.recipe.engine, device)
+    if request.options.check:
+        by_first(lambda: preview.show(plan, shapes))
+        return 0
+    drained(_run(request, plan, stages, device, {}))
+    return 0
+
+
+def _checked_plan(request: RecipeRequest, stages: StageTable) -> tuple[RecipePlan, Shapes | None]:
+    """The plan of a request's recipe, and the shapes of its networks.
+
+    Raises:
+        UserError: with every problem of the recipe, or of the stages that options name.
+    """
+    recipe = _checked_recipe(request, stages)
+    for name in ("*",) if request.options.trust_code else _models(recipe):
         user_code.trust(name)
-    shapes, problems = checks.probe(recipe)
+    shapes, problems = probe(recipe)
     if problems:
-        raise UserError(listed(options.recipe, problems))
-    planned = plan.make_plan(recipe)
-    for name in (*options.fresh, *([options.until] if options.until else [])):
-        _check_stage(name, planned)
-    return planned, shapes
+        raise UserError(list_problems(request.file, problems))
+    plan, until = make_plan(recipe), request.options.until
+    for name in (*request.options.fresh, *([until] if until else [])):
+        _check_stage(name, plan)
+    return plan, shapes
 
 
-def _running(
-    options: argparse.Namespace,
-    planned: Plan,
+def _checked_recipe(request: RecipeRequest, stages: StageTable) -> Recipe:
+    recipe, problems = check_values(request.values or {}, stages)
+    if recipe is None or problems:
+        raise UserError(list_problems(request.file, problems))
+    return recipe
+
+
+def _run(
+    request: RecipeRequest,
+    plan: RecipePlan,
+    stages: StageTable,
     device: torch.device,
     companions: dict[Any, Any],
 ) -> Generator[Position, None, None]:
-    recipe, folder = planned.recipe, options.out or Path("runs") / options.recipe.stem
+    recipe, options, name = plan.recipe, request.options, request.file.stem
+    folder: Path = options.out or Path("runs") / name
+    directory = RunDirectory(folder, name)
+    executor = Executor(
+        plan, stages, directory, device, options.workers, options.fresh, options.until, companions
+    )
     _refuse_own_teacher(recipe, folder)
-    directory = RunDirectory(folder, options.recipe.stem)
     with directory.open(), log_to(folder / "log.txt"):
-        write_text(folder / "recipe.yaml", options.recipe.read_text(encoding="utf-8"))
+        write_text(folder / "recipe.yaml", request.file.read_text(encoding="utf-8"))
         resolved = recipe.model_dump(mode="json")
         write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(folder / "environment.json", environment(device))
         among = f", {world()} processes" if world() > 1 else ""
-        log(f"{options.recipe} -> {folder} ({device}{among})")
-        run = Run(
-            planned, directory, device, options.workers, options.fresh, options.until, companions
-        )
-        try:
+        log(f"{request.file} -> {folder} ({device}{among})")
+        with _failure_noted():
             with track_to(recipe.trackers, folder, str(folder), resolved):
-                current = yield from run.steps()
+                current = yield from executor.steps()
             with doing("the report"):
                 by_first(lambda: _report(directory, current))
-        except UserError as error:
-            message = f"error: {error}"
-            say_once(lambda: note(message), "log")
-            raise
-        except KeyboardInterrupt as stop:
-            sentence = stop_sentence(stop)
-            say_once(lambda: note(sentence), "log")
-            raise
+
+
+@contextmanager
+def _failure_noted() -> Iterator[None]:
+    """Write why the block ended early to the run's log, too."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as end:
+        message = f"error: {end}" if isinstance(end, UserError) else stop_sentence(end)
+        say_once(lambda: note(message), "log")
+        raise
 
 
 def _models(recipe: Recipe) -> list[str]:
@@ -136,8 +156,8 @@ def _refuse_own_teacher(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _check_stage(name: str, planned: Plan) -> None:
-    known = list(dict.fromkeys(n for s in planned.steps for n in (s.stage, s.name)))
+def _check_stage(name: str, plan: RecipePlan) -> None:
+    known = list(dict.fromkeys(n for s in plan.steps for n in (s.stage, s.name)))
     if name not in known:
         raise UserError(
             f"unknown stage '{name}'; this recipe has {', '.join(known)}{nearest(name, known)}"

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compress.console.messages import log
 from compress.distributed.collectives import by_first
 from compress.errors import UserError
 from compress.stages.job import Outcome
@@ -107,6 +108,29 @@ class RunDirectory:
             found = folder.is_dir() and any(folder.iterdir())
             return ["its fields.json is missing"] if found else []
         return changed_fields(read_json(path), json.loads(json.dumps(fields)))
+
+    def make_room(
+        self,
+        stage: str,
+        fields: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        restore: bool = True,
+    ) -> None:
+        """Put aside what a folder holds for other fields, bring back what was put aside and fits.
+
+        Args:
+            restart: put aside what fits, too.
+            restore: bring something back.
+        """
+        differences = self.differences(stage, fields)
+        if restart or differences:
+            reason = "--fresh" if restart else "changed: " + ", ".join(differences)
+            old = self.supersede(stage)
+            if old is not None:
+                log(f"{stage}: redone ({reason}); the old result is in {old}")
+        if restore and not self.stage_folder(stage).exists() and self.restore(stage, fields):
+            log(f"{stage}: what was done earlier fits again, restored")
 
     def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
         """A stage's folder to work in; what was begun for the same fields is still in it."""

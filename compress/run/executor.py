@@ -4,9 +4,8 @@ Of several processes all train and evaluate. The first alone decides what is to 
 other stages and writes, while the rest wait for it.
 """
 
-import importlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -18,31 +17,66 @@ import torch
 from compress.console.messages import log
 from compress.distributed.collectives import by_first, world
 from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position
+from compress.engine.loop import Position, drained
 from compress.environment import environment
 from compress.errors import doing
 from compress.recipe.schema import Recipe
-from compress.run import plan
 from compress.run.directory import RunDirectory
-from compress.run.plan import Plan, Step
+from compress.run.fields import recipe_fingerprint, result_digest
+from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
+from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
-from compress.stages.job import Job, Outcome
-from compress.storage.fingerprints import fingerprint_of
+from compress.stages.job import Job, Outcome, StepJob
 from compress.storage.results import read_result
 
-# The stages in which every process takes its part.
-_SHARED = ("teacher", "distill", "transfer")
+
+class Progress:
+    """What a run directory has of a plan: the digest of each step whose result is there.
+
+    Knows every step's fields, since these hold the results of the steps before it.
+    """
+
+    def __init__(self, plan: RunPlan, stages: StageTable, directory: RunDirectory) -> None:
+        self.stages = stages
+        self.directory = directory
+        self.digests: dict[str, str] = {}
+        recipe = plan.recipe if isinstance(plan, RecipePlan) else None
+        self._images = None if recipe is None else dataset_of(recipe).digest()
+
+    def fields(self, step: PlannedStep) -> dict[str, Any]:
+        """Everything that a step's result depends on."""
+        own = {"version": self.stages.version(step.stage), **step.fields}
+        if self._images is None:
+            return own
+        inputs = {name: self.digests.get(name) for name in step.inputs}
+        return {**own, "images": self._images, "inputs": inputs}
+
+    def folder_fields(self, step: PlannedStep) -> dict[str, Any]:
+        """What a step's folder stands for: all, unless parts of it stand for themselves."""
+        if step.folder_fields is None:
+            return self.fields(step)
+        return {"version": self.stages.version(step.stage), **step.folder_fields}
+
+    def is_finished(self, step: PlannedStep) -> bool:
+        """Whether a step's result is there, for all that it depends on."""
+        return self.directory.finished(step.name, self.fields(step))
+
+    def note(self, step: PlannedStep) -> None:
+        """Read the result of a finished step, which those after it depend on."""
+        folder = self.directory.folder
+        self.digests[step.name] = by_first(lambda: result_digest(read_result(folder, step.name)))
 
 
 @dataclass(frozen=True)
-class Run:
-    """A plan and where and how it is carried out.
+class Executor:
+    """Runs a plan: where and how.
 
     `fresh` names stages or steps to be redone, `until` the last one to run. `companions` is what
     runs that take turns in one process have in common, see `Job`.
     """
 
-    planned: Plan
+    plan: RunPlan
+    stages: StageTable
     directory: RunDirectory
     device: torch.device
     workers: int = 2
@@ -51,100 +85,107 @@ class Run:
     companions: dict[Any, Any] = field(default_factory=dict)
 
     def steps(self) -> Generator[Position, None, list[str]]:
-        """Carry the plan out, stopping before each training step of a student.
+        """Run the plan, stopping before each training step of a student.
 
         Returns:
             The steps whose results belong to the recipe as it is.
         """
-        data_digest = dataset_of(self.planned.recipe).digest()
-        every = self.planned.steps
-        by_first(lambda: self.directory.shelve_unplanned([step.name for step in every]))
+        progress, every = Progress(self.plan, self.stages, self.directory), self.plan.steps
+        if self._recipe is not None:
+            names = [step.name for step in every]
+            by_first(lambda: self.directory.shelve_unplanned(names))
         last = max(i for i, s in enumerate(every) if self.until in (None, s.name, s.stage))
-        digests: dict[str, str] = {}
         for group in self._groups(every[: last + 1]):
-            fields = [_fields(step, data_digest, digests) for step in group]
-            tasks = [self._step(step, own) for step, own in zip(group, fields, strict=True)]
+            tasks = [self._step(step, progress) for step in group]
             with doing(", ".join(step.name for step in group)):
                 yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
-                digests[step.name] = by_first(partial(_found, self.directory, step))
+                progress.note(step)
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:
-            if by_first(
-                partial(self.directory.finished, step.name, _fields(step, data_digest, digests))
-            ):
-                digests[step.name] = by_first(partial(_found, self.directory, step))
-        return list(digests)
+            if by_first(partial(progress.is_finished, step)):
+                progress.note(step)
+        return list(progress.digests)
 
-    def _groups(self, steps: Sequence[Step]) -> list[list[Step]]:
-        """Steps that are done together: students of the same batches where they share a teacher."""
-        recipe = self.planned.recipe
+    @property
+    def _recipe(self) -> Recipe | None:
+        return self.plan.recipe if isinstance(self.plan, RecipePlan) else None
 
-        def together(numbered: tuple[int, Step]) -> tuple[str, int]:
+    def run(self) -> list[str]:
+        """Run the plan to its end; returns what `steps` does."""
+        return drained(self.steps())
+
+    def _groups(self, steps: Sequence[PlannedStep]) -> list[list[PlannedStep]]:
+        """Steps that are done in lockstep: students of the same batches that share a teacher."""
+        recipe = self._recipe
+
+        def key(numbered: tuple[int, PlannedStep]) -> tuple[str, int]:
             number, step = numbered
-            if step.stage == "distill" and recipe.engine.share_teacher:
+            if recipe is not None and recipe.engine.share_teacher and step.stage == "distill":
                 return "students", order_seed(recipe, step.arguments["trial"])
             return "step", number
 
-        grouped = groupby(enumerate(steps), key=together)
+        grouped = groupby(enumerate(steps), key=key)
         return [[step for _, step in group] for _, group in grouped]
 
-    def _step(self, step: Step, fields: dict[str, Any]) -> Generator[Position, None, None]:
-        if not by_first(partial(self._prepare, step, fields)):
+    def _step(self, step: PlannedStep, progress: Progress) -> Generator[Position, None, None]:
+        if not by_first(partial(self._prepare, step, progress)):
             return
-        recipe = self.planned.recipe
-        job = Job(
-            name=step.name,
-            folder=self.directory.stage_folder(step.name),
-            run_folder=self.directory.folder,
-            recipe=recipe,
-            arguments=step.arguments,
-            device=self.device,
-            workers=self.workers,
-            recipe_fingerprint=_recipe_fingerprint(recipe),
-            companions=self.companions if recipe.engine.share_teacher else None,
-            fields=_begun(step, fields),
-            fresh=self._is_fresh(step),
-        )
+        job = self._job(step, progress.folder_fields(step))
         start, clock = time.perf_counter(), list[float]()
-        stage = importlib.import_module(step.module)
+        stage = self.stages.load(step.stage)
         outcome: Outcome
-        if step.stage == "distill":
+        if hasattr(stage, "learn"):
             outcome = yield from _timed(stage.learn(job), clock)
-        elif step.stage in _SHARED:
+        elif stage.IN_EVERY_PROCESS:
             outcome = stage.run(job)
         else:
             outcome = by_first(lambda: stage.run(job))
-        # Of students side by side each has the time of its own steps; the teacher's is the first's.
+        # Of students in lockstep each has the time of its own steps; the teacher's is the first's.
         seconds = clock[0] if clock else time.perf_counter() - start
-        told = {"seconds": seconds, "processes": world(), "environment": environment(self.device)}
-        done = Outcome(outcome.values, {**outcome.measured, **told})
-        by_first(lambda: self.directory.finish(step.name, fields, done))
+        measured = {
+            **outcome.measured,
+            "seconds": seconds,
+            "processes": world(),
+            "environment": environment(self.device),
+        }
+        result, fields = Outcome(outcome.values, measured), progress.fields(step)
+        by_first(lambda: self.directory.finish(step.name, fields, result))
         log(f"{step.name}: {seconds:.1f} s")
 
-    def _prepare(self, step: Step, fields: dict[str, Any]) -> bool:
-        """Skip, redo or restore a step; whether it is to be run, in a folder that is then begun."""
-        run, begun = self.directory, _begun(step, fields)
-        fresh = self._is_fresh(step)
-        if not fresh and run.finished(step.name, fields):
+    def _job(self, step: PlannedStep, fields: Mapping[str, Any]) -> StepJob:
+        common: dict[str, Any] = {
+            "name": step.name,
+            "folder": self.directory.stage_folder(step.name),
+            "run_folder": self.directory.folder,
+            "arguments": step.arguments,
+            "device": self.device,
+            "workers": self.workers,
+            "fields": fields,
+            "fresh": self._is_fresh(step),
+        }
+        recipe = self._recipe
+        if recipe is None:
+            return StepJob(**common)
+        companions = self.companions if recipe.engine.share_teacher else None
+        fingerprint = recipe_fingerprint(recipe)
+        return Job(**common, recipe=recipe, recipe_fingerprint=fingerprint, companions=companions)
+
+    def _prepare(self, step: PlannedStep, progress: Progress) -> bool:
+        """Decide whether to skip, resume or redo a step; return True if it must run."""
+        fresh, fields = self._is_fresh(step), progress.folder_fields(step)
+        if not fresh and progress.is_finished(step):
             log(f"{step.name}: done before, skipped")
             return False
-        differences = run.differences(step.name, begun)
-        if fresh or differences:
-            reason = "--fresh" if fresh else "changed: " + ", ".join(differences)
-            old = run.supersede(step.name)
-            if old is not None:
-                log(f"{step.name}: redone ({reason}); the old result is in {old}")
-        if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, begun):
-            log(f"{step.name}: what was done earlier fits again, restored")
-            if run.finished(step.name, fields):
-                return False
+        self.directory.make_room(step.name, fields, restart=fresh, restore=not fresh)
+        if not fresh and progress.is_finished(step):
+            return False  # it was brought back
         log(f"{step.name}")
-        run.begin(step.name, begun)
+        self.directory.begin(step.name, fields)
         return True
 
-    def _is_fresh(self, step: Step) -> bool:
+    def _is_fresh(self, step: PlannedStep) -> bool:
         return step.name in self.fresh or step.stage in self.fresh
 
 
@@ -165,47 +206,14 @@ def _timed(
         yield position
 
 
-def finished(recipe: Recipe, folder: Path, until: str | None = None) -> bool:
+def is_finished(recipe: Recipe, stages: StageTable, folder: Path, until: str | None = None) -> bool:
     """Whether a run directory holds the result of every stage (up to one) of a checked recipe."""
-    planned = plan.make_plan(recipe)
-    run = RunDirectory(folder, folder.name)
-    data_digest = dataset_of(recipe).digest()
-    digests: dict[str, str] = {}
-    for step in planned.steps:
-        if not run.finished(step.name, _fields(step, data_digest, digests)):
+    plan = make_plan(recipe)
+    progress = Progress(plan, stages, RunDirectory(folder, folder.name))
+    for step in plan.steps:
+        if not progress.is_finished(step):
             return False
-        digests[step.name] = _found(run, step)
+        progress.note(step)
         if until in (step.name, step.stage):
             break
     return True
-
-
-def _fields(step: Step, data_digest: str, digests: dict[str, str]) -> dict[str, Any]:
-    """Everything that a step's result depends on."""
-    return {
-        "version": step.version,
-        **step.fields,
-        "images": data_digest,
-        "inputs": {name: digests.get(name) for name in step.inputs},
-    }
-
-
-def _begun(step: Step, fields: dict[str, Any]) -> dict[str, Any]:
-    """What a step's folder is begun for: everything, unless parts of it stand for themselves."""
-    return fields if step.begun is None else {"version": step.version, **step.begun}
-
-
-def _found(run: RunDirectory, step: Step) -> str:
-    """What follows a step depends on what was found there, not only on what was asked for."""
-    found = read_result(run.folder, step.name)
-    return fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
-
-
-def _recipe_fingerprint(recipe: Recipe) -> str:
-    """Names the recipe in model files; where the data lie does not matter."""
-    content = recipe.model_dump(mode="json")
-    content["data"].pop("root", None)
-    del content["trackers"]
-    for how in ("compile", "share_teacher", "cache"):
-        del content["engine"][how]
-    return fingerprint_of(content)

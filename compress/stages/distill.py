@@ -25,6 +25,7 @@ from compress.stages.teaching import Teaching
 from compress.storage.files import write_json
 
 RESULT_VERSION = 4
+IN_EVERY_PROCESS = True
 
 
 def terms_for(part: MethodPart, distill: Distill) -> Terms:

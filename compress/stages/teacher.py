@@ -25,6 +25,7 @@ from compress.taps.discovery import discover
 from compress.tasks import Classification
 
 RESULT_VERSION = 3
+IN_EVERY_PROCESS = True
 
 
 def run(job: Job) -> Outcome:

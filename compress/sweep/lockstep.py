@@ -17,6 +17,7 @@ from compress.console.messages import console
 from compress.engine.lockstep import side_by_side
 from compress.engine.loop import Position, drained
 from compress.errors import UserError
+from compress.pipeline import STAGES
 from compress.run import command
 from compress.run.launch import reported, started
 
@@ -46,7 +47,7 @@ def _one(
 ) -> Generator[Position, None, None]:
     arguments = [str(path), "--out", str(path.with_suffix("")), *options]
     try:
-        yield from command.run_steps(arguments, companions)
+        yield from command.run_steps(arguments, STAGES, companions)
     except (UserError, OSError) as error:
         failed[path] = str(error)
     except Exception as error:  # a defect in one run is no reason to lose the others

@@ -12,8 +12,9 @@ import yaml
 
 from compress.console.messages import log
 from compress.errors import UserError
+from compress.pipeline import STAGES
 from compress.recipe.schema import check_shape
-from compress.run import executor
+from compress.run.executor import is_finished
 from compress.storage.files import write_text
 from compress.sweep.processes import Command, Ended, Runner, problem
 from compress.sweep.schema import Cell, Status, Sweep, cells, recipe_of
@@ -41,7 +42,7 @@ class Run:
             UserError: a result is damaged.
         """
         recipe = check_shape(self.recipe)[0]
-        return recipe is not None and executor.finished(recipe, self.folder, self.until)
+        return recipe is not None and is_finished(recipe, STAGES, self.folder, self.until)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import Origin, open_origin
 from compress.run.directory import RunDirectory
+from compress.run.fields import training_fields
 from compress.storage.files import read_json, write_json
 from eval.data.batches import in_iterations
 from eval.transfer.statistics import compared
@@ -113,26 +114,27 @@ def compare_inits(
     Of several processes all train and evaluate; the first decides and keeps the metrics.
     """
     labels = {init: student_of(context, init) for init in context.inits}
-    taken = by_first(lambda: {init: _taken(context, init) for init in labels})
-    found = {init: [_outcome(context, init, taken[init], s, evaluate) for s in context.seeds]
-             for init in labels}  # fmt: skip
-    reference = next((init for init in (ALONE, "none", SCRATCH) if init in found), None)
-    return [{"init": i, "student": labels[i], **compared(i, found, reference)} for i in found]
+    digests = by_first(
+        lambda: {i: digest_of_init(i, context.origin(label)) for i, label in labels.items()}
+    )
+    outcomes = {
+        init: [_outcome(context, init, digests[init], seed, evaluate) for seed in context.seeds]
+        for init in labels
+    }
+    reference = next((init for init in (ALONE, "none", SCRATCH) if init in outcomes), None)
+    return [
+        {"init": init, "student": label, **compared(init, outcomes, reference)}
+        for init, label in labels.items()
+    ]
 
 
-def depends_on(context: Context) -> dict[str, Any]:
-    """All that the comparison's result depends on."""
-    inits = [[i, student_of(context, i), _taken(context, i)] for i in context.inits]
-    return {**context.fields, "init": inits, "seeds": list(context.seeds)}
-
-
-def _taken(context: Context, init: str) -> str:
-    """A digest of what an init takes from its origin, which is refused before anything is trained.
+def digest_of_init(init: str, origin: Origin) -> str:
+    """A digest of all that an init takes from its origin, which is tried before any training.
 
     Raises:
         UserError: see `Origin.encoder`.
     """
-    origin, with_weights = context.origin(student_of(context, init)), init != SCRATCH
+    with_weights = init != SCRATCH
     if with_weights:
         origin.encoder()
     return origin.identity(weights=with_weights)
@@ -141,15 +143,14 @@ def _taken(context: Context, init: str) -> str:
 def _outcome(
     context: Context,
     init: str,
-    taken: str,
+    digest: str,
     seed: int,
     evaluate: Callable[[Start], dict[str, float]],
 ) -> dict[str, Any]:
     """What one training found: its seed, its metrics, how much of the encoder was loaded."""
     stage = f"{context.stage}/{init}/seed-{seed}"
-    # What all have in common too: put aside, the folder lies beside those of other stages.
-    fields = {**context.fields, "training": {"init": init, "origin": taken, "seed": seed}}
-    folder = by_first(partial(begun, context.run, stage, fields, restore=not context.fresh))
+    fields = training_fields(context.fields, init=init, origin=digest, seed=seed)
+    folder = by_first(partial(_training_folder, context, stage, fields))
     finished = folder / "outcome.json"
     if not by_first(finished.is_file):
         student = student_of(context, init)
@@ -164,21 +165,10 @@ def _outcome(
     return outcome
 
 
-def begun(
-    run: RunDirectory, stage: str, fields: Mapping[str, Any], *, restore: bool = True
-) -> Path:
-    """The folder of a stage, or of one of its trainings, as it was begun for the same fields.
-
-    What was begun there for others is put aside, and what was put aside and fits again is restored.
-    """
-    changed = run.differences(stage, fields)
-    if changed:
-        run.supersede(stage)
-    if restore and not run.stage_folder(stage).exists() and run.restore(stage, fields):
-        log(f"{stage}: what was done earlier fits again, restored")
-    elif changed:
-        log(f"{stage}: done anew ({'; '.join(changed[:3])})")
-    return run.begin(stage, fields)
+def _training_folder(context: Context, stage: str, fields: Mapping[str, Any]) -> Path:
+    """The folder of one training, with what was done there for the same fields."""
+    context.run.make_room(stage, fields, restore=not context.fresh)
+    return context.run.begin(stage, fields)
 
 
 def fine_tune(
@@ -202,12 +192,21 @@ def fine_tune(
 
 def student_of(context: Context, init: str) -> str:
     """The label whose folder an init reads; scratch takes only the architecture from there."""
-    label = {DISTILLED: context.main, SCRATCH: context.main, ALONE: "none"}.get(init, init)
-    if label not in context.students:
+    return label_of(init, context.students, context.main)
+
+
+def label_of(init: str, students: Mapping[str, Path | str], main: str) -> str:
+    """`student_of`, of the students by label and the label of the main one.
+
+    Raises:
+        UserError: there is no such student.
+    """
+    label = {DISTILLED: main, SCRATCH: main, ALONE: "none"}.get(init, init)
+    if label not in students:
         raise UserError(
             f"transfer init '{init}' needs the trained student '{label}'; this run has "
-            f"{', '.join(sorted(context.students)) or 'none'} (see distill.compare)"
-            f"{nearest(label, context.students)}."
+            f"{', '.join(sorted(students)) or 'none'} (see distill.compare)"
+            f"{nearest(label, students)}."
         )
     return label
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from compress.model_files.origins import origins_of
 from compress.recipe import signatures
 from compress.recipe.schema import TransferPart, TransferTrain
 from compress.run.directory import RunDirectory
-from compress.stages.job import Job
+from compress.run.plan import transfer_arguments
+from compress.stages.job import StepJob
 from eval.data.batches import KeyedBatches, in_iterations
 from eval.transfer import stage
 from eval.transfer.context import Context, Start, compare_inits
@@ -31,22 +31,23 @@ def run_folder(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> Job:
+def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> StepJob:
     folder = run_folder / "transfer" / name
     folder.mkdir(parents=True, exist_ok=True)
-    method = SimpleNamespace(name="kd", label=None)
-    recipe: Any = SimpleNamespace(seed=0, distill=SimpleNamespace(method=method))
     train = TransferTrain(epochs=2, lr=0.01, batch_size=4)
-    arguments = {"name": name, "init": ["distilled", "scratch"], "train": train, **entry}
-    return Job(
+    part = TransferPart.model_validate(
+        {"init": ["distilled", "scratch"], "train": train, **entry, "data": entry["data"]["name"]}
+    )
+    arguments = transfer_arguments(
+        part, entry["data"], part.own_arguments, main="kd", seeds=tuple(range(part.seeds))
+    )
+    return StepJob(
         name=f"transfer/{name}",
         folder=folder,
         run_folder=run_folder,
-        recipe=recipe,
         arguments=arguments,
         device=torch.device("cpu"),
         workers=0,
-        recipe_fingerprint="",
     )
 
 

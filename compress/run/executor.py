@@ -22,7 +22,7 @@ from compress.environment import environment
 from compress.errors import doing
 from compress.recipe.schema import Recipe
 from compress.run.directory import RunDirectory
-from compress.run.fields import recipe_fingerprint, result_digest
+from compress.run.fields import recipe_fingerprint, result_digest, result_fields
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
 from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
@@ -45,17 +45,15 @@ class Progress:
 
     def fields(self, step: PlannedStep) -> dict[str, Any]:
         """Everything that a step's result depends on."""
-        own = {"version": self.stages.version(step.stage), **step.fields}
-        if self._images is None:
-            return own
         inputs = {name: self.digests.get(name) for name in step.inputs}
-        return {**own, "images": self._images, "inputs": inputs}
+        version = self.stages.version(step.stage)
+        return result_fields(step.fields, version=version, images=self._images, inputs=inputs)
 
     def folder_fields(self, step: PlannedStep) -> dict[str, Any]:
         """What a step's folder stands for: all, unless parts of it stand for themselves."""
         if step.folder_fields is None:
             return self.fields(step)
-        return {"version": self.stages.version(step.stage), **step.folder_fields}
+        return result_fields(step.folder_fields, version=self.stages.version(step.stage))
 
     def is_finished(self, step: PlannedStep) -> bool:
         """Whether a step's result is there, for all that it depends on."""

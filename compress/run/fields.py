@@ -84,6 +84,25 @@ def command_fields(
     return {**common, "init": origins, "seeds": list(seeds)}, common
 
 
+def result_fields(
+    own: Mapping[str, Any],
+    *,
+    version: int,
+    images: str | None = None,
+    inputs: Mapping[str, str | None] | None = None,
+) -> Fields:
+    """Everything that a step's result depends on; without images or inputs, of no recipe.
+
+    Args:
+        own: the step's fields.
+        version: its stage's RESULT_VERSION.
+        images: a digest of the recipe's data.
+        inputs: name of each earlier step that it reads -> digest of the result.
+    """
+    run = {} if images is None else {"images": images, "inputs": dict(inputs or {})}
+    return {"version": version, **own, **run}
+
+
 def training_fields(folder: Mapping[str, Any], *, init: str, origin: str, seed: int) -> Fields:
     """Fields of one training of a transfer entry whose folder has the fields `folder`."""
     # What all have in common too: put aside, the folder lies beside those of other stages.

@@ -1,0 +1,113 @@
+"""Fingerprints are those of the runs that users have: another one trains everything again.
+
+The values were computed by the version before its fields were assembled in one place.
+"""
+
+from typing import Any
+
+from compress.recipe.schema import TransferPart, check_shape
+from compress.run.fields import (
+    command_fields,
+    recipe_fingerprint,
+    result_fields,
+    training_fields,
+)
+from compress.run.plan import make_plan
+from compress.storage.fingerprints import fingerprint_of
+
+RECIPE: dict[str, Any] = {
+    "seed": 3,
+    "trials": 2,
+    "data": {"name": "digits", "train_images": 100},
+    "teacher": {"model": "resnet14", "train": {"epochs": 1, "lr": 0.1}},
+    "student": {"model": "resnet8"},
+    "distill": {
+        "method": "simkd",
+        "train": {"epochs": 1, "lr": 0.1},
+        "compare": ["none", {"name": "kd", "temperature": 2}],
+    },
+    "engine": {"teacher": "bfloat16", "cache": {"max_gb": 1}},
+    "transfer": [
+        {
+            "task": "linear_probe",
+            "data": "digit_scenes",
+            "init": ["distilled", "alone", "teacher"],
+            "seeds": 2,
+            "solver": "lbfgs",
+        },
+        {
+            "task": "linear_probe",
+            "data": {"name": "digit_scenes", "classes": 3},
+            "train": {"iterations": 5, "lr": 0.1},
+        },
+    ],
+}
+VERSIONS = {"teacher": 3, "distill": 4, "fuse": 1, "account": 1, "export": 2, "transfer": 3}
+RESULTS = {
+    "teacher": "825ab4114dcabf43",
+    "distill/simkd": "2de932e0ff8e1df6",
+    "distill/none": "1b26dcc1834f0a71",
+    "distill/kd": "11d2fe2c55e09dc2",
+    "distill/simkd-trial1": "9075a574630b1fc1",
+    "distill/none-trial1": "c06a352c3660ef13",
+    "distill/kd-trial1": "78321ce1a901902f",
+    "fuse": "cf14b0c06c324c52",
+    "account": "322dbef80a1ee14c",
+    "export": "3eee0470e6966f72",
+    "transfer/linear_probe": "4439e38072610403",
+    "transfer/linear_probe-2": "2ac47f82c9976e04",
+}
+FOLDERS = {
+    "transfer/linear_probe": "6f1bbe316d7111fa",
+    "transfer/linear_probe-2": "72f5ba1f450eefeb",
+}
+
+
+def test_steps_of_a_recipe() -> None:
+    recipe, problems = check_shape(RECIPE)
+    assert recipe is not None, problems
+    results, folders = {}, {}
+    for step in make_plan(recipe).steps:
+        version, inputs = VERSIONS[step.stage], {name: name for name in step.inputs}
+        fields = result_fields(step.fields, version=version, images="images", inputs=inputs)
+        results[step.name] = fingerprint_of(fields)
+        if step.folder_fields is not None:
+            folders[step.name] = fingerprint_of(result_fields(step.folder_fields, version=version))
+    assert results == RESULTS
+    assert folders == FOLDERS
+    assert recipe_fingerprint(recipe) == "06124bab408e08ed"
+
+
+def test_steps_of_a_transfer_command() -> None:
+    train = {"epochs": 2, "lr": 0.05, "nesterov": False}
+    part = TransferPart.model_validate({"task": "linear_probe", "data": "-", "train": train})
+    inits = {"distilled": ("kd", "abc"), "scratch": ("kd", "def")}
+    own, folder = command_fields(
+        part, {"name": "digit_scenes"}, {"solver": "sgd"}, inits=inits, seeds=(0, 1)
+    )
+    expected = {
+        "task": "linear_probe",
+        "version": 3,
+        "data": {"name": "digit_scenes"},
+        "train": {
+            "epochs": 2,
+            "lr": 0.05,
+            "batch_size": 64,
+            "optimizer": {"name": "sgd"},
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 0.0005,
+            "schedule": {"name": "multistep"},
+            "accumulate": 1,
+            "precision": "float32",
+            "iterations": None,
+        },
+        "arguments": {"solver": "sgd"},
+    }
+    origins = [["distilled", "kd", "abc"], ["scratch", "kd", "def"]]
+    assert result_fields(folder, version=3) == expected
+    assert result_fields(own, version=3) == {**expected, "init": origins, "seeds": [0, 1]}
+    assert training_fields(expected, init="distilled", origin="abc", seed=1) == {
+        **expected,
+        "training": {"init": "distilled", "origin": "abc", "seed": 1},
+    }

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from compress.recipe.overrides import add_set_option
+from compress.recipe.files import add_set_option
 
 # Seconds after a stage began. A stage that is done by then is killed in a later one.
 DELAYS = (0.1, 1.5)

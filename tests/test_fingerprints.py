@@ -6,13 +6,8 @@ The values were computed by the version before its fields were assembled in one 
 from typing import Any
 
 from compress.recipe.schema import TransferPart, check_shape
-from compress.run.fields import (
-    command_fields,
-    recipe_fingerprint,
-    result_fields,
-    training_fields,
-)
-from compress.run.plan import make_plan
+from compress.run.fields import recipe_fingerprint, step_fields, training_fields
+from compress.run.plan import PlannedStep, RunPlan, make_plan, transfer_arguments
 from compress.storage.fingerprints import fingerprint_of
 
 RECIPE: dict[str, Any] = {
@@ -66,13 +61,13 @@ FOLDERS = {
 def test_steps_of_a_recipe() -> None:
     recipe, problems = check_shape(RECIPE)
     assert recipe is not None, problems
-    results, folders = {}, {}
-    for step in make_plan(recipe).steps:
+    results, folders, plan = {}, {}, make_plan(recipe)
+    for step in plan.steps:
         version, inputs = VERSIONS[step.stage], {name: name for name in step.inputs}
-        fields = result_fields(step.fields, version=version, images="images", inputs=inputs)
-        results[step.name] = fingerprint_of(fields)
-        if step.folder_fields is not None:
-            folders[step.name] = fingerprint_of(result_fields(step.folder_fields, version=version))
+        fields = step_fields(plan, step, version=version, images="images", inputs=inputs)
+        results[step.name] = fingerprint_of(fields.result)
+        if fields.folder != fields.result:
+            folders[step.name] = fingerprint_of(fields.folder)
     assert results == RESULTS
     assert folders == FOLDERS
     assert recipe_fingerprint(recipe) == "06124bab408e08ed"
@@ -81,10 +76,16 @@ def test_steps_of_a_recipe() -> None:
 def test_steps_of_a_transfer_command() -> None:
     train = {"epochs": 2, "lr": 0.05, "nesterov": False}
     part = TransferPart.model_validate({"task": "linear_probe", "data": "-", "train": train})
-    inits = {"distilled": ("kd", "abc"), "scratch": ("kd", "def")}
-    own, folder = command_fields(
-        part, {"name": "digit_scenes"}, {"solver": "sgd"}, inits=inits, seeds=(0, 1)
+    arguments = transfer_arguments(
+        part,
+        data={"name": "digit_scenes"},
+        own={"solver": "sgd"},
+        main="kd",
+        seeds=(0, 1),
+        origins={"distilled": ("kd", "abc"), "scratch": ("kd", "def")},
     )
+    step = PlannedStep("transfer/digit_scenes", arguments)
+    fields = step_fields(RunPlan([step]), step, version=3)
     expected = {
         "task": "linear_probe",
         "version": 3,
@@ -105,8 +106,8 @@ def test_steps_of_a_transfer_command() -> None:
         "arguments": {"solver": "sgd"},
     }
     origins = [["distilled", "kd", "abc"], ["scratch", "kd", "def"]]
-    assert result_fields(folder, version=3) == expected
-    assert result_fields(own, version=3) == {**expected, "init": origins, "seeds": [0, 1]}
+    assert fields.folder == expected
+    assert fields.result == {**expected, "init": origins, "seeds": [0, 1]}
     assert training_fields(expected, init="distilled", origin="abc", seed=1) == {
         **expected,
         "training": {"init": "distilled", "origin": "abc", "seed": 1},

@@ -16,7 +16,7 @@ from rich.table import Table
 from compress.accounting.pairs import account_pair
 from compress.console.messages import console
 from compress.errors import UserError
-from compress.recipe.overrides import add_set_option, with_overrides
+from compress.recipe.files import add_set_option, with_overrides
 
 _ROLES = ("teacher", "student", "deployed")
 

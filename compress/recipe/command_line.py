@@ -12,8 +12,7 @@ from typing import Any
 
 from compress.console.terminal import tell
 from compress.errors import UserError, exit_code
-from compress.recipe.files import read_yaml
-from compress.recipe.overrides import add_set_option, with_overrides
+from compress.recipe.files import add_set_option, read_yaml, with_overrides
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,12 +58,6 @@ class RecipeRequest:
 
     options: argparse.Namespace
     values: dict[str, Any] | None
-
-    @property
-    def file(self) -> Path:
-        """The recipe's file."""
-        path: Path = self.options.recipe
-        return path
 
 
 def read_request(arguments: list[str] | None) -> RecipeRequest:

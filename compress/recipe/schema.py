@@ -7,12 +7,13 @@ the signature of what the name stands for.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress.errors import nearest
 
+Value = TypeVar("Value")
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -291,6 +292,17 @@ class Recipe(Part):
     export: Export | None = Export()
     transfer: list[TransferPart] = []
 
+    @property
+    def methods(self) -> dict[str, MethodPart]:
+        """The methods by label; the first is the one that ships."""
+        parts = (self.distill.method, *self.distill.compare)
+        return _numbered([(part.label or part.name, part) for part in parts])
+
+    @property
+    def transfer_entries(self) -> dict[str, TransferPart]:
+        """The transfer entries by name."""
+        return _numbered([(part.label or part.task, part) for part in self.transfer])
+
     @model_validator(mode="before")
     @classmethod
     def _one_teacher_or_many(cls, value: Any) -> Any:
@@ -300,6 +312,17 @@ class Recipe(Part):
         if isinstance(value, dict) and value.get("transfer", []) is None:
             value = {**value, "transfer": []}
         return value
+
+
+def _numbered(named: list[tuple[str, Value]]) -> dict[str, Value]:
+    """Parts by name; a name that stands twice gets a number."""
+    numbered: dict[str, Value] = {}
+    for name, part in named:
+        unique, number = name, 2
+        while unique in numbered:
+            unique, number = f"{name}-{number}", number + 1
+        numbered[unique] = part
+    return numbered
 
 
 def _model_at(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel] | None:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import nearest
+from compress.recipe.schema import Named
 
 
 def arguments_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
@@ -65,6 +66,20 @@ def check(
         if default is inspect.Parameter.empty and name not in given
     ]
     return problems
+
+
+def check_named(
+    part: Named,
+    registry: Mapping[str, Callable[..., Any]],
+    path: str,
+    *,
+    supplied: tuple[str, ...] = (),
+) -> list[str]:
+    """A name that the registry lacks, or arguments that do not fit what it stands for."""
+    if part.name not in registry:
+        known = ", ".join(registry)
+        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
+    return check(registry[part.name], part.arguments, path, supplied=supplied)
 
 
 def schema(function: Callable[..., Any], *, supplied: tuple[str, ...] = ()) -> dict[str, Any]:

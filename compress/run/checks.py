@@ -11,9 +11,8 @@ from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.recipe import signatures
 from compress.recipe.schema import MethodPart, Named, Recipe, TransferPart, check_shape
-from compress.run.plan import labelled
 from compress.run.stages import StageTable
-from compress.run.train_checks import check_named, check_train
+from compress.run.train_checks import check_train
 from compress.stages.distill import terms_for
 from compress.trackers import TRACKERS, lacks
 
@@ -32,7 +31,7 @@ def check_values(values: dict[str, Any], stages: StageTable) -> tuple[Recipe | N
 
 def check_recipe(recipe: Recipe, stages: StageTable) -> list[str]:
     """Problems of names, arguments and files; opens no data and builds no network."""
-    problems = check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    problems = signatures.check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
     problems += _check_data(recipe)
     for i, teacher in enumerate(recipe.teacher):
         path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
@@ -47,16 +46,16 @@ def check_recipe(recipe: Recipe, stages: StageTable) -> list[str]:
     parts = [("distill.method", recipe.distill.method)]
     parts += [(f"distill.compare.{i}", p) for i, p in enumerate(recipe.distill.compare)]
     for path, part in parts:
-        problems += check_named(part, METHODS, path)
+        problems += signatures.check_named(part, METHODS, path)
         if part.name in METHODS:
             problems += _check_weights_of(part, recipe, path)
-    for label in labelled(recipe):
+    for label in recipe.methods:
         if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
             problems.append(f"distill: the label '{label}' is taken by the report; choose another")
     problems += _check_trackers(recipe.trackers)
     for i, entry in enumerate(recipe.transfer):
         problems += stages.load("transfer").check(entry, f"transfer.{i}")
-        problems += _check_inits(entry, f"transfer.{i}", list(labelled(recipe)))
+        problems += _check_inits(entry, f"transfer.{i}", list(recipe.methods))
     return list(dict.fromkeys(problems))
 
 
@@ -120,7 +119,7 @@ def _check_trackers(parts: list[Named]) -> list[str]:
     names = [part.name for part in parts]
     for i, part in enumerate(parts):
         path = f"trackers.{i}"
-        problems += check_named(part, TRACKERS, path)
+        problems += signatures.check_named(part, TRACKERS, path)
         if part.name in names[:i]:
             problems.append(f"{path}: '{part.name}' stands twice")
         elif part.name in TRACKERS and (lacking := lacks(part.name)):

@@ -26,7 +26,7 @@ from compress.run import preview
 from compress.run.checks import check_values
 from compress.run.directory import RunDirectory
 from compress.run.executor import Executor
-from compress.run.launch import reported, say_once, started, usable_device
+from compress.run.launch import launch, say_once, usable_device
 from compress.run.plan import RecipePlan, make_plan
 from compress.run.probe import Shapes, probe
 from compress.run.schema import schema
@@ -38,8 +38,7 @@ from compress.trackers import track_to
 
 def main(read: Callable[[], RecipeRequest], stages: StageTable) -> int:
     """Run the whole command, in each of the processes that torchrun started."""
-    with started():
-        return reported(lambda: _command(by_first(read), stages))
+    return launch(read, lambda request: _command(request, stages))
 
 
 def run_steps(
@@ -85,7 +84,7 @@ def _checked_plan(request: RecipeRequest, stages: StageTable) -> tuple[RecipePla
         user_code.trust(name)
     shapes, problems = probe(recipe)
     if problems:
-        raise UserError(list_problems(request.file, problems))
+        raise UserError(list_problems(request.options.recipe, problems))
     plan, until = make_plan(recipe), request.options.until
     for name in (*request.options.fresh, *([until] if until else [])):
         _check_stage(name, plan)
@@ -95,7 +94,7 @@ def _checked_plan(request: RecipeRequest, stages: StageTable) -> tuple[RecipePla
 def _checked_recipe(request: RecipeRequest, stages: StageTable) -> Recipe:
     recipe, problems = check_values(request.values or {}, stages)
     if recipe is None or problems:
-        raise UserError(list_problems(request.file, problems))
+        raise UserError(list_problems(request.options.recipe, problems))
     return recipe
 
 
@@ -106,20 +105,28 @@ def _run(
     device: torch.device,
     companions: dict[Any, Any],
 ) -> Generator[Position, None, None]:
-    recipe, options, name = plan.recipe, request.options, request.file.stem
+    recipe, options = plan.recipe, request.options
+    name: str = options.recipe.stem
     folder: Path = options.out or Path("runs") / name
-    directory = RunDirectory(folder, name)
-    executor = Executor(
-        plan, stages, directory, device, options.workers, options.fresh, options.until, companions
-    )
     _refuse_own_teacher(recipe, folder)
+    directory = RunDirectory(folder, name)
     with directory.open(), log_to(folder / "log.txt"):
-        write_text(folder / "recipe.yaml", request.file.read_text(encoding="utf-8"))
+        write_text(folder / "recipe.yaml", options.recipe.read_text(encoding="utf-8"))
         resolved = recipe.model_dump(mode="json")
         write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(folder / "environment.json", environment(device))
         among = f", {world()} processes" if world() > 1 else ""
-        log(f"{request.file} -> {folder} ({device}{among})")
+        log(f"{options.recipe} -> {folder} ({device}{among})")
+        executor = Executor(
+            plan,
+            stages,
+            directory,
+            device,
+            options.workers,
+            options.fresh,
+            options.until,
+            companions,
+        )
         with _failure_noted():
             with track_to(recipe.trackers, folder, str(folder), resolved):
                 current = yield from executor.steps()

@@ -25,6 +25,7 @@ from compress.errors import UserError
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_mapping, write_json
 from compress.storage.fingerprints import changed_fields, fingerprint_of
+from compress.storage.results import read_result
 
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
 
@@ -98,6 +99,11 @@ class RunDirectory:
         """Whether the stage's result stands for exactly these fields."""
         path = self.stage_folder(stage) / "result.json"
         return path.is_file() and read_mapping(path).get("fingerprint") == fingerprint_of(fields)
+
+    def digest_of_result(self, stage: str) -> str:
+        """A digest of a result: what follows depends on its values, not on its fields alone."""
+        result = read_result(self.folder, stage)
+        return fingerprint_of({key: result[key] for key in ("fingerprint", "values")})
 
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
         """What changed since the stage's folder was begun; empty where it was not begun."""

@@ -22,12 +22,11 @@ from compress.environment import environment
 from compress.errors import doing
 from compress.recipe.schema import Recipe
 from compress.run.directory import RunDirectory
-from compress.run.fields import recipe_fingerprint, result_digest, result_fields
+from compress.run.fields import StepFields, recipe_fingerprint, step_fields
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
 from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
 from compress.stages.job import Job, Outcome, StepJob
-from compress.storage.results import read_result
 
 
 class Progress:
@@ -37,32 +36,32 @@ class Progress:
     """
 
     def __init__(self, plan: RunPlan, stages: StageTable, directory: RunDirectory) -> None:
+        self.plan = plan
         self.stages = stages
         self.directory = directory
         self.digests: dict[str, str] = {}
-        recipe = plan.recipe if isinstance(plan, RecipePlan) else None
-        self._images = None if recipe is None else dataset_of(recipe).digest()
+        self._images = dataset_of(plan.recipe).digest() if isinstance(plan, RecipePlan) else None
+        self._fields: dict[str, StepFields] = {}
 
-    def fields(self, step: PlannedStep) -> dict[str, Any]:
-        """Everything that a step's result depends on."""
-        inputs = {name: self.digests.get(name) for name in step.inputs}
-        version = self.stages.version(step.stage)
-        return result_fields(step.fields, version=version, images=self._images, inputs=inputs)
-
-    def folder_fields(self, step: PlannedStep) -> dict[str, Any]:
-        """What a step's folder stands for: all, unless parts of it stand for themselves."""
-        if step.folder_fields is None:
-            return self.fields(step)
-        return result_fields(step.folder_fields, version=self.stages.version(step.stage))
+    def fields(self, step: PlannedStep) -> StepFields:
+        """The fields of a step, computed once the steps that it reads are finished."""
+        if step.name not in self._fields:
+            self._fields[step.name] = step_fields(
+                self.plan,
+                step,
+                version=self.stages.version(step.stage),
+                images=self._images,
+                inputs={name: self.digests.get(name) for name in step.inputs},
+            )
+        return self._fields[step.name]
 
     def is_finished(self, step: PlannedStep) -> bool:
         """Whether a step's result is there, for all that it depends on."""
-        return self.directory.finished(step.name, self.fields(step))
+        return self.directory.finished(step.name, self.fields(step).result)
 
     def note(self, step: PlannedStep) -> None:
         """Read the result of a finished step, which those after it depend on."""
-        folder = self.directory.folder
-        self.digests[step.name] = by_first(lambda: result_digest(read_result(folder, step.name)))
+        self.digests[step.name] = by_first(lambda: self.directory.digest_of_result(step.name))
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,8 @@ class Executor:
     def _step(self, step: PlannedStep, progress: Progress) -> Generator[Position, None, None]:
         if not by_first(partial(self._prepare, step, progress)):
             return
-        job = self._job(step, progress.folder_fields(step))
+        fields = progress.fields(step)
+        job = self._job(step, fields.folder)
         start, clock = time.perf_counter(), list[float]()
         stage = self.stages.load(step.stage)
         outcome: Outcome
@@ -148,8 +148,8 @@ class Executor:
             "processes": world(),
             "environment": environment(self.device),
         }
-        result, fields = Outcome(outcome.values, measured), progress.fields(step)
-        by_first(lambda: self.directory.finish(step.name, fields, result))
+        result = Outcome(outcome.values, measured)
+        by_first(lambda: self.directory.finish(step.name, fields.result, result))
         log(f"{step.name}: {seconds:.1f} s")
 
     def _job(self, step: PlannedStep, fields: Mapping[str, Any]) -> StepJob:
@@ -172,7 +172,7 @@ class Executor:
 
     def _prepare(self, step: PlannedStep, progress: Progress) -> bool:
         """Decide whether to skip, resume or redo a step; return True if it must run."""
-        fresh, fields = self._is_fresh(step), progress.folder_fields(step)
+        fresh, fields = self._is_fresh(step), progress.fields(step).folder
         if not fresh and progress.is_finished(step):
             log(f"{step.name}: done before, skipped")
             return False

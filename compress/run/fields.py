@@ -4,31 +4,70 @@ Fields that cannot change a result, such as the device, are not among them. A ch
 here makes users train again what they have trained.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress.methods import METHODS
 from compress.methods.contract import Terms
 from compress.models import user_code
-from compress.recipe.schema import Engine, MethodPart, Recipe, TransferPart
+from compress.recipe.schema import Engine, MethodPart, Recipe
+from compress.run.plan import PlannedStep, RecipePlan, RunPlan
 from compress.stages.distill import terms_for
 from compress.storage.fingerprints import fingerprint_of, fingerprint_of_folder, sha256_file
 
 Fields = dict[str, Any]
 
 
-def teacher_fields(recipe: Recipe) -> Fields:
-    """Fields of the stage `teacher`."""
-    return {**_common(recipe), "teacher": [_with_digests(t.model_dump()) for t in recipe.teacher]}
+@dataclass(frozen=True)
+class StepFields:
+    """What a step's result depends on, and what its folder stands for.
+
+    The latter is less where the parts in the folder know the rest themselves.
+    """
+
+    result: Fields
+    folder: Fields
 
 
-def student_fields(recipe: Recipe, part: MethodPart, trial: int) -> Fields:
-    """Fields of a student that one method trains."""
+def step_fields(
+    plan: RunPlan,
+    step: PlannedStep,
+    *,
+    version: int,
+    images: str | None = None,
+    inputs: Mapping[str, str | None] | None = None,
+) -> StepFields:
+    """The fields of a step.
+
+    Args:
+        version: the RESULT_VERSION of its stage.
+        images: a digest of the recipe's data; None without a recipe.
+        inputs: name of each earlier step that it reads -> digest of the result.
+    """
+    if not isinstance(plan, RecipePlan):
+        own, folder = _of_command(step)
+        return StepFields({"version": version, **own}, {"version": version, **folder})
+    recipe = plan.recipe
+    read = {"images": images, "inputs": dict(inputs or {})}
+    if step.stage == "transfer":
+        own, folder = _of_transfer(recipe, step)
+        return StepFields({"version": version, **own, **read}, {"version": version, **folder})
+    common = {"seed": recipe.seed, "data": recipe.data.model_dump(exclude={"root"})}
+    fields = {"version": version, **common, **_OF_STAGE[step.stage](recipe, step), **read}
+    return StepFields(fields, fields)
+
+
+def _of_teacher(recipe: Recipe, step: PlannedStep) -> Fields:
+    return {"teacher": [_with_digests(teacher.model_dump()) for teacher in recipe.teacher]}
+
+
+def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
+    part: MethodPart = step.arguments["part"]
     terms = terms_for(part, recipe.distill)
     return {
-        **_common(recipe),
-        "trial": trial,
+        "trial": step.arguments["trial"],
         "student": _with_digests(recipe.student.model_dump()),
         "method": {"name": part.name, **part.arguments},
         "weights": [terms.ce, terms.kd, terms.method],
@@ -38,80 +77,55 @@ def student_fields(recipe: Recipe, part: MethodPart, trial: int) -> Fields:
     }
 
 
-def section_fields(recipe: Recipe, section: str) -> Fields:
-    """Fields of a stage that has a section of the recipe of its own."""
-    fields = {**_common(recipe), section: getattr(recipe, section).model_dump()}
-    if section == "export":
-        latency = recipe.account.latency.model_dump() if recipe.account else None
-        fields["latency"] = latency
-    return fields
+def _of_section(recipe: Recipe, step: PlannedStep) -> Fields:
+    return {step.name: getattr(recipe, step.name).model_dump()}
 
 
-def transfer_fields(recipe: Recipe, name: str, part: TransferPart) -> tuple[Fields, Fields]:
-    """Fields of a transfer entry's result and of its folder, whose trainings have folders each."""
-    entry = {
-        "task": part.task,
-        "name": name,
-        "data": _with_digests(part.data.model_dump()),
-        "init": list(part.init),
-        "train": part.train.model_dump(),
-        **part.arguments,
-    }
-    common = {key: value for key, value in entry.items() if key not in ("init", "seeds")}
-    return {"seed": recipe.seed, "transfer": entry}, {"seed": recipe.seed, "transfer": common}
+def _of_export(recipe: Recipe, step: PlannedStep) -> Fields:
+    latency = recipe.account.latency.model_dump() if recipe.account else None
+    return {**_of_section(recipe, step), "latency": latency}
 
 
-def command_fields(
-    part: TransferPart,
-    data: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-    *,
-    inits: Mapping[str, tuple[str, str]],
-    seeds: tuple[int, ...],
-) -> tuple[Fields, Fields]:
-    """Fields of a transfer command's result on one data set, and of its folder.
+_OF_STAGE: Mapping[str, Callable[[Recipe, PlannedStep], Fields]] = {
+    "teacher": _of_teacher,
+    "distill": _of_student,
+    "fuse": _of_section,
+    "account": _of_section,
+    "export": _of_export,
+}
 
-    Args:
-        inits: init -> label of its student, digest of all that it takes from there.
-    """
+
+def _of_transfer(recipe: Recipe, step: PlannedStep) -> tuple[Fields, Fields]:
+    """Of a recipe's entry, whose trainings have folders each: of its result, of its folder."""
+    given = step.arguments
     common = {
-        "task": part.task,
-        "data": _with_digests(dict(data)),
-        "train": part.train.model_dump(),
-        "arguments": dict(arguments),
+        "task": given["task"],
+        "name": step.name.partition("/")[2],
+        "data": _with_digests(given["data"]),
+        "train": given["train"].model_dump(),
+        **given["arguments"],
     }
-    origins = [[init, *origin] for init, origin in inits.items()]
-    return {**common, "init": origins, "seeds": list(seeds)}, common
+    own = {**common, "init": list(given["init"]), "seeds": len(given["seeds"])}
+    return {"seed": recipe.seed, "transfer": own}, {"seed": recipe.seed, "transfer": common}
 
 
-def result_fields(
-    own: Mapping[str, Any],
-    *,
-    version: int,
-    images: str | None = None,
-    inputs: Mapping[str, str | None] | None = None,
-) -> Fields:
-    """Everything that a step's result depends on; without images or inputs, of no recipe.
-
-    Args:
-        own: the step's fields.
-        version: its stage's RESULT_VERSION.
-        images: a digest of the recipe's data.
-        inputs: name of each earlier step that it reads -> digest of the result.
-    """
-    run = {} if images is None else {"images": images, "inputs": dict(inputs or {})}
-    return {"version": version, **own, **run}
+def _of_command(step: PlannedStep) -> tuple[Fields, Fields]:
+    """Of a transfer command's step on one data set, likewise."""
+    given = step.arguments
+    common = {
+        "task": given["task"],
+        "data": _with_digests(dict(given["data"])),
+        "train": given["train"].model_dump(),
+        "arguments": dict(given["arguments"]),
+    }
+    origins = [[init, *origin] for init, origin in given["origins"].items()]
+    return {**common, "init": origins, "seeds": list(given["seeds"])}, common
 
 
 def training_fields(folder: Mapping[str, Any], *, init: str, origin: str, seed: int) -> Fields:
     """Fields of one training of a transfer entry whose folder has the fields `folder`."""
     # What all have in common too: put aside, the folder lies beside those of other stages.
     return {**folder, "training": {"init": init, "origin": origin, "seed": seed}}
-
-
-def result_digest(result: Mapping[str, Any]) -> str:
-    """A digest of a finished step: what follows depends on its values, not on its fields alone."""
-    return fingerprint_of({key: result[key] for key in ("fingerprint", "values")})
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:
@@ -122,10 +136,6 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     for how in ("compile", "share_teacher", "cache"):
         del content["engine"][how]
     return fingerprint_of(content)
-
-
-def _common(recipe: Recipe) -> Fields:
-    return {"seed": recipe.seed, "data": recipe.data.model_dump(exclude={"root"})}
 
 
 def _reads_teachers(part: MethodPart, terms: Terms) -> bool:

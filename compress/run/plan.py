@@ -2,28 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from compress.recipe.schema import MethodPart, Recipe, TransferPart
-from compress.run import fields
-
-Part = TypeVar("Part")
+from compress.recipe.schema import Recipe, TransferPart
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One piece of work.
-
-    `fields` is what its result depends on besides its stage's version, the recipe's images and the
-    results of `inputs` (names of earlier steps). `folder_fields` is what its folder stands for
-    where that is less: the parts in the folder know the rest themselves.
-    """
+    """One piece of work: the arguments of its job, the earlier steps whose results it reads."""
 
     name: str
     arguments: Mapping[str, Any]
-    fields: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
-    folder_fields: Mapping[str, Any] | None = None
 
     @property
     def stage(self) -> str:
@@ -45,66 +35,58 @@ class RecipePlan(RunPlan):
     recipe: Recipe
 
 
-def labelled(recipe: Recipe) -> dict[str, MethodPart]:
-    """The methods of a recipe by label; the first is the one that ships."""
-    methods = (recipe.distill.method, *recipe.distill.compare)
-    return _numbered([(part.label or part.name, part) for part in methods])
-
-
 def make_plan(recipe: Recipe) -> RecipePlan:
     """Plan a recipe that has been checked."""
-    teacher = PlannedStep("teacher", {}, fields.teacher_fields(recipe))
     students = list(_student_steps(recipe))
     sections = _section_steps(recipe, [step.name for step in students])
+    teacher = PlannedStep("teacher", {})
     return RecipePlan([teacher, *students, *sections, *_transfer_steps(recipe)], recipe)
 
 
 def _student_steps(recipe: Recipe) -> Iterator[PlannedStep]:
     for trial in range(recipe.trials):
-        for label, part in labelled(recipe).items():
+        for label, part in recipe.methods.items():
             name = f"distill/{label}" + (f"-trial{trial}" if trial else "")
             arguments = {"part": part, "label": label, "trial": trial}
-            own = fields.student_fields(recipe, part, trial)
-            yield PlannedStep(name, arguments, own, ("teacher",))
+            yield PlannedStep(name, arguments, ("teacher",))
 
 
 def _section_steps(recipe: Recipe, students: list[str]) -> Iterator[PlannedStep]:
     """The stages that have a section of the recipe each, which may be null."""
-    main = next(iter(labelled(recipe)))
+    main = next(iter(recipe.methods))
     everything = ("teacher", *students)
     inputs = {"fuse": everything, "account": everything, "export": (f"distill/{main}",)}
     for section, read in inputs.items():
         if getattr(recipe, section) is not None:
-            arguments = {"students": students, "label": main}
-            own = fields.section_fields(recipe, section)
-            yield PlannedStep(section, arguments, own, read)
+            yield PlannedStep(section, {"students": students, "label": main}, read)
 
 
 def _transfer_steps(recipe: Recipe) -> Iterator[PlannedStep]:
-    parts = labelled(recipe)
-    main = next(iter(parts))
-    named = _numbered([(part.label or part.task, part) for part in recipe.transfer])
-    for name, part in named.items():
-        seeds = tuple(range(recipe.seed, recipe.seed + part.seeds))
-        own, folder = fields.transfer_fields(recipe, name, part)
+    labels = list(recipe.methods)
+    main = labels[0]
+    for name, part in recipe.transfer_entries.items():
         used = {main if init in ("distilled", "scratch") else init for init in part.init}
         used = {"none" if label == "alone" else label for label in used}
         teacher = ("teacher",) if "teacher" in used else ()
-        inputs = (*teacher, *(f"distill/{label}" for label in parts if label in used))
+        inputs = (*teacher, *(f"distill/{label}" for label in labels if label in used))
         arguments = transfer_arguments(
-            part, part.data.model_dump(), part.own_arguments, main=main, seeds=seeds
+            part,
+            data=part.data.model_dump(),
+            own=part.own_arguments,
+            main=main,
+            seeds=tuple(range(recipe.seed, recipe.seed + part.seeds)),
         )
-        yield PlannedStep(f"transfer/{name}", arguments, own, inputs, folder)
+        yield PlannedStep(f"transfer/{name}", arguments, inputs)
 
 
 def transfer_arguments(
     part: TransferPart,
+    *,
     data: Mapping[str, Any],
     own: Mapping[str, Any],
-    *,
     main: str,
     seeds: tuple[int, ...],
-    **more: Any,
+    **command: Any,
 ) -> dict[str, Any]:
     """The arguments of a transfer step's job.
 
@@ -112,19 +94,8 @@ def transfer_arguments(
         data: {"name", **arguments} of the data set.
         own: the task's own arguments.
         main: the label of the student that ships.
-        more: `students` (label -> origin) where they are not those of the run directory, and
-            `allow_partial`.
+        command: of a step of no recipe: `students` (label -> where it is), `allow_partial`, and
+            `origins` (init -> label of its student, digest of all that it takes from there).
     """
     given = {"task": part.task, "data": data, "init": tuple(part.init), "train": part.train}
-    return {**given, "arguments": own, "main": main, "seeds": seeds, **more}
-
-
-def _numbered(named: Sequence[tuple[str, Part]]) -> dict[str, Part]:
-    """Parts by name; a name that stands twice gets a number."""
-    numbered: dict[str, Part] = {}
-    for name, part in named:
-        unique, number = name, 2
-        while unique in numbered:
-            unique, number = f"{name}-{number}", number + 1
-        numbered[unique] = part
-    return numbered
+    return {**given, "arguments": own, "main": main, "seeds": seeds, **command}

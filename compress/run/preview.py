@@ -9,7 +9,7 @@ from compress.console.messages import console
 from compress.data.augment import AUGMENTATIONS
 from compress.errors import UserError
 from compress.recipe.schema import Recipe
-from compress.run.plan import RecipePlan, labelled
+from compress.run.plan import RecipePlan
 from compress.run.probe import Shapes
 from compress.stages import dataset_of
 from compress.stages.distill import terms_for
@@ -72,7 +72,7 @@ def _cache_remarks(plan: RecipePlan, shapes: Shapes) -> list[str]:
         return []
     slots = recipe.data.views or AUGMENTATIONS[recipe.data.augment].views
     remarks = []
-    for label, part in labelled(recipe).items():
+    for label, part in recipe.methods.items():
         if label not in shapes.methods:
             continue
         method, terms = shapes.methods[label], terms_for(part, recipe.distill)

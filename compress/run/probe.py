@@ -13,7 +13,6 @@ from compress.methods import METHODS
 from compress.methods.contract import Context, Method
 from compress.models.layout import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths
-from compress.run.plan import labelled
 from compress.seeding import seeded
 from compress.stages.distill import terms_for
 from compress.stages.fast_teachers import check_int8
@@ -108,7 +107,7 @@ def _build_methods(
         epochs=recipe.distill.train.epochs,
     )
     methods, refused = {}, {}
-    for label, part in labelled(recipe).items():
+    for label, part in recipe.methods.items():
         try:
             with seeded(0, "method", part.name):
                 methods[label] = METHODS[part.name](context, **part.arguments)

@@ -1,27 +1,10 @@
 """What is wrong with a training that a recipe or a transfer command asks for, beyond its shape."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from compress.engine.optimization import OPTIMIZERS, SCHEDULES
 from compress.errors import nearest
-from compress.recipe import signatures
-from compress.recipe.schema import Named, Train
+from compress.recipe.schema import Train
+from compress.recipe.signatures import check_named
 from compress.stages import settings_from
-
-
-def check_named(
-    part: Named,
-    registry: Mapping[str, Callable[..., Any]],
-    path: str,
-    *,
-    supplied: tuple[str, ...] = (),
-) -> list[str]:
-    """A name that the registry lacks, or arguments that do not fit what it stands for."""
-    if part.name not in registry:
-        known = ", ".join(registry)
-        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
-    return signatures.check(registry[part.name], part.arguments, path, supplied=supplied)
 
 
 def check_train(train: Train, path: str) -> list[str]:

@@ -17,8 +17,7 @@ from pathlib import Path
 from compress.console.terminal import tell, tell_stop
 from compress.errors import UserError, exit_code
 from compress.recipe.command_line import list_problems
-from compress.recipe.files import read_yaml
-from compress.recipe.overrides import add_set_option, with_overrides
+from compress.recipe.files import add_set_option, read_yaml, with_overrides
 from compress.sweep.schema import Sweep, check_sweep
 
 

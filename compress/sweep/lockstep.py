@@ -19,7 +19,7 @@ from compress.engine.loop import Position, drained
 from compress.errors import UserError
 from compress.pipeline import STAGES
 from compress.run import command
-from compress.run.launch import reported, started
+from compress.run.launch import launch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,8 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compress.sweep.lockstep", description=__doc__)
     parser.add_argument("recipes", nargs="+", type=Path, help="files of cells")
     options, rest = parser.parse_known_args(arguments)
-    with started():
-        return reported(lambda: _run(options.recipes, rest))
+    return launch(lambda: options.recipes, lambda recipes: _run(recipes, rest))
 
 
 def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:

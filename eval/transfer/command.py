@@ -14,7 +14,7 @@ from compress.distributed.collectives import by_first
 from compress.models import user_code
 from compress.recipe.schema import TRANSFER_TRAIN, TransferTrain
 from compress.run.executor import Executor
-from compress.run.launch import reported, started, usable_device
+from compress.run.launch import launch, usable_device
 from compress.run.stages import StageTable
 from compress.storage.files import write_json, write_text
 from compress.storage.results import read_result
@@ -28,9 +28,7 @@ STAGES = StageTable({"transfer": "eval.transfer.stage"})
 
 def main(task: str, arguments: list[str] | None = None) -> int:
     """Run a task's command; the exit code: 0, 2 after a user's mistake, 130 or 143 stopped."""
-    with started():
-        options = by_first(lambda: _parser(task).parse_args(arguments))
-        return reported(partial(_command, task, options))
+    return launch(lambda: _parser(task).parse_args(arguments), partial(_command, task))
 
 
 def _parser(task: str) -> argparse.ArgumentParser:

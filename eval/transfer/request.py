@@ -12,7 +12,6 @@ from compress.model_files.origins import open_origin, origins_of
 from compress.recipe.files import parse_yaml
 from compress.recipe.schema import TRANSFER_TRAIN, TransferPart, describe_errors
 from compress.run.directory import RunDirectory
-from compress.run.fields import command_fields
 from compress.run.plan import PlannedStep, RunPlan, transfer_arguments
 from compress.run.train_checks import check_transfer_train
 from eval.transfer.context import ALONE, DISTILLED, SCRATCH, digest_of_init, label_of
@@ -48,20 +47,20 @@ class TransferRequest:
         Raises:
             UserError: an init's weights cannot be read, or do not fit its encoder.
         """
-        seeds, steps = tuple(range(self.part.seeds)), []
-        inits = {init: self._digest(init) for init in self.part.init}
+        origins = {init: self._digest(init) for init in self.part.init}
+        steps = []
         for label, data in self.data.items():
-            own, folder = command_fields(self.part, data, self.arguments, inits=inits, seeds=seeds)
             arguments = transfer_arguments(
                 self.part,
-                data,
-                self.arguments,
+                data=data,
+                own=self.arguments,
                 main=self.main,
-                seeds=seeds,
+                seeds=tuple(range(self.part.seeds)),
                 students=self.students,
                 allow_partial=self.allow_partial,
+                origins=origins,
             )
-            steps.append(PlannedStep(f"transfer/{label}", arguments, own, (), folder))
+            steps.append(PlannedStep(f"transfer/{label}", arguments))
         return RunPlan(steps)
 
     def _digest(self, init: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from compress.model_files.origins import origins_of
 from compress.recipe import signatures
 from compress.recipe.schema import TransferPart
 from compress.run.directory import RunDirectory
-from compress.run.train_checks import check_named, check_transfer_train
+from compress.run.train_checks import check_transfer_train
 from compress.stages import settings_from
 from compress.stages.job import Outcome, StepJob
 from eval.detection import task as detection
@@ -44,7 +44,7 @@ def check(entry: TransferPart, path: str) -> list[str]:
         known, hint = ", ".join(TASKS), nearest(entry.task, TASKS)
         return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
     problems = signatures.check(TASKS[entry.task], entry.own_arguments, path)
-    problems += check_named(entry.data, DATASETS[entry.task], f"{path}.data")
+    problems += signatures.check_named(entry.data, DATASETS[entry.task], f"{path}.data")
     problems += check_transfer_train(entry.train, f"{path}.train")
     root = entry.data.arguments.get("root")
     if isinstance(root, str) and not Path(root).is_dir():

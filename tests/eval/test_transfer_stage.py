@@ -39,7 +39,11 @@ def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> StepJob
         {"init": ["distilled", "scratch"], "train": train, **entry, "data": entry["data"]["name"]}
     )
     arguments = transfer_arguments(
-        part, entry["data"], part.own_arguments, main="kd", seeds=tuple(range(part.seeds))
+        part,
+        data=entry["data"],
+        own=part.own_arguments,
+        main="kd",
+        seeds=tuple(range(part.seeds)),
     )
     return StepJob(
         name=f"transfer/{name}",

@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
         },
     ],
 }
-VERSIONS = {"teacher": 3, "distill": 4, "fuse": 1, "account": 1, "export": 2, "transfer": 3}
+VERSIONS = {"teacher": 3, "distill": 4, "fuse": 1, "account": 1, "export": 3, "transfer": 3}
 RESULTS = {
     "teacher": "825ab4114dcabf43",
     "distill/simkd": "2de932e0ff8e1df6",
@@ -48,7 +48,7 @@ RESULTS = {
     "distill/kd-trial1": "78321ce1a901902f",
     "fuse": "cf14b0c06c324c52",
     "account": "322dbef80a1ee14c",
-    "export": "3eee0470e6966f72",
+    "export": "36afb3474cf74592",
     "transfer/linear_probe": "4439e38072610403",
     "transfer/linear_probe-2": "2ac47f82c9976e04",
 }

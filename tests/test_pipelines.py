@@ -21,7 +21,7 @@ from compress.run.probe import probe
 from compress.sweep.schema import check_sweep, recipe_of
 from compress.taps.discovery import discover
 from eval.transfer.command import _parser
-from eval.transfer.request import asked_of
+from eval.transfer.request import read_request
 from export.detectron2.config import SCHEDULES
 from tests.eval.runs import write_run
 
@@ -123,12 +123,12 @@ def test_the_transfer_command_of_the_header_asks_what_the_recipe_does(tmp_path: 
     text = (ROOT / MOCO).read_text(encoding="utf-8").replace("\\\n#", "")
     (line,) = re.findall(r"python -m eval.detection (RUN .*)", text)
     words = shlex.split(line.replace("RUN", str(write_run(tmp_path / "run"))))
-    asked = asked_of("detection", _parser("detection").parse_args([*words, "--device", "cpu"]))
+    request = read_request("detection", _parser("detection").parse_args([*words]))
     entry = read(MOCO).transfer[0]
-    assert (asked.part.train, list(asked.inits)) == (entry.train, entry.init)
-    given = json.loads(json.dumps({"seeds": asked.part.seeds, **asked.arguments}))
+    assert (request.part.train, request.part.init) == (entry.train, entry.init)
+    given = json.loads(json.dumps({"seeds": request.part.seeds, **request.arguments}))
     assert given == entry.arguments
-    (data,) = asked.data.values()
+    (data,) = request.data.values()
     assert data | {"root": ""} == {"name": "voc", **entry.data.arguments, "root": ""}
 
 

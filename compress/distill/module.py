@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compress.accounting.memory import peak_step_bytes
 from compress.data.batch import Batch
-from compress.distributed.collectives import gathered, gathered_with_gradient, world
+from compress.distributed.collectives import gathered, gathered_with_gradient, sorted_by, world
 from compress.errors import UserError
 from compress.methods.contract import Method, Phase, TeacherContext, Terms, Views
 from compress.methods.kd import kd_loss
@@ -108,17 +108,17 @@ class Distillation(nn.Module):
         self._look = look
 
     def after_step(self) -> None:
-        """Let the method move its banks and averages."""
-        if self._phase is None:
-            self.method.after_step()
+        """Let the method, or the phase, move its banks and averages."""
+        move = self.method.after_step if self._phase is None else self._phase.after_step
+        if move is not None:
+            move()
 
     def enter(self, phase: Phase | None, batch: Batch) -> None:
         """Prepare for a phase or, with None, for the main training.
 
         Afterwards exactly the parameters that learn have `requires_grad`: those that a term
         reaches, in a phase those of its own, found by one backward pass on `batch` that leaves
-        every state as it was. A term of weight 0 in the first epoch alone must therefore still be
-        in the graph.
+        every state as it was, and the method's `late_parameters`.
         """
         self._phase = phase
         self._sources = []
@@ -131,10 +131,11 @@ class Distillation(nn.Module):
         with self._as_it_was():
             terms = self(batch)
             torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
-            reached = [p for p in own if p.grad is not None]
+            late = {id(p) for p in self.method.late_parameters()}
+            learning = [p for p in own if p.grad is not None or id(p) in late]
         for parameter in own:
             parameter.requires_grad_(False)
-        for parameter in reached:
+        for parameter in learning:
             parameter.requires_grad_(True)
 
     def measure(self, batch: Batch) -> dict[str, float | None]:
@@ -186,8 +187,11 @@ class Distillation(nn.Module):
         return sum(tensor.nbytes for tensor in _tensors(self.method))
 
     def _student_views(self, look: Callable[[Tensor], Taps], batch: Batch) -> Views:
-        source, views = _source_of(look), enumerate(self.method.views)
-        return [_shown(source, batch, i, "student") if v.student else None for i, v in views]
+        source = _source_of(look)
+        return [
+            self.method.extend(_shown(source, batch, i, "student")) if view.student else None
+            for i, view in enumerate(self.method.views)
+        ]
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch, *, plain: bool = False) -> list[Views]:
@@ -238,24 +242,32 @@ def _source_of(look: Callable[[Tensor], Taps]) -> Source:
 def _of_all(
     student: Views, teachers: Sequence[Views], batch: Batch
 ) -> tuple[Views, list[Views], Batch]:
-    """What a coupled method reads, with the rows of all processes in their order.
+    """What a coupled method reads, with the rows of all processes in the order of one process.
 
     Every process then has the same terms; the student's own rows get the gradient of them all.
     """
+    numbers = gathered(batch.rows)
+    in_order = sorted_by(numbers)
 
-    def rows(views: Views, gather: Callable[[Tensor], Tensor]) -> Views:
-        return [taps.map(gather) if taps is not None else None for taps in views]
+    def constant(rows: Tensor) -> Tensor:
+        return in_order(gathered(rows))
+
+    def learned(rows: Tensor) -> Tensor:
+        return in_order(gathered_with_gradient(rows))
+
+    def views(taps: Views, gather: Callable[[Tensor], Tensor]) -> Views:
+        return [one.map(gather) if one is not None else None for one in taps]
 
     whole = replace(
         batch,
         images=(),
-        view_ids=tuple(map(gathered, batch.view_ids)),
-        slots=tuple(map(gathered, batch.slots)),
-        labels=gathered(batch.labels),
-        index=gathered(batch.index),
-        start=0,
+        view_ids=tuple(map(constant, batch.view_ids)),
+        slots=tuple(map(constant, batch.slots)),
+        labels=constant(batch.labels),
+        index=constant(batch.index),
+        start=int(numbers.min()),
     )
-    return rows(student, gathered_with_gradient), [rows(t, gathered) for t in teachers], whole
+    return views(student, learned), [views(teacher, constant) for teacher in teachers], whole
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -79,6 +79,7 @@ def training_steps(
     evaluate: Callable[[], dict[str, float]] | None = None,
     keep_best: str | None = None,
     order: int = 0,
+    fingerprint: str = "",
 ) -> Generator[Position, None, History]:
     """Train `module` in place, stopping before each step; returns one row per epoch.
 
@@ -94,14 +95,24 @@ def training_steps(
         keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
             instead of the last epoch's.
         order: of several trainings that belong together, 0 for the main one, below 0 for phases.
+        fingerprint: of what the training depends on; its checkpoints name it, and one of another
+            training is not continued.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     module.to(device)
     step_of = Step(module, settings, device)
-    checkpoint = Checkpoint(directory, module, step_of.optimizer, step_of.scaler)
-    history = checkpoint.resume()
+    checkpoint = Checkpoint(
+        directory,
+        module,
+        step_of.optimizer,
+        step_of.scaler,
+        role=role,
+        seed=seed,
+        fingerprint=fingerprint,
+    )
+    history = checkpoint.resume(keep_best)
     recall(role, history)
     if history and len(history) < settings.epochs:
         log(f"  {role}: continues after epoch {len(history)}")
@@ -133,6 +144,7 @@ def training_steps(
             advance(0, note=_note(row))
             if not shows_bars():
                 log(f"  {role} epoch {epoch + 1}/{settings.epochs}: {_note(row)}")
+    checkpoint.drop_previous()
     if keep_best is not None:
         checkpoint.restore_best(history, keep_best)
     return history

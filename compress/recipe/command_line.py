@@ -13,6 +13,9 @@ from typing import Any
 from compress.console.terminal import tell
 from compress.errors import UserError, exit_code
 from compress.recipe.files import add_set_option, read_yaml, with_overrides
+from compress.text import one_line
+
+_MOST_PROBLEMS = 200
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +36,14 @@ def parser() -> argparse.ArgumentParser:
         help="redo this stage, and what follows where its result differs; the old one is kept",
     )
     parser.add_argument(
-        "--trust-code", action="store_true", help="run code that a model file names"
+        "--trust-code", action="store_true", help="run any code that a model file names"
+    )
+    parser.add_argument(
+        "--trust-name",
+        action="append",
+        default=[],
+        metavar="CODE:CALLABLE",
+        help="run this code where a model file names it; may be repeated",
     )
     parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
@@ -79,7 +89,10 @@ def read_request(arguments: list[str] | None) -> RecipeRequest:
 def list_problems(path: Path, problems: Sequence[str]) -> str:
     """The problems of a file as one message."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
+    lines = [f"  {one_line(problem)}" for problem in problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MOST_PROBLEMS:,} more")
+    return f"{one_line(str(path))} has {count}:\n" + "\n".join(lines)
 
 
 def report_mistake(read: Callable[[], object]) -> int:

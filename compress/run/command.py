@@ -28,7 +28,7 @@ from compress.run.directory import RunDirectory
 from compress.run.executor import Executor
 from compress.run.launch import launch, say_once, usable_device
 from compress.run.plan import RecipePlan, make_plan
-from compress.run.probe import Shapes, probe
+from compress.run.probe import Shapes, can_be_built, probe
 from compress.run.schema import schema
 from compress.run.stages import StageTable
 from compress.stages.fast_teachers import check_arithmetic
@@ -54,8 +54,8 @@ def run_steps(
         UserError: also written to the run's log.
     """
     request = read_request(arguments)
-    plan, _ = _checked_plan(request, stages)
     device = usable_device(request.options.device)
+    plan, _ = _checked_plan(request, stages, device)
     yield from _run(request, plan, stages, device, companions)
 
 
@@ -63,8 +63,8 @@ def _command(request: RecipeRequest, stages: StageTable) -> int:
     if request.values is None:
         by_first(lambda: print(json.dumps(schema(stages), indent=2)))
         return 0
-    plan, shapes = _checked_plan(request, stages)
     device = usable_device(request.options.device)
+    plan, shapes = _checked_plan(request, stages, device)
     check_arithmetic(plan.recipe.engine, device)
     if request.options.check:
         by_first(lambda: preview.show(plan, shapes))
@@ -73,29 +73,27 @@ def _command(request: RecipeRequest, stages: StageTable) -> int:
     return 0
 
 
-def _checked_plan(request: RecipeRequest, stages: StageTable) -> tuple[RecipePlan, Shapes | None]:
+def _checked_plan(
+    request: RecipeRequest, stages: StageTable, device: torch.device
+) -> tuple[RecipePlan, Shapes | None]:
     """The plan of a request's recipe, and the shapes of its networks.
 
     Raises:
         UserError: with every problem of the recipe, or of the stages that options name.
     """
-    recipe = _checked_recipe(request, stages)
-    for name in ("*",) if request.options.trust_code else _models(recipe):
-        user_code.trust(name)
-    shapes, problems = probe(recipe)
-    if problems:
-        raise UserError(list_problems(request.options.recipe, problems))
-    plan, until = make_plan(recipe), request.options.until
-    for name in (*request.options.fresh, *([until] if until else [])):
+    options, shapes = request.options, None
+    recipe, problems = check_values(request.values or {}, stages)
+    if recipe is not None and can_be_built(problems):
+        for name in ("*",) if options.trust_code else (*_models(recipe), *options.trust_name):
+            user_code.trust(name)
+        shapes, misfits = probe(recipe, device=device)
+        problems += misfits
+    if recipe is None or problems:
+        raise UserError(list_problems(options.recipe, problems))
+    plan = make_plan(recipe)
+    for name in (*options.fresh, *([options.until] if options.until else [])):
         _check_stage(name, plan)
     return plan, shapes
-
-
-def _checked_recipe(request: RecipeRequest, stages: StageTable) -> Recipe:
-    recipe, problems = check_values(request.values or {}, stages)
-    if recipe is None or problems:
-        raise UserError(list_problems(request.options.recipe, problems))
-    return recipe
 
 
 def _run(

@@ -19,11 +19,12 @@ from compress.distributed.collectives import by_first, world
 from compress.engine.lockstep import side_by_side
 from compress.engine.loop import Position, drained
 from compress.environment import environment
-from compress.errors import doing
+from compress.errors import UserError, doing
 from compress.recipe.schema import Recipe
 from compress.run.directory import RunDirectory
 from compress.run.fields import StepFields, recipe_fingerprint, step_fields
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
+from compress.run.skipping import Files, require_undamaged, stands
 from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
 from compress.stages.job import Job, Outcome, StepJob
@@ -56,8 +57,30 @@ class Progress:
         return self._fields[step.name]
 
     def is_finished(self, step: PlannedStep) -> bool:
-        """Whether a step's result is there, for all that it depends on."""
-        return self.directory.finished(step.name, self.fields(step).result)
+        """Whether a step's result is there, for all that it depends on.
+
+        Raises:
+            UserError: the result, or a file that it vouches for, is damaged.
+        """
+        is_finished = self.directory.finished(step.name, self.fields(step).result)
+        if is_finished:
+            require_undamaged(self.directory, step.name, self._files(step))
+        return is_finished
+
+    def can_be_skipped(self, step: PlannedStep) -> bool:
+        """Whether a step is finished; what is damaged of it is put aside and made again."""
+        fields = self.fields(step)
+        files = self._files(step)
+        return stands(self.directory, step.name, fields.result, files, fields.folder)
+
+    def finish(self, step: PlannedStep, outcome: Outcome) -> None:
+        """Write a step's result, with a record of the files that it vouches for."""
+        files = self._files(step)(self.directory.stage_folder(step.name), outcome.values)
+        self.directory.finish(step.name, self.fields(step).result, outcome, files)
+
+    def _files(self, step: PlannedStep) -> Files:
+        files: Files = self.stages.load(step.stage).files
+        return files
 
     def note(self, step: PlannedStep) -> None:
         """Read the result of a finished step, which those after it depend on."""
@@ -101,7 +124,7 @@ class Executor:
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:
-            if by_first(partial(progress.is_finished, step)):
+            if by_first(partial(_is_whole, progress, step)):
                 progress.note(step)
         return list(progress.digests)
 
@@ -129,8 +152,7 @@ class Executor:
     def _step(self, step: PlannedStep, progress: Progress) -> Generator[Position, None, None]:
         if not by_first(partial(self._prepare, step, progress)):
             return
-        fields = progress.fields(step)
-        job = self._job(step, fields.folder)
+        job = self._job(step, progress.fields(step).folder)
         start, clock = time.perf_counter(), list[float]()
         stage = self.stages.load(step.stage)
         outcome: Outcome
@@ -148,8 +170,7 @@ class Executor:
             "processes": world(),
             "environment": environment(self.device),
         }
-        result = Outcome(outcome.values, measured)
-        by_first(lambda: self.directory.finish(step.name, fields.result, result))
+        by_first(lambda: progress.finish(step, Outcome(outcome.values, measured)))
         log(f"{step.name}: {seconds:.1f} s")
 
     def _job(self, step: PlannedStep, fields: Mapping[str, Any]) -> StepJob:
@@ -173,11 +194,11 @@ class Executor:
     def _prepare(self, step: PlannedStep, progress: Progress) -> bool:
         """Decide whether to skip, resume or redo a step; return True if it must run."""
         fresh, fields = self._is_fresh(step), progress.fields(step).folder
-        if not fresh and progress.is_finished(step):
+        if not fresh and progress.can_be_skipped(step):
             log(f"{step.name}: done before, skipped")
             return False
         self.directory.make_room(step.name, fields, restart=fresh, restore=not fresh)
-        if not fresh and progress.is_finished(step):
+        if not fresh and progress.can_be_skipped(step):
             return False  # it was brought back
         log(f"{step.name}")
         self.directory.begin(step.name, fields)
@@ -185,6 +206,15 @@ class Executor:
 
     def _is_fresh(self, step: PlannedStep) -> bool:
         return step.name in self.fresh or step.stage in self.fresh
+
+
+def _is_whole(progress: Progress, step: PlannedStep) -> bool:
+    """Whether a step that is not run now was finished before; damage is reported only."""
+    try:
+        return progress.is_finished(step)
+    except UserError as error:
+        log(f"{step.name}: {error}")
+        return False
 
 
 def _timed(
@@ -205,7 +235,11 @@ def _timed(
 
 
 def is_finished(recipe: Recipe, stages: StageTable, folder: Path, until: str | None = None) -> bool:
-    """Whether a run directory holds the result of every stage (up to one) of a checked recipe."""
+    """Whether a run directory holds the result of every stage (up to one) of a checked recipe.
+
+    Raises:
+        UserError: a result, or a file that it vouches for, is damaged.
+    """
     plan = make_plan(recipe)
     progress = Progress(plan, stages, RunDirectory(folder, folder.name))
     for step in plan.steps:

@@ -15,6 +15,7 @@ from compress.models import user_code
 from compress.recipe.schema import Engine, MethodPart, Recipe
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan
 from compress.stages.distill import terms_for
+from compress.stages.fast_teachers import arithmetic
 from compress.storage.fingerprints import fingerprint_of, fingerprint_of_folder, sha256_file
 
 Fields = dict[str, Any]
@@ -146,7 +147,7 @@ def _reads_teachers(part: MethodPart, terms: Terms) -> bool:
 def _targets(engine: Engine) -> dict[str, str]:
     """What of the engine changes the targets that students learn from."""
     stored = engine.cache.dtype if engine.cache else "float32"
-    return {"engine.teacher": engine.teacher, "engine.cache.dtype": stored}
+    return {"engine.teacher": arithmetic(engine), "engine.cache.dtype": stored}
 
 
 def _with_digests(part: dict[str, Any]) -> dict[str, Any]:

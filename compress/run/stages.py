@@ -13,8 +13,9 @@ from typing import Any
 class StageTable:
     """Name of a stage -> path of its module, so that a missing optional part breaks no other stage.
 
-    A module has `RESULT_VERSION`, `IN_EVERY_PROCESS` (False: the main process runs it alone) and
-    `run(job) -> Outcome`. One whose jobs can learn in lockstep also has `learn(job)`, the same as a
+    A module has `RESULT_VERSION`, `IN_EVERY_PROCESS` (False: the main process runs it alone),
+    `run(job) -> Outcome` and `files(folder, values)`, which names the files that a result vouches
+    for (see `skipping`). One whose jobs can learn in lockstep also has `learn(job)`, the same as a
     generator that stops before each training step. One that knows more of its recipe section than
     the schema does has `check(section, path)`, which gives its problems, and `schema()`.
     """

@@ -1,10 +1,12 @@
 """What is wrong with a training that a recipe or a transfer command asks for, beyond its shape."""
 
-from compress.engine.optimization import OPTIMIZERS, SCHEDULES
+from compress.engine.optimization import OPTIMIZERS, SCHEDULES, Settings
 from compress.errors import nearest
 from compress.recipe.schema import Train
 from compress.recipe.signatures import check_named
 from compress.stages import settings_from
+
+_LARGEST_LR = 1e6
 
 
 def check_train(train: Train, path: str) -> list[str]:
@@ -30,10 +32,18 @@ def check_train(train: Train, path: str) -> list[str]:
         )
     if not problems:
         try:
-            settings_from(train)
-        except ValueError as error:
+            _check_schedule(settings_from(train))
+        except (ValueError, ArithmeticError, TypeError) as error:
             problems.append(f"{path}.schedule: {error}")
     return problems
+
+
+def _check_schedule(settings: Settings) -> None:
+    """Look at the learning rate over the whole run: an absurd argument shows late in it."""
+    for percent in range(100):
+        lr = settings.lr * settings.schedule(percent / 100)
+        if not abs(lr) < _LARGEST_LR:
+            raise ValueError(f"after {percent} % of the run, the learning rate is {lr:g}")
 
 
 def check_transfer_train(train: Train, path: str) -> list[str]:

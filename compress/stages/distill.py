@@ -1,7 +1,8 @@
 """One student, trained by one method: the phases, the main training, the artefact."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from compress.stages.student import build_student, describe_student
 from compress.stages.teacher import load_teachers
 from compress.stages.teaching import Teaching
 from compress.storage.files import write_json
+from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import seal
 
 RESULT_VERSION = 4
 IN_EVERY_PROCESS = True
@@ -36,6 +39,13 @@ def terms_for(part: MethodPart, distill: Distill) -> Terms:
     terms = METHODS[part.name].protocols[distill.protocol]
     given = part.weights or (distill.weights if part is distill.method else None)
     return terms if given is None else replace(terms, **given.model_dump(exclude_none=True))
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The student and the histories of its trainings, with the digest that `values` holds."""
+    histories = sorted(p.relative_to(folder).as_posix() for p in folder.glob("**/metrics.jsonl"))
+    student = {"student.safetensors": values.get("sha256"), "student.json": None}
+    return student | dict.fromkeys(histories)
 
 
 def run(job: Job) -> Outcome:
@@ -67,7 +77,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     deployed = method.deploy(student)
     description = describe_student(job, data, deployed is student, method, weights)
     # Written before the first step: an interrupted training can be exported.
-    write_json(job.folder / "description.json", description)
+    write_json(job.folder / "description.json", seal(description))
     training = _Training(job, module, teaching, data, deployed)
     history, terms = yield from training.run()
     found = summary(history, task.metric)
@@ -118,6 +128,7 @@ class _Training:
                 seed=self._seed,
                 device=self.job.device,
                 order=number - len(phases),
+                fingerprint=fingerprint_of(self.job.fields),
             )
         self._enter(None)
         terms["start"] = self._measure(fixed)
@@ -133,6 +144,7 @@ class _Training:
             device=self.job.device,
             evaluate=lambda: judge(self.deployed, self.data, self.job),
             keep_best=f"validation_{metric}" if self.data.validation else None,
+            fingerprint=fingerprint_of(self.job.fields),
         )
         if self.job.device.type == "cuda":
             self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)

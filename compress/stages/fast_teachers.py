@@ -30,6 +30,15 @@ _COMPARED = 256
 _CALIBRATION = 512
 
 
+def arithmetic(engine: Engine) -> str:
+    """What teachers compute in, as results and caches know it.
+
+    int8 had 8-bit weights before, whose products saturate on some CPUs: none of its targets is
+    taken for one of 7-bit weights.
+    """
+    return "int8, 7-bit weights" if engine.teacher == "int8" else engine.teacher
+
+
 def check_arithmetic(engine: Engine, device: torch.device) -> None:
     """Refuse, before anything is trained, a teacher's arithmetic that the device does not have."""
     if engine.teacher == "int8" and device.type != "cpu":
@@ -98,7 +107,7 @@ class FastTeachers:
         shows: Callable[[Tensor], Taps]
         compiled_rows: Callable[[], int | None] | None = None
         if precision == "int8":
-            shows = self._int8(teacher, specs, wanted)
+            shows = self._int8(teacher, specs, wanted, name)
         else:
             shows = fast = freeze(
                 teacher.network,
@@ -145,7 +154,7 @@ class FastTeachers:
             "preprocessing": self.data.preprocessing.as_dict(),
             "augment": augment[0],
             "views": [reader.views, reader.views_seed] if reader.views else None,
-            "arithmetic": [self.engine.teacher, job.device.type],
+            "arithmetic": [arithmetic(self.engine), job.device.type],
         }
         dtype: torch.dtype = getattr(torch, cache.dtype)
         limit = int(cache.max_gb * 1e9)
@@ -187,13 +196,16 @@ class FastTeachers:
         return {key: description.get(key) for key in keys} | {"sha256": sha256_file(weights)}
 
     def _int8(
-        self, teacher: artifacts.Student, specs: TapSpecs, wanted: tuple[str, ...]
+        self, teacher: artifacts.Student, specs: TapSpecs, wanted: tuple[str, ...], name: str
     ) -> Callable[[Tensor], Taps]:
         int8 = importlib.import_module("compress.teacher.int8")
         images = self._sample(self.data.train, _CALIBRATION)
-        shows: Callable[[Tensor], Taps]
-        shows = int8.int8_teacher(teacher.network, specs, wanted, torch.split(images, 64))
-        return shows
+        shows = int8.int8_teacher(
+            teacher.network, specs, wanted, torch.split(images, 64), name=name
+        )
+        self._remark(*shows.remarks())
+        taps: Callable[[Tensor], Taps] = shows
+        return taps
 
     def _sample(self, images: Images, count: int) -> Tensor:
         pixels = images.fetch(evenly(images, count)).to(self.job.device)

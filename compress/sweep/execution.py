@@ -79,9 +79,11 @@ def _options(sweep: Sweep, options: argparse.Namespace) -> list[str]:
     """What every run is started with."""
     named = (entry.get("model") for entry in (*sweep.teachers.values(), *sweep.students.values()))
     names = [model["name"] if isinstance(model, dict) else model for model in named]
-    own_code = any(isinstance(name, str) and user_code.is_user_code(name) for name in names)
-    # A cell reads its teacher from a file; code that this very sweep names may run there, too.
-    trust = ["--trust-code"] if options.trust_code or own_code else []
+    own_code = {n: None for n in names if isinstance(n, str) and user_code.is_user_code(n)}
+    # A cell reads its teacher from a file; code that this very sweep names may run there, no other.
+    trust = [f"--trust-name={name}" for name in own_code]
+    if options.trust_code:
+        trust = ["--trust-code"]
     return trust + (["--device", options.device] if options.device else [])
 
 

@@ -7,7 +7,7 @@ by its dotted path. A tap is a forward hook that lives for one call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, fx, nn
@@ -63,7 +63,8 @@ class Taps:
     """What one forward pass showed; a kind that was not asked for is None.
 
     logits (N, K), pooled (N, D), last_map and stem (N, C, H, W), stages and pre_activations: maps
-    from fine to coarse, paths: outputs of the modules asked for by dotted path.
+    from fine to coarse, paths: outputs of the modules asked for by dotted path. `derived` is what a
+    method computed from these, under its own names (see `Method.extend`).
     """
 
     logits: Tensor | None
@@ -73,6 +74,7 @@ class Taps:
     pre_activations: list[Tensor] | None
     paths: dict[str, Tensor]
     stem: Tensor | None = None
+    derived: dict[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Taps":
         """The same with every tensor changed."""
@@ -91,6 +93,7 @@ class Taps:
             pre_activations=several(self.pre_activations),
             paths={path: change(tensor) for path, tensor in self.paths.items()},
             stem=one(self.stem),
+            derived={name: change(tensor) for name, tensor in self.derived.items()},
         )
 
 
@@ -186,7 +189,8 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
     `.train()`.
 
     Raises:
-        UserError: the network's control flow depends on its input, so it cannot be traced.
+        UserError: the network's control flow depends on its input, so it cannot be traced; or it
+            does not run a module of this path.
     """
     training = network.training
     try:
@@ -200,6 +204,12 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
         network.train(training)
     nodes = list(graph.nodes)
     inside = [i for i, n in enumerate(nodes) if path in n.meta.get("nn_module_stack", {})]
+    if not inside:
+        known = dict(network.named_modules())
+        raise UserError(
+            f"{type(network).__name__} cannot be cut after '{path}', which is no module that its "
+            f"forward runs{nearest(path, known)}"
+        )
     cut = inside[-1]
     for node in reversed(nodes[cut + 1 :]):
         graph.erase_node(node)

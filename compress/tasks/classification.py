@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from compress.distributed.collectives import summed
+from compress.precision import in_float32
+
+_cross_entropy = in_float32(cross_entropy)
 
 
 class Classification:
@@ -19,8 +22,8 @@ class Classification:
     metric = "top1_percent"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy of logits (N, K) with labels (N,)."""
-        return cross_entropy(logits.float(), labels)
+        """Mean cross entropy of logits (N, K) with labels (N,), in float32 or wider."""
+        return _cross_entropy(logits, labels)
 
     @torch.no_grad()
     def evaluate(

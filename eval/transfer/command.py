@@ -18,6 +18,7 @@ from compress.run.launch import launch, usable_device
 from compress.run.stages import StageTable
 from compress.storage.files import write_json, write_text
 from compress.storage.results import read_result
+from compress.text import printable
 from eval.transfer.options import add_options
 from eval.transfer.request import read_request
 from eval.transfer.stage import DATASETS, TASKS
@@ -88,6 +89,6 @@ def _write_results(task: str, folder: Path, labels: list[str]) -> Path:
     table = table_of(results)
     write_json(folder / "result.json", {"task": task, "results": results})
     protocol = next(iter(results.values()))["protocol"]
-    write_text(folder / "table.md", f"{table.markdown()}\n{protocol}\n")
+    write_text(folder / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
     console.print(table.rich())
     return folder / "table.md"

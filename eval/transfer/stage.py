@@ -1,5 +1,6 @@
 """The transfer stage: a task on the distilled encoder against the same network from elsewhere."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from eval.detection import task as detection
 from eval.knn import task as neighbours
 from eval.linear_probe import task as linear_probe
 from eval.segmentation import task as segmentation
-from eval.transfer.context import Context, student_of
+from eval.transfer.context import OUTCOME, Context, files_of_training, student_of
 
 RESULT_VERSION = 3
 IN_EVERY_PROCESS = True
@@ -47,7 +48,7 @@ def check(entry: TransferPart, path: str) -> list[str]:
     problems += signatures.check_named(entry.data, DATASETS[entry.task], f"{path}.data")
     problems += check_transfer_train(entry.train, f"{path}.train")
     root = entry.data.arguments.get("root")
-    if isinstance(root, str) and not Path(root).is_dir():
+    if isinstance(root, str) and not os.path.isdir(root):
         problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
     return problems
 
@@ -55,6 +56,19 @@ def check(entry: TransferPart, path: str) -> list[str]:
 def schema() -> dict[str, Any]:
     """JSON schema of the arguments of every task."""
     return {name: signatures.schema(task) for name, task in TASKS.items()}
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The outcome of every training and what it left, and the data that were generated."""
+    trainings = [f"{row['init']}/seed-{seed}" for row in values.get("rows", ())
+                 for seed in values.get("seeds", ())]  # fmt: skip
+    found: dict[str, str | None] = {}
+    for training in trainings:
+        names = (OUTCOME, *files_of_training(folder / training))
+        found |= {f"{training}/{name}": None for name in names}
+    if (folder / "data").is_dir() and trainings:
+        found["data"] = None
+    return found
 
 
 def run(job: StepJob) -> Outcome:

@@ -70,7 +70,7 @@ def test_steps_of_a_recipe() -> None:
             folders[step.name] = fingerprint_of(fields.folder)
     assert results == RESULTS
     assert folders == FOLDERS
-    assert recipe_fingerprint(recipe) == "06124bab408e08ed"
+    assert recipe_fingerprint(recipe) == "b3c2b6272b806083"
 
 
 def test_steps_of_a_transfer_command() -> None:

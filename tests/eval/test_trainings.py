@@ -108,7 +108,7 @@ def test_scratch_depends_on_the_form_of_its_origin(asked: Context, trainings: Tr
     assert trainings.of(asked)[0] == []
     changed(description, preprocessing=read_json(description)["preprocessing"] | {"std": [0.2] * 3})
     assert trainings.of(asked)[0] == [("distilled", 0), ("scratch", 0)]
-    changed(description, num_classes=4)
+    changed(description, num_classes=4, class_names=["a", "b", "c", "d"])
     assert ("scratch", 0) in trainings.of(replace(asked, inits=("scratch",)))[0]
 
 

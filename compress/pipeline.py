@@ -8,7 +8,8 @@ torchrun --nproc-per-node N -m compress.pipeline RECIPE.yaml ...
 import sys
 from functools import cache
 
-from compress.recipe.command_line import RecipeRequest, read_request, report_mistake
+from compress.console.ending import report_mistake
+from compress.recipe.command_line import RecipeRequest, read_request
 from compress.run.stages import StageTable
 
 STAGES = StageTable(

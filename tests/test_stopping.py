@@ -15,7 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from compress.errors import Terminated, UserError, doing, exit_code
+from compress.console.ending import Terminated, doing, exit_code
+from compress.errors import UserError
 from compress.sweep import command
 from compress.sweep.runs import Plan
 from tests.test_pipeline import TINY, run
@@ -68,7 +69,7 @@ def test_a_sigterm_that_was_lost_in_a_finaliser_is_not_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lost: list[type[BaseException]] = []
-    monkeypatch.setattr("compress.errors._REPEATS", 0.05)
+    monkeypatch.setattr("compress.console.ending._REPEATS", 0.05)
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_type))
 
     class Loses:
@@ -113,7 +114,7 @@ def test_beside_the_main_thread_sigterm_is_left_alone() -> None:
 def test_a_fork_dies_of_sigterm_itself() -> None:
     code = (
         "import os, signal\n"
-        "from compress.errors import exit_code\n"
+        "from compress.console.ending import exit_code\n"
         "def command():\n"
         "    here, there = os.pipe()\n"
         "    child = os.fork()\n"

@@ -4,14 +4,12 @@ The import takes seconds; nobody should wait that long for `--help` or to read o
 """
 
 import argparse
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.console.terminal import tell
-from compress.errors import UserError, exit_code
+from compress.errors import UserError
 from compress.recipe.files import add_set_option, read_yaml, with_overrides
 from compress.text import one_line
 
@@ -93,16 +91,3 @@ def list_problems(path: Path, problems: Sequence[str]) -> str:
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"  and {len(problems) - _MOST_PROBLEMS:,} more")
     return f"{one_line(str(path))} has {count}:\n" + "\n".join(lines)
-
-
-def report_mistake(read: Callable[[], object]) -> int:
-    """Read a command line early; 0, or the exit code of a mistake in it, which is then reported.
-
-    What torchrun started does not: only processes that have met can report a mistake once.
-    """
-
-    def run() -> int:
-        read()
-        return 0
-
-    return 0 if "LOCAL_RANK" in os.environ else exit_code(run, tell)

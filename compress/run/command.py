@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import yaml
 
+from compress.console.ending import doing, stop_sentence
 from compress.console.messages import log, log_to, note
 from compress.console.terminal import console
 from compress.distributed.collectives import by_first, world
 from compress.engine.loop import Position, drained
 from compress.environment import environment
-from compress.errors import UserError, doing, nearest, stop_sentence
+from compress.errors import UserError, nearest
 from compress.models import user_code
 from compress.recipe.command_line import RecipeRequest, list_problems, read_request
 from compress.recipe.schema import Recipe

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from compress.console.ending import doing
 from compress.console.messages import log
 from compress.distributed.collectives import by_first, world
 from compress.engine.lockstep import side_by_side
 from compress.engine.loop import Position, drained
 from compress.environment import environment
-from compress.errors import UserError, doing
+from compress.errors import UserError
 from compress.recipe.schema import Recipe
 from compress.run.directory import RunDirectory
 from compress.run.fields import StepFields, recipe_fingerprint, step_fields

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from compress.console.ending import exit_code
 from compress.console.terminal import tell, tell_stop
 from compress.distributed.collectives import by_first, is_first, world
-from compress.errors import UserError, exit_code
+from compress.errors import UserError
 
 Request = TypeVar("Request")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -14,8 +14,9 @@ import re
 import sys
 from pathlib import Path
 
+from compress.console.ending import exit_code
 from compress.console.terminal import tell, tell_stop
-from compress.errors import UserError, exit_code
+from compress.errors import UserError
 from compress.recipe.command_line import list_problems
 from compress.recipe.files import add_set_option, read_yaml, with_overrides
 from compress.sweep.schema import Sweep, check_sweep

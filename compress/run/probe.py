@@ -14,10 +14,10 @@ from compress.distill.module import teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Context, Method
-from compress.model_files.weights import load_state, read_state
+from compress.model_files.weights import load_state, published_weights, read_state
 from compress.models.layout import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths
-from compress.run.place_checks import check_batches, published_weights
+from compress.run.place_checks import check_batches
 from compress.seeding import seeded
 from compress.stages.distill import terms_for
 from compress.stages.fast_teachers import check_int8

@@ -18,7 +18,7 @@ from PIL import Image
 from compress.console.ending import Terminated, doing, exit_code
 from compress.errors import UserError
 from compress.sweep import command
-from compress.sweep.runs import Plan
+from compress.sweep.runs import SweepRuns
 from tests.test_pipeline import TINY, run
 from tests.test_sweep import small
 from tests.test_sweep_processes import endless, pid_in
@@ -196,7 +196,9 @@ def test_a_sweep_takes_its_runs_with_it(
     raw["pairs"] = [{"teacher": name, "student": "thin"} for name in raw["teachers"]]
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw))
     files = [tmp_path / name for name in raw["teachers"]]
-    monkeypatch.setattr(Plan, "_command", lambda _, unit: endless(tmp_path / unit[0].folder.name))
+    monkeypatch.setattr(
+        SweepRuns, "_command", lambda _, unit: endless(tmp_path / unit[0].folder.name)
+    )
     pids: list[int] = []
 
     def stop() -> None:

@@ -1,4 +1,4 @@
-"""Where a transfer task takes its encoder from: a run, a bundle, or a plain checkpoint."""
+"""Networks from a run, a bundle or a plain checkpoint, read in one way."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ def check_named(
     *,
     supplied: tuple[str, ...] = (),
 ) -> list[str]:
-    """A name that the registry lacks, or arguments that do not fit what it stands for."""
+    """Problems of a named part: an unknown name, or arguments that its function does not take."""
     if part.name not in registry:
         known = ", ".join(registry)
         return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]

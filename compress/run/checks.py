@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from compress.recipe.partial import concerns, mended
+from compress.recipe.partial import concerns, mend
 from compress.recipe.schema import Recipe, check_shape
 from compress.run.part_checks import check_parts, check_relations
 from compress.run.place_checks import check_places
@@ -19,7 +19,7 @@ def check_values(values: dict[str, Any], stages: StageTable) -> tuple[Recipe | N
     if recipe is not None:
         problems = [*check_recipe(recipe, stages), *check_places(recipe)]
         return recipe, list(dict.fromkeys(problems))
-    rest, places = mended(values)
+    rest, places = mend(values)
     if rest is not None:
         others = (*check_parts(rest, stages), *check_places(rest))
         problems += [problem for problem in others if not concerns(problem, places)]

@@ -104,7 +104,7 @@ class RunDirectory:
             ) from None
 
     def stage_folder(self, stage: str) -> Path:
-        """Where a stage keeps its files."""
+        """The folder of a stage's files."""
         return self.folder / stage
 
     def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
@@ -123,7 +123,7 @@ class RunDirectory:
         return fingerprint_of({key: result[key] for key in ("fingerprint", "values")})
 
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
-        """What changed since the stage's folder was begun; empty where it was not begun."""
+        """Fields that changed since the stage's folder was created; empty if there is none."""
         folder = self.stage_folder(stage)
         path = folder / "fields.json"
         if not path.is_file():
@@ -160,7 +160,7 @@ class RunDirectory:
             log(f"{stage}: what was done earlier fits again, restored")
 
     def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
-        """A stage's folder to work in; what was begun for the same fields is still in it."""
+        """Open a stage's folder for work; what was done there for these fields is still in it."""
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
         # A result that is there stands for other parts of this folder than those now asked for.
@@ -217,7 +217,7 @@ class RunDirectory:
         self.write_result(stage, {**result, "files": self.records(stage, files)})
 
     def records(self, stage: str, files: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Size and digest of files in a stage's folder, and of what it was begun for."""
+        """Size and digest of files in a stage's folder, and of what it stands for."""
         folder = self.stage_folder(stage)
         return {name: record(folder / name) for name in (*files, "fields.json")}
 

@@ -1,4 +1,4 @@
-"""What a recipe needs of this machine: files, folders and memory, looked for before it runs."""
+"""Problems of what a recipe needs of this machine: files, folders and memory."""
 
 import math
 import os

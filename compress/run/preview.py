@@ -66,7 +66,7 @@ def _adapters(shapes: Shapes) -> Table:
 
 
 def _cache_remarks(plan: RecipePlan, shapes: Shapes) -> list[str]:
-    """What a teacher cache is expected to save each method, or why it cannot serve it."""
+    """The share of targets that a teacher cache is expected to save each method, or why none."""
     recipe = plan.recipe
     if recipe.engine.cache is None:
         return []
@@ -92,7 +92,7 @@ def _cache_remarks(plan: RecipePlan, shapes: Shapes) -> list[str]:
 
 
 def teacher_remarks(recipe: Recipe) -> list[str]:
-    """What is odd but no mistake about teachers from files; opens the data, where they are here."""
+    """Remarks on teachers from files that may not fit; opens the data, where they are here."""
     remarks = []
     for part in recipe.teacher:
         try:

@@ -1,4 +1,4 @@
-"""What is wrong with a training that a recipe or a transfer command asks for, beyond its shape."""
+"""Problems of a training of a recipe or a transfer command, beyond its shape."""
 
 from compress.engine.optimization import OPTIMIZERS, SCHEDULES, Settings
 from compress.errors import nearest
@@ -10,7 +10,7 @@ _LARGEST_LR = 1e6
 
 
 def check_train(train: Train, path: str) -> list[str]:
-    """What does not fit in any `train` section."""
+    """Problems of any `train` section."""
     problems = check_named(train.schedule, SCHEDULES, f"{path}.schedule")
     if train.accumulate > max(1, train.batch_size // 2):
         problems.append(
@@ -47,7 +47,7 @@ def _check_schedule(settings: Settings) -> None:
 
 
 def check_transfer_train(train: Train, path: str) -> list[str]:
-    """The same of a transfer task's."""
+    """Problems of a transfer task's `train` section."""
     problems = check_train(train, path)
     if train.accumulate > 1:
         problems.append(f"{path}.accumulate: transfer tasks take their batches whole")

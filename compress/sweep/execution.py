@@ -24,7 +24,7 @@ from compress.run.probe import probe
 from compress.storage.files import write_text
 from compress.sweep.processes import Runner, run_process
 from compress.sweep.ray_cluster import on_ray
-from compress.sweep.runs import Plan
+from compress.sweep.runs import SweepRuns
 from compress.sweep.schema import Pair, Status, Sweep, SweepMethod, recipe_of
 from compress.sweep.table import terminal_table, write_table
 
@@ -42,7 +42,7 @@ def run_sweep(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) ->
     if problems:
         raise UserError(list_problems(options.sweep, problems))
     folder = options.out or Path("runs") / options.sweep.stem
-    plan = Plan(sweep, folder, Status(refused), _options(sweep, options), options.jobs)
+    plan = SweepRuns(sweep, folder, Status(refused), _options(sweep, options), options.jobs)
     for name, reason in refused.items():
         log(f"{name}: not applicable: {reason}")
     log(f"{len(plan.cells)} cells, {len(refused)} not applicable, {len(plan.teachers())} teachers")

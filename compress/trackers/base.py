@@ -1,4 +1,4 @@
-"""What every tracker is given and does."""
+"""The interface of trackers, and their files in a run directory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from compress.storage.fingerprints import fingerprint_of
 
 @dataclass(frozen=True)
 class Place:
-    """What is tracked: a run's directory, its name and its recipe as plain values."""
+    """The run that is tracked: its directory, its name and its recipe as plain values."""
 
     folder: Path
     name: str

@@ -1,4 +1,4 @@
-"""What a transfer task is given, and the comparison of initialisations that every task shares."""
+"""The transfer entry that a task gets, and the comparison of initialisations in every task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from compress.storage.files import read_mapping, write_json
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from eval.data.batches import in_iterations
-from eval.transfer.statistics import compared
+from eval.transfer.statistics import compare_with_reference
 
 Data = TypeVar("Data")
 
@@ -41,7 +41,7 @@ _WHAT_VARIES = (
 
 
 @dataclass(frozen=True)
-class Context:
+class TransferContext:
     """One transfer entry: where it writes, which students exist, how to train.
 
     It writes into the folder of `stage` in the directory `run`; `fields` is what every training
@@ -69,7 +69,7 @@ class Context:
 
     @property
     def folder(self) -> Path:
-        """Where the entry's files lie; the trainings' are in `INIT/seed-N`."""
+        """The folder of the entry's files; the trainings' are in `INIT/seed-N`."""
         return self.run.stage_folder(self.stage)
 
     @property
@@ -99,10 +99,10 @@ class Start:
     fingerprint: str = ""  # of what the training depends on
 
 
-def opened(context: Context, make: Callable[[Path], Data]) -> Data:
-    """What `make` reads, in every process; it gets the folder for generated files.
+def open_in_order(context: TransferContext, make: Callable[[Path], Data]) -> Data:
+    """Read data in every process; `make` gets the folder for generated files.
 
-    The first process does so before the others, as it may have to write the files.
+    The first process reads before the others, as it may have to write the files.
     """
     found: list[Data] = []
     by_first(lambda: found.append(make(context.folder / "data")))
@@ -110,7 +110,7 @@ def opened(context: Context, make: Callable[[Path], Data]) -> Data:
 
 
 def compare_inits(
-    context: Context, evaluate: Callable[[Start], dict[str, float]]
+    context: TransferContext, evaluate: Callable[[Start], dict[str, float]]
 ) -> list[dict[str, Any]]:
     """Train and evaluate each initialisation with each seed; one row per init.
 
@@ -130,7 +130,7 @@ def compare_inits(
     }
     reference = next((init for init in (ALONE, "none", SCRATCH) if init in outcomes), None)
     return [
-        {"init": init, "student": label, **compared(init, outcomes, reference)}
+        {"init": init, "student": label, **compare_with_reference(init, outcomes, reference)}
         for init, label in labels.items()
     ]
 
@@ -148,17 +148,17 @@ def digest_of_init(init: str, origin: Origin) -> str:
 
 
 def _outcome(
-    context: Context,
+    context: TransferContext,
     init: str,
     digest: str,
     seed: int,
     evaluate: Callable[[Start], dict[str, float]],
 ) -> dict[str, Any]:
-    """What one training found: its seed, its metrics, how much of the encoder was loaded."""
+    """The outcome of one training: its seed, its metrics, how much of the encoder was loaded."""
     stage = f"{context.stage}/{init}/seed-{seed}"
     fields = training_fields(context.fields, init=init, origin=digest, seed=seed)
     folder = by_first(partial(_training_folder, context, stage, fields))
-    outcome: dict[str, Any] | None = by_first(partial(_kept, folder, stage))
+    outcome: dict[str, Any] | None = by_first(partial(_read_outcome, folder, stage))
     if outcome is None:
         student = student_of(context, init)
         origin = context.origin(student)
@@ -167,19 +167,19 @@ def _outcome(
         metrics = evaluate(start)
         matched = float(encoder.matched_percent)
         done = {"seed": seed, "metrics": metrics, "matched_percent": matched}
-        outcome = by_first(partial(_keep, folder, done))
+        outcome = by_first(partial(_write_outcome, folder, done))
     shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
     log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
     return outcome
 
 
-def _training_folder(context: Context, stage: str, fields: Mapping[str, Any]) -> Path:
+def _training_folder(context: TransferContext, stage: str, fields: Mapping[str, Any]) -> Path:
     """The folder of one training, with what was done there for the same fields."""
     context.run.make_room(stage, fields, restore=not context.fresh)
     return context.run.begin(stage, fields)
 
 
-def _kept(folder: Path, stage: str) -> dict[str, Any] | None:
+def _read_outcome(folder: Path, stage: str) -> dict[str, Any] | None:
     """The outcome of a training that was finished; one of which a part is damaged is put aside."""
     path = folder / OUTCOME
     if not path.is_file():
@@ -198,7 +198,7 @@ def _kept(folder: Path, stage: str) -> dict[str, Any] | None:
     return None
 
 
-def _keep(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
+def _write_outcome(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Write a training's outcome, with a record of what it left; returns it as it is read again."""
     records = {name: record(folder / name) for name in files_of_training(folder)}
     write_json(folder / OUTCOME, seal({**outcome, "files": records}))
@@ -213,7 +213,7 @@ def files_of_training(folder: Path) -> list[str]:
 
 
 def fine_tune(
-    context: Context, start: Start, module: nn.Module, batches: Batches, task: str
+    context: TransferContext, start: Start, module: nn.Module, batches: Batches, task: str
 ) -> None:
     """Train `module` in place from one initialisation, in that initialisation's folder."""
     settings = context.settings
@@ -232,7 +232,7 @@ def fine_tune(
     )
 
 
-def student_of(context: Context, init: str) -> str:
+def student_of(context: TransferContext, init: str) -> str:
     """The label whose folder an init reads; scratch takes only the architecture from there."""
     return label_of(init, context.students, context.main)
 
@@ -254,7 +254,7 @@ def label_of(init: str, students: Mapping[str, Path | str], main: str) -> str:
 
 
 def result(
-    context: Context,
+    context: TransferContext,
     rows: Sequence[Mapping[str, Any]],
     *,
     protocol: str,

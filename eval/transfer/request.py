@@ -15,7 +15,7 @@ from compress.run.directory import RunDirectory
 from compress.run.plan import PlannedStep, RunPlan, transfer_arguments
 from compress.run.train_checks import check_transfer_train
 from eval.transfer.context import ALONE, DISTILLED, SCRATCH, digest_of_init, label_of
-from eval.transfer.options import given_for, recognised
+from eval.transfer.options import read_arguments, recognise_dataset
 from eval.transfer.stage import DATASETS, TASKS
 
 
@@ -77,7 +77,7 @@ def read_request(task: str, options: argparse.Namespace) -> TransferRequest:
         UserError: with every problem of its arguments.
     """
     data, problems = _data(task, options)
-    arguments, others = given_for(options, "task", TASKS[task])
+    arguments, others = read_arguments(options, "task", TASKS[task])
     if problems + others:
         raise UserError("; ".join(problems + others))
     students, main, beside = _students(options)
@@ -124,8 +124,8 @@ def _data(task: str, options: argparse.Namespace) -> tuple[dict[str, dict[str, A
     found: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for root in options.data or [None]:
-        name = options.dataset or recognised(task, root)
-        arguments, wrong = given_for(options, "data", DATASETS[task][name])
+        name = options.dataset or recognise_dataset(task, root)
+        arguments, wrong = read_arguments(options, "data", DATASETS[task][name])
         label = root.resolve().name if root else name
         place = {"root": str(root)} if root else {}
         found[label if label not in found else f"{label}-{len(found)}"] = {

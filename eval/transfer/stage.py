@@ -17,7 +17,7 @@ from eval.detection import task as detection
 from eval.knn import task as neighbours
 from eval.linear_probe import task as linear_probe
 from eval.segmentation import task as segmentation
-from eval.transfer.context import OUTCOME, Context, files_of_training, student_of
+from eval.transfer.context import OUTCOME, TransferContext, files_of_training, student_of
 
 RESULT_VERSION = 3
 IN_EVERY_PROCESS = True
@@ -81,10 +81,10 @@ def run(job: StepJob) -> Outcome:
     return Outcome(values=values, measured={})
 
 
-def context_of(job: StepJob) -> Context:
+def context_of(job: StepJob) -> TransferContext:
     """A transfer step as its task receives it; its arguments are those of `transfer_arguments`."""
     given = job.arguments
-    return Context(
+    return TransferContext(
         run=RunDirectory(job.run_folder, job.run_folder.name),
         stage=job.name,
         students=given.get("students") or origins_of(job.run_folder),

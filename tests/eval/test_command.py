@@ -15,7 +15,7 @@ from compress.recipe.schema import Named, TransferTrain
 from eval.transfer import command
 from eval.transfer import options as options_module
 from eval.transfer.command import main
-from eval.transfer.options import recognised
+from eval.transfer.options import recognise_dataset
 from eval.transfer.request import read_request
 from eval.transfer.stage import DATASETS, TASKS
 from eval.transfer.tables import table_of
@@ -328,4 +328,4 @@ def test_layouts_are_recognised(tmp_path: Path, task: str, files: list[str], exp
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    assert recognised(task, tmp_path) == expected
+    assert recognise_dataset(task, tmp_path) == expected

@@ -19,7 +19,7 @@ from compress.run.plan import transfer_arguments
 from compress.stages.job import StepJob
 from eval.data.batches import KeyedBatches, in_iterations
 from eval.transfer import stage
-from eval.transfer.context import Context, Start, compare_inits
+from eval.transfer.context import Start, TransferContext, compare_inits
 from tests.eval.runs import write_run
 
 Write = Callable[..., Path]
@@ -115,8 +115,10 @@ def test_generated_scenes_serve_every_task(
         assert values["rows"][0]["student"] == "none"
 
 
-def context(run_folder: Path, inits: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Context:
-    return Context(
+def context(
+    run_folder: Path, inits: tuple[str, ...], seeds: tuple[int, ...] = (0,)
+) -> TransferContext:
+    return TransferContext(
         run=RunDirectory(run_folder, "run"),
         stage="transfer",
         students=origins_of(run_folder),

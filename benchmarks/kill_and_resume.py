@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from compress.recipe.files import add_set_option
+
 # Seconds after a stage began. A stage that is done by then is killed in a later one.
 DELAYS = (0.1, 1.5)
 
@@ -24,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    add_set_option(parser, explanation="as of compress.pipeline")
     options = parser.parse_args()
     name = options.recipe.stem
     base = [sys.executable, "-m", "compress.pipeline", str(options.recipe)]

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import UserError, exit_code, nearest
+from compress.console.ending import exit_code
+from compress.errors import UserError, nearest
 from compress.text import printable
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from export.bundle.writer import UNFINISHED, write_bundle
 from export.verify.checks import require_same_data
 
 RESULT_VERSION = 3
+IN_EVERY_PROCESS = False
 BUNDLE = "bundle"
 
 

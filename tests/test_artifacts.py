@@ -126,7 +126,7 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path;"
-        "from compress.artifacts import RunDirectory\n"
+        "from compress.run.directory import RunDirectory\n"
         f"with RunDirectory(Path({str(tmp_path)!r}), 'r').open():\n"
         "    print('open', flush=True); sys.stdin.read()"
     )

@@ -8,7 +8,8 @@ import pytest
 from compress import models
 from compress.model_files import artifacts
 from compress.recipe.schema import Recipe
-from compress.run import checks
+from compress.run.preview import teacher_remarks
+from compress.run.probe import probe
 from compress.stages import dataset_of
 from compress.storage.files import read_json, write_json
 from compress.taps.discovery import discover
@@ -49,7 +50,7 @@ TRAIN = {"train": {"epochs": 1, "lr": 0.1}}
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_a_forward_that_cannot_serve_is_refused(nets: Path, name: str, role: str) -> None:
     names = {"teacher": "resnet14", "student": "resnet8", role: f"{nets}:{name}"}
-    problems = checks.probe(recipe({"model": names["teacher"], **TRAIN}, names["student"]))[1]
+    problems = probe(recipe({"model": names["teacher"], **TRAIN}, names["student"]))[1]
     said = "a tuple in training mode" if name == "Auxiliary" else "changes its input in place"
     assert len(problems) == 1
     assert problems[0].startswith(f"{role}: ") and said in problems[0]
@@ -57,17 +58,17 @@ def test_a_forward_that_cannot_serve_is_refused(nets: Path, name: str, role: str
 
 def test_a_teacher_that_does_not_learn_may_have_auxiliary_heads(nets: Path) -> None:
     teacher = {"model": f"{nets}:Auxiliary", "checkpoint": "some.pth"}
-    shapes, problems = checks.probe(recipe(teacher))
+    shapes, problems = probe(recipe(teacher))
     assert shapes is not None and not problems
 
 
 def test_an_untraceable_teacher_is_refused_as_int8_alone(nets: Path) -> None:
     teacher = {"model": f"{nets}:Choosing", **TRAIN}
-    assert checks.probe(recipe(teacher))[1] == []
-    problems = checks.probe(recipe(teacher, engine={"teacher": "int8"}))[1]
+    assert probe(recipe(teacher))[1] == []
+    problems = probe(recipe(teacher, engine={"teacher": "int8"}))[1]
     assert len(problems) == 1
     assert "cannot be made int8" in problems[0]
-    assert checks.probe(recipe({"model": "resnet14", **TRAIN}, engine={"teacher": "int8"}))[1] == []
+    assert probe(recipe({"model": "resnet14", **TRAIN}, engine={"teacher": "int8"}))[1] == []
 
 
 def test_a_teacher_of_other_images_is_told(tmp_path: Path) -> None:
@@ -80,12 +81,12 @@ def test_a_teacher_of_other_images_is_told(tmp_path: Path) -> None:
         architecture, specs, data.class_names, data.preprocessing, metrics={}, fingerprint="f"
     )
     artifacts.save(tmp_path, "teacher", network, description | {"method": None})
-    assert checks.teacher_remarks(given) == []
+    assert teacher_remarks(given) == []
     content = read_json(tmp_path / "teacher.json")
     content["preprocessing"]["mean"] = [0.1, 0.2, 0.9]
     write_json(tmp_path / "teacher.json", content)
-    remarks = checks.teacher_remarks(given)
+    remarks = teacher_remarks(given)
     assert len(remarks) == 1
     assert "mean [0.1, 0.2, 0.9]" in remarks[0] and "mean [0.305, 0.305, 0.305]" in remarks[0]
     assert "std" not in remarks[0]
-    assert checks.teacher_remarks(recipe({"model": "resnet14", **TRAIN})) == []
+    assert teacher_remarks(recipe({"model": "resnet14", **TRAIN})) == []

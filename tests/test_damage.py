@@ -16,10 +16,11 @@ import yaml
 from compress import pipeline
 from compress.errors import UserError
 from compress.model_files.origins import open_origin
+from compress.pipeline import STAGES
 from compress.recipe.schema import check_shape
 from compress.reporting.collect import load, metrics
-from compress.run import executor
 from compress.run.directory import RunDirectory
+from compress.run.executor import is_finished
 from compress.run.skipping import stands
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_tensors, write_tensors
@@ -322,11 +323,11 @@ def test_a_damaged_student_is_used_by_no_command(
     from export.__main__ import main
 
     recipe, _ = check_shape(RECIPE)
-    assert recipe is not None and executor.finished(recipe, copied)
+    assert recipe is not None and is_finished(recipe, STAGES, copied)
     path = copied / "distill/kd/student.safetensors"
     flip_in_place(path)
     with pytest.raises(UserError, match=r"student\.safetensors was changed"):
-        executor.finished(recipe, copied)
+        is_finished(recipe, STAGES, copied)
     with pytest.raises(UserError, match=r"student\.safetensors was changed"):
         open_origin(str(path.parent))
     assert main([str(copied), "--out", str(copied.parent / "b")]) == 2

@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method
 from compress.model_files import artifacts
+from compress.model_files.origins import load_encoder
 from compress.models import build
 from compress.storage.files import read_tensors, write_json, write_tensors
 from compress.storage.integrity import seal
@@ -63,7 +64,7 @@ def test_a_student_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_encoder_comes_out_whole(tmp_path: Path, name: str) -> None:
     deployed = save(tmp_path, METHODS[name], name)
-    encoder = artifacts.load_encoder(tmp_path).eval()
+    encoder = load_encoder(tmp_path).eval()
     assert encoder.matched_percent == 100
     assert (encoder.channels, encoder.stride) == (64, 4)
     images = torch.randn(2, *building.SHAPE)
@@ -100,12 +101,12 @@ def test_any_architecture_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> N
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
         assert torch.equal(artifacts.load_student(tmp_path).network(images), deployed(images))
-    assert artifacts.load_encoder(tmp_path).matched_percent == 100
+    assert load_encoder(tmp_path).matched_percent == 100
 
 
 def test_scratch_is_the_architecture_with_seeded_weights(tmp_path: Path) -> None:
     save(tmp_path, METHODS["none"], "none")
-    one, same = (artifacts.load_encoder(tmp_path, weights=False, seed=3) for _ in range(2))
+    one, same = (load_encoder(tmp_path, weights=False, seed=3) for _ in range(2))
     assert one.matched_percent == 0
     reference = build("resnet8", num_classes=5, seed=3).state_dict()
     for key, value in one.body.state_dict().items():

@@ -11,6 +11,7 @@ from compress import models
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.model_files import artifacts
+from compress.model_files.origins import load_encoder
 from compress.models.arguments import without_sources
 from compress.models.memory import limited_by
 from compress.storage.files import read_json, write_json
@@ -72,7 +73,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("method.arguments", {"reduction": "two"}, r"method\.arguments\.reduction: .*'two'"),
     ("method.arguments", {"reduktion": 2}, r"method\.arguments\.reduktion: unknown key"),
     ("method.arguments", {"reduction": 10**9}, "does not fit its taps: reduction is 1 to"),
-    ("method.teachers", [], "does not fit its taps: simkd reads one teacher"),
+    ("method.teachers", [], "does not fit its taps: the method reads one teacher"),
     ("method.teachers.0.taps.pooled_width", 2**24, "a small part of the network described"),
     ("architecture", "resnet8", "architecture is 'resnet8', but"),
     ("architecture.name", None, r"architecture\.name is None, but"),
@@ -99,7 +100,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match=words) as refusal:
         artifacts.load_student(tmp_path)
-        artifacts.load_encoder(tmp_path)
+        load_encoder(tmp_path)
     assert len(str(refusal.value).splitlines()) == 1
     assert len(str(refusal.value)) < 2000
 

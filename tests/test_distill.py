@@ -58,7 +58,16 @@ def test_the_recipes_weights_are_those_of_the_method_that_ships() -> None:
 def test_a_term_is_measured_on_images_of_every_class() -> None:
     recipe = _recipe("kd")
     data = dataset_of(recipe)
-    job = Job("distill/kd", Path(), Path(), recipe, {}, building.CPU, 0, "")
+    job = Job(
+        name="distill/kd",
+        folder=Path(),
+        run_folder=Path(),
+        recipe=recipe,
+        arguments={},
+        device=building.CPU,
+        workers=0,
+        recipe_fingerprint="",
+    )
     methods = {n: building.distillation(METHODS[n]).method for n in ("kd", "crd")}
     for name, method in methods.items():
         batch = distill._fixed_batch(data, method, 64, job)

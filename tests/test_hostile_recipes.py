@@ -9,10 +9,12 @@ import yaml
 
 from compress import pipeline
 from compress.errors import UserError
-from compress.recipe.command_line import listed
+from compress.pipeline import STAGES
+from compress.recipe.command_line import list_problems
 from compress.recipe.files import apply_override, parse_yaml, read_yaml
-from compress.run import checks, place_checks
-from compress.run.checks import recipe_from
+from compress.run import place_checks
+from compress.run.checks import check_values
+from compress.run.probe import probe
 from compress.sweep import command
 from compress.text import printable
 from eval.transfer.options import _read
@@ -29,11 +31,11 @@ _EACH = 10
 def _outcome(path: Path) -> str:
     """What the command says of a recipe's file before it builds anything."""
     try:
-        recipe, problems = recipe_from(read_yaml(path))
+        recipe, problems = check_values(read_yaml(path), STAGES)
     except UserError as error:
         return str(error)
     assert (recipe is None) <= bool(problems)
-    return listed(path, problems) if problems else ""
+    return list_problems(path, problems) if problems else ""
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -86,7 +88,8 @@ def test_a_bomb_of_aliases_is_refused() -> None:
 def test_dates_merge_keys_and_the_like_are_text() -> None:
     content = parse_yaml("a: 2020-01-01\nb: 2020-01-01 10:00:00\nc: =\n<<: {d: 1}", "r")
     assert content == {"a": "2020-01-01", "b": "2020-01-01 10:00:00", "c": "=", "<<": {"d": 1}}
-    (problem,) = recipe_from(raw(distill__method={"name": "simkd", "reduction": content["a"]}))[1]
+    given = raw(distill__method={"name": "simkd", "reduction": content["a"]})
+    (problem,) = check_values(given, STAGES)[1]
     assert problem.endswith("got '2020-01-01'")
     assert _read(["2020-01-01"], int, "width") == "2020-01-01"
 
@@ -110,13 +113,13 @@ def test_an_absurd_override_is_refused(given: str) -> None:
 
 
 def _problems(**changes: Any) -> list[str]:
-    return recipe_from(raw(**changes))[1]
+    return check_values(raw(**changes), STAGES)[1]
 
 
 @pytest.mark.parametrize("key", ["", "two words", "<<", "\x1b", "x" * 10_000])
 def test_an_unknown_key_may_be_anything(key: str) -> None:
     for content in (raw() | {key: 1}, raw(distill__train={"epochs": 1, "lr": 0.1, key: 1})):
-        (problem,) = recipe_from(content)[1]
+        (problem,) = check_values(content, STAGES)[1]
         assert "unknown key; accepted here: " in problem and len(problem) < 1000
     assert "unknown key" in "".join(_problems(distill__method={"name": "simkd", key: 1}))
 
@@ -176,7 +179,7 @@ def test_names_are_looked_up_although_other_parts_have_the_wrong_shape() -> None
         transfer=[7, *transfer],
     )
     del content["data"]
-    recipe, problems = recipe_from(content)
+    recipe, problems = check_values(content, STAGES)
     assert recipe is None
     paths = [problem.partition(":")[0] for problem in problems]
     assert sorted(paths) == [
@@ -227,9 +230,9 @@ def test_a_file_of_another_network_is_told_before_a_teacher_is_trained(tmp_path:
 
     write_tensors(tmp_path / "w.safetensors", models.build("vgg8", num_classes=10).state_dict())
     path = str(tmp_path / "w.safetensors")
-    recipe, problems = recipe_from(raw(student={"model": "resnet8", "weights": path}))
+    recipe, problems = check_values(raw(student={"model": "resnet8", "weights": path}), STAGES)
     assert recipe is not None and problems == []
-    (problem,) = checks.probe(recipe)[1]
+    (problem,) = probe(recipe)[1]
     assert problem.startswith("student: ") and "of another architecture" in problem
 
 

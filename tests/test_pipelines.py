@@ -12,13 +12,16 @@ import pytest
 from compress import models
 from compress.accounting import account_pair, pairs
 from compress.data import IMAGE_SIZES
+from compress.pipeline import STAGES
 from compress.recipe.files import apply_override, read_yaml
 from compress.recipe.schema import Recipe, check_shape
-from compress.run import checks
+from compress.run import probe as probe_module
+from compress.run.checks import check_recipe
+from compress.run.probe import probe
 from compress.sweep.schema import check_sweep, recipe_of
 from compress.taps.discovery import discover
 from eval.transfer.command import _parser
-from eval.transfer.request import asked_of
+from eval.transfer.request import read_request
 from export.detectron2.config import SCHEDULES
 from tests.eval.runs import write_run
 
@@ -38,7 +41,7 @@ _counted = functools.cache(pairs.counted_network)
 @pytest.fixture(autouse=True)
 def _once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", _build)
-    monkeypatch.setattr(checks, "discover", _discover)
+    monkeypatch.setattr(probe_module, "discover", _discover)
     monkeypatch.setattr(pairs, "discover", _discover)
     monkeypatch.setattr(pairs, "counted_network", _counted)
 
@@ -82,8 +85,8 @@ def account(recipe: Recipe) -> dict[str, Any]:
 def test_a_recipe_is_in_order_and_its_networks_and_methods_fit(file: str) -> None:
     recipe = read(file)
     # Where data lie is the user's to say.
-    assert [p for p in checks.check_recipe(recipe) if ".data.root: folder" not in p] == []
-    _, problems = checks.probe(recipe, recipe.data.classes or CLASSES[recipe.data.name])
+    assert [p for p in check_recipe(recipe, STAGES) if ".data.root: folder" not in p] == []
+    _, problems = probe(recipe, recipe.data.classes or CLASSES[recipe.data.name])
     assert problems == []
 
 
@@ -120,12 +123,12 @@ def test_the_transfer_command_of_the_header_asks_what_the_recipe_does(tmp_path: 
     text = (ROOT / MOCO).read_text(encoding="utf-8").replace("\\\n#", "")
     (line,) = re.findall(r"python -m eval.detection (RUN .*)", text)
     words = shlex.split(line.replace("RUN", str(write_run(tmp_path / "run"))))
-    asked = asked_of("detection", _parser("detection").parse_args([*words, "--device", "cpu"]))
+    request = read_request("detection", _parser("detection").parse_args([*words]))
     entry = read(MOCO).transfer[0]
-    assert (asked.part.train, list(asked.inits)) == (entry.train, entry.init)
-    given = json.loads(json.dumps({"seeds": asked.part.seeds, **asked.arguments}))
+    assert (request.part.train, request.part.init) == (entry.train, entry.init)
+    given = json.loads(json.dumps({"seeds": request.part.seeds, **request.arguments}))
     assert given == entry.arguments
-    (data,) = asked.data.values()
+    (data,) = request.data.values()
     assert data | {"root": ""} == {"name": "voc", **entry.data.arguments, "root": ""}
 
 
@@ -167,7 +170,7 @@ def test_a_sweep_is_in_order_and_says_how_it_is_run(file: str) -> None:
     for pair in sweep.pairs:
         recipe, problems = check_shape(recipe_of(sweep, pair, list(sweep.methods)))
         assert recipe is not None, problems
-        assert checks.check_recipe(recipe) == []
+        assert check_recipe(recipe, STAGES) == []
         if "_table" in file:
             is_mobile = recipe.student.model.name.startswith(("mobilenet", "shufflenet"))
             assert recipe.distill.train.lr == (0.01 if is_mobile else 0.05)

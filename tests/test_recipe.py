@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from compress.errors import UserError
+from compress.pipeline import STAGES
 from compress.recipe.files import apply_override, parse_yaml, read_yaml
 from compress.recipe.schema import Recipe, check_shape
 from compress.run.checks import check_recipe
-from compress.run.plan import labelled, schema
+from compress.run.schema import schema
 
 PIPELINES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.yaml"))
 
@@ -32,7 +33,7 @@ def raw(**changes: Any) -> dict[str, Any]:
 
 def problems(content: dict[str, Any]) -> list[str]:
     recipe, found = check_shape(content)
-    return found if recipe is None else check_recipe(recipe)
+    return found if recipe is None else check_recipe(recipe, STAGES)
 
 
 def test_scientific_notation_is_a_number() -> None:
@@ -179,7 +180,7 @@ def test_labels_are_unique_and_the_shipped_method_comes_first() -> None:
             ]
         )
     )
-    assert list(labelled(recipe)) == ["simkd", "none", "simkd-2", "x"]
+    assert list(recipe.methods) == ["simkd", "none", "simkd-2", "x"]
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
@@ -188,7 +189,7 @@ def test_every_recipe_of_the_project_is_in_order(path: Path) -> None:
 
 
 def test_the_schema_holds_every_method_with_its_arguments() -> None:
-    parts = schema()["named_parts"]
+    parts = schema(STAGES)["named_parts"]
     assert parts["method"]["simkd"]["properties"]["reduction"]["default"] == 2
     assert "temperature" in parts["method"]["kd"]["properties"]
     assert {"detection", "segmentation", "linear_probe"} <= set(parts["transfer"])

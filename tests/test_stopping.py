@@ -15,9 +15,10 @@ import torch
 import yaml
 from PIL import Image
 
-from compress.errors import Terminated, UserError, doing, exit_code
+from compress.console.ending import Terminated, doing, exit_code
+from compress.errors import UserError
 from compress.sweep import command
-from compress.sweep.runs import Plan
+from compress.sweep.runs import SweepRuns
 from tests.test_pipeline import TINY, run
 from tests.test_sweep import small
 from tests.test_sweep_processes import endless, pid_in
@@ -68,7 +69,7 @@ def test_a_sigterm_that_was_lost_in_a_finaliser_is_not_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lost: list[type[BaseException]] = []
-    monkeypatch.setattr("compress.errors._REPEATS", 0.05)
+    monkeypatch.setattr("compress.console.ending._REPEATS", 0.05)
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_type))
 
     class Loses:
@@ -113,7 +114,7 @@ def test_beside_the_main_thread_sigterm_is_left_alone() -> None:
 def test_a_fork_dies_of_sigterm_itself() -> None:
     code = (
         "import os, signal\n"
-        "from compress.errors import exit_code\n"
+        "from compress.console.ending import exit_code\n"
         "def command():\n"
         "    here, there = os.pipe()\n"
         "    child = os.fork()\n"
@@ -195,7 +196,9 @@ def test_a_sweep_takes_its_runs_with_it(
     raw["pairs"] = [{"teacher": name, "student": "thin"} for name in raw["teachers"]]
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw))
     files = [tmp_path / name for name in raw["teachers"]]
-    monkeypatch.setattr(Plan, "_command", lambda _, unit: endless(tmp_path / unit[0].folder.name))
+    monkeypatch.setattr(
+        SweepRuns, "_command", lambda _, unit: endless(tmp_path / unit[0].folder.name)
+    )
     pids: list[int] = []
 
     def stop() -> None:

@@ -13,7 +13,7 @@ import yaml
 from compress.recipe.schema import check_shape
 from compress.sweep import command, execution
 from compress.sweep.processes import Command, Ended
-from compress.sweep.runs import Plan
+from compress.sweep.runs import SweepRuns
 from compress.sweep.schema import Status, Sweep, cells, check_sweep, recipe_of
 
 SMALL: dict[str, Any] = {
@@ -193,7 +193,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(
 def test_a_teacher_is_trained_with_a_method_that_fits_its_pair(tmp_path: Path) -> None:
     methods = [{"name": "simkd", "reduction": 1000}, "none"]
     found = checked(small(methods=methods, paper={}))
-    plan = Plan(found, tmp_path, Status(refused={"big-thin/simkd": "it cannot"}), ())
+    plan = SweepRuns(found, tmp_path, Status(refused={"big-thin/simkd": "it cannot"}), ())
     (teacher,) = plan.teachers()
     assert teacher.recipe["distill"]["method"]["name"] == "none"
     assert [cell.name for cell in plan.cells] == ["big-thin/none"]

@@ -12,6 +12,7 @@ from compress.data import open_data
 from compress.data.batches import ImageBatches
 from compress.errors import UserError
 from compress.recipe.schema import Recipe
+from compress.run.fields import step_fields
 from compress.run.plan import make_plan
 from compress.stages import fast_teachers
 from compress.stages import teacher as teacher_stage
@@ -134,14 +135,19 @@ def test_other_arithmetic_is_measured_and_told(tmp_path: Path, arithmetic: str) 
     assert read_json(cache)["identity"]["arithmetic"] == [known, "cpu"]
 
 
+def targets(recipe: Recipe) -> dict[str, str]:
+    """What of the targets the result of a student depends on."""
+    plan = make_plan(recipe)
+    (step,) = [step for step in plan.steps if step.name == "distill/kd"]
+    found: dict[str, str] = step_fields(plan, step, version=1).result["targets"]
+    return found
+
+
 def test_targets_of_8_bit_weights_are_not_taken_for_those_of_7() -> None:
     recipe = Recipe.model_validate({**RECIPE, "engine": {"teacher": "int8"}})
-    fields = {step.name: step.fields for step in make_plan(recipe).steps}
-    targets = fields["distill/kd"]["targets"]
-    assert targets["engine.teacher"] == "int8, 7-bit weights"
+    assert targets(recipe)["engine.teacher"] == "int8, 7-bit weights"
     plain = Recipe.model_validate(RECIPE)
-    fields = {step.name: step.fields for step in make_plan(plain).steps}
-    assert fields["distill/kd"]["targets"]["engine.teacher"] == "float32"
+    assert targets(plain)["engine.teacher"] == "float32"
 
 
 @pytest.mark.parametrize(("parts", "rows"), [(1, 16), (3, 5)])
@@ -180,7 +186,16 @@ def test_an_old_teachers_other_normalisation_is_told(tmp_path: Path) -> None:
 
 def test_an_int8_teacher_on_a_gpu_is_refused_before_anything_is_opened() -> None:
     recipe = Recipe.model_validate({**RECIPE, "engine": {"teacher": "int8"}})
-    job = Job("teacher", Path(), Path(), recipe, {}, torch.device("cuda"), 0, "")
+    job = Job(
+        name="teacher",
+        folder=Path(),
+        run_folder=Path(),
+        recipe=recipe,
+        arguments={},
+        device=torch.device("cuda"),
+        workers=0,
+        recipe_fingerprint="",
+    )
     with pytest.raises(UserError, match="int8 runs on the CPU alone"):
         teacher_stage.run(job)
 

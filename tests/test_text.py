@@ -6,9 +6,10 @@ import pytest
 from rich.table import Table as RichTable
 
 from compress.console import messages as speaking
+from compress.console.ending import exit_code
 from compress.console.messages import log, log_to
 from compress.console.terminal import console, tell
-from compress.errors import UserError, exit_code
+from compress.errors import UserError
 from compress.reporting.document import Code, Document, Heading, Paragraph
 from compress.reporting.html import html
 from compress.reporting.markdown import markdown

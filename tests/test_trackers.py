@@ -11,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from compress import trackers
 from compress.distributed import collectives
+from compress.pipeline import STAGES
 from compress.recipe.schema import Named, check_shape
-from compress.run import checks
+from compress.run.checks import check_recipe
 from compress.trackers import recall, record, track_to
 from compress.trackers.base import Place, Tracker
 
@@ -229,7 +230,7 @@ def problems(*parts: Any) -> list[str]:
         }
     )
     assert recipe is not None, found
-    return checks.check_recipe(recipe)
+    return check_recipe(recipe, STAGES)
 
 
 def test_mistakes_are_found_when_planning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from compress.accounting.pairs import account_pair
 from compress.console.messages import console
 from compress.console.terminal import tell
 from compress.errors import UserError
-from compress.recipe.files import apply_override
+from compress.recipe.files import add_set_option, with_overrides
 
 _ROLES = ("teacher", "student", "deployed")
 
@@ -26,9 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 user error)."""
     options = _parser().parse_args(arguments)
     try:
-        method: dict[str, Any] = {}
-        for assignment in options.settings:
-            apply_override(method, assignment)
+        method = with_overrides({}, options)
         found = account_pair(
             teacher=options.teacher,
             student=options.student,
@@ -55,14 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", required=True, metavar="MODEL")
     parser.add_argument("--student", required=True, metavar="MODEL")
     parser.add_argument("--method", default="none", help="a distillation method (default: none)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="an argument of the method; may be repeated",
-    )
+    add_set_option(parser, explanation="an argument of the method")
     parser.add_argument("--classes", type=int, default=100, help="default: 100")
     parser.add_argument("--image-size", type=int, default=32, metavar="PIXELS", help="default: 32")
     parser.add_argument(

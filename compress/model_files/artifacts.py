@@ -149,6 +149,11 @@ def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, 
     return by_first(lambda: sha256_file(path))
 
 
+def is_described(path: Path) -> bool:
+    """Whether a file of weights has a description beside it, as those of this project have."""
+    return path.with_suffix(".json").is_file()
+
+
 def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
     """The description beside a model file, see `compress.model_files.descriptions`."""
     return read_description(folder / f"{name}.json")
@@ -324,22 +329,3 @@ def cut_encoder(
     needed = body.state_dict().keys()
     matched = 100 * len(needed & found.keys()) / len(needed)
     return Encoder(body, specs.last_map, preprocessing, matched)
-
-
-def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encoder:
-    """The encoder of a student, projector and classifier dropped.
-
-    Args:
-        weights: False leaves the random initialisation keyed by `seed`: training from scratch.
-    """
-    require_whole(folder, "student")
-    description = load_description(folder)
-    path = folder / "student.safetensors"
-    state = read_tensors(path)[0] if weights else {}
-    return cut_encoder(
-        build_plain(description, seed=seed, weights=path),
-        TapSpecs.from_dict(description["taps"]),
-        Preprocessing.from_dict(description["preprocessing"]),
-        encoder_state(state, description),
-        f"{folder}: {description['architecture']['name']}",
-    )

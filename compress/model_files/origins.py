@@ -1,4 +1,4 @@
-"""Where a transfer task takes its encoder from: a run, a bundle, or a plain checkpoint."""
+"""Networks from a run, a bundle or a plain checkpoint, read in one way."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from compress.model_files.artifacts import (
     build_plain,
     cut_encoder,
     encoder_state,
+    is_described,
     load_description,
 )
-from compress.model_files.plain import State, plain_description, plain_state
+from compress.model_files.plain import State, plain_description
 from compress.model_files.weight_checks import check_finite, check_kinds
+from compress.model_files.weights import find_state
 from compress.recipe.files import load_resolved
 from compress.storage.files import read_tensors
 from compress.storage.fingerprints import fingerprint_of, sha256_file
@@ -113,7 +115,7 @@ def open_origin(given: str, *, model: str | None = None, allow_partial: bool = F
             return _described(path, name, given, allow_partial)
     if path.is_dir():
         return _described(path / "distill" / _main_label(path), "student", given, allow_partial)
-    if model is None and path.is_file() and path.with_suffix(".json").is_file():
+    if model is None and path.is_file() and is_described(path):
         return _described(path.parent, path.stem, given, allow_partial)
     if model is not None:
         return _plain(model, given, f"{model}@{given}", allow_partial)
@@ -121,6 +123,11 @@ def open_origin(given: str, *, model: str | None = None, allow_partial: bool = F
     if at or ":" in given:
         return _plain(architecture, weights, given, allow_partial)
     raise UserError(f"'{given}' is no encoder (looked in {Path.cwd()}); give {_FORMS}")
+
+
+def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encoder:
+    """The encoder of a model file in `folder`, projector and classifier dropped, see `Origin`."""
+    return open_origin(str(folder)).encoder(weights=weights, seed=seed)
 
 
 def origins_of(run: Path) -> dict[str, Path]:
@@ -163,7 +170,7 @@ def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Orig
 
 def _plain(model: str, weights: str, given: str, allow_partial: bool) -> Origin:
     """A named architecture with published weights, with those of a file, or with none."""
-    state = plain_state(model, weights) if weights else None
+    state = find_state(model, weights) if weights else None
     description = plain_description(model, state, None if allow_partial else given)
 
     def read() -> State:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 
 from compress import models
 from compress.data import Preprocessing
-from compress.errors import UserError, nearest
+from compress.errors import UserError
 from compress.model_files.artifacts import describe
-from compress.model_files.weights import published_state, read_state
 from compress.taps import TapSpecs
 from compress.taps.discovery import discover
 
@@ -63,27 +61,3 @@ def _tapped(
     network = models.build(model, num_classes=classes)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     return discover(network, shown.input_shape, model), shapes
-
-
-def plain_state(model: str, weights: str) -> State:
-    """The weights of a file, or those published under a name.
-
-    Raises:
-        UserError: there are no such weights, or no such architecture.
-    """
-    models.find(model)
-    if Path(weights).is_file():
-        return read_state(Path(weights))
-    published = published_state(model, weights)
-    if published is not None:
-        return published
-    if model.startswith("timm:") and weights == "DEFAULT":
-        try:
-            return models.find(model)(pretrained=True).state_dict()
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"could not get the weights of {model} ({error})") from None
-    hint = nearest(weights, ["DEFAULT"])
-    raise UserError(
-        f"{model}: weights '{weights}' are neither a file (looked in {Path.cwd()}) nor published "
-        f"under that name{hint}"
-    )

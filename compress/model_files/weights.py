@@ -14,9 +14,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from compress import models
+from compress.console.messages import log
 from compress.errors import UserError, in_one_line, nearest
 from compress.model_files.weight_checks import check_finite, check_kinds, check_plain
 from compress.storage.files import read_tensors
+from compress.taps.discovery import discover
 
 # Keys under which training scripts usually wrap the weights.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
@@ -39,23 +42,58 @@ class Loaded:
     classes_in_file: int | None
 
 
-def published_state(model: str, weights: str) -> Mapping[str, Tensor] | None:
-    """The weights that torchvision publishes as `weights` (a download), None if not its model."""
+def published_weights(model: str) -> list[str]:
+    """The names of the weights that torchvision publishes for a model."""
     prefix, _, name = model.partition(":")
-    if prefix != "torchvision":
-        return None
-    entries = torchvision.models.get_model_weights(name)
-    known = [entry.name for entry in entries]
-    if weights not in (*known, "DEFAULT"):
-        return None
+    if prefix != "torchvision" or name not in torchvision.models.list_models():
+        return []
+    names = [entry.name for entry in torchvision.models.get_model_weights(name)]
+    return [*names, "DEFAULT"] if names else []
+
+
+def find_state(model: str, given: str) -> Mapping[str, Tensor]:
+    """The weights of a file, or those that torchvision or timm publishes under a name (a download).
+
+    Raises:
+        UserError: there are no such weights, or no such architecture.
+    """
+    builder = models.find(model)
+    if Path(given).is_file():
+        return read_state(Path(given))
+    published = published_weights(model)
     try:
-        state: Mapping[str, Tensor] = entries[weights].get_state_dict(progress=True)
+        if given in published:
+            entries = torchvision.models.get_model_weights(model.partition(":")[2])
+            state: Mapping[str, Tensor] = entries[given].get_state_dict(progress=True)
+            return state
+        if model.startswith("timm:") and given == "DEFAULT":
+            return builder(pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"could not download {model} {weights} ({error}); "
-            "give a local file instead, as in `weights: resnet18.pth`"
+            f"could not download {model} {given} ({error}); give a local file instead, such as "
+            "resnet18.pth"
         ) from None
-    return state
+    raise UserError(
+        f"{model}: weights '{given}' are neither a file (looked in {Path.cwd()}) nor published "
+        f"under that name{nearest(given, published or ['DEFAULT'])}"
+    )
+
+
+def load_initial(
+    network: nn.Module, model: str, given: str, input_shape: tuple[int, int, int]
+) -> int | None:
+    """Load published weights or a file into a network, whatever the class count of its classifier.
+
+    Returns:
+        The number of classes in the file where the classifier was left as initialised, else None.
+    """
+    classifier = discover(network, input_shape, model).classifier
+    loaded = load_state(network, find_state(model, given), classifier, given)
+    if not loaded.classifier_replaced:
+        return None
+    own = len(network.state_dict()[f"{classifier}.weight"])
+    log(f"  {model}: classifier of {loaded.classes_in_file} classes replaced by a new one of {own}")
+    return loaded.classes_in_file
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:

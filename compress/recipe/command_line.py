@@ -1,17 +1,16 @@
-"""What a recipe's command is asked for, and what can be wrong with that before torch is imported.
+"""The command line of a recipe, read before torch is imported.
 
 The import takes seconds; nobody should wait that long for `--help` or to read of a misspelt option.
 """
 
 import argparse
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.console.terminal import tell
-from compress.errors import UserError, exit_code
-from compress.recipe.files import apply_override, read_yaml
+from compress.errors import UserError
+from compress.recipe.files import add_set_option, read_yaml, with_overrides
 from compress.text import one_line
 
 _MOST_PROBLEMS = 200
@@ -24,14 +23,7 @@ def parser() -> argparse.ArgumentParser:
         description="Run a recipe: teacher, distill, fuse, account, export, transfer, report.",
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        dest="overrides",
-        help="change one value of the recipe; may be repeated",
-    )
+    add_set_option(parser, explanation="change one value of the recipe")
     parser.add_argument("--out", type=Path, help="the run directory (default: runs/RECIPE NAME)")
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument(
@@ -68,39 +60,34 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def values_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe that is asked for as plain values, with the changes of the command line.
+@dataclass(frozen=True)
+class RecipeRequest:
+    """A command line and the recipe that it names, as plain values; None with `--schema` alone."""
+
+    options: argparse.Namespace
+    values: dict[str, Any] | None
+
+
+def read_request(arguments: list[str] | None) -> RecipeRequest:
+    """Read a command line and its recipe's file, with the changes of `--set`.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is no recipe, or it cannot be read.
     """
+    options = parser().parse_args(arguments)
+    if options.schema:
+        return RecipeRequest(options, None)
     if options.recipe is None:
         raise UserError(
             "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
         )
-    raw = read_yaml(options.recipe)
-    for assignment in options.overrides:
-        apply_override(raw, assignment)
-    return raw
+    return RecipeRequest(options, with_overrides(read_yaml(options.recipe), options))
 
 
-def listed(path: Path, problems: Sequence[str]) -> str:
+def list_problems(path: Path, problems: Sequence[str]) -> str:
     """The problems of a file as one message."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = [f"  {one_line(problem)}" for problem in problems[:_MOST_PROBLEMS]]
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"  and {len(problems) - _MOST_PROBLEMS:,} more")
     return f"{one_line(str(path))} has {count}:\n" + "\n".join(lines)
-
-
-def mistake(look: Callable[[], object]) -> int:
-    """0, or the exit code of the mistake that a first look at the options has found and told.
-
-    What torchrun started does not look: only processes that have met can tell it once.
-    """
-
-    def looked() -> int:
-        look()
-        return 0
-
-    return 0 if "LOCAL_RANK" in os.environ else exit_code(looked, tell)

@@ -1,5 +1,6 @@
 """Reading recipes: YAML file + `--set` -> plain values, and a run's resolved recipe."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,29 @@ def _read_text(path: Path, what: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file in UTF-8; {what} is YAML") from None
+
+
+def add_set_option(parser: argparse.ArgumentParser, *, explanation: str) -> None:
+    """Add `--set`, whose values `with_overrides` applies."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="overrides",
+        help=f"{explanation}; may be repeated",
+    )
+
+
+def with_overrides(values: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Apply each `--set` of a command line to plain values, in place.
+
+    Raises:
+        UserError: an assignment cannot be read, or leads into a value that has no parts.
+    """
+    for assignment in options.overrides:
+        apply_override(values, assignment)
+    return values
 
 
 def apply_override(raw: dict[str, Any], assignment: str) -> None:

@@ -34,7 +34,7 @@ _STAND_INS: dict[str, Any] = {
 _LOOKED_UP = ("name", "task")
 
 
-def mended(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+def mend(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
     """A recipe from what is right in `raw`, and the paths of what is left out of it.
 
     A wrong value is left out, or replaced where it is required; the recipe is None where that does

@@ -6,7 +6,7 @@ A named part (data set, method, model, optimiser, schedule, transfer task) is a 
 the signature of what the name stands for.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from compress.errors import nearest
 from compress.text import dotted, is_word, shown
 
+Value = TypeVar("Value")
 # Bounds are far above what is of use, and below what would fill a memory or run for years.
 _LARGEST = 2**31 - 1  # that of the libraries below, too
 _MOST_PROBLEMS = 100
@@ -312,6 +313,17 @@ class Recipe(Part):
     export: Export | None = Export()
     transfer: Annotated[list[TransferPart], Field(max_length=200)] = []
 
+    @property
+    def methods(self) -> dict[str, MethodPart]:
+        """The methods by label; the first is the one that ships."""
+        parts = (self.distill.method, *self.distill.compare)
+        return _numbered([(part.label or part.name, part) for part in parts])
+
+    @property
+    def transfer_entries(self) -> dict[str, TransferPart]:
+        """The transfer entries by name."""
+        return _numbered([(part.label or part.task, part) for part in self.transfer])
+
     @model_validator(mode="before")
     @classmethod
     def _one_teacher_or_many(cls, value: Any) -> Any:
@@ -321,6 +333,17 @@ class Recipe(Part):
         if isinstance(value, dict) and value.get("transfer", []) is None:
             value = {**value, "transfer": []}
         return value
+
+
+def _numbered(named: list[tuple[str, Value]]) -> dict[str, Value]:
+    """Parts by name; a name that stands twice gets a number."""
+    numbered: dict[str, Value] = {}
+    for name, part in named:
+        unique, number = name, 2
+        while unique in numbered:
+            unique, number = f"{name}-{number}", number + 1
+        numbered[unique] = part
+    return numbered
 
 
 def _model_at(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel] | None:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import nearest
+from compress.recipe.schema import Named
 from compress.text import dotted, shown
 
 _LARGEST = 2**31 - 1  # that of the libraries below
@@ -85,6 +86,20 @@ def _whole_numbers(value: Any) -> Iterator[int]:
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _whole_numbers(part)
+
+
+def check_named(
+    part: Named,
+    registry: Mapping[str, Callable[..., Any]],
+    path: str,
+    *,
+    supplied: tuple[str, ...] = (),
+) -> list[str]:
+    """Problems of a named part: an unknown name, or arguments that its function does not take."""
+    if part.name not in registry:
+        known = ", ".join(registry)
+        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
+    return check(registry[part.name], part.arguments, path, supplied=supplied)
 
 
 def schema(function: Callable[..., Any], *, supplied: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""A recipe carried out: plan, checks, run directory, executor."""
+"""From a recipe to its results: checks, plan, fields, run directory, executor."""

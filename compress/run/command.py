@@ -1,59 +1,50 @@
-"""A recipe carried out: checked, planned, run and reported; what `compress.pipeline` hands over to.
+"""A recipe's command: check, plan, run and report; what `compress.pipeline` hands over to.
 
 Everything that a recipe may need is imported here, which takes seconds.
 """
 
-import argparse
 import importlib
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from compress.console.ending import doing, stop_sentence
 from compress.console.messages import log, log_to, note
 from compress.console.terminal import console
 from compress.distributed.collectives import by_first, world
 from compress.engine.loop import Position, drained
 from compress.environment import environment
-from compress.errors import UserError, doing, nearest, stop_sentence
+from compress.errors import UserError, nearest
 from compress.models import user_code
-from compress.recipe.command_line import listed, parser, values_of
+from compress.recipe.command_line import RecipeRequest, list_problems, read_request
 from compress.recipe.schema import Recipe
-from compress.run import checks, plan, preview
-from compress.run.checks import Shapes
+from compress.run import preview
+from compress.run.checks import check_values
 from compress.run.directory import RunDirectory
-from compress.run.executor import Run
-from compress.run.launch import reported, say_once, started, usable_device
-from compress.run.plan import Plan
+from compress.run.executor import Executor
+from compress.run.launch import launch, say_once, usable_device
+from compress.run.plan import RecipePlan, make_plan
+from compress.run.probe import Shapes, can_be_built, probe
+from compress.run.schema import schema
+from compress.run.stages import StageTable
 from compress.stages.fast_teachers import check_arithmetic
 from compress.storage.files import write_json, write_text
 from compress.trackers import track_to
 
 
-def main(arguments: list[str] | None) -> int:
-    """The whole command, in each of the processes that torchrun started."""
-    with started():
-        return reported(lambda: _command(by_first(lambda: parser().parse_args(arguments))))
+def main(read: Callable[[], RecipeRequest], stages: StageTable) -> int:
+    """Run the whole command, in each of the processes that torchrun started."""
+    return launch(read, lambda request: _command(request, stages))
 
 
-def _command(options: argparse.Namespace) -> int:
-    if options.schema:
-        by_first(lambda: print(json.dumps(plan.schema(), indent=2)))
-        return 0
-    device = usable_device(options.device)
-    planned, shapes = _planned(options, device)
-    check_arithmetic(planned.recipe.engine, device)
-    if options.check:
-        by_first(lambda: preview.show(planned, shapes))
-        return 0
-    drained(_running(options, planned, device, {}))
-    return 0
-
-
-def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Position, None, None]:
+def run_steps(
+    arguments: list[str], stages: StageTable, companions: dict[Any, Any]
+) -> Generator[Position, None, None]:
     """The command as a generator that stops before each training step of a student.
 
     Args:
@@ -63,38 +54,61 @@ def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Pos
     Raises:
         UserError: also written to the run's log.
     """
-    options = parser().parse_args(arguments)
-    device = usable_device(options.device)
-    planned, _ = _planned(options, device)
-    yield from _running(options, planned, device, companions)
+    request = read_request(arguments)
+    device = usable_device(request.options.device)
+    plan, _ = _checked_plan(request, stages, device)
+    yield from _run(request, plan, stages, device, companions)
 
 
-def _planned(options: argparse.Namespace, device: torch.device) -> tuple[Plan, Shapes | None]:
-    """The checked recipe's plan, and the shapes of its networks."""
-    recipe, problems = checks.recipe_from(values_of(options))
-    shapes = None
-    if recipe is not None and checks.can_be_built(problems):
+def _command(request: RecipeRequest, stages: StageTable) -> int:
+    if request.values is None:
+        by_first(lambda: print(json.dumps(schema(stages), indent=2)))
+        return 0
+    device = usable_device(request.options.device)
+    plan, shapes = _checked_plan(request, stages, device)
+    check_arithmetic(plan.recipe.engine, device)
+    if request.options.check:
+        by_first(lambda: preview.show(plan, shapes))
+        return 0
+    drained(_run(request, plan, stages, device, {}))
+    return 0
+
+
+def _checked_plan(
+    request: RecipeRequest, stages: StageTable, device: torch.device
+) -> tuple[RecipePlan, Shapes | None]:
+    """The plan of a request's recipe, and the shapes of its networks.
+
+    Raises:
+        UserError: with every problem of the recipe, or of the stages that options name.
+    """
+    options, shapes = request.options, None
+    recipe, problems = check_values(request.values or {}, stages)
+    if recipe is not None and can_be_built(problems):
         for name in ("*",) if options.trust_code else (*_models(recipe), *options.trust_name):
             user_code.trust(name)
-        shapes, misfits = checks.probe(recipe, device=device)
+        shapes, misfits = probe(recipe, device=device)
         problems += misfits
     if recipe is None or problems:
-        raise UserError(listed(options.recipe, problems))
-    planned = plan.make_plan(recipe)
+        raise UserError(list_problems(options.recipe, problems))
+    plan = make_plan(recipe)
     for name in (*options.fresh, *([options.until] if options.until else [])):
-        _check_stage(name, planned)
-    return planned, shapes
+        _check_stage(name, plan)
+    return plan, shapes
 
 
-def _running(
-    options: argparse.Namespace,
-    planned: Plan,
+def _run(
+    request: RecipeRequest,
+    plan: RecipePlan,
+    stages: StageTable,
     device: torch.device,
     companions: dict[Any, Any],
 ) -> Generator[Position, None, None]:
-    recipe, folder = planned.recipe, options.out or Path("runs") / options.recipe.stem
+    recipe, options = plan.recipe, request.options
+    name: str = options.recipe.stem
+    folder: Path = options.out or Path("runs") / name
     _refuse_own_teacher(recipe, folder)
-    directory = RunDirectory(folder, options.recipe.stem)
+    directory = RunDirectory(folder, name)
     with directory.open(), log_to(folder / "log.txt"):
         write_text(folder / "recipe.yaml", options.recipe.read_text(encoding="utf-8"))
         resolved = recipe.model_dump(mode="json")
@@ -102,22 +116,32 @@ def _running(
         write_json(folder / "environment.json", environment(device))
         among = f", {world()} processes" if world() > 1 else ""
         log(f"{options.recipe} -> {folder} ({device}{among})")
-        run = Run(
-            planned, directory, device, options.workers, options.fresh, options.until, companions
+        executor = Executor(
+            plan,
+            stages,
+            directory,
+            device,
+            options.workers,
+            options.fresh,
+            options.until,
+            companions,
         )
-        try:
+        with _failure_noted():
             with track_to(recipe.trackers, folder, str(folder), resolved):
-                current = yield from run.steps()
+                current = yield from executor.steps()
             with doing("the report"):
                 by_first(lambda: _report(directory, current))
-        except UserError as error:
-            message = f"error: {error}"
-            say_once(lambda: note(message), "log")
-            raise
-        except KeyboardInterrupt as stop:
-            sentence = stop_sentence(stop)
-            say_once(lambda: note(sentence), "log")
-            raise
+
+
+@contextmanager
+def _failure_noted() -> Iterator[None]:
+    """Write why the block ended early to the run's log, too."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt) as end:
+        message = f"error: {end}" if isinstance(end, UserError) else stop_sentence(end)
+        say_once(lambda: note(message), "log")
+        raise
 
 
 def _models(recipe: Recipe) -> list[str]:
@@ -138,8 +162,8 @@ def _refuse_own_teacher(recipe: Recipe, folder: Path) -> None:
             )
 
 
-def _check_stage(name: str, planned: Plan) -> None:
-    known = list(dict.fromkeys(n for s in planned.steps for n in (s.stage, s.name)))
+def _check_stage(name: str, plan: RecipePlan) -> None:
+    known = list(dict.fromkeys(n for s in plan.steps for n in (s.stage, s.name)))
     if name not in known:
         raise UserError(
             f"unknown stage '{name}'; this recipe has {', '.join(known)}{nearest(name, known)}"

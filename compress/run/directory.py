@@ -21,13 +21,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from compress.console.messages import log
 from compress.distributed.collectives import by_first
 from compress.errors import UserError
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_mapping, write_json
 from compress.storage.fingerprints import changed_fields, fingerprint_of
 from compress.storage.integrity import numbered, record, seal
-from compress.storage.integrity import sha256_file as sha256_file
 from compress.storage.results import read_result
 
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
@@ -104,7 +104,7 @@ class RunDirectory:
             ) from None
 
     def stage_folder(self, stage: str) -> Path:
-        """Where a stage keeps its files."""
+        """The folder of a stage's files."""
         return self.folder / stage
 
     def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
@@ -117,8 +117,13 @@ class RunDirectory:
             return False
         return bool(read_result(self.folder, stage)["fingerprint"] == fingerprint_of(fields))
 
+    def digest_of_result(self, stage: str) -> str:
+        """A digest of a result: what follows depends on its values, not on its fields alone."""
+        result = read_result(self.folder, stage)
+        return fingerprint_of({key: result[key] for key in ("fingerprint", "values")})
+
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
-        """What changed since the stage's folder was begun; empty where it was not begun."""
+        """Fields that changed since the stage's folder was created; empty if there is none."""
         folder = self.stage_folder(stage)
         path = folder / "fields.json"
         if not path.is_file():
@@ -131,8 +136,31 @@ class RunDirectory:
             return ["its fields.json is damaged"]
         return changed_fields(before, json.loads(json.dumps(fields)))
 
+    def make_room(
+        self,
+        stage: str,
+        fields: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        restore: bool = True,
+    ) -> None:
+        """Put aside what a folder holds for other fields, bring back what was put aside and fits.
+
+        Args:
+            restart: put aside what fits, too.
+            restore: bring something back.
+        """
+        differences = self.differences(stage, fields)
+        if restart or differences:
+            reason = "--fresh" if restart else "changed: " + ", ".join(differences)
+            old = self.supersede(stage)
+            if old is not None:
+                log(f"{stage}: redone ({reason}); the old result is in {old}")
+        if restore and not self.stage_folder(stage).exists() and self.restore(stage, fields):
+            log(f"{stage}: what was done earlier fits again, restored")
+
     def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
-        """A stage's folder to work in; what was begun for the same fields is still in it."""
+        """Open a stage's folder for work; what was done there for these fields is still in it."""
         folder = self.stage_folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
         # A result that is there stands for other parts of this folder than those now asked for.
@@ -189,7 +217,7 @@ class RunDirectory:
         self.write_result(stage, {**result, "files": self.records(stage, files)})
 
     def records(self, stage: str, files: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Size and digest of files in a stage's folder, and of what it was begun for."""
+        """Size and digest of files in a stage's folder, and of what it stands for."""
         folder = self.stage_folder(stage)
         return {name: record(folder / name) for name in (*files, "fields.json")}
 

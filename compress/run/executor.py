@@ -4,9 +4,8 @@ Of several processes all train and evaluate. The first alone decides what is to 
 other stages and writes, while the rest wait for it.
 """
 
-import importlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -15,35 +14,90 @@ from typing import Any
 
 import torch
 
+from compress.console.ending import doing
 from compress.console.messages import log
 from compress.distributed.collectives import by_first, world
 from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position
+from compress.engine.loop import Position, drained
 from compress.environment import environment
-from compress.errors import UserError, doing
+from compress.errors import UserError
 from compress.recipe.schema import Recipe
-from compress.run import plan
 from compress.run.directory import RunDirectory
-from compress.run.plan import Plan, Step
+from compress.run.fields import StepFields, recipe_fingerprint, step_fields
+from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
 from compress.run.skipping import Files, require_undamaged, stands
+from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
-from compress.stages.job import Job, Outcome
-from compress.storage.fingerprints import fingerprint_of
-from compress.storage.results import read_result
+from compress.stages.job import Job, Outcome, StepJob
 
-# The stages in which every process takes its part.
-_SHARED = ("teacher", "distill", "transfer")
+
+class Progress:
+    """What a run directory has of a plan: the digest of each step whose result is there.
+
+    Knows every step's fields, since these hold the results of the steps before it.
+    """
+
+    def __init__(self, plan: RunPlan, stages: StageTable, directory: RunDirectory) -> None:
+        self.plan = plan
+        self.stages = stages
+        self.directory = directory
+        self.digests: dict[str, str] = {}
+        self._images = dataset_of(plan.recipe).digest() if isinstance(plan, RecipePlan) else None
+        self._fields: dict[str, StepFields] = {}
+
+    def fields(self, step: PlannedStep) -> StepFields:
+        """The fields of a step, computed once the steps that it reads are finished."""
+        if step.name not in self._fields:
+            self._fields[step.name] = step_fields(
+                self.plan,
+                step,
+                version=self.stages.version(step.stage),
+                images=self._images,
+                inputs={name: self.digests.get(name) for name in step.inputs},
+            )
+        return self._fields[step.name]
+
+    def is_finished(self, step: PlannedStep) -> bool:
+        """Whether a step's result is there, for all that it depends on.
+
+        Raises:
+            UserError: the result, or a file that it vouches for, is damaged.
+        """
+        is_finished = self.directory.finished(step.name, self.fields(step).result)
+        if is_finished:
+            require_undamaged(self.directory, step.name, self._files(step))
+        return is_finished
+
+    def can_be_skipped(self, step: PlannedStep) -> bool:
+        """Whether a step is finished; what is damaged of it is put aside and made again."""
+        fields = self.fields(step)
+        files = self._files(step)
+        return stands(self.directory, step.name, fields.result, files, fields.folder)
+
+    def finish(self, step: PlannedStep, outcome: Outcome) -> None:
+        """Write a step's result, with a record of the files that it vouches for."""
+        files = self._files(step)(self.directory.stage_folder(step.name), outcome.values)
+        self.directory.finish(step.name, self.fields(step).result, outcome, files)
+
+    def _files(self, step: PlannedStep) -> Files:
+        files: Files = self.stages.load(step.stage).files
+        return files
+
+    def note(self, step: PlannedStep) -> None:
+        """Read the result of a finished step, which those after it depend on."""
+        self.digests[step.name] = by_first(lambda: self.directory.digest_of_result(step.name))
 
 
 @dataclass(frozen=True)
-class Run:
-    """A plan and where and how it is carried out.
+class Executor:
+    """Runs a plan: where and how.
 
     `fresh` names stages or steps to be redone, `until` the last one to run. `companions` is what
     runs that take turns in one process have in common, see `Job`.
     """
 
-    planned: Plan
+    plan: RunPlan
+    stages: StageTable
     directory: RunDirectory
     device: torch.device
     workers: int = 2
@@ -52,112 +106,116 @@ class Run:
     companions: dict[Any, Any] = field(default_factory=dict)
 
     def steps(self) -> Generator[Position, None, list[str]]:
-        """Carry the plan out, stopping before each training step of a student.
+        """Run the plan, stopping before each training step of a student.
 
         Returns:
             The steps whose results belong to the recipe as it is.
         """
-        data_digest = dataset_of(self.planned.recipe).digest()
-        every = self.planned.steps
-        by_first(lambda: self.directory.shelve_unplanned([step.name for step in every]))
+        progress, every = Progress(self.plan, self.stages, self.directory), self.plan.steps
+        if self._recipe is not None:
+            names = [step.name for step in every]
+            by_first(lambda: self.directory.shelve_unplanned(names))
         last = max(i for i, s in enumerate(every) if self.until in (None, s.name, s.stage))
-        digests: dict[str, str] = {}
         for group in self._groups(every[: last + 1]):
-            each = [_fields(step, data_digest, digests) for step in group]
-            tasks = [self._step(step, own) for step, own in zip(group, each, strict=True)]
+            tasks = [self._step(step, progress) for step in group]
             with doing(", ".join(step.name for step in group)):
                 yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
-                digests[step.name] = by_first(partial(_found, self.directory, step))
+                progress.note(step)
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:
-            fields = _fields(step, data_digest, digests)
-            if by_first(partial(self._is_shown, step, fields)):
-                digests[step.name] = by_first(partial(_found, self.directory, step))
-        return list(digests)
+            if by_first(partial(_is_whole, progress, step)):
+                progress.note(step)
+        return list(progress.digests)
 
-    def _is_shown(self, step: Step, fields: dict[str, Any]) -> bool:
-        """Whether a step that is not run now was finished before, and is whole."""
-        try:
-            return _is_finished(self.directory, step, fields)
-        except UserError as error:
-            log(f"{step.name}: {error}")
-            return False
+    @property
+    def _recipe(self) -> Recipe | None:
+        return self.plan.recipe if isinstance(self.plan, RecipePlan) else None
 
-    def _groups(self, steps: Sequence[Step]) -> list[list[Step]]:
-        """Steps that are done together: students of the same batches where they share a teacher."""
-        recipe = self.planned.recipe
+    def run(self) -> list[str]:
+        """Run the plan to its end; returns what `steps` does."""
+        return drained(self.steps())
 
-        def together(numbered: tuple[int, Step]) -> tuple[str, int]:
+    def _groups(self, steps: Sequence[PlannedStep]) -> list[list[PlannedStep]]:
+        """Steps that are done in lockstep: students of the same batches that share a teacher."""
+        recipe = self._recipe
+
+        def key(numbered: tuple[int, PlannedStep]) -> tuple[str, int]:
             number, step = numbered
-            if step.stage == "distill" and recipe.engine.share_teacher:
+            if recipe is not None and recipe.engine.share_teacher and step.stage == "distill":
                 return "students", order_seed(recipe, step.arguments["trial"])
             return "step", number
 
-        grouped = groupby(enumerate(steps), key=together)
+        grouped = groupby(enumerate(steps), key=key)
         return [[step for _, step in group] for _, group in grouped]
 
-    def _step(self, step: Step, fields: dict[str, Any]) -> Generator[Position, None, None]:
-        if not by_first(partial(self._prepare, step, fields)):
+    def _step(self, step: PlannedStep, progress: Progress) -> Generator[Position, None, None]:
+        if not by_first(partial(self._prepare, step, progress)):
             return
-        recipe = self.planned.recipe
-        job = Job(
-            name=step.name,
-            folder=self.directory.stage_folder(step.name),
-            run_folder=self.directory.folder,
-            recipe=recipe,
-            arguments=step.arguments,
-            device=self.device,
-            workers=self.workers,
-            recipe_fingerprint=_recipe_fingerprint(recipe),
-            companions=self.companions if recipe.engine.share_teacher else None,
-            fields=_begun(step, fields),
-            fresh=self._is_fresh(step),
-        )
+        job = self._job(step, progress.fields(step).folder)
         start, clock = time.perf_counter(), list[float]()
-        stage = importlib.import_module(step.module)
+        stage = self.stages.load(step.stage)
         outcome: Outcome
-        if step.stage == "distill":
+        if hasattr(stage, "learn"):
             outcome = yield from _timed(stage.learn(job), clock)
-        elif step.stage in _SHARED:
+        elif stage.IN_EVERY_PROCESS:
             outcome = stage.run(job)
         else:
             outcome = by_first(lambda: stage.run(job))
-        # Of students side by side each has the time of its own steps; the teacher's is the first's.
+        # Of students in lockstep each has the time of its own steps; the teacher's is the first's.
         seconds = clock[0] if clock else time.perf_counter() - start
-        told = {"seconds": seconds, "processes": world(), "environment": environment(self.device)}
-        done = Outcome(outcome.values, {**outcome.measured, **told})
-        by_first(
-            lambda: self.directory.finish(
-                step.name, fields, done, stage.files(job.folder, done.values)
-            )
-        )
+        measured = {
+            **outcome.measured,
+            "seconds": seconds,
+            "processes": world(),
+            "environment": environment(self.device),
+        }
+        by_first(lambda: progress.finish(step, Outcome(outcome.values, measured)))
         log(f"{step.name}: {seconds:.1f} s")
 
-    def _prepare(self, step: Step, fields: dict[str, Any]) -> bool:
-        """Skip, redo or restore a step; whether it is to be run, in a folder that is then begun."""
-        run, begun = self.directory, _begun(step, fields)
-        fresh, files = self._is_fresh(step), _files(step)
-        if not fresh and stands(run, step.name, fields, files, begun):
+    def _job(self, step: PlannedStep, fields: Mapping[str, Any]) -> StepJob:
+        common: dict[str, Any] = {
+            "name": step.name,
+            "folder": self.directory.stage_folder(step.name),
+            "run_folder": self.directory.folder,
+            "arguments": step.arguments,
+            "device": self.device,
+            "workers": self.workers,
+            "fields": fields,
+            "fresh": self._is_fresh(step),
+        }
+        recipe = self._recipe
+        if recipe is None:
+            return StepJob(**common)
+        companions = self.companions if recipe.engine.share_teacher else None
+        fingerprint = recipe_fingerprint(recipe)
+        return Job(**common, recipe=recipe, recipe_fingerprint=fingerprint, companions=companions)
+
+    def _prepare(self, step: PlannedStep, progress: Progress) -> bool:
+        """Decide whether to skip, resume or redo a step; return True if it must run."""
+        fresh, fields = self._is_fresh(step), progress.fields(step).folder
+        if not fresh and progress.can_be_skipped(step):
             log(f"{step.name}: done before, skipped")
             return False
-        differences = run.differences(step.name, begun)
-        if fresh or differences:
-            reason = "--fresh" if fresh else "changed: " + ", ".join(differences)
-            old = run.supersede(step.name)
-            if old is not None:
-                log(f"{step.name}: redone ({reason}); the old result is in {old}")
-        if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, begun):
-            log(f"{step.name}: what was done earlier fits again, restored")
-            if stands(run, step.name, fields, files, begun):
-                return False
+        self.directory.make_room(step.name, fields, restart=fresh, restore=not fresh)
+        if not fresh and progress.can_be_skipped(step):
+            return False  # it was brought back
         log(f"{step.name}")
-        run.begin(step.name, begun)
+        self.directory.begin(step.name, fields)
         return True
 
-    def _is_fresh(self, step: Step) -> bool:
+    def _is_fresh(self, step: PlannedStep) -> bool:
         return step.name in self.fresh or step.stage in self.fresh
+
+
+def _is_whole(progress: Progress, step: PlannedStep) -> bool:
+    """Whether a step that is not run now was finished before; damage is reported only."""
+    try:
+        return progress.is_finished(step)
+    except UserError as error:
+        log(f"{step.name}: {error}")
+        return False
 
 
 def _timed(
@@ -177,64 +235,18 @@ def _timed(
         yield position
 
 
-def finished(recipe: Recipe, folder: Path, until: str | None = None) -> bool:
+def is_finished(recipe: Recipe, stages: StageTable, folder: Path, until: str | None = None) -> bool:
     """Whether a run directory holds the result of every stage (up to one) of a checked recipe.
 
     Raises:
         UserError: a result, or a file that it vouches for, is damaged.
     """
-    planned = plan.make_plan(recipe)
-    run = RunDirectory(folder, folder.name)
-    data_digest = dataset_of(recipe).digest()
-    digests: dict[str, str] = {}
-    for step in planned.steps:
-        if not _is_finished(run, step, _fields(step, data_digest, digests)):
+    plan = make_plan(recipe)
+    progress = Progress(plan, stages, RunDirectory(folder, folder.name))
+    for step in plan.steps:
+        if not progress.is_finished(step):
             return False
-        digests[step.name] = _found(run, step)
+        progress.note(step)
         if until in (step.name, step.stage):
             break
     return True
-
-
-def _is_finished(run: RunDirectory, step: Step, fields: dict[str, Any]) -> bool:
-    is_finished = run.finished(step.name, fields)
-    if is_finished:
-        require_undamaged(run, step.name, _files(step))
-    return is_finished
-
-
-def _files(step: Step) -> Files:
-    """What a step's stage vouches for."""
-    files: Files = importlib.import_module(step.module).files
-    return files
-
-
-def _fields(step: Step, data_digest: str, digests: dict[str, str]) -> dict[str, Any]:
-    """Everything that a step's result depends on."""
-    return {
-        "version": step.version,
-        **step.fields,
-        "images": data_digest,
-        "inputs": {name: digests.get(name) for name in step.inputs},
-    }
-
-
-def _begun(step: Step, fields: dict[str, Any]) -> dict[str, Any]:
-    """What a step's folder is begun for: everything, unless parts of it stand for themselves."""
-    return fields if step.begun is None else {"version": step.version, **step.begun}
-
-
-def _found(run: RunDirectory, step: Step) -> str:
-    """What follows a step depends on what was found there, not only on what was asked for."""
-    found = read_result(run.folder, step.name)
-    return fingerprint_of({k: found[k] for k in ("fingerprint", "values")})
-
-
-def _recipe_fingerprint(recipe: Recipe) -> str:
-    """Names the recipe in model files; where the data lie does not matter."""
-    content = recipe.model_dump(mode="json")
-    content["data"].pop("root", None)
-    del content["trackers"]
-    for how in ("compile", "share_teacher", "cache"):
-        del content["engine"][how]
-    return fingerprint_of(content)

@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
+from compress.console.ending import exit_code
 from compress.console.terminal import tell, tell_stop
-from compress.distributed.collectives import is_first, world
-from compress.errors import UserError, exit_code
+from compress.distributed.collectives import by_first, is_first, world
+from compress.errors import UserError
 
+Request = TypeVar("Request")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # The first process does some stages alone, for hours.
 _LONGEST_WAIT = timedelta(days=14)
@@ -26,8 +28,26 @@ _PATIENCE = 5.0
 _board: Any = None  # a store, where processes leave word that can no longer meet
 
 
+def launch(read: Callable[[], Request], command: Callable[[Request], int]) -> int:
+    """Run a command that can be continued in each of the processes that torchrun started.
+
+    Args:
+        read: reads what the user asks for; the first process does.
+        command: gets that, returns the exit code.
+
+    Returns:
+        The exit code; of several processes that fail, one reports why.
+    """
+    with _joined_processes():
+        return exit_code(
+            lambda: command(by_first(read)),
+            lambda message: say_once(lambda: tell(message)),
+            lambda sentence: say_once(lambda: tell_stop(sentence)),
+        )
+
+
 @contextmanager
-def started() -> Iterator[None]:
+def _joined_processes() -> Iterator[None]:
     """Join the processes that torchrun started, for the block; a process alone does nothing.
 
     What is on the CPU is exchanged by gloo, what is on a GPU by nccl. Where another process has
@@ -83,15 +103,6 @@ def usable_device(given: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used here: {reason}") from None
     return device
-
-
-def reported(command: Callable[[], int]) -> int:
-    """The exit code of a command that can be continued; of several processes one tells why."""
-    return exit_code(
-        command,
-        lambda message: say_once(lambda: tell(message)),
-        lambda sentence: say_once(lambda: tell_stop(sentence)),
-    )
 
 
 def say_once(say: Callable[[], None], where: str = "console") -> None:

@@ -1,9 +1,6 @@
-"""What is wrong with the parts of a recipe, each for itself and beside the others."""
+"""Problems of the parts of a recipe, of each for itself and beside the others."""
 
-import importlib
-import os
 import re
-from pathlib import Path
 
 from compress import models
 from compress.data import DATASETS
@@ -13,8 +10,8 @@ from compress.methods import METHODS
 from compress.recipe import signatures
 from compress.recipe.schema import Data, MethodPart, Named, Recipe, TransferPart
 from compress.run.place_checks import check_weights
-from compress.run.plan import labelled
-from compress.run.train_checks import check_named, check_train, check_transfer_train
+from compress.run.stages import StageTable
+from compress.run.train_checks import check_train
 from compress.stages.distill import terms_for
 from compress.trackers import TRACKERS, lacks
 
@@ -22,9 +19,9 @@ from compress.trackers import TRACKERS, lacks
 _RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
 
 
-def check_parts(recipe: Recipe) -> list[str]:
+def check_parts(recipe: Recipe, stages: StageTable) -> list[str]:
     """Problems of each part for itself, whatever the others are."""
-    problems = check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    problems = signatures.check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
     for i, teacher in enumerate(recipe.teacher):
         path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
         problems += _check_model(teacher.model, f"{path}.model")
@@ -36,10 +33,10 @@ def check_parts(recipe: Recipe) -> list[str]:
     problems += check_weights(recipe.student.weights, recipe.student.model, "student.weights")
     problems += check_train(recipe.distill.train, "distill.train")
     for path, part in _methods(recipe).items():
-        problems += check_named(part, METHODS, path)
+        problems += signatures.check_named(part, METHODS, path)
     problems += _check_trackers(recipe.trackers)
     for i, entry in enumerate(recipe.transfer):
-        problems += _check_transfer(entry, f"transfer.{i}")
+        problems += stages.load("transfer").check(entry, f"transfer.{i}")
     return problems
 
 
@@ -49,7 +46,7 @@ def check_relations(recipe: Recipe) -> list[str]:
     for path, part in _methods(recipe).items():
         if part.name in METHODS:
             problems += _check_weights_of(part, recipe, path)
-    labels = list(labelled(recipe))
+    labels = list(recipe.methods)
     for label in labels:
         if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
             problems.append(f"distill: the label '{label}' is taken by the report; choose another")
@@ -109,28 +106,11 @@ def _check_trackers(parts: list[Named]) -> list[str]:
     names = [part.name for part in parts]
     for i, part in enumerate(parts):
         path = f"trackers.{i}"
-        problems += check_named(part, TRACKERS, path)
+        problems += signatures.check_named(part, TRACKERS, path)
         if part.name in names[:i]:
             problems.append(f"{path}: '{part.name}' stands twice")
         elif part.name in TRACKERS and (lacking := lacks(part.name)):
             problems.append(f"{path}: {lacking}")
-    return problems
-
-
-def _check_transfer(entry: TransferPart, path: str) -> list[str]:
-    stage = importlib.import_module(
-        "eval.transfer.stage"
-    )  # only recipes with transfer need its parts
-    if entry.task not in stage.TASKS:
-        known = ", ".join(stage.TASKS)
-        hint = nearest(entry.task, stage.TASKS)
-        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
-    problems = signatures.check(stage.TASKS[entry.task], entry.own_arguments, path)
-    problems += check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
-    problems += check_transfer_train(entry.train, f"{path}.train")
-    root = entry.data.arguments.get("root")
-    if isinstance(root, str) and not os.path.isdir(root):
-        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""What a recipe needs of this machine: files, folders and memory, looked for before it runs."""
+"""Problems of what a recipe needs of this machine: files, folders and memory."""
 
 import math
 import os
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torchvision
 
 from compress.data import CLASS_NAMES
 from compress.errors import UserError, nearest
+from compress.model_files.weights import published_weights
 from compress.recipe import signatures
 from compress.recipe.schema import Data, Named, Recipe
 from compress.stages.teacher import own_description
@@ -77,15 +77,6 @@ def check_weights(given: str | None, model: Named | None, path: str) -> list[str
     known = f"; published for it: {', '.join(published)}" if published else ""
     place = f"(looked in {Path.cwd()})"
     return [f"{path}: '{given}' not found {place}{known}{nearest(given, published)}"]
-
-
-def published_weights(model: str) -> list[str]:
-    """The names of the weights that torchvision publishes for a model."""
-    prefix, _, name = model.partition(":")
-    if prefix != "torchvision" or name not in torchvision.models.list_models():
-        return []
-    names = [entry.name for entry in torchvision.models.get_model_weights(name)]
-    return [*names, "DEFAULT"] if names else []
 
 
 def _not_writable(folder: str) -> str | None:

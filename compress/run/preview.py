@@ -1,4 +1,4 @@
-"""What `--check` prints of a recipe: nothing is run.
+"""The output of `--check`: nothing is run.
 
 No data are opened, unless the file of a teacher says what images it learned from.
 """
@@ -7,26 +7,29 @@ from rich.table import Table
 
 from compress.console.messages import console
 from compress.data.augment import AUGMENTATIONS
-from compress.run import plan
-from compress.run.checks import Shapes, teacher_remarks
-from compress.run.plan import Plan
+from compress.errors import UserError
+from compress.recipe.schema import Recipe
+from compress.run.plan import RecipePlan
+from compress.run.probe import Shapes
+from compress.stages import dataset_of
 from compress.stages.distill import terms_for
+from compress.stages.teacher import normalised_otherwise, own_description
 from compress.teacher.cache import expected_hit_share, obstacle
 
 
-def show(planned: Plan, shapes: Shapes | None) -> None:
+def show(plan: RecipePlan, shapes: Shapes | None) -> None:
     """Print the stages, where each network is tapped, adapters, and what a cache would save."""
     table = Table("stage", "reads", title="Plan")
-    for step in planned.steps:
+    for step in plan.steps:
         table.add_row(step.name, ", ".join(step.inputs))
     console.print(table)
-    for remark in teacher_remarks(planned.recipe):
+    for remark in teacher_remarks(plan.recipe):
         console.print(remark, soft_wrap=True)
     if shapes is None:
         return
     console.print(_taps(shapes))
     console.print(_adapters(shapes))
-    for remark in _cache_remarks(planned, shapes):
+    for remark in _cache_remarks(plan, shapes):
         console.print(remark, soft_wrap=True)
     console.print("The recipe is in order.")
 
@@ -62,14 +65,14 @@ def _adapters(shapes: Shapes) -> Table:
     return adapters
 
 
-def _cache_remarks(planned: Plan, shapes: Shapes) -> list[str]:
-    """What a teacher cache is expected to save each method, or why it cannot serve it."""
-    recipe = planned.recipe
+def _cache_remarks(plan: RecipePlan, shapes: Shapes) -> list[str]:
+    """The share of targets that a teacher cache is expected to save each method, or why none."""
+    recipe = plan.recipe
     if recipe.engine.cache is None:
         return []
     slots = recipe.data.views or AUGMENTATIONS[recipe.data.augment].views
     remarks = []
-    for label, part in plan.labelled(recipe).items():
+    for label, part in recipe.methods.items():
         if label not in shapes.methods:
             continue
         method, terms = shapes.methods[label], terms_for(part, recipe.distill)
@@ -85,4 +88,20 @@ def _cache_remarks(planned: Plan, shapes: Shapes) -> list[str]:
                 f"run is expected to find {share:.1f} % of the targets there"
             )
         remarks.append(f"{label}: {remark}")
+    return remarks
+
+
+def teacher_remarks(recipe: Recipe) -> list[str]:
+    """Remarks on teachers from files that may not fit; opens the data, where they are here."""
+    remarks = []
+    for part in recipe.teacher:
+        try:
+            known = own_description(part)
+            if part.checkpoint is None or known is None:
+                continue
+            shown = dataset_of(recipe).preprocessing
+        except UserError:
+            continue  # the run tells what is wrong with the file or the data
+        remark = normalised_otherwise(part.checkpoint, known, shown)
+        remarks += [f"teacher: {remark}"] if remark is not None else []
     return remarks

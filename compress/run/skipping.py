@@ -28,7 +28,7 @@ def stands(
     stage: str,
     fields: Mapping[str, Any],
     files: Files,
-    begun: Mapping[str, Any] | None = None,
+    folder_fields: Mapping[str, Any] | None = None,
 ) -> bool:
     """Decide whether to skip a stage; what is damaged of a finished one is put aside.
 
@@ -37,7 +37,7 @@ def stands(
     Args:
         fields: what the result depends on.
         files: see `Files`.
-        begun: what the folder was begun for, where that is less than `fields`.
+        folder_fields: what the folder stands for, where that is less than `fields`.
     """
     folder = run.stage_folder(stage)
     try:
@@ -53,7 +53,7 @@ def stands(
         return True
     if "fields.json" in problems:
         put_aside(folder, ["fields.json"])
-        write_json(folder / "fields.json", fields if begun is None else begun)
+        write_json(folder / "fields.json", fields if folder_fields is None else folder_fields)
     # A training of several is done again as a whole.
     outcomes = [(folder / name).with_name("outcome.json") for name in problems]
     beside = [path.relative_to(folder).as_posix() for path in outcomes]

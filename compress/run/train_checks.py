@@ -1,33 +1,16 @@
-"""What is wrong with a training that a recipe or a transfer command asks for, beyond its shape."""
-
-from collections.abc import Callable, Mapping
-from typing import Any
+"""Problems of a training of a recipe or a transfer command, beyond its shape."""
 
 from compress.engine.optimization import OPTIMIZERS, SCHEDULES, Settings
 from compress.errors import nearest
-from compress.recipe import signatures
-from compress.recipe.schema import Named, Train
+from compress.recipe.schema import Train
+from compress.recipe.signatures import check_named
 from compress.stages import settings_from
 
 _LARGEST_LR = 1e6
 
 
-def check_named(
-    part: Named,
-    registry: Mapping[str, Callable[..., Any]],
-    path: str,
-    *,
-    supplied: tuple[str, ...] = (),
-) -> list[str]:
-    """A name that the registry lacks, or arguments that do not fit what it stands for."""
-    if part.name not in registry:
-        known = ", ".join(registry)
-        return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
-    return signatures.check(registry[part.name], part.arguments, path, supplied=supplied)
-
-
 def check_train(train: Train, path: str) -> list[str]:
-    """What does not fit in any `train` section."""
+    """Problems of any `train` section."""
     problems = check_named(train.schedule, SCHEDULES, f"{path}.schedule")
     if train.accumulate > max(1, train.batch_size // 2):
         problems.append(
@@ -64,7 +47,7 @@ def _check_schedule(settings: Settings) -> None:
 
 
 def check_transfer_train(train: Train, path: str) -> list[str]:
-    """The same of a transfer task's."""
+    """Problems of a transfer task's `train` section."""
     problems = check_train(train, path)
     if train.accumulate > 1:
         problems.append(f"{path}.accumulate: transfer tasks take their batches whole")

@@ -31,6 +31,7 @@ from compress.stages.teacher import load_teachers
 from compress.storage.results import read_result
 
 RESULT_VERSION = 1
+IN_EVERY_PROCESS = False
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import seal
 
 RESULT_VERSION = 4
+IN_EVERY_PROCESS = True
 
 
 def terms_for(part: MethodPart, distill: Distill) -> Terms:

@@ -23,6 +23,7 @@ from compress.storage.results import read_result
 from compress.taps import Tapped, TapSpecs
 
 RESULT_VERSION = 1
+IN_EVERY_PROCESS = False
 IMAGES = 256
 
 

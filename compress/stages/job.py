@@ -1,4 +1,4 @@
-"""A planned piece of work, as a stage's `run` receives it, and its outcome."""
+"""A planned step, as a stage's `run` receives it, and its outcome."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from compress.recipe.schema import Recipe
-from compress.storage.integrity import sha256_file as sha256_file
 
 
 @dataclass(frozen=True)
@@ -19,20 +18,32 @@ class Outcome:
     measured: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One planned piece of work, as a stage's `run` receives it."""
+@dataclass(frozen=True, kw_only=True)
+class StepJob:
+    """One planned step, as its stage's `run` receives it.
+
+    `fields` is what the step's folder stands for, see `RunDirectory.begin`; with `fresh`, nothing
+    that was done earlier may be taken back.
+    """
 
     name: str
     folder: Path
     run_folder: Path
-    recipe: Recipe
     arguments: Mapping[str, Any]
     device: torch.device
     workers: int
-    recipe_fingerprint: str
-    # What jobs that are trained side by side have in common; None: the job is trained alone.
-    companions: dict[Any, Any] | None = None
-    # What the folder was begun for, see `RunDirectory.begin`.
     fields: Mapping[str, Any] = field(default_factory=dict)
-    fresh: bool = False  # nothing that was done earlier may be taken
+    fresh: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(StepJob):
+    """A step of a recipe.
+
+    `companions` is what jobs that are trained in lockstep have in common; None: the job is trained
+    alone.
+    """
+
+    recipe: Recipe
+    recipe_fingerprint: str
+    companions: dict[Any, Any] | None = None

@@ -13,11 +13,11 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Context, Method, Terms
 from compress.model_files import artifacts
+from compress.model_files.weights import load_initial
 from compress.models.layout import lay_channels_last
 from compress.recipe.schema import MethodPart
 from compress.seeding import seeded
 from compress.stages.job import Job
-from compress.stages.teacher import load_initial
 from compress.taps import TapSpecs
 from compress.taps.discovery import discover
 
@@ -37,7 +37,7 @@ def build_student(
     specs = discover(student, shape, model.name, **taps.model_dump())
     given = recipe.student.weights
     if given is not None:
-        load_initial(student, model.name, given, data)
+        load_initial(student, model.name, given, shape)
     context = Context(
         student=specs,
         teachers=tuple(

@@ -14,7 +14,7 @@ from compress.engine.loop import train
 from compress.errors import UserError
 from compress.methods.contract import logits_of
 from compress.model_files import artifacts
-from compress.model_files.weights import load_state, published_state, read_state
+from compress.model_files.weights import load_initial
 from compress.models.layout import check_forward, lay_channels_last
 from compress.recipe.schema import Teacher
 from compress.stages import compiles, dataset_of, judge, order_seed, settings_from, summary, task_of
@@ -26,6 +26,7 @@ from compress.taps.discovery import discover
 from compress.tasks import Classification
 
 RESULT_VERSION = 3
+IN_EVERY_PROCESS = True
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -179,7 +180,8 @@ def _build(
             "give `model` too"
         )
     if given is not None:
-        replaced = load_initial(network, architecture["name"], given, data)
+        shape = data.preprocessing.input_shape
+        replaced = load_initial(network, architecture["name"], given, shape)
         if replaced is not None and part.train is None:
             raise _other_classes(replaced, data)
     return network, architecture, None
@@ -205,7 +207,7 @@ def normalised_otherwise(
 def own_description(part: Teacher) -> dict[str, Any] | None:
     """What a checkpoint written by this project says of itself."""
     path = Path(part.checkpoint) if part.checkpoint else None
-    if path is None or not path.with_suffix(".json").is_file() or part.model is not None:
+    if path is None or not artifacts.is_described(path) or part.model is not None:
         return None
     return artifacts.load_description(path.parent, path.stem)
 
@@ -215,26 +217,6 @@ def _other_classes(classes: int, data: Dataset) -> UserError:
         f"teacher: its file has {classes} classes, the data have {len(data.class_names)}; give "
         "`model` and `train` to fit a new classifier, or other data"
     )
-
-
-def load_initial(network: nn.Module, model: str, given: str, data: Dataset) -> int | None:
-    """Load published weights or a file into a network that was built for `data`.
-
-    Returns:
-        The number of classes in the file where the classifier was replaced, else None.
-    """
-    state = published_state(model, given)
-    if state is None:
-        state = read_state(Path(given))
-    specs = discover(network, data.preprocessing.input_shape, model)
-    loaded = load_state(network, state, specs.classifier, given)
-    if loaded.classifier_replaced:
-        log(
-            f"  {model}: classifier of {loaded.classes_in_file} classes replaced by a new one "
-            f"of {len(data.class_names)}"
-        )
-        return loaded.classes_in_file
-    return None
 
 
 def _source(part: Teacher) -> str:

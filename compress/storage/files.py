@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from compress.distributed.collectives import is_first
 from compress.errors import UserError
-from compress.storage.integrity import sha256_file as sha256_file
 
 _CHECKSUM = "checksum"
 

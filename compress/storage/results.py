@@ -6,7 +6,6 @@ from typing import Any
 from compress.errors import UserError
 from compress.storage.files import read_mapping
 from compress.storage.integrity import UNSEALED_RESULT, require_seal
-from compress.storage.integrity import sha256_file as sha256_file
 
 
 def read_result(run_folder: Path, stage: str) -> dict[str, Any]:

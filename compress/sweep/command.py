@@ -14,10 +14,11 @@ import re
 import sys
 from pathlib import Path
 
+from compress.console.ending import exit_code
 from compress.console.terminal import tell, tell_stop
-from compress.errors import UserError, exit_code
-from compress.recipe.command_line import listed
-from compress.recipe.files import apply_override, read_yaml
+from compress.errors import UserError
+from compress.recipe.command_line import list_problems
+from compress.recipe.files import add_set_option, read_yaml, with_overrides
 from compress.sweep.schema import Sweep, check_sweep
 
 
@@ -32,14 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train methods x pairs x trials and write the table.",
     )
     parser.add_argument("sweep", type=Path, help="a YAML file, see pipelines/tables/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.PATH=VALUE",
-        dest="overrides",
-        help="change one value, as in recipe.data.root=FOLDER; may be repeated",
-    )
+    add_set_option(parser, explanation="change one value, as in recipe.data.root=FOLDER")
     parser.add_argument("--out", type=Path, help="the sweep's directory (default: runs/NAME)")
     parser.add_argument(
         "--jobs", type=_positive, default=1, help="runs at the same time (default: 1)"
@@ -82,16 +76,14 @@ def _positive(text: str) -> int:
 
 
 def _command(options: argparse.Namespace) -> int:
-    raw = read_yaml(options.sweep, "a sweep", Sweep.model_fields)
-    for assignment in options.overrides:
-        apply_override(raw, assignment)
+    raw = with_overrides(read_yaml(options.sweep, "a sweep", Sweep.model_fields), options)
     sweep, problems = check_sweep(raw)
     if sweep is None:
-        raise UserError(listed(options.sweep, problems))
+        raise UserError(list_problems(options.sweep, problems))
     # What is heavy is imported after the sweep is known to be right.
-    from compress.sweep.execution import carried_out
+    from compress.sweep.execution import run_sweep
 
-    return carried_out(options, raw, sweep)
+    return run_sweep(options, raw, sweep)
 
 
 if __name__ == "__main__":

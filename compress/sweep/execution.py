@@ -1,4 +1,4 @@
-"""A sweep of the right shape carried out: every cell checked, trained, and told in the table."""
+"""A sweep of the right shape: check and train every cell, write the table."""
 
 import argparse
 import os
@@ -15,19 +15,21 @@ from compress.console.messages import log, log_to
 from compress.console.terminal import console, tell
 from compress.errors import UserError
 from compress.models import user_code
-from compress.recipe.command_line import listed
+from compress.pipeline import STAGES
+from compress.recipe.command_line import list_problems
 from compress.recipe.schema import check_shape
-from compress.run import checks
+from compress.run.checks import check_values
 from compress.run.directory import RunDirectory
+from compress.run.probe import probe
 from compress.storage.files import write_text
 from compress.sweep.processes import Runner, run_process
 from compress.sweep.ray_cluster import on_ray
-from compress.sweep.runs import Plan
+from compress.sweep.runs import SweepRuns
 from compress.sweep.schema import Pair, Status, Sweep, SweepMethod, recipe_of
 from compress.sweep.table import terminal_table, write_table
 
 
-def carried_out(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) -> int:
+def run_sweep(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) -> int:
     """The exit code: 0 done, 1 a cell failed.
 
     Args:
@@ -38,9 +40,9 @@ def carried_out(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) 
     """
     refused, problems = _check_cells(sweep, trust_code=options.trust_code)
     if problems:
-        raise UserError(listed(options.sweep, problems))
+        raise UserError(list_problems(options.sweep, problems))
     folder = options.out or Path("runs") / options.sweep.stem
-    plan = Plan(sweep, folder, Status(refused), _options(sweep, options), options.jobs)
+    plan = SweepRuns(sweep, folder, Status(refused), _options(sweep, options), options.jobs)
     for name, reason in refused.items():
         log(f"{name}: not applicable: {reason}")
     log(f"{len(plan.cells)} cells, {len(refused)} not applicable, {len(plan.teachers())} teachers")
@@ -96,7 +98,7 @@ def _check_cells(sweep: Sweep, *, trust_code: bool) -> tuple[dict[str, str], lis
         if not found:
             recipe, _ = check_shape(recipe_of(sweep, pair, list(sweep.methods)))
             assert recipe is not None  # each of its methods was checked alone
-            shapes, found = checks.probe(recipe)
+            shapes, found = probe(recipe)
             if shapes is not None:
                 refused |= {f"{pair.name}/{row}": why for row, why in shapes.refused.items()}
                 found = []
@@ -108,12 +110,11 @@ def _check_cells(sweep: Sweep, *, trust_code: bool) -> tuple[dict[str, str], lis
 def _check_cell(
     sweep: Sweep, pair: Pair, method: SweepMethod, number: int, *, trust_code: bool
 ) -> list[str]:
-    raw = recipe_of(sweep, pair, [method])
-    recipe, found = checks.recipe_from(raw)
+    recipe, problems = check_values(recipe_of(sweep, pair, [method]), STAGES)
     for part in (recipe.student.model, *(t.model for t in recipe.teacher)) if recipe else ():
         if part is not None:
             user_code.trust("*" if trust_code else part.name)
-    return [_in_sweep(problem, pair, number) for problem in found]
+    return [_in_sweep(problem, pair, number) for problem in problems]
 
 
 def _in_sweep(problem: str, pair: Pair, number: int) -> str:

@@ -18,8 +18,9 @@ from compress.console.terminal import tell
 from compress.engine.lockstep import side_by_side
 from compress.engine.loop import Position, drained
 from compress.errors import UserError
+from compress.pipeline import STAGES
 from compress.run import command
-from compress.run.launch import reported, started
+from compress.run.launch import launch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compress.sweep.lockstep", description=__doc__)
     parser.add_argument("recipes", nargs="+", type=Path, help="files of cells")
     options, rest = parser.parse_known_args(arguments)
-    with started():
-        return reported(lambda: _run(options.recipes, rest))
+    return launch(lambda: options.recipes, lambda recipes: _run(recipes, rest))
 
 
 def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
@@ -46,7 +46,7 @@ def _one(
 ) -> Generator[Position, None, None]:
     arguments = [str(path), "--out", str(path.with_suffix("")), *options]
     try:
-        yield from command.run_steps(arguments, companions)
+        yield from command.run_steps(arguments, STAGES, companions)
     except (UserError, OSError) as error:
         failed[path] = str(error)
     except Exception as error:  # a defect in one run is no reason to lose the others

@@ -28,7 +28,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a command: its exit code (minus a signal's number) and all that it printed."""
+    """The end of a command: its exit code (minus a signal's number) and all that it printed."""
 
     code: int
     told: str

@@ -12,8 +12,9 @@ import yaml
 
 from compress.console.messages import log
 from compress.errors import UserError
+from compress.pipeline import STAGES
 from compress.recipe.schema import check_shape
-from compress.run import executor
+from compress.run.executor import is_finished
 from compress.storage.files import write_text
 from compress.sweep.processes import Command, Ended, Runner, problem
 from compress.sweep.schema import Cell, Status, Sweep, cells, recipe_of
@@ -21,7 +22,7 @@ from compress.sweep.table import write_table
 
 
 @dataclass(frozen=True)
-class Run:
+class RecipeRun:
     """An ordinary run of a recipe; `until` stops it after a stage."""
 
     name: str
@@ -41,11 +42,11 @@ class Run:
             UserError: a result is damaged.
         """
         recipe = check_shape(self.recipe)[0]
-        return recipe is not None and executor.finished(recipe, self.folder, self.until)
+        return recipe is not None and is_finished(recipe, STAGES, self.folder, self.until)
 
 
 @dataclass
-class Plan:
+class SweepRuns:
     """A sweep, its directory, what is known of its cells, and how runs are started."""
 
     sweep: Sweep
@@ -59,11 +60,11 @@ class Plan:
         """The cells that can be trained."""
         return [cell for cell in cells(self.sweep) if cell.name not in self.status.refused]
 
-    def teachers(self) -> list[Run]:
+    def teachers(self) -> list[RecipeRun]:
         """A run per teacher that a cell needs."""
         chosen = {cell.pair.teacher: cell for cell in reversed(self.cells)}
         return [
-            Run(
+            RecipeRun(
                 f"teacher {label}",
                 self.folder / "teachers" / label,
                 recipe_of(self.sweep, cell.pair, [cell.method]),
@@ -72,7 +73,7 @@ class Plan:
             for label, cell in sorted(chosen.items())
         ]
 
-    def student(self, cell: Cell) -> Run:
+    def student(self, cell: Cell) -> RecipeRun:
         """The run of a cell."""
         teacher = self.folder / "teachers" / cell.pair.teacher / "teacher" / "0"
         recipe = recipe_of(
@@ -81,7 +82,7 @@ class Plan:
         cache = (recipe.get("engine") or {}).get("cache")
         if cache is not None:  # one for all cells
             cache.setdefault("folder", str(self.folder / "teacher_cache"))
-        return Run(cell.name, self.folder / "cells" / cell.name, recipe)
+        return RecipeRun(cell.name, self.folder / "cells" / cell.name, recipe)
 
     def look(self) -> None:
         """Find out what is finished, without running anything."""
@@ -103,18 +104,18 @@ class Plan:
                 students.append(self.student(cell))
         self._run_all(self._units(students), runner)
 
-    def _units(self, students: list[Run]) -> list[list[Run]]:
+    def _units(self, students: list[RecipeRun]) -> list[list[RecipeRun]]:
         """The runs that one process does each: one, or of a shared teacher its part of them all."""
         if not (self.sweep.recipe.get("engine") or {}).get("share_teacher"):
             return [[run] for run in students]
-        found: dict[Any, list[Run]] = {}
+        found: dict[Any, list[RecipeRun]] = {}
         for run in students:
             if not self._is_finished(run, mends=True):
                 size = run.recipe["distill"]["train"].get("batch_size")
                 found.setdefault((run.recipe["teacher"]["checkpoint"], size), []).append(run)
         return [runs[i :: self.jobs] for runs in found.values() for i in range(self.jobs)]
 
-    def _is_finished(self, run: Run, *, mends: bool = False) -> bool:
+    def _is_finished(self, run: RecipeRun, *, mends: bool = False) -> bool:
         """Whether a run is done; a damaged one has failed, unless it is about to be mended."""
         try:
             is_finished = run.is_finished()
@@ -128,13 +129,13 @@ class Plan:
             self.status.current.add(run.name)
         return is_finished
 
-    def _run_all(self, units: list[list[Run]], runner: Runner) -> None:
+    def _run_all(self, units: list[list[RecipeRun]], runner: Runner) -> None:
         waiting = [[run for run in unit if not self._is_known(run)] for unit in units]
         self._write_table()
         stopped = threading.Event()
         with ThreadPoolExecutor(max_workers=self.jobs) as pool:
             try:
-                started: dict[Future[Ended], list[Run]] = {
+                started: dict[Future[Ended], list[RecipeRun]] = {
                     pool.submit(self._run, unit, runner, stopped): unit for unit in waiting if unit
                 }
                 for future in as_completed(started):
@@ -150,10 +151,10 @@ class Plan:
     def _write_table(self) -> None:
         write_table(self.sweep, self.folder, self.status)
 
-    def _is_known(self, run: Run) -> bool:
+    def _is_known(self, run: RecipeRun) -> bool:
         return run.name in self.status.failed or self._is_finished(run, mends=True)
 
-    def _note(self, run: Run, ended: Ended, *, alone: bool) -> None:
+    def _note(self, run: RecipeRun, ended: Ended, *, alone: bool) -> None:
         """What became of a run whose process has ended."""
         why = problem(ended, run.folder / "log.txt", None if alone else run.file)
         if why is not None and (alone or not self._is_finished(run)):
@@ -162,7 +163,7 @@ class Plan:
         elif self._is_finished(run):
             log(f"{run.name}: done")
 
-    def _run(self, unit: list[Run], runner: Runner, stopped: threading.Event) -> Ended:
+    def _run(self, unit: list[RecipeRun], runner: Runner, stopped: threading.Event) -> Ended:
         """Run the recipes in a process of their own."""
         for run in unit:
             log(f"{run.name}: starts; its log is {run.folder}/log.txt")
@@ -175,7 +176,7 @@ class Plan:
         log(f"{names}: {time.perf_counter() - start:.0f} s")
         return ended
 
-    def _command(self, unit: list[Run]) -> Command:
+    def _command(self, unit: list[RecipeRun]) -> Command:
         """What runs them, and their recipes as files."""
         for run in unit:
             run.file.parent.mkdir(parents=True, exist_ok=True)

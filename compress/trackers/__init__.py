@@ -14,8 +14,7 @@ from typing import Any
 
 from compress.console.messages import log
 from compress.distributed.collectives import rank
-from compress.recipe.schema import Named
-from compress.trackers.base import Place, Tracker
+from compress.trackers.base import Place, Tracker, TrackerPart
 from compress.trackers.mlflow import MLflow
 from compress.trackers.tensorboard import TensorBoard
 from compress.trackers.wandb import WeightsAndBiases
@@ -41,7 +40,7 @@ def lacks(name: str) -> str | None:
 
 @contextmanager
 def track_to(
-    parts: Sequence[Named], folder: Path, run_name: str, recipe: Mapping[str, Any]
+    parts: Sequence[TrackerPart], folder: Path, run_name: str, recipe: Mapping[str, Any]
 ) -> Iterator[None]:
     """Inside the block `record` writes to these trackers; only the first process of several does.
 

@@ -1,10 +1,10 @@
-"""What every tracker is given and does."""
+"""The interface of trackers, and their files in a run directory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from compress.storage.files import read_mapping, write_json, write_text
 from compress.storage.fingerprints import fingerprint_of
@@ -12,7 +12,7 @@ from compress.storage.fingerprints import fingerprint_of
 
 @dataclass(frozen=True)
 class Place:
-    """What is tracked: a run's directory, its name and its recipe as plain values."""
+    """The run that is tracked: its directory, its name and its recipe as plain values."""
 
     folder: Path
     name: str
@@ -39,6 +39,15 @@ class Place:
         folder = self.folder / "trackers"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{kind}-{fingerprint_of(where)}.{ending}"
+
+
+class TrackerPart(Protocol):
+    """A recipe's entry for a tracker: its name and its arguments."""
+
+    name: str
+
+    @property
+    def arguments(self) -> dict[str, Any]: ...
 
 
 class Given:

@@ -29,13 +29,13 @@ from eval.detection.detectron2_job import check_job, job_config
 from eval.detection.detectron2_training import detect, train_detector
 from eval.detection.metrics import Metric
 from eval.detection.model import Design
-from eval.transfer.context import SCRATCH, Context, Start
+from eval.transfer.context import SCRATCH, Start, TransferContext
 from export.detectron2.command import config_text, expected_missing, full_name, write_network
 from export.detectron2.config import config, merged
 
 
 def run(
-    context: Context,
+    context: TransferContext,
     start: Start,
     *,
     data: DetectionData,
@@ -76,7 +76,7 @@ def _require() -> None:
 
 
 def _built(
-    context: Context, start: Start, design: Design, data: DetectionData, *, flip: bool
+    context: TransferContext, start: Start, design: Design, data: DetectionData, *, flip: bool
 ) -> tuple[nn.Module, Any]:
     """The detector with the student's weights, and detectron2's config of the job."""
     from detectron2.checkpoint import DetectionCheckpointer

@@ -11,14 +11,14 @@ from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.masks import encoded
 from eval.detection.c4 import ANCHOR_RATIOS, ANCHOR_SIZES, ROI_SIZE
 from eval.detection.model import Design
-from eval.transfer.context import Context
+from eval.transfer.context import TransferContext
 
 _XYXY = 0  # detectron2's BoxMode.XYXY_ABS
 _PRE_NMS = 6  # boxes before non-maximum suppression for each that is kept
 _PRECISE_BATCHES = 200
 
 
-def check_job(context: Context, design: Design) -> None:
+def check_job(context: TransferContext, design: Design) -> None:
     """Refuse what this engine does not have, before anything is trained.
 
     Raises:
@@ -41,7 +41,7 @@ def check_job(context: Context, design: Design) -> None:
             )
 
 
-def iterations_of(context: Context, data: DetectionData) -> int:
+def iterations_of(context: TransferContext, data: DetectionData) -> int:
     """Steps of the whole training: as many as the other engine makes."""
     settings = context.settings
     per_epoch = max(1, len(data.train) // settings.batch_size)
@@ -49,7 +49,7 @@ def iterations_of(context: Context, data: DetectionData) -> int:
 
 
 def job_config(
-    context: Context, design: Design, data: DetectionData, *, flip: bool
+    context: TransferContext, design: Design, data: DetectionData, *, flip: bool
 ) -> dict[str, Any]:
     """What a job's config says beside the protocol's; the learning rate's course is not in it."""
     sizes = design.image_size if design.image_size is not None else 0  # 0: their own

@@ -9,13 +9,13 @@ from compress.errors import UserError
 from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.masks import encode_masks
 from eval.detection.detectron2_job import record, training_records
-from eval.transfer.context import Context, Start
+from eval.transfer.context import Start, TransferContext
 
 _LOGGED_EVERY = 20
 
 
 def train_detector(
-    context: Context, start: Start, detector: nn.Module, cfg: Any, data: DetectionData
+    context: TransferContext, start: Start, detector: nn.Module, cfg: Any, data: DetectionData
 ) -> None:
     """Fine-tune in place; `losses.jsonl` and `detector.pth` are written into the folder.
 

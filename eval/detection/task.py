@@ -16,11 +16,11 @@ from eval.detection.metrics import BOX_METRICS, Metric, mask_average_precision
 from eval.detection.model import Design, Detector, DetectorLoss, Head, build_detector
 from eval.transfer.context import (
     SCRATCH,
-    Context,
     Start,
+    TransferContext,
     compare_inits,
     fine_tune,
-    opened,
+    open_in_order,
     result,
     student_of,
 )
@@ -50,7 +50,7 @@ _COUNTS = (
 
 
 def detection(
-    context: Context,
+    context: TransferContext,
     *,
     detector: Detector = "faster_rcnn",
     engine: Literal["torchvision", "detectron2"] = "torchvision",
@@ -100,7 +100,7 @@ def detection(
     shared = "c4" if engine == "detectron2" else shared_head(context, design)
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
-    data = opened(context, lambda folder: make(folder, **spec))
+    data = open_in_order(context, lambda folder: make(folder, **spec))
     if detector == "mask_rcnn":
         check_masks(data)
     run = _with_detectron2() if engine == "detectron2" else _with_torchvision
@@ -127,7 +127,7 @@ def _with_detectron2() -> Any:
     return importlib.import_module("eval.detection.detectron2_engine").run
 
 
-def shared_head(context: Context, design: Design) -> str:
+def shared_head(context: TransferContext, design: Design) -> str:
     """The head that every init gets.
 
     Raises:
@@ -181,14 +181,14 @@ def check_masks(data: DetectionData) -> None:
             )
 
 
-def _pictures(context: Context) -> list[str]:
+def _pictures(context: TransferContext) -> list[str]:
     """The pictures of each init's first seed, below the entry's folder."""
     names = (f"{init}/seed-{context.seed}/{init}.png" for init in context.inits)
     return sorted(name for name in names if (context.folder / name).is_file())
 
 
 def _with_torchvision(
-    context: Context,
+    context: TransferContext,
     start: Start,
     *,
     data: DetectionData,

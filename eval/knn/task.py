@@ -13,13 +13,13 @@ from compress.distributed.collectives import by_first
 from compress.errors import UserError
 from eval.data.labelled import DATASETS
 from eval.linear_probe.features import Features, features_of, open_pictures
-from eval.transfer.context import Context, Start, compare_inits, result
+from eval.transfer.context import Start, TransferContext, compare_inits, result
 
 __all__ = ["DATASETS", "neighbours"]
 
 
 def neighbours(
-    context: Context, *, k: int = 10, metric: Literal["cosine", "euclidean"] = "cosine"
+    context: TransferContext, *, k: int = 10, metric: Literal["cosine", "euclidean"] = "cosine"
 ) -> dict[str, Any]:
     """Classify the test pictures by their `k` nearest training pictures, for every init."""
     pictures = open_pictures(context)

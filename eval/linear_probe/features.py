@@ -22,7 +22,7 @@ from compress.storage.files import read_tensors, write_tensors
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import put_aside
 from eval.data.labelled import DATASETS
-from eval.transfer.context import SCRATCH, Context, Start, opened
+from eval.transfer.context import SCRATCH, Start, TransferContext, open_in_order
 
 _BATCH = 256
 
@@ -44,15 +44,15 @@ class Features:
         return Features(train, self.train_labels, test, self.test_labels, self.classes)
 
 
-def open_pictures(context: Context) -> Callable[[Preprocessing], Dataset]:
+def open_pictures(context: TransferContext) -> Callable[[Preprocessing], Dataset]:
     """Gives the entry's pictures at the size on which a network was trained."""
     arguments = dict(context.data)
     make = DATASETS[arguments.pop("name")]
-    opener = opened(context, lambda folder: make(folder, **arguments))
+    opener = open_in_order(context, lambda folder: make(folder, **arguments))
     return cache(lambda shown: opener(shown, context.seed))
 
 
-def features_of(context: Context, start: Start, data: Dataset) -> Features:
+def features_of(context: TransferContext, start: Start, data: Dataset) -> Features:
     """The features of both splits, read where a file of this very encoder and data is there.
 
     Students keep one file for all seeds; a random encoder has one for each.

@@ -18,7 +18,7 @@ from compress.seeding import seeded
 from eval.data.batches import KeyedBatches
 from eval.data.labelled import DATASETS
 from eval.linear_probe.features import Features, features_of, open_pictures
-from eval.transfer.context import Context, Start, compare_inits, fine_tune, result
+from eval.transfer.context import Start, TransferContext, compare_inits, fine_tune, result
 
 __all__ = ["DATASETS", "linear_probe"]
 
@@ -26,7 +26,7 @@ _LBFGS_STEPS = 2000
 
 
 def linear_probe(
-    context: Context, *, solver: Literal["sgd", "lbfgs"] = "sgd", standardise: bool = True
+    context: TransferContext, *, solver: Literal["sgd", "lbfgs"] = "sgd", standardise: bool = True
 ) -> dict[str, Any]:
     """Run the probe for every init.
 
@@ -70,7 +70,7 @@ def _protocol(solver: str, standardise: bool) -> str:
     )
 
 
-def _by_sgd(context: Context, start: Start, features: Features) -> Tensor:
+def _by_sgd(context: TransferContext, start: Start, features: Features) -> Tensor:
     """Predicted classes (N,) of the test pictures."""
     with seeded(start.seed, "linear_probe", "head"):
         head = nn.Linear(features.train.shape[1], features.classes).to(context.device)

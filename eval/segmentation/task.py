@@ -18,7 +18,15 @@ from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmente
 from eval.segmentation.overlays import draw_overlays
 from eval.segmentation.trunk import auxiliary_map
 from eval.segmentation.views import ViewBatches, Views, at_least, scaled
-from eval.transfer.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
+from eval.transfer.context import (
+    SCRATCH,
+    Start,
+    TransferContext,
+    compare_inits,
+    fine_tune,
+    open_in_order,
+    result,
+)
 
 __all__ = ["DATASETS", "segmentation"]
 
@@ -27,7 +35,7 @@ _PICTURED = 4
 
 
 def segmentation(
-    context: Context,
+    context: TransferContext,
     *,
     image_size: int | None = None,
     crop: int | None = None,
@@ -74,10 +82,10 @@ def segmentation(
     return _result(context, compare_inits(context, evaluate), data)
 
 
-def _opened(context: Context) -> SegmentationData:
+def _opened(context: TransferContext) -> SegmentationData:
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
-    data = opened(context, lambda folder: make(folder, **spec))
+    data = open_in_order(context, lambda folder: make(folder, **spec))
     if min(context.settings.batch_size, len(data.train)) < 2:
         raise UserError(
             "segmentation needs batches of two or more images: the norm of the one-cell branch "
@@ -86,7 +94,9 @@ def _opened(context: Context) -> SegmentationData:
     return data
 
 
-def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData) -> dict[str, Any]:
+def _result(
+    context: TransferContext, rows: list[dict[str, Any]], data: SegmentationData
+) -> dict[str, Any]:
     """The values of the stage, with what one class everywhere would score."""
     alone = majority([item.classes() for item in data.test], len(data.class_names), VOID)
     name = data.class_names[alone.label]
@@ -116,7 +126,7 @@ def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData
     }
 
 
-def _deepened(context: Context, start: Start) -> Encoder:
+def _deepened(context: TransferContext, start: Start) -> Encoder:
     """The start's encoder with a deep stem, where the share that matches is allowed."""
     taps = start.origin.taps
     assert taps.last_map is not None  # the encoder was cut there
@@ -133,7 +143,7 @@ def _deepened(context: Context, start: Start) -> Encoder:
 
 
 def _fine_tune(
-    context: Context,
+    context: TransferContext,
     start: Start,
     segmenter: Segmenter,
     data: SegmentationData,

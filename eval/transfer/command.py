@@ -5,35 +5,31 @@ command again goes on where it stopped, and trains only what is new. torchrun st
 """
 
 import argparse
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compress.console.messages import console, log, log_to
-from compress.distributed.collectives import by_first, world
-from compress.environment import environment
-from compress.errors import doing
+from compress.distributed.collectives import by_first
 from compress.models import user_code
 from compress.recipe.schema import TRANSFER_TRAIN, TransferTrain
-from compress.run.launch import reported, started
-from compress.run.skipping import stands
-from compress.stages.job import Outcome
+from compress.run.executor import Executor
+from compress.run.launch import launch, usable_device
+from compress.run.stages import StageTable
 from compress.storage.files import write_json, write_text
 from compress.storage.results import read_result
 from compress.text import printable
-from eval.transfer.context import begun, depends_on
 from eval.transfer.options import add_options
-from eval.transfer.request import Asked, asked_of
-from eval.transfer.stage import DATASETS, TASKS, evaluated, files
+from eval.transfer.request import read_request
+from eval.transfer.stage import DATASETS, TASKS
 from eval.transfer.tables import table_of
+
+STAGES = StageTable({"transfer": "eval.transfer.stage"})
 
 
 def main(task: str, arguments: list[str] | None = None) -> int:
     """Run a task's command; the exit code: 0, 2 after a user's mistake, 130 or 143 stopped."""
-    with started():
-        options = by_first(lambda: _parser(task).parse_args(arguments))
-        return reported(partial(_command, task, options))
+    return launch(lambda: _parser(task).parse_args(arguments), partial(_command, task))
 
 
 def _parser(task: str) -> argparse.ArgumentParser:
@@ -77,36 +73,22 @@ def _add_training(parser: argparse.ArgumentParser, task: str) -> None:
 def _command(task: str, options: argparse.Namespace) -> int:
     if options.trust_code:
         user_code.trust("*")
-    asked = asked_of(task, options)
-    out = asked.directory.folder
-    with asked.directory.open(), log_to(out / "log.txt"):
-        log(f"eval.{task} {' '.join(options.origins)} -> {out} ({asked.device})")
-        results = {label: _result(asked, label) for label in asked.data}
-        table = table_of(results)
-        write_json(out / "result.json", {"task": task, "results": results})
-        protocol = next(iter(results.values()))["protocol"]
-        write_text(out / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
-        by_first(lambda: console.print(table.rich()))
-        log(f"table: {out / 'table.md'}")
+    request, device = read_request(task, options), usable_device(options.device)
+    directory = request.directory
+    with directory.open(), log_to(directory.folder / "log.txt"):
+        log(f"eval.{task} {' '.join(options.origins)} -> {directory.folder} ({device})")
+        Executor(by_first(request.plan), STAGES, directory, device).run()
+        table = by_first(lambda: _write_results(task, directory.folder, list(request.data)))
+        log(f"table: {table}")
     return 0
 
 
-def _result(asked: Asked, label: str) -> dict[str, Any]:
-    """The values of one data set's result, read where it is there already."""
-    directory, fields = asked.directory, by_first(partial(asked.fields, label))
-    context = asked.context(label, fields)
-    stage, full = context.stage, by_first(partial(depends_on, context))
-    if not by_first(partial(stands, directory, stage, full, files, fields)):
-        by_first(partial(begun, directory, stage, fields))
-        start = time.perf_counter()
-        with doing(stage):
-            values = evaluated(asked.task, context, asked.arguments)
-        told = {"seconds": time.perf_counter() - start, "processes": world()}
-        done = Outcome(values, {**told, "environment": environment(asked.device)})
-        by_first(
-            lambda: directory.finish(
-                stage, full, done, files(directory.stage_folder(stage), done.values)
-            )
-        )
-    values = by_first(partial(read_result, directory.folder, stage))["values"]
-    return dict(values)
+def _write_results(task: str, folder: Path, labels: list[str]) -> Path:
+    """Write and print the table of these data sets; returns its file."""
+    results = {label: read_result(folder, f"transfer/{label}")["values"] for label in labels}
+    table = table_of(results)
+    write_json(folder / "result.json", {"task": task, "results": results})
+    protocol = next(iter(results.values()))["protocol"]
+    write_text(folder / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
+    console.print(table.rich())
+    return folder / "table.md"

@@ -1,4 +1,4 @@
-"""What a transfer task is given, and the comparison of initialisations that every task shares."""
+"""The transfer entry that a task gets, and the comparison of initialisations in every task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,12 @@ from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import Origin, open_origin
 from compress.run.directory import RunDirectory
+from compress.run.fields import training_fields
 from compress.storage.files import read_mapping, write_json
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from eval.data.batches import in_iterations
-from eval.transfer.statistics import compared
+from eval.transfer.statistics import compare_with_reference
 
 Data = TypeVar("Data")
 
@@ -40,7 +41,7 @@ _WHAT_VARIES = (
 
 
 @dataclass(frozen=True)
-class Context:
+class TransferContext:
     """One transfer entry: where it writes, which students exist, how to train.
 
     It writes into the folder of `stage` in the directory `run`; `fields` is what every training
@@ -68,7 +69,7 @@ class Context:
 
     @property
     def folder(self) -> Path:
-        """Where the entry's files lie; the trainings' are in `INIT/seed-N`."""
+        """The folder of the entry's files; the trainings' are in `INIT/seed-N`."""
         return self.run.stage_folder(self.stage)
 
     @property
@@ -98,10 +99,10 @@ class Start:
     fingerprint: str = ""  # of what the training depends on
 
 
-def opened(context: Context, make: Callable[[Path], Data]) -> Data:
-    """What `make` reads, in every process; it gets the folder for generated files.
+def open_in_order(context: TransferContext, make: Callable[[Path], Data]) -> Data:
+    """Read data in every process; `make` gets the folder for generated files.
 
-    The first process does so before the others, as it may have to write the files.
+    The first process reads before the others, as it may have to write the files.
     """
     found: list[Data] = []
     by_first(lambda: found.append(make(context.folder / "data")))
@@ -109,7 +110,7 @@ def opened(context: Context, make: Callable[[Path], Data]) -> Data:
 
 
 def compare_inits(
-    context: Context, evaluate: Callable[[Start], dict[str, float]]
+    context: TransferContext, evaluate: Callable[[Start], dict[str, float]]
 ) -> list[dict[str, Any]]:
     """Train and evaluate each initialisation with each seed; one row per init.
 
@@ -120,44 +121,44 @@ def compare_inits(
     Of several processes all train and evaluate; the first decides and keeps the metrics.
     """
     labels = {init: student_of(context, init) for init in context.inits}
-    taken = by_first(lambda: {init: _taken(context, init) for init in labels})
-    found = {init: [_outcome(context, init, taken[init], s, evaluate) for s in context.seeds]
-             for init in labels}  # fmt: skip
-    reference = next((init for init in (ALONE, "none", SCRATCH) if init in found), None)
-    return [{"init": i, "student": labels[i], **compared(i, found, reference)} for i in found]
+    digests = by_first(
+        lambda: {i: digest_of_init(i, context.origin(label)) for i, label in labels.items()}
+    )
+    outcomes = {
+        init: [_outcome(context, init, digests[init], seed, evaluate) for seed in context.seeds]
+        for init in labels
+    }
+    reference = next((init for init in (ALONE, "none", SCRATCH) if init in outcomes), None)
+    return [
+        {"init": init, "student": label, **compare_with_reference(init, outcomes, reference)}
+        for init, label in labels.items()
+    ]
 
 
-def depends_on(context: Context) -> dict[str, Any]:
-    """All that the comparison's result depends on."""
-    inits = [[i, student_of(context, i), _taken(context, i)] for i in context.inits]
-    return {**context.fields, "init": inits, "seeds": list(context.seeds)}
-
-
-def _taken(context: Context, init: str) -> str:
-    """A digest of what an init takes from its origin, which is refused before anything is trained.
+def digest_of_init(init: str, origin: Origin) -> str:
+    """A digest of all that an init takes from its origin, which is tried before any training.
 
     Raises:
         UserError: see `Origin.encoder`.
     """
-    origin, with_weights = context.origin(student_of(context, init)), init != SCRATCH
+    with_weights = init != SCRATCH
     if with_weights:
         origin.encoder()
     return origin.identity(weights=with_weights)
 
 
 def _outcome(
-    context: Context,
+    context: TransferContext,
     init: str,
-    taken: str,
+    digest: str,
     seed: int,
     evaluate: Callable[[Start], dict[str, float]],
 ) -> dict[str, Any]:
-    """What one training found: its seed, its metrics, how much of the encoder was loaded."""
+    """The outcome of one training: its seed, its metrics, how much of the encoder was loaded."""
     stage = f"{context.stage}/{init}/seed-{seed}"
-    # What all have in common too: put aside, the folder lies beside those of other stages.
-    fields = {**context.fields, "training": {"init": init, "origin": taken, "seed": seed}}
-    folder = by_first(partial(begun, context.run, stage, fields, restore=not context.fresh))
-    outcome: dict[str, Any] | None = by_first(partial(_kept, folder, stage))
+    fields = training_fields(context.fields, init=init, origin=digest, seed=seed)
+    folder = by_first(partial(_training_folder, context, stage, fields))
+    outcome: dict[str, Any] | None = by_first(partial(_read_outcome, folder, stage))
     if outcome is None:
         student = student_of(context, init)
         origin = context.origin(student)
@@ -166,13 +167,19 @@ def _outcome(
         metrics = evaluate(start)
         matched = float(encoder.matched_percent)
         done = {"seed": seed, "metrics": metrics, "matched_percent": matched}
-        outcome = by_first(partial(_keep, folder, done))
+        outcome = by_first(partial(_write_outcome, folder, done))
     shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
     log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
     return outcome
 
 
-def _kept(folder: Path, stage: str) -> dict[str, Any] | None:
+def _training_folder(context: TransferContext, stage: str, fields: Mapping[str, Any]) -> Path:
+    """The folder of one training, with what was done there for the same fields."""
+    context.run.make_room(stage, fields, restore=not context.fresh)
+    return context.run.begin(stage, fields)
+
+
+def _read_outcome(folder: Path, stage: str) -> dict[str, Any] | None:
     """The outcome of a training that was finished; one of which a part is damaged is put aside."""
     path = folder / OUTCOME
     if not path.is_file():
@@ -191,7 +198,7 @@ def _kept(folder: Path, stage: str) -> dict[str, Any] | None:
     return None
 
 
-def _keep(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
+def _write_outcome(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """Write a training's outcome, with a record of what it left; returns it as it is read again."""
     records = {name: record(folder / name) for name in files_of_training(folder)}
     write_json(folder / OUTCOME, seal({**outcome, "files": records}))
@@ -205,25 +212,8 @@ def files_of_training(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in left]
 
 
-def begun(
-    run: RunDirectory, stage: str, fields: Mapping[str, Any], *, restore: bool = True
-) -> Path:
-    """The folder of a stage, or of one of its trainings, as it was begun for the same fields.
-
-    What was begun there for others is put aside, and what was put aside and fits again is restored.
-    """
-    changed = run.differences(stage, fields)
-    if changed:
-        run.supersede(stage)
-    if restore and not run.stage_folder(stage).exists() and run.restore(stage, fields):
-        log(f"{stage}: what was done earlier fits again, restored")
-    elif changed:
-        log(f"{stage}: done anew ({'; '.join(changed[:3])})")
-    return run.begin(stage, fields)
-
-
 def fine_tune(
-    context: Context, start: Start, module: nn.Module, batches: Batches, task: str
+    context: TransferContext, start: Start, module: nn.Module, batches: Batches, task: str
 ) -> None:
     """Train `module` in place from one initialisation, in that initialisation's folder."""
     settings = context.settings
@@ -242,20 +232,29 @@ def fine_tune(
     )
 
 
-def student_of(context: Context, init: str) -> str:
+def student_of(context: TransferContext, init: str) -> str:
     """The label whose folder an init reads; scratch takes only the architecture from there."""
-    label = {DISTILLED: context.main, SCRATCH: context.main, ALONE: "none"}.get(init, init)
-    if label not in context.students:
+    return label_of(init, context.students, context.main)
+
+
+def label_of(init: str, students: Mapping[str, Path | str], main: str) -> str:
+    """`student_of`, of the students by label and the label of the main one.
+
+    Raises:
+        UserError: there is no such student.
+    """
+    label = {DISTILLED: main, SCRATCH: main, ALONE: "none"}.get(init, init)
+    if label not in students:
         raise UserError(
             f"transfer init '{init}' needs the trained student '{label}'; this run has "
-            f"{', '.join(sorted(context.students)) or 'none'} (see distill.compare)"
-            f"{nearest(label, context.students)}."
+            f"{', '.join(sorted(students)) or 'none'} (see distill.compare)"
+            f"{nearest(label, students)}."
         )
     return label
 
 
 def result(
-    context: Context,
+    context: TransferContext,
     rows: Sequence[Mapping[str, Any]],
     *,
     protocol: str,

@@ -56,7 +56,7 @@ def _add(group: Any, kind: str, name: str, hints: Sequence[Any], default: Any) -
         group.add_argument(flag, nargs="+", metavar=name.upper(), **shared)
 
 
-def given_for(
+def read_arguments(
     options: argparse.Namespace, kind: str, function: Callable[..., Any]
 ) -> tuple[Arguments, list[str]]:
     """The arguments that were given for a function, read by its types, and their problems."""
@@ -94,7 +94,7 @@ def _takes_several(hint: Any) -> bool:
     return get_origin(hint) in (tuple, list)
 
 
-def recognised(task: str, root: Path) -> str:
+def recognise_dataset(task: str, root: Path) -> str:
     """Which of a task's data sets has the layout of a folder.
 
     Raises:

@@ -1,12 +1,10 @@
-"""What the command line of a transfer task asks for, checked before anything runs."""
+"""A transfer command: its options checked, and the plan of its steps."""
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from compress.errors import UserError
@@ -14,67 +12,77 @@ from compress.model_files.origins import open_origin, origins_of
 from compress.recipe.files import parse_yaml
 from compress.recipe.schema import TRANSFER_TRAIN, TransferPart, describe_errors
 from compress.run.directory import RunDirectory
-from compress.run.launch import usable_device
+from compress.run.plan import PlannedStep, RunPlan, transfer_arguments
 from compress.run.train_checks import check_transfer_train
-from compress.stages import settings_from
-from compress.storage.fingerprints import fingerprint_of_folder
-from eval.transfer.context import ALONE, DISTILLED, SCRATCH, Context, student_of
-from eval.transfer.options import given_for, recognised
-from eval.transfer.stage import DATASETS, RESULT_VERSION, TASKS
+from eval.transfer.context import ALONE, DISTILLED, SCRATCH, digest_of_init, label_of
+from eval.transfer.options import read_arguments, recognise_dataset
+from eval.transfer.stage import DATASETS, TASKS
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a command line asks for, checked, and the directory where it is done."""
+class TransferRequest:
+    """A transfer command that has been checked.
 
-    task: str
-    directory: RunDirectory
+    `data` is label -> {name, **arguments} of each data set, `students` label -> origin of every
+    network that is there, `main` the label of the one that counts as distilled.
+    """
+
     part: TransferPart
     arguments: dict[str, Any]
-    data: dict[str, dict[str, Any]]  # label -> {name, **arguments}
+    data: dict[str, dict[str, Any]]
     students: dict[str, Path | str]
     main: str
-    inits: tuple[str, ...]
-    device: torch.device
+    out: Path | None
     allow_partial: bool
 
-    def context(self, label: str, fields: Mapping[str, Any]) -> Context:
-        """The entry of one data set; `fields` are those of it."""
-        return Context(
-            run=self.directory,
-            stage=f"transfer/{label}",
-            students=self.students,
-            main=self.main,
-            inits=self.inits,
-            data=self.data[label],
-            settings=settings_from(self.part.train),
-            device=self.device,
-            seeds=tuple(range(self.part.seeds)),
-            iterations=self.part.train.iterations,
-            allow_partial=self.allow_partial,
-            fields=fields,
-        )
+    @property
+    def directory(self) -> RunDirectory:
+        """Where it is done."""
+        task = self.part.task
+        return RunDirectory(self.out or Path("runs") / f"{task}-{self.main}", f"eval.{task}")
 
-    def fields(self, label: str) -> dict[str, Any]:
-        """What every training on a data set depends on; inits and seeds have folders each."""
-        return {
-            "task": self.task,
-            "version": RESULT_VERSION,
-            "data": _with_digest(self.data[label]),
-            "train": self.part.train.model_dump(),
-            "arguments": self.arguments,
-        }
+    def plan(self) -> RunPlan:
+        """A transfer step per data set.
+
+        Raises:
+            UserError: an init's weights cannot be read, or do not fit its encoder.
+        """
+        origins = {init: self._digest(init) for init in self.part.init}
+        steps = []
+        for label, data in self.data.items():
+            arguments = transfer_arguments(
+                self.part,
+                data=data,
+                own=self.arguments,
+                main=self.main,
+                seeds=tuple(range(self.part.seeds)),
+                students=self.students,
+                allow_partial=self.allow_partial,
+                origins=origins,
+            )
+            steps.append(PlannedStep(f"transfer/{label}", arguments))
+        return RunPlan(steps)
+
+    def _digest(self, init: str) -> tuple[str, str]:
+        """The student of an init, and a digest of what the init takes from it."""
+        label = label_of(init, self.students, self.main)
+        origin = open_origin(str(self.students[label]), allow_partial=self.allow_partial)
+        return label, digest_of_init(init, origin)
 
 
-def asked_of(task: str, options: argparse.Namespace) -> Asked:
-    """Everything that a command line says, or a message that says what is wrong with it."""
+def read_request(task: str, options: argparse.Namespace) -> TransferRequest:
+    """Check everything that a command line says.
+
+    Raises:
+        UserError: with every problem of its arguments.
+    """
     data, problems = _data(task, options)
-    arguments, found = given_for(options, "task", TASKS[task])
-    if problems + found:
-        raise UserError("; ".join(problems + found))
-    students, main, others = _students(options)
+    arguments, others = read_arguments(options, "task", TASKS[task])
+    if problems + others:
+        raise UserError("; ".join(problems + others))
+    students, main, beside = _students(options)
     alone = [ALONE] if "none" in students else []
-    inits = tuple(options.init or [DISTILLED, *alone, *others, SCRATCH])
+    inits = options.init or [DISTILLED, *alone, *beside, SCRATCH]
     try:
         part = TransferPart.model_validate(
             {
@@ -89,13 +97,11 @@ def asked_of(task: str, options: argparse.Namespace) -> Asked:
         raise UserError("; ".join(describe_errors(error, TransferPart))) from None
     if problems := check_transfer_train(part.train, "train"):
         raise UserError("; ".join(problems))
-    directory = RunDirectory(options.out or Path("runs") / f"{task}-{main}", f"eval.{task}")
-    asked = Asked(task, directory, part, arguments, data, students, main, inits,
-                  usable_device(options.device), options.allow_partial)  # fmt: skip
-    context = asked.context(next(iter(data)), {})
     for init in inits:
-        student_of(context, init)
-    return asked
+        label_of(init, students, main)
+    return TransferRequest(
+        part, arguments, data, students, main, options.out, options.allow_partial
+    )
 
 
 def _train(task: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -118,8 +124,8 @@ def _data(task: str, options: argparse.Namespace) -> tuple[dict[str, dict[str, A
     found: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for root in options.data or [None]:
-        name = options.dataset or recognised(task, root)
-        arguments, wrong = given_for(options, "data", DATASETS[task][name])
+        name = options.dataset or recognise_dataset(task, root)
+        arguments, wrong = read_arguments(options, "data", DATASETS[task][name])
         label = root.resolve().name if root else name
         place = {"root": str(root)} if root else {}
         found[label if label not in found else f"{label}-{len(found)}"] = {
@@ -148,9 +154,3 @@ def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, 
         if run is None or number or first.resolve() != run.resolve():
             students[name] = origin.given
     return students, names[0], names[1:]
-
-
-def _with_digest(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A folder is known by what it holds, not by where it lies."""
-    root = data.get("root")
-    return dict(data) if root is None else {**data, "root": fingerprint_of_folder(Path(root))}

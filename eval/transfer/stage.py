@@ -1,20 +1,26 @@
 """The transfer stage: a task on the distilled encoder against the same network from elsewhere."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.errors import nearest
 from compress.model_files.origins import origins_of
+from compress.recipe import signatures
+from compress.recipe.schema import TransferPart
 from compress.run.directory import RunDirectory
+from compress.run.train_checks import check_transfer_train
 from compress.stages import settings_from
-from compress.stages.job import Job, Outcome
+from compress.stages.job import Outcome, StepJob
 from eval.detection import task as detection
 from eval.knn import task as neighbours
 from eval.linear_probe import task as linear_probe
 from eval.segmentation import task as segmentation
-from eval.transfer.context import OUTCOME, Context, files_of_training, student_of
+from eval.transfer.context import OUTCOME, TransferContext, files_of_training, student_of
 
 RESULT_VERSION = 3
+IN_EVERY_PROCESS = True
 
 # The keyword-only parameters of a task are the arguments of its recipe entry.
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
@@ -32,7 +38,24 @@ DATASETS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "segmentation": segmentation.DATASETS,
 }
 
-_ENTRY_KEYS = ("task", "name", "data", "init", "train", "seeds")
+
+def check(entry: TransferPart, path: str) -> list[str]:
+    """Problems of a recipe's entry for itself: its task, its data set, their arguments."""
+    if entry.task not in TASKS:
+        known, hint = ", ".join(TASKS), nearest(entry.task, TASKS)
+        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
+    problems = signatures.check(TASKS[entry.task], entry.own_arguments, path)
+    problems += signatures.check_named(entry.data, DATASETS[entry.task], f"{path}.data")
+    problems += check_transfer_train(entry.train, f"{path}.train")
+    root = entry.data.arguments.get("root")
+    if isinstance(root, str) and not os.path.isdir(root):
+        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
+    return problems
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of the arguments of every task."""
+    return {name: signatures.schema(task) for name, task in TASKS.items()}
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -48,37 +71,31 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     return found
 
 
-def run(job: Job) -> Outcome:
+def run(job: StepJob) -> Outcome:
     """Run one transfer entry; `eval.transfer.context.compare_inits` keeps and resumes its parts."""
-    entry = dict(job.arguments)
-    first = job.recipe.seed
-    context = Context(
+    context, task = context_of(job), job.arguments["task"]
+    labels = dict.fromkeys(student_of(context, init) for init in context.inits)
+    origins = {label: context.origin(label).describe() for label in labels}
+    values = TASKS[task](context, **job.arguments["arguments"])
+    values = {"task": task, **values, "seeds": list(context.seeds), "origins": origins}
+    return Outcome(values=values, measured={})
+
+
+def context_of(job: StepJob) -> TransferContext:
+    """A transfer step as its task receives it; its arguments are those of `transfer_arguments`."""
+    given = job.arguments
+    return TransferContext(
         run=RunDirectory(job.run_folder, job.run_folder.name),
         stage=job.name,
-        students=origins_of(job.run_folder),
-        main=main_label(job),
-        inits=tuple(entry["init"]),
-        data=entry["data"],
-        settings=settings_from(entry["train"]),
+        students=given.get("students") or origins_of(job.run_folder),
+        main=given["main"],
+        inits=tuple(given["init"]),
+        data=given["data"],
+        settings=settings_from(given["train"]),
         device=job.device,
-        seeds=tuple(range(first, first + entry.get("seeds", 1))),
-        iterations=entry["train"].iterations,
+        seeds=tuple(given["seeds"]),
+        iterations=given["train"].iterations,
+        allow_partial=given.get("allow_partial", False),
         fields=job.fields,
         fresh=job.fresh,
     )
-    arguments = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
-    return Outcome(values=evaluated(entry["task"], context, arguments), measured={})
-
-
-def evaluated(task: str, context: Context, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The `values` of a transfer result: what the task found, which networks it looked at."""
-    labels = dict.fromkeys(student_of(context, init) for init in context.inits)
-    told = {label: context.origin(label).describe() for label in labels}
-    found = TASKS[task](context, **arguments)
-    return {"task": task, **found, "seeds": list(context.seeds), "origins": told}
-
-
-def main_label(job: Job) -> str:
-    """The label of the method that is shipped."""
-    method = job.recipe.distill.method
-    return method.label or method.name

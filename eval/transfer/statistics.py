@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Mean of paired differences, its 95 % interval by Student's t, and the number of pairs.
 
     There is no interval where there is one pair, or where all pairs differ by the same: then the
@@ -30,16 +30,16 @@ class Difference:
         return {"mean": self.mean, "interval": ends, "pairs": self.pairs}
 
 
-def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
     """`values` minus `reference`, pair by pair; both in the same order of seeds."""
     differences = [a - b for a, b in zip(values, reference, strict=True)]
     pairs, middle = len(differences), mean(differences)
     spread = stdev(differences) if pairs > 1 else 0.0
     if spread <= 1e-12:
-        return Difference(middle, None, pairs)
+        return PairedDifference(middle, None, pairs)
     quantile = float(student_t.ppf(0.5 + LEVEL / 2, pairs - 1))
     half = quantile * spread / sqrt(pairs)
-    return Difference(middle, (middle - half, middle + half), pairs)
+    return PairedDifference(middle, (middle - half, middle + half), pairs)
 
 
 def means(per_seed: Sequence[Metrics]) -> dict[str, float]:
@@ -65,7 +65,7 @@ def against(
     return {"reference": reference, "differences": differences}
 
 
-def compared(
+def compare_with_reference(
     init: str, outcomes: Mapping[str, Sequence[Mapping[str, Any]]], reference: str | None
 ) -> dict[str, Any]:
     """A row of a comparison: means, spreads, each seed's metrics, differences to the reference.

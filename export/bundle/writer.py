@@ -16,7 +16,8 @@ import torch
 from compress.console.messages import log
 from compress.environment import environment
 from compress.errors import UserError
-from compress.model_files.artifacts import load_encoder, save
+from compress.model_files.artifacts import save
+from compress.model_files.origins import load_encoder
 from compress.models.folding import fold_batchnorm
 from compress.recipe.schema import Export
 from compress.storage.files import write_json, write_text

@@ -21,7 +21,8 @@ import yaml
 from torch import Tensor, nn
 
 from compress import __version__
-from compress.errors import UserError, exit_code
+from compress.console.ending import exit_code
+from compress.errors import UserError
 from compress.storage.files import write_text
 from compress.text import printable
 from export.detectron2.config import SCHEDULES, Trunk, config, merged, trunk_of

@@ -15,7 +15,7 @@ from compress.model_files.artifacts import Student, load_student
 from compress.onnx.files import check_file, open_session, takes_pixels
 from compress.onnx.qdq import LARGEST_SAFE_WEIGHT, largest_weight
 from compress.recipe.schema import Data, describe_errors
-from compress.run.train_checks import check_named
+from compress.recipe.signatures import check_named
 from compress.storage.described import shortened
 from compress.storage.files import read_mapping
 from compress.text import printable

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import UserError, exit_code
+from compress.console.ending import exit_code
+from compress.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:

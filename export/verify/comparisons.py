@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from compress.data import Dataset, Preprocessing, evaluation_batches, evenly
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder, Student, load_encoder
+from compress.model_files.artifacts import Encoder, Student
+from compress.model_files.origins import load_encoder
 from compress.onnx.files import open_session, run_session, takes_pixels
 from export.bundle.layout import ENCODER, INT8
 from export.bundle.parity import Gap, Parity, compare, compare_each, pixels_of

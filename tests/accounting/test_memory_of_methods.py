@@ -78,7 +78,16 @@ def test_bytes_of_a_methods_own_state_by_hand() -> None:
 
 def _stage(module: Distillation, batch: Batch, settings: Settings) -> dict[str, int]:
     recipe = SimpleNamespace(seed=0)
-    job = Job("distill/kd", Path(), Path(), recipe, {"trial": 0}, building.CPU, 0, "")  # type: ignore[arg-type]
+    job = Job(
+        name="distill/kd",
+        folder=Path(),
+        run_folder=Path(),
+        recipe=recipe,  # type: ignore[arg-type]
+        arguments={"trial": 0},
+        device=building.CPU,
+        workers=0,
+        recipe_fingerprint="",
+    )
     teaching: Any = SimpleNamespace(probe=batch)
     training = _Training(job, module, teaching, None, module.student)  # type: ignore[arg-type]
     training._measure_memory(settings)

@@ -15,8 +15,8 @@ from compress.recipe.schema import Named, TransferTrain
 from eval.transfer import command
 from eval.transfer import options as options_module
 from eval.transfer.command import main
-from eval.transfer.options import recognised
-from eval.transfer.request import asked_of
+from eval.transfer.options import recognise_dataset
+from eval.transfer.request import read_request
 from eval.transfer.stage import DATASETS, TASKS
 from eval.transfer.tables import table_of
 from tests.eval.runs import write_run
@@ -62,7 +62,7 @@ def test_whole_command(run: Path, crops: Path, capsys: pytest.CaptureFixture[str
     # Another training takes another folder; the old one is kept.
     capsys.readouterr()
     assert probe(run, crops, "--seeds", "2", "--lr", "0.1") == 0
-    assert "done anew" in capsys.readouterr().out
+    assert "redone (changed: train.lr (0.05 -> 0.1))" in capsys.readouterr().out
     assert (out / "superseded/001-transfer-crops/distilled/seed-0/outcome.json").is_file()
 
 
@@ -284,7 +284,7 @@ def test_every_part_of_a_training_can_be_told(run: Path) -> None:
     options = command._parser("detection").parse_args(
         [str(run), "--dataset", "digit_scenes", "--device", "cpu", *told]
     )
-    train = asked_of("detection", options).part.train
+    train = read_request("detection", options).part.train
     assert train == TransferTrain(
         iterations=7, lr=0.01, batch_size=2, optimizer=Named(name="adamw"), momentum=0,
         nesterov=False, weight_decay=0, precision="bfloat16", epochs=1,
@@ -328,4 +328,4 @@ def test_layouts_are_recognised(tmp_path: Path, task: str, files: list[str], exp
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    assert recognised(task, tmp_path) == expected
+    assert recognise_dataset(task, tmp_path) == expected

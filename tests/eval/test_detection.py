@@ -29,7 +29,7 @@ from eval.detection.metrics import average_precision
 from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
 from eval.detection.task import check_numbers, detection, shared_head
 from eval.detection.trunk import Backbone
-from eval.transfer.context import Context
+from eval.transfer.context import TransferContext
 from eval.transfer.pictures import draw_detections
 from tests.eval.runs import write_run
 
@@ -236,7 +236,7 @@ def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
             corners = [x, y, x + width, y, x + width, y + height, x, y + height]
             annotation["segmentation"] = [corners]
         path.write_text(json.dumps(content))
-    context = Context(
+    context = TransferContext(
         run=RunDirectory(tmp_path, "run"),
         stage="entry",
         students=origins_of(write_run(tmp_path / "run")),
@@ -260,7 +260,7 @@ def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
 
 def test_inits_that_would_get_different_heads_are_refused_before_anything(tmp_path: Path) -> None:
     students = origins_of(write_run(tmp_path / "run"))
-    context = Context(
+    context = TransferContext(
         run=RunDirectory(tmp_path, "run"),
         stage="entry",
         students={**students, "kd": "torchvision:resnet18"},

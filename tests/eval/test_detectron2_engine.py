@@ -27,7 +27,7 @@ from eval.detection.detectron2_job import check_job, job_config, record, trainin
 from eval.detection.detectron2_training import detect
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, Detector
-from eval.transfer.context import Context, Start
+from eval.transfer.context import Start, TransferContext
 from export.detectron2.command import converted, expected_missing, full_name, write_network
 
 Write = Callable[..., Path]
@@ -38,9 +38,9 @@ needs_detectron2 = pytest.mark.skipif(
 SMALL = Design(anchor_sizes=(16, 32), rois_per_image=8, roi_size=7, proposals=20)
 
 
-def context(folder: Path, **changes: Any) -> Context:
+def context(folder: Path, **changes: Any) -> TransferContext:
     settings = {"epochs": 2, "lr": 1, "batch_size": 2, "momentum": 0.9, **changes}
-    return Context(
+    return TransferContext(
         run=RunDirectory(folder, "run"),
         stage="transfer/first",
         students={},

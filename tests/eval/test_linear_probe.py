@@ -23,13 +23,13 @@ from eval.linear_probe import features as features_module
 from eval.linear_probe import task
 from eval.linear_probe.features import Features, features_of, open_pictures, pooled_features
 from eval.linear_probe.task import linear_probe
-from eval.transfer.context import Context, Start
+from eval.transfer.context import Start, TransferContext
 from tests.eval.runs import SHOWN, write_run
 
 
-def context(tmp_path: Path, data: dict[str, Any]) -> Context:
+def context(tmp_path: Path, data: dict[str, Any]) -> TransferContext:
     run = write_run(tmp_path / "run")
-    return Context(
+    return TransferContext(
         run=RunDirectory(tmp_path, "run"),
         stage="probe",
         students=origins_of(run),
@@ -49,7 +49,7 @@ def test_trunk_is_bit_equal_before_and_after(
     kept: list[tuple[Start, Tensor]] = []
     images = torch.randn(3, 3, 16, 16)
 
-    def remember(given: Context, start: Start, data: Any) -> Features:
+    def remember(given: TransferContext, start: Start, data: Any) -> Features:
         with torch.no_grad():
             kept.append((start, start.encoder.eval()(images)))
         start.encoder.train()  # as a careless caller might leave it

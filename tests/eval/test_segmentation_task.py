@@ -15,12 +15,12 @@ from compress.errors import UserError
 from compress.run.directory import RunDirectory
 from eval.segmentation.overlays import draw_overlays, palette
 from eval.segmentation.task import segmentation
-from eval.transfer.context import Context
+from eval.transfer.context import TransferContext
 
 Write = Callable[..., Path]
 
 
-def context(root: Path, name: str, **changes: Any) -> Context:
+def context(root: Path, name: str, **changes: Any) -> TransferContext:
     """One training step of a plain network whose weights lie in a file."""
     weights = root / "plain.pth"
     torch.save(models.build(name, num_classes=5, seed=3).state_dict(), weights)
@@ -38,7 +38,7 @@ def context(root: Path, name: str, **changes: Any) -> Context:
         "settings": Settings(epochs=1, lr=0.01, batch_size=2),
         "device": torch.device("cpu"),
     }
-    return Context(**{**given, **changes})
+    return TransferContext(**{**given, **changes})
 
 
 def test_result_has_the_majority_and_a_picture_per_init(scenes: Write) -> None:

@@ -13,7 +13,7 @@ from compress.errors import UserError
 from compress.model_files.origins import origins_of
 from compress.run.directory import RunDirectory
 from compress.storage.files import read_json, read_tensors, write_json
-from eval.transfer.context import Context, Start, compare_inits
+from eval.transfer.context import Start, TransferContext, compare_inits
 from tests.eval.runs import write_run
 
 
@@ -28,7 +28,7 @@ class Trainings:
         weights = sum(float(p.detach().sum()) for p in start.encoder.parameters())
         return {"top1_percent": weights + start.seed}
 
-    def of(self, context: Context) -> tuple[list[tuple[str, int]], list[dict[str, Any]]]:
+    def of(self, context: TransferContext) -> tuple[list[tuple[str, int]], list[dict[str, Any]]]:
         """What was trained for a comparison, and its rows."""
         self.done = []
         rows = compare_inits(context, self)
@@ -41,8 +41,8 @@ def trainings() -> Trainings:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Context:
-    return Context(
+def asked(tmp_path: Path) -> TransferContext:
+    return TransferContext(
         run=RunDirectory(tmp_path / "out", "test"),
         stage="transfer/crops",
         students=origins_of(write_run(tmp_path / "run")),
@@ -55,12 +55,12 @@ def asked(tmp_path: Path) -> Context:
     )
 
 
-def elsewhere(context: Context, folder: Path) -> Context:
+def elsewhere(context: TransferContext, folder: Path) -> TransferContext:
     """The same comparison in a directory where nothing was done."""
     return replace(context, run=RunDirectory(folder, "test"))
 
 
-def shelved(context: Context) -> list[str]:
+def shelved(context: TransferContext) -> list[str]:
     return sorted(path.name for path in (context.run.folder / "superseded").glob("*"))
 
 
@@ -68,7 +68,9 @@ def changed(description: Path, **values: Any) -> None:
     write_json(description, read_json(description) | values)
 
 
-def test_only_what_is_new_is_trained(asked: Context, trainings: Trainings, tmp_path: Path) -> None:
+def test_only_what_is_new_is_trained(
+    asked: TransferContext, trainings: Trainings, tmp_path: Path
+) -> None:
     """Seeds and inits come and go; the rows are those of a directory where only they were done."""
     steps: list[tuple[dict[str, Any], list[tuple[str, int]]]] = [
         ({}, [("distilled", 0), ("scratch", 0)]),
@@ -87,7 +89,7 @@ def test_only_what_is_new_is_trained(asked: Context, trainings: Trainings, tmp_p
 
 
 def test_origins_of_one_label_do_not_share_a_training(
-    asked: Context, trainings: Trainings, tmp_path: Path
+    asked: TransferContext, trainings: Trainings, tmp_path: Path
 ) -> None:
     """Scratch, which takes the architecture alone, is theirs in common."""
     first = trainings.of(asked)[1]
@@ -101,19 +103,21 @@ def test_origins_of_one_label_do_not_share_a_training(
     assert trainings.of(other) == ([], rows)
 
 
-def test_scratch_depends_on_the_form_of_its_origin(asked: Context, trainings: Trainings) -> None:
+def test_scratch_depends_on_the_form_of_its_origin(
+    asked: TransferContext, trainings: Trainings
+) -> None:
     trainings.of(asked)
     description = Path(asked.students["kd"]) / "student.json"
     changed(description, metrics={"top1_percent": 1.0}, versions={})
     assert trainings.of(asked)[0] == []
     changed(description, preprocessing=read_json(description)["preprocessing"] | {"std": [0.2] * 3})
     assert trainings.of(asked)[0] == [("distilled", 0), ("scratch", 0)]
-    changed(description, num_classes=4)
+    changed(description, num_classes=4, class_names=["a", "b", "c", "d"])
     assert ("scratch", 0) in trainings.of(replace(asked, inits=("scratch",)))[0]
 
 
 def test_what_was_put_aside_comes_back_only_where_it_fits(
-    asked: Context, trainings: Trainings
+    asked: TransferContext, trainings: Trainings
 ) -> None:
     """Neither to another stage's trainings nor where the trial's seed is another."""
     trainings.of(asked)
@@ -130,7 +134,7 @@ def test_what_was_put_aside_comes_back_only_where_it_fits(
 
 
 def test_weights_that_cannot_be_loaded_are_refused_before_anything_is_trained(
-    asked: Context, trainings: Trainings
+    asked: TransferContext, trainings: Trainings
 ) -> None:
     folder = Path(asked.students["none"])
     weights, _ = read_tensors(folder / "student.safetensors")
@@ -141,7 +145,7 @@ def test_weights_that_cannot_be_loaded_are_refused_before_anything_is_trained(
     assert not trainings.done
 
 
-def test_fresh_takes_nothing_back(asked: Context, trainings: Trainings) -> None:
+def test_fresh_takes_nothing_back(asked: TransferContext, trainings: Trainings) -> None:
     trainings.of(asked)
     trainings.of(replace(asked, students={"kd": asked.students["none"]}))
     asked.run.supersede(asked.stage)
@@ -149,7 +153,7 @@ def test_fresh_takes_nothing_back(asked: Context, trainings: Trainings) -> None:
 
 
 def test_an_interrupted_training_goes_on_in_its_folder(
-    asked: Context, trainings: Trainings
+    asked: TransferContext, trainings: Trainings
 ) -> None:
     """Even if another origin had its place in between."""
 
@@ -171,7 +175,9 @@ def test_an_interrupted_training_goes_on_in_its_folder(
     assert trainings.done == [("distilled", 0), ("distilled", 0), ("scratch", 0)]
 
 
-def test_a_folder_that_nobody_knows_is_put_aside(asked: Context, trainings: Trainings) -> None:
+def test_a_folder_that_nobody_knows_is_put_aside(
+    asked: TransferContext, trainings: Trainings
+) -> None:
     folder = asked.folder / "distilled" / "seed-0"
     folder.mkdir(parents=True)
     write_json(folder / "outcome.json", {"seed": 0, "metrics": {}, "matched_percent": 100.0})

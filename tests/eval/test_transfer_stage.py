@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,11 @@ from compress.model_files.origins import origins_of
 from compress.recipe import signatures
 from compress.recipe.schema import TransferPart, TransferTrain
 from compress.run.directory import RunDirectory
-from compress.stages.job import Job
+from compress.run.plan import transfer_arguments
+from compress.stages.job import StepJob
 from eval.data.batches import KeyedBatches, in_iterations
 from eval.transfer import stage
-from eval.transfer.context import Context, Start, compare_inits
+from eval.transfer.context import Start, TransferContext, compare_inits
 from tests.eval.runs import write_run
 
 Write = Callable[..., Path]
@@ -31,22 +31,27 @@ def run_folder(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> Job:
+def job(run_folder: Path, entry: dict[str, Any], name: str = "first") -> StepJob:
     folder = run_folder / "transfer" / name
     folder.mkdir(parents=True, exist_ok=True)
-    method = SimpleNamespace(name="kd", label=None)
-    recipe: Any = SimpleNamespace(seed=0, distill=SimpleNamespace(method=method))
     train = TransferTrain(epochs=2, lr=0.01, batch_size=4)
-    arguments = {"name": name, "init": ["distilled", "scratch"], "train": train, **entry}
-    return Job(
+    part = TransferPart.model_validate(
+        {"init": ["distilled", "scratch"], "train": train, **entry, "data": entry["data"]["name"]}
+    )
+    arguments = transfer_arguments(
+        part,
+        data=entry["data"],
+        own=part.own_arguments,
+        main="kd",
+        seeds=tuple(range(part.seeds)),
+    )
+    return StepJob(
         name=f"transfer/{name}",
         folder=folder,
         run_folder=run_folder,
-        recipe=recipe,
         arguments=arguments,
         device=torch.device("cpu"),
         workers=0,
-        recipe_fingerprint="",
     )
 
 
@@ -110,8 +115,10 @@ def test_generated_scenes_serve_every_task(
         assert values["rows"][0]["student"] == "none"
 
 
-def context(run_folder: Path, inits: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> Context:
-    return Context(
+def context(
+    run_folder: Path, inits: tuple[str, ...], seeds: tuple[int, ...] = (0,)
+) -> TransferContext:
+    return TransferContext(
         run=RunDirectory(run_folder, "run"),
         stage="transfer",
         students=origins_of(run_folder),

@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
 from compress.model_files import artifacts
+from compress.model_files.origins import load_encoder
 from compress.models import build
 from compress.taps.discovery import discover
 from export.bundle import predict
@@ -84,7 +85,7 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     artifacts.save(folder, "student", network(), described)
     write_onnx(folder / "student.onnx", network(), raw=raw, preprocessing=own)
     shutil.copy(folder / "student.onnx", folder / "student.int8.onnx")
-    encoder = artifacts.load_encoder(folder)
+    encoder = load_encoder(folder)
     export_encoder(encoder, folder / "encoder.onnx", exporter="torchscript")
     (folder / "labels.txt").write_text("".join(f"{n}\n" for n in data.class_names))
     (folder / "preprocess.json").write_text(

@@ -8,7 +8,7 @@ import pytest
 
 from compress.errors import UserError
 from compress.model_files import artifacts
-from compress.model_files.origins import open_origin
+from compress.model_files.origins import load_encoder, open_origin
 from compress.models import user_code
 from export.verify import command
 from tests.export import bundles, mutations
@@ -35,8 +35,8 @@ def open_in_every_way(bundle: Path) -> None:
     """Open a bundle's model by every function that does; each works or raises a `UserError`."""
     for way in (
         lambda: artifacts.load_student(bundle),
-        lambda: artifacts.load_encoder(bundle),
-        lambda: artifacts.load_encoder(bundle, weights=False),
+        lambda: load_encoder(bundle),
+        lambda: load_encoder(bundle, weights=False),
         lambda: open_origin(str(bundle)).encoder(),
         lambda: open_origin(str(bundle)).network(weights=False),
     ):

@@ -1,0 +1,166 @@
+"""The fields behind every fingerprint of a run directory: all that a result depends on.
+
+Fields that cannot change a result, such as the device, are not among them. A changed key or value
+here makes users train again what they have trained.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.methods import METHODS
+from compress.methods.contract import Terms
+from compress.models import user_code
+from compress.recipe.schema import Engine, MethodPart, Recipe
+from compress.run.plan import PlannedStep, RecipePlan, RunPlan
+from compress.stages.distill import terms_for
+from compress.stages.fast_teachers import arithmetic
+from compress.storage.fingerprints import fingerprint_of, fingerprint_of_folder, sha256_file
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepFields:
+    """What a step's result depends on, and what its folder stands for.
+
+    The latter is less where the parts in the folder know the rest themselves.
+    """
+
+    result: Fields
+    folder: Fields
+
+
+def step_fields(
+    plan: RunPlan,
+    step: PlannedStep,
+    *,
+    version: int,
+    images: str | None = None,
+    inputs: Mapping[str, str | None] | None = None,
+) -> StepFields:
+    """The fields of a step.
+
+    Args:
+        version: the RESULT_VERSION of its stage.
+        images: a digest of the recipe's data; None without a recipe.
+        inputs: name of each earlier step that it reads -> digest of the result.
+    """
+    if not isinstance(plan, RecipePlan):
+        own, folder = _of_command(step)
+        return StepFields({"version": version, **own}, {"version": version, **folder})
+    recipe = plan.recipe
+    read = {"images": images, "inputs": dict(inputs or {})}
+    if step.stage == "transfer":
+        own, folder = _of_transfer(recipe, step)
+        return StepFields({"version": version, **own, **read}, {"version": version, **folder})
+    common = {"seed": recipe.seed, "data": recipe.data.model_dump(exclude={"root"})}
+    fields = {"version": version, **common, **_OF_STAGE[step.stage](recipe, step), **read}
+    return StepFields(fields, fields)
+
+
+def _of_teacher(recipe: Recipe, step: PlannedStep) -> Fields:
+    return {"teacher": [_with_digests(teacher.model_dump()) for teacher in recipe.teacher]}
+
+
+def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
+    part: MethodPart = step.arguments["part"]
+    terms = terms_for(part, recipe.distill)
+    return {
+        "trial": step.arguments["trial"],
+        "student": _with_digests(recipe.student.model_dump()),
+        "method": {"name": part.name, **part.arguments},
+        "weights": [terms.ce, terms.kd, terms.method],
+        "kd_temperature": recipe.distill.kd_temperature if terms.kd else None,
+        "train": recipe.distill.train.model_dump(),
+        "targets": _targets(recipe.engine) if _reads_teachers(part, terms) else None,
+    }
+
+
+def _of_section(recipe: Recipe, step: PlannedStep) -> Fields:
+    return {step.name: getattr(recipe, step.name).model_dump()}
+
+
+def _of_export(recipe: Recipe, step: PlannedStep) -> Fields:
+    latency = recipe.account.latency.model_dump() if recipe.account else None
+    return {**_of_section(recipe, step), "latency": latency}
+
+
+_OF_STAGE: Mapping[str, Callable[[Recipe, PlannedStep], Fields]] = {
+    "teacher": _of_teacher,
+    "distill": _of_student,
+    "fuse": _of_section,
+    "account": _of_section,
+    "export": _of_export,
+}
+
+
+def _of_transfer(recipe: Recipe, step: PlannedStep) -> tuple[Fields, Fields]:
+    """Of a recipe's entry, whose trainings have folders each: of its result, of its folder."""
+    given = step.arguments
+    common = {
+        "task": given["task"],
+        "name": step.name.partition("/")[2],
+        "data": _with_digests(given["data"]),
+        "train": given["train"].model_dump(),
+        **given["arguments"],
+    }
+    own = {**common, "init": list(given["init"]), "seeds": len(given["seeds"])}
+    return {"seed": recipe.seed, "transfer": own}, {"seed": recipe.seed, "transfer": common}
+
+
+def _of_command(step: PlannedStep) -> tuple[Fields, Fields]:
+    """Of a transfer command's step on one data set, likewise."""
+    given = step.arguments
+    common = {
+        "task": given["task"],
+        "data": _with_digests(dict(given["data"])),
+        "train": given["train"].model_dump(),
+        "arguments": dict(given["arguments"]),
+    }
+    origins = [[init, *origin] for init, origin in given["origins"].items()]
+    return {**common, "init": origins, "seeds": list(given["seeds"])}, common
+
+
+def training_fields(folder: Mapping[str, Any], *, init: str, origin: str, seed: int) -> Fields:
+    """Fields of one training of a transfer entry whose folder has the fields `folder`."""
+    # What all have in common too: put aside, the folder lies beside those of other stages.
+    return {**folder, "training": {"init": init, "origin": origin, "seed": seed}}
+
+
+def recipe_fingerprint(recipe: Recipe) -> str:
+    """Name the recipe in model files; where the data lie does not matter."""
+    content = recipe.model_dump(mode="json")
+    content["data"].pop("root", None)
+    del content["trackers"]
+    for how in ("compile", "share_teacher", "cache"):
+        del content["engine"][how]
+    return fingerprint_of(content)
+
+
+def _reads_teachers(part: MethodPart, terms: Terms) -> bool:
+    """Whether a method's terms of weight, or its phases, read a teacher."""
+    return terms.kd != 0 or bool(METHODS[part.name].teacher_taps)
+
+
+def _targets(engine: Engine) -> dict[str, str]:
+    """What of the engine changes the targets that students learn from."""
+    stored = engine.cache.dtype if engine.cache else "float32"
+    return {"engine.teacher": arithmetic(engine), "engine.cache.dtype": stored}
+
+
+def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
+    """Files are known by their content: moving one changes nothing, replacing it does."""
+    for key in ("checkpoint", "weights"):
+        path = part.get(key)
+        if path is not None and Path(path).is_file():
+            files = [p for p in (Path(path), Path(path).with_suffix(".json")) if p.is_file()]
+            part = {**part, key: [sha256_file(p) for p in files]}
+    model = part.get("model")
+    if model is not None and user_code.is_user_code(model["name"]):
+        part = {**part, "code": user_code.provenance(model["name"])["sha256"]}
+    root = part.get("root")
+    if root is not None and Path(root).is_dir():
+        part = {**part, "root": fingerprint_of_folder(Path(root))}
+    return part

@@ -1,0 +1,162 @@
+"""Every network and method of a recipe built once, to find those that do not fit each other."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress import models
+from compress.data import IMAGE_SIZES
+from compress.distill.module import teacher_context
+from compress.errors import UserError
+from compress.methods import METHODS
+from compress.methods.contract import Context, Method
+from compress.model_files.weights import load_state, published_weights, read_state
+from compress.models.layout import check_forward
+from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths
+from compress.run.place_checks import check_batches
+from compress.seeding import seeded
+from compress.stages.distill import terms_for
+from compress.stages.fast_teachers import check_int8
+from compress.taps import Tapped, TapSpecs
+from compress.taps.discovery import discover
+
+# Any class count will do where only shapes are looked at and the data are not open yet.
+_CLASSES = 10
+_IMAGES = 1000
+
+_Network = tuple[nn.Module, TapSpecs]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Taps of the teachers and the student, each method as it would be built, or why it is not."""
+
+    teachers: list[tuple[str, TapSpecs]]
+    student: tuple[str, TapSpecs]
+    methods: dict[str, Method]
+    refused: dict[str, str]
+
+
+def can_be_built(problems: Sequence[str]) -> bool:
+    """Whether networks and methods can be, whatever else is wrong with their recipe."""
+    return not any(p.startswith(("data", "teacher", "student", "distill")) for p in problems)
+
+
+def probe(
+    recipe: Recipe, num_classes: int = _CLASSES, device: torch.device | None = None
+) -> tuple[Shapes | None, list[str]]:
+    """Build every network and method; their shapes, None where a network does not fit, and why.
+
+    Args:
+        device: what networks will run on; where given, its memory must do for what is timed.
+    """
+    networks = _Networks(recipe.data.image_size or IMAGE_SIZES[recipe.data.name], num_classes)
+    role = recipe.student
+    student = networks.tap(role.model, role.taps, role.weights, "student", learns=True)
+    if student is None or any(part.model is None for part in recipe.teacher):
+        # A checkpoint that describes itself is looked at when it is read.
+        return None, networks.problems
+    teachers = _tap_teachers(recipe, networks)
+    if networks.problems:
+        return None, networks.problems
+    methods, refused = _build_methods(recipe, num_classes, student, [n for _, n in teachers])
+    problems = [f"distill: {label}: {reason}" for label, reason in refused.items()]
+    named = [(name, specs) for name, (_, specs) in teachers]
+    if device is not None:
+        taps = dict([(role.model.name, student[1]), *named])
+        problems += check_batches(recipe, taps, networks.size, device)
+    return Shapes(named, (role.model.name, student[1]), methods, refused), problems
+
+
+def _tap_teachers(recipe: Recipe, networks: "_Networks") -> list[tuple[str, _Network]]:
+    """The teachers by name; what is wrong with others is in the networks' problems."""
+    teachers = []
+    for part in recipe.teacher:
+        if part.model is not None:
+            given, learns = part.checkpoint or part.weights, part.train is not None
+            network = networks.tap(part.model, part.taps, given, "teacher", learns=learns)
+            teachers += [(part.model.name, network)] if network is not None else []
+    return teachers
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """Builds and taps the networks of a recipe, each once, and keeps what is wrong with them."""
+
+    size: int
+    num_classes: int
+    problems: list[str] = field(default_factory=list)
+    _built: dict[str, _Network] = field(default_factory=dict)
+
+    def tap(
+        self, part: Named, taps: TapPaths, given: str | None, path: str, *, learns: bool
+    ) -> _Network | None:
+        """Build and tap a network; None where it, or the file `given` for it, does not fit."""
+        shape = (3, self.size, self.size)
+        try:
+            key = part.model_dump_json() + taps.model_dump_json()
+            if key not in self._built:
+                module = models.build(part.name, num_classes=self.num_classes, **part.arguments)
+                specs = discover(module, shape, part.name, **taps.model_dump())
+                self._built[key] = module, specs
+            check_forward(self._built[key][0], shape, learns=learns)
+        except Exception as error:  # whatever a network's own code says of such an input
+            reason = f"{part.name} cannot be used at {self.size} pixels: {error}"
+            self.problems.append(f"{path}: {reason}")
+            return None
+        return self._built[key] if self._fits(self._built[key], part.name, given, path) else None
+
+    def _fits(self, network: _Network, model: str, given: str | None, path: str) -> bool:
+        """Whether the file of a network's weights fits; a missing one is found elsewhere."""
+        if given is None or given in published_weights(model) or not os.path.isfile(given):
+            return True
+        try:
+            load_state(network[0], read_state(Path(given)), network[1].classifier, given)
+        except UserError as error:
+            self.problems.append(f"{path}: {error}")
+            return False
+        return True
+
+
+def _build_methods(
+    recipe: Recipe, num_classes: int, student: _Network, teachers: list[_Network]
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods by label, and why others cannot be built for these networks."""
+    context = Context(
+        student=student[1],
+        teachers=tuple(teacher_context(*teacher) for teacher in teachers),
+        num_classes=num_classes,
+        train_size=_IMAGES,
+        labels=torch.arange(_IMAGES) % num_classes,
+        batch_size=recipe.distill.train.batch_size,
+        steps_per_epoch=1,
+        epochs=recipe.distill.train.epochs,
+    )
+    methods: dict[str, Method] = {}
+    refused: dict[str, str] = {}
+    for label, part in recipe.methods.items():
+        try:
+            with seeded(0, "method", part.name):
+                methods[label] = METHODS[part.name](context, **part.arguments)
+            _check_method(methods[label], part, recipe, student, teachers)
+        # An absurd argument is found where it is used, such as one that fills the memory.
+        except (ValueError, UserError, RuntimeError, ArithmeticError, MemoryError) as error:
+            refused[label] = str(error)
+    return methods, refused
+
+
+def _check_method(
+    method: Method, part: MethodPart, recipe: Recipe, student: _Network, teachers: list[_Network]
+) -> None:
+    """Raise where a method cannot tap these networks, or not at the teachers' precision."""
+    Tapped(*student, method.student_taps)
+    soft = ("logits",) if terms_for(part, recipe.distill).kd else ()
+    for network, specs in teachers:
+        Tapped(network, specs, method.teacher_taps)
+        if recipe.engine.teacher == "int8":
+            check_int8(network, specs, (*method.teacher_taps, *soft))
+    method.deploy(student[0])

@@ -1,0 +1,114 @@
+"""Fingerprints are those of the runs that users have: another one trains everything again.
+
+The values were computed by the version before its fields were assembled in one place.
+"""
+
+from typing import Any
+
+from compress.recipe.schema import TransferPart, check_shape
+from compress.run.fields import recipe_fingerprint, step_fields, training_fields
+from compress.run.plan import PlannedStep, RunPlan, make_plan, transfer_arguments
+from compress.storage.fingerprints import fingerprint_of
+
+RECIPE: dict[str, Any] = {
+    "seed": 3,
+    "trials": 2,
+    "data": {"name": "digits", "train_images": 100},
+    "teacher": {"model": "resnet14", "train": {"epochs": 1, "lr": 0.1}},
+    "student": {"model": "resnet8"},
+    "distill": {
+        "method": "simkd",
+        "train": {"epochs": 1, "lr": 0.1},
+        "compare": ["none", {"name": "kd", "temperature": 2}],
+    },
+    "engine": {"teacher": "bfloat16", "cache": {"max_gb": 1}},
+    "transfer": [
+        {
+            "task": "linear_probe",
+            "data": "digit_scenes",
+            "init": ["distilled", "alone", "teacher"],
+            "seeds": 2,
+            "solver": "lbfgs",
+        },
+        {
+            "task": "linear_probe",
+            "data": {"name": "digit_scenes", "classes": 3},
+            "train": {"iterations": 5, "lr": 0.1},
+        },
+    ],
+}
+VERSIONS = {"teacher": 3, "distill": 4, "fuse": 1, "account": 1, "export": 3, "transfer": 3}
+RESULTS = {
+    "teacher": "825ab4114dcabf43",
+    "distill/simkd": "2de932e0ff8e1df6",
+    "distill/none": "1b26dcc1834f0a71",
+    "distill/kd": "11d2fe2c55e09dc2",
+    "distill/simkd-trial1": "9075a574630b1fc1",
+    "distill/none-trial1": "c06a352c3660ef13",
+    "distill/kd-trial1": "78321ce1a901902f",
+    "fuse": "cf14b0c06c324c52",
+    "account": "322dbef80a1ee14c",
+    "export": "36afb3474cf74592",
+    "transfer/linear_probe": "4439e38072610403",
+    "transfer/linear_probe-2": "2ac47f82c9976e04",
+}
+FOLDERS = {
+    "transfer/linear_probe": "6f1bbe316d7111fa",
+    "transfer/linear_probe-2": "72f5ba1f450eefeb",
+}
+
+
+def test_steps_of_a_recipe() -> None:
+    recipe, problems = check_shape(RECIPE)
+    assert recipe is not None, problems
+    results, folders, plan = {}, {}, make_plan(recipe)
+    for step in plan.steps:
+        version, inputs = VERSIONS[step.stage], {name: name for name in step.inputs}
+        fields = step_fields(plan, step, version=version, images="images", inputs=inputs)
+        results[step.name] = fingerprint_of(fields.result)
+        if fields.folder != fields.result:
+            folders[step.name] = fingerprint_of(fields.folder)
+    assert results == RESULTS
+    assert folders == FOLDERS
+    assert recipe_fingerprint(recipe) == "b3c2b6272b806083"
+
+
+def test_steps_of_a_transfer_command() -> None:
+    train = {"epochs": 2, "lr": 0.05, "nesterov": False}
+    part = TransferPart.model_validate({"task": "linear_probe", "data": "-", "train": train})
+    arguments = transfer_arguments(
+        part,
+        data={"name": "digit_scenes"},
+        own={"solver": "sgd"},
+        main="kd",
+        seeds=(0, 1),
+        origins={"distilled": ("kd", "abc"), "scratch": ("kd", "def")},
+    )
+    step = PlannedStep("transfer/digit_scenes", arguments)
+    fields = step_fields(RunPlan([step]), step, version=3)
+    expected = {
+        "task": "linear_probe",
+        "version": 3,
+        "data": {"name": "digit_scenes"},
+        "train": {
+            "epochs": 2,
+            "lr": 0.05,
+            "batch_size": 64,
+            "optimizer": {"name": "sgd"},
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 0.0005,
+            "schedule": {"name": "multistep"},
+            "accumulate": 1,
+            "precision": "float32",
+            "iterations": None,
+        },
+        "arguments": {"solver": "sgd"},
+    }
+    origins = [["distilled", "kd", "abc"], ["scratch", "kd", "def"]]
+    assert fields.folder == expected
+    assert fields.result == {**expected, "init": origins, "seeds": [0, 1]}
+    assert training_fields(expected, init="distilled", origin="abc", seed=1) == {
+        **expected,
+        "training": {"init": "distilled", "origin": "abc", "seed": 1},
+    }

@@ -119,7 +119,7 @@ def _alone_step(method: Method, context: Context, shown: list[torch.Tensor], num
 
 
 def _taps(pooled: torch.Tensor) -> Taps:
-    return Taps(torch.zeros(len(pooled), 1), pooled, None, None, None, {})
+    return Taps(pooled=pooled)
 
 
 def _context(images: int, classes: int, size: int) -> tuple[Context, list[torch.nn.Module]]:

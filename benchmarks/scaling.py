@@ -106,7 +106,7 @@ def _measured(method: Method, batch: Batch, shown: Sequence[Taps], steps: int) -
         torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
         method.after_step()
         seconds.append(time.perf_counter() - start)
-        for leaf in (*method.parameters(), *(student.stages or []), *(student.paths.values())):
+        for leaf in (*method.parameters(), *student.tensors("stages"), student.tensor("pooled")):
             leaf.grad = None
     return seconds
 
@@ -144,7 +144,7 @@ def _shown(count: int) -> tuple[Taps, Taps]:
     def taps(learns: bool) -> Taps:
         maps = [torch.randn(count, c, p, p, requires_grad=learns) for c, p in STAGES]
         pooled = torch.randn(count, STAGES[-1][0], requires_grad=learns)
-        return Taps(None, pooled, None, maps, None, {"pooled": pooled})
+        return Taps(pooled=pooled, stages=maps)
 
     return taps(True), taps(False)
 

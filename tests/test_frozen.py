@@ -70,8 +70,7 @@ def test_remarks_tell_what_was_folded_and_what_is_not_run() -> None:
     assert frozen.remarks() == [
         "teacher resnet8: 6 batch norms are folded; not run: avgpool, fc, layer3"
     ]
-    assert taps.logits is None
-    assert list(taps.paths) == ["layer2"]
+    assert list(taps) == ["layer2"]
 
 
 def test_a_tap_between_convolution_and_norm_keeps_the_norm() -> None:
@@ -86,8 +85,7 @@ def test_maps_serve_in_a_students_backward_pass() -> None:
     network, specs, images = settled("resnet8")
     frozen = freeze(network, specs, ["last_map"], compile=False, precision="float32")
     with torch.enable_grad():
-        target = frozen(images).last_map
-        assert target is not None
+        target = frozen(images).tensor("last_map")
         assert not target.requires_grad
         weight = torch.ones(target.shape[1], 1, 1, requires_grad=True)
         (weight * target).sum().backward()
@@ -98,9 +96,9 @@ def test_bfloat16_is_near_and_gives_float32() -> None:
     network, specs, images = settled("resnet8")
     frozen = freeze(network, specs, every_kind(specs), compile=False, precision="bfloat16")
     taps = frozen(images)
-    assert taps.logits is not None
-    assert taps.stages is not None
-    assert {taps.logits.dtype, *(one.dtype for one in taps.stages)} == {torch.float32}
+    assert {taps.tensor("logits").dtype, *(one.dtype for one in taps.tensors("stages"))} == {
+        torch.float32
+    }
     found = difference(frozen, Tapped(network, specs, every_kind(specs)), images)
     assert 1e-4 < largest(found) < 0.05
 
@@ -135,9 +133,7 @@ def test_only_the_first_batch_size_is_compiled(
     plain = freeze(network, specs, wanted, compile=False, precision=precision)
     reference = Tapped(network, specs, wanted)
     for batch in (images, images[:5], images, images[:1], images.flip(0)):
-        found, expected = frozen(batch).logits, plain(batch).logits
-        assert found is not None
-        assert expected is not None
+        found, expected = frozen(batch).tensor("logits"), plain(batch).tensor("logits")
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
         assert largest(difference(frozen, reference, batch)) < 0.05
     assert len(compilations) == 1

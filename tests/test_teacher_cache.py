@@ -52,7 +52,7 @@ class Network:
     def __call__(self, images: Tensor) -> Taps:
         self.shown.append(len(images))
         found = targets(images[:, 0, 0, 0].long(), images[:, 1, 0, 0].long())
-        return Taps(found["logits"], found["pooled"], None, None, None, {})
+        return Taps(found)
 
 
 def batch_of(index: Tensor, *slots: Tensor) -> Batch:
@@ -95,7 +95,7 @@ def test_a_real_network_is_not_run_twice_and_gives_the_same_bits(tmp_path: Path)
 
     @torch.inference_mode()
     def live(images: Tensor) -> Taps:
-        return Taps(network(images), None, None, None, None, {})
+        return Taps(logits=network(images))
 
     def fails(images: Tensor) -> Taps:
         raise AssertionError("the network was run")
@@ -103,13 +103,12 @@ def test_a_real_network_is_not_run_twice_and_gives_the_same_bits(tmp_path: Path)
     widths = {"logits": 5}
     first = CachedTeacher(live, opened(tmp_path, widths=widths), ["logits"])(batch, 0)
     again = CachedTeacher(fails, opened(tmp_path, widths=widths), ["logits"])(batch, 0)
-    expected = live(batch.images[0]).logits
+    expected = live(batch.images[0]).tensor("logits")
     for taps in (first, again):
-        assert taps.logits is not None
-        assert taps.logits.dtype == torch.float32
-        assert torch.equal(taps.logits, expected)
-        assert not taps.logits.is_inference()
-        assert taps.pooled is None
+        assert taps.tensor("logits").dtype == torch.float32
+        assert torch.equal(taps.tensor("logits"), expected)
+        assert not taps.tensor("logits").is_inference()
+        assert list(taps) == ["logits"]
 
 
 def test_only_what_is_missing_is_shown_and_the_order_stays(tmp_path: Path) -> None:
@@ -119,8 +118,7 @@ def test_only_what_is_missing_is_shown_and_the_order_stays(tmp_path: Path) -> No
     teacher(batch_of(index[[1, 3]], slots[[1, 3]]), 0)
     taps = teacher(batch_of(index, slots), 0)
     assert network.shown == [2, 3]
-    assert taps.logits is not None
-    assert torch.equal(taps.logits, targets(index, slots)["logits"])
+    assert torch.equal(taps.tensor("logits"), targets(index, slots)["logits"])
     assert (teacher.hits, teacher.misses) == (2, 5)
 
 
@@ -284,11 +282,11 @@ def test_float16_gives_the_rounded_value_on_every_visit(tmp_path: Path) -> None:
     index = torch.arange(6)
 
     def live(images: Tensor) -> Taps:
-        return Taps(logits[images[:, 0, 0, 0].long()], None, None, None, None, {})
+        return Taps(logits=logits[images[:, 0, 0, 0].long()])
 
     cache = opened(tmp_path, widths=widths, dtype=torch.float16)
     teacher = CachedTeacher(live, cache, ["logits"])
-    first, again = (teacher(batch_of(index, index), 0).logits for _ in range(2))
+    first, again = (teacher(batch_of(index, index), 0).tensor("logits") for _ in range(2))
     expected = logits.half().float()
     expected[2] = logits[2]
     assert first is not None and again is not None
@@ -308,11 +306,11 @@ def test_bfloat16_outputs_keep_their_bits(tmp_path: Path) -> None:
     index = torch.arange(4)
 
     def live(images: Tensor) -> Taps:
-        return Taps(logits, None, None, None, None, {})
+        return Taps(logits=logits)
 
     teacher = CachedTeacher(live, cache, ["logits"], torch.bfloat16)
     for _ in range(2):
-        found = teacher(batch_of(index, index), 0).logits
+        found = teacher(batch_of(index, index), 0).tensor("logits")
         assert found is not None
         assert found.dtype == torch.bfloat16 and torch.equal(found, logits)
     assert teacher.rounding == (0, 0)

@@ -50,9 +50,11 @@ class Distillation(nn.Module):
         self.weights = weights
         self.task = task
         self.kd_temperature = kd_temperature
-        self._tapped = Tapped(student, context.student, method.student_taps)
+        self._tapped = Tapped(student, context.student, self.student_taps)
         self._teachers = [
-            Tapped(teacher.eval().requires_grad_(False), known.taps, method.teacher_taps)
+            Tapped(
+                teacher.eval().requires_grad_(False), known.taps, (*method.teacher_taps, "logits")
+            )
             for teacher, known in zip(teachers, context.teachers, strict=True)
         ]
         self._sources: list[Source] = []

@@ -2,21 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from compress.console.messages import log
 from compress.distributed.collectives import world
-from compress.taps import Taps, TapSpecs
-from compress.taps.graph import TappedGraph, Untraceable
+from compress.taps import TappedForward, Taps, TapSpecs
+from compress.taps.graph import GraphForward, TappedGraph, Untraceable
 
 # Below so much work a run ends before compiling (20 to 60 s of it) has paid: on two CPU cores it
 # saves about 15 % of 1.5e11 multiply-adds a second, on a GPU what a step costs to be launched.
 _LEAST_MACS = 1e14
 _LEAST_STEPS = 10_000
-Show: TypeAlias = Callable[[Tensor], Taps]
 
 
 def pays(
@@ -72,10 +71,15 @@ class ForUsualBatch:
     """
 
     def __init__(
-        self, compiled: Show, plain: Show, *, rows: int | None, tell: Callable[[str], None]
+        self,
+        compiled: TappedForward,
+        plain: TappedForward,
+        *,
+        rows: int | None,
+        tell: Callable[[str], None],
     ) -> None:
         """The usual size is `rows`, or the first batch's; `tell` hears why compiling failed."""
-        self._compiled: Show | None = compiled
+        self._compiled: TappedForward | None = compiled
         self._plain = plain
         self._rows = rows
         self._tell = tell
@@ -115,7 +119,7 @@ class CompiledTaps(ForUsualBatch):
         mode = "reduce-overhead" if on_gpu else None
         compiled = torch.compile(tapped.graph, dynamic=False, mode=mode)
         super().__init__(
-            lambda images: tapped.arranged(compiled(images)),
+            GraphForward(compiled, tapped.read),
             tapped,
             rows=rows,
             tell=lambda reason: log(f"  {name}: runs uncompiled, {reason}"),

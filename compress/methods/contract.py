@@ -189,7 +189,6 @@ class PretrainedMethod(Method):
         return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
 
 
-Value = TypeVar("Value")
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
@@ -224,33 +223,27 @@ def first(views: Views) -> Taps:
 
 def logits_of(taps: Taps) -> Tensor:
     """The logits (N, K) of one view."""
-    return _shown(taps.logits, "logits")
+    return taps.tensor("logits")
 
 
 def pooled(views: Views) -> Tensor:
     """What the classifier reads of the first view, (N, D)."""
-    return _shown(first(views).pooled, "pooled")
+    return first(views).tensor("pooled")
 
 
 def last_map(views: Views) -> Tensor:
     """What the global pooling of the first view reads, (N, C, H, W)."""
-    return _shown(first(views).last_map, "last_map")
+    return first(views).tensor("last_map")
 
 
 def stages(views: Views) -> list[Tensor]:
     """The stage maps of the first view, fine to coarse, each (N, C, H, W)."""
-    return _shown(first(views).stages, "stages")
+    return first(views).tensors("stages")
 
 
 def pre_activations(views: Views) -> list[Tensor]:
     """The stage maps of the first view before their activation."""
-    return _shown(first(views).pre_activations, "pre_activations")
-
-
-def _shown(value: Value | None, kind: str) -> Value:
-    if value is None:
-        raise ValueError(f"'{kind}' was not tapped")
-    return value
+    return first(views).tensors("pre_activations")
 
 
 def only_teacher(context: Context, method: str) -> TeacherContext:

@@ -98,8 +98,8 @@ class FSP(PretrainedMethod):
         return [m.channels for m in maps if m is not None]
 
     def _maps(self, views: Views) -> list[Tensor]:
-        stem = first(views).stem
-        return [*([stem] if self.with_stem and stem is not None else ()), *stages(views)]
+        stem = [first(views).tensor("stem")] if self.with_stem else []
+        return [*stem, *stages(views)]
 
 
 def _listed(widths: list[int]) -> str:

@@ -19,7 +19,7 @@ from compress.recipe.schema import Engine
 from compress.stages import compiles
 from compress.stages.job import Job
 from compress.storage.fingerprints import fingerprint_of, sha256_file
-from compress.taps import Tapped, Taps, TapSpecs
+from compress.taps import Tapped, TappedForward, Taps, TapSpecs
 from compress.taps.graph import TappedGraph, Untraceable
 from compress.teacher.cache import CachedTeacher, TeacherCache, obstacle, planning_remark
 from compress.teacher.inference import difference, freeze
@@ -95,7 +95,7 @@ class FastTeachers:
         specs = TapSpecs.from_dict(teacher.description["taps"])
         name = "teacher" if len(self.teachers) == 1 else f"teacher {number + 1}"
         precision, train = self.engine.teacher, self.job.recipe.distill.train
-        shows: Callable[[Tensor], Taps]
+        shows: TappedForward
         compiled_rows: Callable[[], int | None] | None = None
         if precision == "int8":
             shows = self._int8(teacher, specs, wanted)
@@ -121,7 +121,7 @@ class FastTeachers:
 
     def _cached(
         self,
-        shows: Callable[[Tensor], Taps],
+        shows: TappedForward,
         compiled_rows: Callable[[], int | None] | None,
         number: int,
         specs: TapSpecs,
@@ -137,8 +137,7 @@ class FastTeachers:
         if reason is not None:
             self._remark(reason)
             return None
-        known = {"logits": specs.num_classes, "pooled": specs.pooled_width or 0}
-        widths = {kind: known[kind] for kind in wanted}
+        widths = {kind: specs.width(kind) for kind in wanted}
         identity = {
             "teacher": self._known(number),
             "images": self.data.train.version(),

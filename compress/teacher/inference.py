@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.console.messages import log
-from compress.engine.compiling import ForUsualBatch, Show
+from compress.engine.compiling import ForUsualBatch
 from compress.models.folding import Folded, fold_batchnorm
-from compress.taps import Tapped, Taps, TapSpecs
-from compress.taps.graph import Arrangement, TappedGraph, Untraceable
+from compress.taps import Tapped, TappedForward, Taps, TapSpecs
+from compress.taps.graph import GraphForward, TappedGraph, Untraceable
 
 Precision = Literal["float32", "bfloat16"]
 _NAMED = 3  # modules that a remark names before it only counts them
@@ -32,8 +32,8 @@ class Frozen:
     def __init__(
         self,
         body: nn.Module,
-        show: Show,
-        compiled: Show | None,
+        show: TappedForward,
+        compiled: TappedForward | None,
         *,
         precision: Precision,
         rows: int | None,
@@ -114,24 +114,22 @@ def freeze(
         UserError: the network has no such module, or no such place.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
-    compiled: Show | None = None
+    compiled: TappedForward | None = None
     try:
         tapped = TappedGraph(copied, specs, wanted)
     except Untraceable as reason:
         body: nn.Module = copied
-        show: Show = Tapped(copied, specs, wanted)
+        show: TappedForward = Tapped(copied, specs, wanted)
         remark = f"runs whole, with hooks, unfolded and uncompiled: {reason}"
     else:
         folded = fold_batchnorm(tapped.graph)
-        body, arranged = folded.network, tapped.arranged
+        body = folded.network
         remark = _done(folded, tapped.skipped)
-        show = _chain(body.forward, arranged)  # __call__ would print errors that are expected
-        compiled = _chain(_compiled(body), arranged) if compile else None
+        show = GraphForward(
+            body.forward, tapped.read
+        )  # __call__ would print errors that are expected
+        compiled = GraphForward(_compiled(body), tapped.read) if compile else None
     return Frozen(body, show, compiled, precision=precision, rows=rows, name=name, remark=remark)
-
-
-def _chain(run: Callable[[Tensor], Sequence[Tensor]], arranged: Arrangement) -> Show:
-    return lambda images: arranged(run(images))
 
 
 def _compiled(body: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -151,7 +149,7 @@ def _done(folded: Folded, skipped: Sequence[str]) -> str:
     return f"{text}; not run: {named}"
 
 
-def difference(fast: Show, plain: Tapped, images: Tensor) -> dict[str, float]:
+def difference(fast: TappedForward, plain: Tapped, images: Tensor) -> dict[str, float]:
     """How far the taps of `fast` are from those of `plain`, in eval mode, on normalised images.
 
     Returns:
@@ -171,6 +169,5 @@ def difference(fast: Show, plain: Tapped, images: Tensor) -> dict[str, float]:
 
 
 def _by_tap(taps: Taps) -> dict[str, list[Tensor]]:
-    shown = {name: value for name, value in vars(taps).items() if name != "paths"} | taps.paths
-    several = {k: v if isinstance(v, list) else [v] for k, v in shown.items() if v is not None}
-    return {name: maps for name, maps in several.items() if maps}
+    several = {kind: tap if isinstance(tap, list) else [tap] for kind, tap in taps.items()}
+    return {kind: tensors for kind, tensors in several.items() if tensors}

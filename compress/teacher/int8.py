@@ -23,7 +23,8 @@ from compress.onnx.files import open_session, write_model
 from compress.onnx.graphs import INPUT, translate
 from compress.onnx.quantize import QuantizationInfo, quantize_onnx
 from compress.taps import Taps, TapSpecs
-from compress.taps.graph import Arrangement, TappedGraph, Untraceable
+from compress.taps.graph import TappedGraph, Untraceable
+from compress.taps.tapped import TapReader
 
 _FLOAT, _INT8 = "teacher.onnx", "teacher.int8.onnx"
 _OPSET = 18
@@ -35,24 +36,23 @@ class Int8Teacher:
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
-        arranged: Arrangement,
+        read: TapReader,
         info: QuantizationInfo,
         *,
         name: str,
     ) -> None:
-        """Run `session`, whose outputs are those that `arranged` takes."""
+        """Run `session`, whose first outputs are those that `read` takes."""
         self.info = info
         self._session = session
-        count = 1 + max(arranged.index.values())
-        self._names = [output.name for output in session.get_outputs()][:count]
-        self._arranged = arranged
+        self._names = [output.name for output in session.get_outputs()][: read.count]
+        self._read = read
         self._name = name
 
     def __call__(self, images: Tensor) -> Taps:
         """Compute the taps of images on the CPU."""
         pixels: NDArray[Any] = images.detach().contiguous().numpy()
         outputs = self._session.run(self._names, {INPUT: pixels})
-        return self._arranged([torch.from_numpy(output) for output in outputs])
+        return self._read([torch.from_numpy(output) for output in outputs])
 
     def remarks(self) -> list[str]:
         """What was done to the network, in a plain sentence."""
@@ -119,7 +119,7 @@ def int8_teacher(
         info = quantize_onnx(source, target, batches, method=method, reduce_range=reduce_range)
         # Threads that wait asleep: between two batches the student needs the cores.
         session = open_session(target, spin=False)
-    return Int8Teacher(session, tapped.arranged, info, name=name)
+    return Int8Teacher(session, tapped.read, info, name=name)
 
 
 def _keep_ranges(graph: onnx.GraphProto) -> None:

@@ -52,8 +52,8 @@ def test_only_what_is_wanted_is_in_the_file(
     network, specs = teacher
     fast = int8_teacher(network, specs, ["layer2"], images(0, 1), folder=tmp_path / "int8")
     taps = fast(images(1, 1)[0])
-    assert taps.logits is None
-    assert taps.paths["layer2"].dtype == torch.float32
+    assert list(taps) == ["layer2"]
+    assert taps.tensor("layer2").dtype == torch.float32
     assert "6 of 6 layers" in fast.remarks()[0]  # stem, two blocks and a shortcut
     kept = {path.name for path in (tmp_path / "int8").iterdir()}
     assert kept == {"teacher.onnx", "teacher.int8.onnx"}
@@ -63,7 +63,8 @@ def test_deterministic_and_usable_in_a_backward_pass(teacher: tuple[nn.Module, T
     network, specs = teacher
     batch = images(1, 1)[0]
     first, second = (
-        int8_teacher(network, specs, ["last_map"], images(0, 2))(batch).last_map for _ in range(2)
+        int8_teacher(network, specs, ["last_map"], images(0, 2))(batch).tensor("last_map")
+        for _ in range(2)
     )
     assert first is not None
     assert second is not None

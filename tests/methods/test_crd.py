@@ -162,9 +162,9 @@ def test_several_teachers_add_up_with_banks_of_their_own() -> None:
     assert isinstance(method, CRD)
     taps = [[tapped(batch.images[0])] for tapped in (module._tapped, *module._teachers)]
     whole = method(taps[0], taps[1:], batch)["crd"].detach()
-    drawn, own = method.draw(batch), taps[0][0].pooled
+    drawn, own = method.draw(batch), taps[0][0].tensor("pooled")
     parts = [
-        contrast(own, teacher[0].pooled, batch.index, drawn, method.temperature).detach()
+        contrast(own, teacher[0].tensor("pooled"), batch.index, drawn, method.temperature).detach()
         for contrast, teacher in zip(method.contrasts, taps[1:], strict=True)
     ]
     assert float(whole) == pytest.approx(float(sum(parts)), rel=1e-6)

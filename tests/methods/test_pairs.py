@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress.data.batch import Batch
 from compress.methods import METHODS
@@ -16,7 +16,7 @@ from compress.methods.contract import Context, Method, TeacherContext
 from compress.models import build
 from compress.recipe.files import read_yaml
 from compress.sweep.schema import check_sweep
-from compress.taps import MapSpec, Tapped, Taps, TapSpecs
+from compress.taps import KINDS, Tapped, Taps, TapSpecs
 from compress.taps.discovery import discover
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
@@ -46,21 +46,17 @@ def _specs(name: str) -> TapSpecs:
     return discover(build(name, num_classes=CLASSES), SHAPE, name)
 
 
-def _map(spec: MapSpec, *, learns: bool) -> Tensor:
-    return torch.rand(IMAGES, spec.channels, spec.height, spec.width, requires_grad=learns)
-
-
 def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
-    assert specs.pooled_width is not None
-    return Taps(
-        logits=torch.randn(IMAGES, CLASSES, requires_grad=learns),
-        pooled=torch.rand(IMAGES, specs.pooled_width, requires_grad=learns),
-        last_map=_map(specs.last_map, learns=learns) if specs.last_map else None,
-        stages=[_map(spec, learns=learns) for spec in specs.stages],
-        pre_activations=[_map(spec, learns=learns) - 0.5 for spec in specs.pre_activations],
-        paths={},
-        stem=_map(specs.stem, learns=learns) if specs.stem else None,
-    )
+    """Random numbers of every kind that the network has."""
+    draw = {"logits": torch.randn, "pre_activations": lambda *s, **k: torch.rand(*s, **k) - 0.5}
+    taps = Taps()
+    for kind in KINDS:
+        found, sample = specs.of(kind), draw.get(kind, torch.rand)
+        if isinstance(found, tuple):
+            taps[kind] = [sample(IMAGES, *s.shape, requires_grad=learns) for s in found]
+        elif found is not None:
+            taps[kind] = sample(IMAGES, *found.shape, requires_grad=learns)
+    return taps
 
 
 def _method(name: str, teacher: str, student: str) -> Method:
@@ -108,9 +104,8 @@ def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None
         total = torch.stack([*terms.values()]).sum()
         assert torch.isfinite(total), f"{teacher} -> {student}"
         total.backward()  # type: ignore[no-untyped-call]
-        learned = [own.logits, own.pooled, own.last_map, own.stem]
-        learned += [*(own.stages or ())]
-        reached = any(t is not None and t.grad is not None for t in learned)
+        learned = [t for tap in own.values() for t in (tap if isinstance(tap, list) else [tap])]
+        reached = any(t.grad is not None for t in learned)
         assert reached or name == "ab", f"{teacher} -> {student}: nothing reaches the student"
 
 

@@ -115,7 +115,7 @@ def test_term_equals_a_loop_over_pairs() -> None:
     assert isinstance(method, SemCKD)
     with torch.no_grad():
         student, teacher = module._tapped(batch.images[0]), module._teachers[0](batch.images[0])
-        own, target = student.stages or [], teacher.stages or []
+        own, target = student.tensors("stages"), teacher.tensors("stages")
         queries, keys = (
             [embed(similarity_rows(m, 8), mlp) for m, mlp in zip(maps, mlps, strict=True)]
             for maps, mlps in ((own, method.queries), (target, method.keys))

@@ -79,7 +79,7 @@ def test_every_pair_counts_once_and_its_variances_learn() -> None:
     with torch.no_grad():
         student, teacher = module._tapped(batch.images[0]), module._teachers[0](batch.images[0])
         got = method([student], [[teacher]], batch)["vid"]
-        pairs = zip(student.stages or [], teacher.stages or [], strict=True)
+        pairs = zip(student.tensors("stages"), teacher.tensors("stages"), strict=True)
         terms = [p(*pair) for p, pair in zip(method.predictions, pairs, strict=True)]
     assert len(terms) == 3
     torch.testing.assert_close(got, terms[0] + terms[1] + terms[2])

@@ -50,19 +50,15 @@ class ThreeViews(Method):
 
     def phases(self) -> list[Phase]:
         def loss(student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-            target = _taps(teachers[0], 2).pooled
-            assert target is not None
+            target = _taps(teachers[0], 2).tensor("pooled")
             return {"warm": self.teacher_head(target.float()).square().mean()}
 
         return [Phase("warm-up", 1, list(self.teacher_head.parameters()), loss, lr=0.01)]
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-        pooled, target = _taps(student, 0).pooled, _taps(teachers[0], 2).pooled
-        assert pooled is not None
-        assert target is not None
+        pooled, target = _taps(student, 0).tensor("pooled"), _taps(teachers[0], 2).tensor("pooled")
         with torch.no_grad():
-            slow = self._tapped_slow[0](batch.images[1]).pooled
-        assert slow is not None
+            slow = self._tapped_slow[0](batch.images[1]).tensor("pooled")
         own = self.head(pooled).float()
         self._latest = own.detach()
         return {
@@ -106,12 +102,11 @@ class TwoTeachers(Method):
         return super().soft_loss(student, teachers, standardised)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-        own = _taps(student, 0).paths["layer2"]
+        own = _taps(student, 0).tensor("layer2")
         terms = {}
         shares = (self.first_share, 1 - self.first_share)
         for i, (adapter, share) in enumerate(zip(self.adapters, shares, strict=True)):
-            stages = _taps(teachers[i], 0).stages
-            assert stages is not None
+            stages = _taps(teachers[i], 0).tensors("stages")
             terms[f"teacher{i}"] = share * (adapter(own) - stages[1]).float().square().mean()
         return terms
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from compress.taps import TapSpecs
+from compress.taps import KINDS, TapSpecs
 from compress.teacher.cache.rows import images_kept, row_bytes
 
-KINDS = ("logits", "pooled")  # maps are too large
+STORED = ("logits", "pooled")  # maps are too large
 _MOST_SLOTS = 1 << 16  # of an image with more views hardly any is ever met twice
 
 
@@ -62,7 +62,7 @@ def obstacle(
     if not wanted:
         return "no teacher cache: the method reads no teacher"
     for kind in wanted:
-        if kind not in KINDS:
+        if kind not in STORED:
             return (
                 f"no teacher cache: the method reads the teacher's '{kind}'"
                 f"{_size(kind, specs, images, slots)}; only logits and pooled vectors are stored"
@@ -81,9 +81,9 @@ def obstacle(
 
 
 def _size(kind: str, specs: TapSpecs, images: int, slots: int) -> str:
-    maps = getattr(specs, kind, None) or ()
-    maps = maps if isinstance(maps, tuple) else (maps,)
-    numbers = sum(spec.channels * spec.height * spec.width for spec in maps)
+    found = specs.of(kind) if kind in KINDS else None
+    maps = found if isinstance(found, tuple) else (found,)
+    numbers = sum(math.prod(spec.shape) for spec in maps if spec is not None)
     if not numbers:
         return ""
     if slots > _MOST_SLOTS or not images:

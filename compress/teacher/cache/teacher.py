@@ -77,8 +77,7 @@ class CachedTeacher:
             for kind in self.kinds:
                 rows[kind][missing] = given[kind].to(self.output)
                 rows[kind][new] = stored[kind].to(self.output)
-        shown = {kind: value.to(images.device) for kind, value in rows.items()}
-        return Taps(shown.get("logits"), shown.get("pooled"), None, None, None, {})
+        return Taps((kind, value.to(images.device)) for kind, value in rows.items())
 
     def _expect(self, plan: Callable[[int], Plan], epoch: int) -> None:
         planned = plan(epoch)
@@ -110,7 +109,7 @@ class CachedTeacher:
     def _ask(self, images: Tensor) -> dict[str, Tensor]:
         """What the network says of images: per stored kind (N, width), on the CPU."""
         taps = self.live(images)
-        return {kind: getattr(taps, kind).detach().cpu() for kind in self.cache.widths}
+        return {kind: taps.tensor(kind).detach().cpu() for kind in self.cache.widths}
 
     def _rounded(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The same in the cache's type, and which rows fit it (float16 ends at 65504)."""

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from compress.data.batch import Batch
-from compress.distill.module import Distillation, teacher_context
+from compress.distill.module import Distillation
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method
+from compress.methods.contract import Context, Method, teacher_context
 from compress.models import build
 from compress.taps import Taps
 from compress.taps.discovery import discover
@@ -75,7 +75,7 @@ def _step(name: str, size: int) -> Callable[[int], None]:
     method = METHODS[name](context)
     weights = method.protocols["crd"]
     module = Distillation(student, [teacher], method, weights, Classification(), kd_temperature=4)
-    module.enter(None, _batch(context, 0))
+    module.begin_phase(None, _batch(context, 0))
     module.train()
     learning = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)

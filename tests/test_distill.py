@@ -7,10 +7,11 @@ import torch
 
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Terms
+from compress.methods.contract import NetworkForward, Terms
 from compress.recipe.schema import Recipe
 from compress.stages import dataset_of, distill
 from compress.stages.job import Job
+from compress.taps import Taps
 from tests.methods import building
 
 
@@ -97,11 +98,15 @@ def test_nobody_changes_the_images_that_others_read(role: str) -> None:
     module = building.distillation(METHODS["kd"])
     batch = next(building.batches(module.method).epoch(0))
     module(batch)
-    shows = module._teachers[0] if role == "teacher" else module._tapped
+    network = module._teachers[0] if role == "teacher" else module._tapped
+
+    def overwriting(images: torch.Tensor) -> Taps:
+        return network(images.mul_(0.5))
+
     if role == "teacher":
-        module.learn_from([lambda batch, view: shows(batch.images[view].mul_(0.5))])
+        module.begin_phase(None, batch, teachers=[NetworkForward(overwriting)])
     else:
-        module.look_with(lambda images: shows(images.mul_(0.5)))
+        module.begin_phase(None, batch, student=overwriting)
     with pytest.raises(UserError, match=f"the {role} changes its input in place"):
         module(batch)
 

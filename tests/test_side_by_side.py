@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from compress import pipeline
-from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position, drained
+from compress.engine.lockstep import drain, side_by_side
+from compress.engine.loop import Position
 from compress.errors import UserError
 from compress.storage.files import read_tensors
 from compress.sweep import command, lockstep
@@ -162,24 +162,24 @@ def test_who_is_behind_goes_first_and_draws_its_own_numbers() -> None:
     def numbers(name: str, first: int) -> list[str]:
         alone: list[str] = []
         torch.manual_seed(7)
-        drained(_counting(name, first, 4, alone))
+        drain(_counting(name, first, 4, alone))
         return alone
 
     seen: list[str] = []
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    found = drained(side_by_side([_counting("a", 2, 4, seen), _counting("b", 0, 4, seen)]))
+    found = drain(side_by_side([_counting("a", 2, 4, seen), _counting("b", 0, 4, seen)]))
     assert found == ["a", "b"]
     assert [s.split()[0] for s in seen] == ["b0", "b1", "a2", "b2", "a3", "b3"]
     for name, first in (("a", 2), ("b", 0)):
         assert [s for s in seen if s[0] == name] == numbers(name, first)
     torch.set_rng_state(before)
-    drained(side_by_side([_counting("a", 0, 2, [])]))
+    drain(side_by_side([_counting("a", 0, 2, [])]))
     assert torch.equal(before, torch.get_rng_state()), "nobody else's numbers move"
 
 
 def test_the_error_of_one_is_raised_when_the_others_are_done() -> None:
     seen: list[str] = []
     with pytest.raises(UserError, match="broken"):
-        drained(side_by_side([_counting("bad", 0, 4, seen), _counting("good", 0, 4, seen)]))
+        drain(side_by_side([_counting("bad", 0, 4, seen), _counting("good", 0, 4, seen)]))
     assert len([s for s in seen if s.startswith("good")]) == 4

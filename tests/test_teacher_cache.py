@@ -64,7 +64,7 @@ def batch_of(index: Tensor, *slots: Tensor) -> Batch:
 
 
 def same(taps: Taps, expected: dict[str, Tensor]) -> bool:
-    return all(torch.equal(getattr(taps, kind), value) for kind, value in expected.items())
+    return all(torch.equal(taps.tensor(kind), value) for kind, value in expected.items())
 
 
 def everything() -> tuple[Tensor, Tensor]:

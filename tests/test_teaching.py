@@ -12,11 +12,10 @@ from compress.data import open_data
 from compress.data.batches import ImageBatches
 from compress.errors import UserError
 from compress.recipe.schema import Recipe
-from compress.stages import fast_teachers
 from compress.stages import teacher as teacher_stage
 from compress.stages.job import Job
 from compress.storage.files import read_json, read_tensors, write_json
-from compress.teacher import inference
+from compress.teacher import ensemble, inference
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "classes": 3, "train_images": 96, "test_images": 60, "seed": 3},
@@ -139,7 +138,7 @@ def test_teachers_are_made_fast_for_the_rows_of_a_part(
         asked.append(rows)
         return freezes(*given, rows=rows, **options)
 
-    monkeypatch.setattr(fast_teachers, "freeze", noted)
+    monkeypatch.setattr(ensemble, "freeze", noted)
     train = {"epochs": 1, "lr": 0.05, "batch_size": 16, "accumulate": parts}
     run(
         tmp_path,

@@ -45,6 +45,15 @@ def side_by_side(
     return [lane.result for lane in lanes]
 
 
+def drain(training: Generator[Position, None, Result]) -> Result:
+    """Take every step of a training alone; what it returns at its end."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
 class _Lane(Generic[Result]):
     """A training with the state of the global generators and the context that it runs in."""
 

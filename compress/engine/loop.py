@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ from compress.engine.optimization import OPTIMIZERS, Settings
 from compress.errors import UserError
 from compress.seeding import seeded
 from compress.trackers import recall, record
-
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -54,88 +52,125 @@ History = list[dict[str, Any]]
 
 
 def train(module: nn.Module, batches: Batches, settings: Settings, **options: Any) -> History:
-    """Train `module` in place and return one row per epoch; see `training_steps`."""
-    return drained(training_steps(module, batches, settings, **options))
+    """Train `module` in place and return one row per epoch; arguments are those of `Training`."""
+    return Training(module, batches, settings, **options).run()
 
 
-def drained(steps: Generator[Position, None, Result]) -> Result:
-    """Take every step; what the training returns at its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+class Training:
+    """The training of one module in place, saved after every epoch and continued from there."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Batches,
+        settings: Settings,
+        *,
+        directory: Path,
+        role: str,
+        seed: int,
+        device: torch.device,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        keep_best: str | None = None,
+    ) -> None:
+        """Load what was trained before.
 
-def training_steps(
-    module: nn.Module,
-    batches: Batches,
-    settings: Settings,
-    *,
-    directory: Path,
-    role: str,
-    seed: int,
-    device: torch.device,
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    keep_best: str | None = None,
-    order: int = 0,
-) -> Generator[Position, None, History]:
-    """Train `module` in place, stopping before each step; returns one row per epoch.
+        Args:
+            module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
+                `after_step()` of it, if any, is called after each step.
+            batches: see `Batches`. Where several processes train, each gets its part of a batch,
+                whose `share` weighs its terms.
+            directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run
+                that was killed continues after its last whole epoch, bit for bit (CPU).
+            role: names this training; with `seed` and the epoch it keys the global generators.
+            evaluate: returns metrics in percent; called after every epoch.
+            keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
+                instead of the last epoch's.
+        """
+        self.module = module.to(device)
+        self.batches = batches
+        self.settings = settings
+        self.role = role
+        self.evaluate = evaluate
+        self.keep_best = keep_best
+        self._learn = Step(module, settings, device)
+        self._checkpoint = Checkpoint(directory, module, self._learn.optimizer, self._learn.scaler)
+        self.history = self._checkpoint.resume()
+        recall(role, self.history)
+        if self.history and len(self.history) < settings.epochs:
+            log(f"  {role}: continues after epoch {len(self.history)}")
+        self._steps = len(batches)
+        # Of several processes each draws its own, as a batch of one process has rows of its own.
+        self._key = (seed, role) if is_first() else (seed, role, rank())
+        self._advance: Callable[..., None]
+        self._feed: Iterator[Any]
+        self._totals: dict[str, Tensor] = {}
 
-    Args:
-        module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
-            `after_step()` of it, if any, is called after each step.
-        batches: see `Batches`. Where several processes train, each gets its part of a batch, whose
-            `share` weighs its terms.
-        directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run that
-            was killed continues after its last whole epoch, bit for bit (CPU).
-        role: names this training; with `seed` and the epoch it keys the global generators.
-        evaluate: returns metrics in percent; called after every epoch.
-        keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
-            instead of the last epoch's.
-        order: of several trainings that belong together, 0 for the main one, below 0 for phases.
+    def run(self) -> History:
+        """Take every step that is left; returns one row per epoch.
 
-    Raises:
-        UserError: the loss is no longer finite.
-    """
-    module.to(device)
-    step_of = Step(module, settings, device)
-    checkpoint = Checkpoint(directory, module, step_of.optimizer, step_of.scaler)
-    history = checkpoint.resume()
-    recall(role, history)
-    if history and len(history) < settings.epochs:
-        log(f"  {role}: continues after epoch {len(history)}")
-    steps = len(batches)
-    # Of several processes each draws its own, as a batch of one process has rows of its own.
-    key = (seed, role) if is_first() else (seed, role, rank())
-    with (
-        bar(f"  {role}", settings.epochs * steps) as advance,
-        synchronised_batchnorm(module),
-    ):
-        advance(len(history) * steps)
-        for epoch in range(len(history), settings.epochs):
-            start = time.perf_counter()
-            module.train()
-            totals: dict[str, Tensor] = {}
-            with seeded(*key, epoch):
-                feed = batches.epoch(epoch)
-                for step in range(steps):
-                    yield order, epoch, step
-                    step_of(next(feed), (epoch + step / steps) / settings.epochs, totals)
-                    advance()
-            row = _epoch_row(epoch, steps, step_of.optimizer, totals, role)
-            if evaluate is not None:
-                row |= evaluate()
-            row["seconds"] = round(time.perf_counter() - start, 3)
-            history.append(row)
-            checkpoint.save(history, keep_best)
-            record(role, row)
-            advance(0, note=_note(row))
-            if not shows_bars():
-                log(f"  {role} epoch {epoch + 1}/{settings.epochs}: {_note(row)}")
-    if keep_best is not None:
-        checkpoint.restore_best(history, keep_best)
-    return history
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        with self._prepared():
+            for epoch in range(len(self.history), self.settings.epochs):
+                with self._epoch(epoch):
+                    for step in range(self._steps):
+                        self._take(epoch, step)
+        return self._finished()
+
+    def run_in_turns(self, order: int = 0) -> Generator[Position, None, History]:
+        """`run`, stopping before each step, so that trainings can take turns at the same batches.
+
+        `order`: of several trainings that belong together, 0 for the main one, below 0 for phases.
+        """
+        with self._prepared():
+            for epoch in range(len(self.history), self.settings.epochs):
+                with self._epoch(epoch):
+                    for step in range(self._steps):
+                        yield order, epoch, step
+                        self._take(epoch, step)
+        return self._finished()
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """A bar, and batch norms that see the rows of all processes."""
+        steps = self.settings.epochs * self._steps
+        with bar(f"  {self.role}", steps) as advance, synchronised_batchnorm(self.module):
+            advance(len(self.history) * self._steps)
+            self._advance = advance
+            yield
+
+    @contextmanager
+    def _epoch(self, epoch: int) -> Iterator[None]:
+        """The random numbers of an epoch; after its steps its row, its metrics, its checkpoint."""
+        start = time.perf_counter()
+        self.module.train()
+        self._totals = {}
+        with seeded(*self._key, epoch):
+            self._feed = self.batches.epoch(epoch)
+            yield
+        row = _epoch_row(epoch, self._steps, self._learn.optimizer, self._totals, self.role)
+        if self.evaluate is not None:
+            row |= self.evaluate()
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        self.history.append(row)
+        self._checkpoint.save(self.history, self.keep_best)
+        record(self.role, row)
+        self._advance(0, note=_note(row))
+        if not shows_bars():
+            log(f"  {self.role} epoch {epoch + 1}/{self.settings.epochs}: {_note(row)}")
+
+    def _take(self, epoch: int, step: int) -> None:
+        """Take one step."""
+        progress = (epoch + step / self._steps) / self.settings.epochs
+        self._learn(next(self._feed), progress, self._totals)
+        self._advance()
+
+    def _finished(self) -> History:
+        """Load the weights that count."""
+        if self.keep_best is not None:
+            self._checkpoint.restore_best(self.history, self.keep_best)
+        return self.history
 
 
 class Step:

@@ -9,13 +9,13 @@ paper's defaults, are its arguments in a recipe.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.taps import Tapped, Taps, TapSpecs
+from compress.taps import Tapped, TappedForward, Taps, TapSpecs
 
 # Per view: what the network showed, None where it does not see the view.
 Views = Sequence[Taps | None]
@@ -59,6 +59,32 @@ class TeacherContext:
     taps: TapSpecs
     weight: Tensor | None
     bias: Tensor | None
+
+
+def teacher_context(network: nn.Module, specs: TapSpecs) -> TeacherContext:
+    """A teacher's taps and a copy of its linear classifier (if it has one), on the CPU."""
+    if specs.classifier is None:
+        return TeacherContext(specs, None, None)
+    state = network.get_submodule(specs.classifier).state_dict()
+    bias = state["bias"].cpu().clone() if "bias" in state else None
+    return TeacherContext(specs, state["weight"].cpu().clone(), bias)
+
+
+class TeacherForward(Protocol):
+    """Gives the taps of one teacher for a view of a batch, by the view's number."""
+
+    def __call__(self, batch: Batch, view: int) -> Taps: ...
+
+
+@dataclass(frozen=True)
+class NetworkForward:
+    """A network that runs on the images of each batch."""
+
+    network: TappedForward
+
+    def __call__(self, batch: Batch, view: int) -> Taps:
+        """Run the network on the images of a view."""
+        return self.network(batch.images[view])
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import torch
 from compress import models
 from compress.data import DATASETS, IMAGE_SIZES
 from compress.data.augment import AUGMENTATIONS
-from compress.distill.module import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method
+from compress.methods.contract import Context, Method, teacher_context
 from compress.models.layout import check_forward
 from compress.recipe import signatures
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TransferPart
@@ -22,10 +21,10 @@ from compress.run.train_checks import check_named, check_train, check_transfer_t
 from compress.seeding import seeded
 from compress.stages import dataset_of
 from compress.stages.distill import terms_for
-from compress.stages.fast_teachers import check_int8
 from compress.stages.teacher import normalised_otherwise, own_description
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
+from compress.teacher.ensemble import check_int8
 from compress.trackers import TRACKERS, lacks
 
 # Labels that name something else in results and transfer tasks.

@@ -16,7 +16,8 @@ import yaml
 from compress.console.messages import log, log_to, note
 from compress.console.terminal import console
 from compress.distributed.collectives import by_first, world
-from compress.engine.loop import Position, drained
+from compress.engine.lockstep import drain
+from compress.engine.loop import Position
 from compress.environment import environment
 from compress.errors import UserError, doing, nearest, stop_sentence
 from compress.models import user_code
@@ -28,8 +29,8 @@ from compress.run.directory import RunDirectory
 from compress.run.executor import Run
 from compress.run.launch import reported, say_once, started, usable_device
 from compress.run.plan import Plan
-from compress.stages.fast_teachers import check_arithmetic
 from compress.storage.files import write_json, write_text
+from compress.teacher.ensemble import check_arithmetic
 from compress.trackers import track_to
 
 
@@ -45,11 +46,11 @@ def _command(options: argparse.Namespace) -> int:
         return 0
     planned, shapes = _planned(options)
     device = usable_device(options.device)
-    check_arithmetic(planned.recipe.engine, device)
+    check_arithmetic(planned.recipe.engine.teacher, device)
     if options.check:
         by_first(lambda: preview.show(planned, shapes))
         return 0
-    drained(_running(options, planned, device, {}))
+    drain(_running(options, planned, device, {}))
     return 0
 
 

@@ -8,10 +8,9 @@ from torch import nn
 
 from compress import models
 from compress.data import Dataset
-from compress.distill.module import teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, Terms
+from compress.methods.contract import Context, Method, Terms, teacher_context
 from compress.model_files import artifacts
 from compress.models.layout import lay_channels_last
 from compress.recipe.schema import MethodPart

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.console.messages import console
-from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position, drained
+from compress.engine.lockstep import drain, side_by_side
+from compress.engine.loop import Position
 from compress.errors import UserError
 from compress.run import command
 from compress.run.launch import reported, started
@@ -34,7 +34,7 @@ def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
     failed: dict[Path, str] = {}
     companions: dict[Any, Any] = {}
     runs = [_one(path, options, companions, failed) for path in recipes]
-    drained(side_by_side(runs))
+    drain(side_by_side(runs))
     for path, message in failed.items():
         told = f"error: {path}: {message}"
         console.print(told, style="red", markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError, nearest
-from compress.taps.specs import MapSpec, Side, TapSpecs
+from compress.taps.specs import MapSpec, TapSpecs
 
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU)

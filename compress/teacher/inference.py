@@ -45,8 +45,7 @@ class Frozen:
         self._show = show
         self._compiled: ForUsualBatch | None = None
         if compiled is not None:
-            tell: Callable[[str], None] = lambda reason: self._tell(f"not compiled, {reason}")  # noqa: E731
-            self._compiled = ForUsualBatch(compiled, show, rows=rows, tell=tell)
+            self._compiled = ForUsualBatch(compiled, show, rows=rows, tell=self._tell_uncompiled)
         self._precision = precision
         self._name = name
         self._layout: torch.memory_format | None = None  # the first batch shows which
@@ -83,6 +82,9 @@ class Frozen:
             self._tell("maps stay contiguous, since it does not run with channels last")
             return torch.contiguous_format
         return torch.channels_last
+
+    def _tell_uncompiled(self, reason: str) -> None:
+        self._tell(f"not compiled, {reason}")
 
     def _tell(self, remark: str) -> None:
         self._remarks.append(remark)

@@ -54,6 +54,9 @@ class Int8Teacher:
         outputs = self._session.run(self._names, {INPUT: pixels})
         return self._read([torch.from_numpy(output) for output in outputs])
 
+    def compiled_rows(self) -> None:
+        """See `compress.teacher.ensemble.TeacherNetwork`; ONNX Runtime takes any number at once."""
+
     def remarks(self) -> list[str]:
         """What was done to the network, in a plain sentence."""
         info = self.info

@@ -7,8 +7,8 @@ from torch import nn
 
 from compress.data.batches import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing
-from compress.distill.module import Distillation, teacher_context
-from compress.methods.contract import Context, Method, Terms
+from compress.distill.module import Distillation
+from compress.methods.contract import Context, Method, Terms, teacher_context
 from compress.methods.fsp import FSP
 from compress.models import build
 from compress.taps.discovery import discover

@@ -90,12 +90,12 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
         module = building.distillation(AB, weights=AB.protocols[protocol])
         batch = next(building.batches(module.method).epoch(0))
         assert [*module(batch)] == named
-        module.enter(None, batch)
+        module.begin_phase(None, batch)
         assert not any(p.requires_grad for p in module.method.parameters())
     module = building.distillation(AB, weights=Terms(1, 0, 2))
     main = module.eval()(batch)["ab"]
     (phase,) = module.method.phases()
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     torch.testing.assert_close(main, 2 * module.eval()(batch)["ab"])
 
 
@@ -103,7 +103,7 @@ def test_the_phase_trains_all_that_the_stages_read_and_the_connectors() -> None:
     module = building.distillation(AB)
     (phase,) = module.method.phases()
     assert (phase.epochs, phase.lr) == (30, None)
-    module.enter(phase, next(building.batches(module.method).epoch(0)))
+    module.begin_phase(phase, next(building.batches(module.method).epoch(0)))
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learning == {n for n, _ in module.named_parameters()} - {
         "student.fc.weight",
@@ -120,7 +120,7 @@ def test_a_frozen_student_parameter_stays_frozen() -> None:
         student, teachers, method, Terms(1, 0, 0), building.Classification(), kd_temperature=4.0
     )
     (phase,) = method.phases()
-    module.enter(phase, next(building.batches(method).epoch(0)))
+    module.begin_phase(phase, next(building.batches(method).epoch(0)))
     assert not first.requires_grad
     assert not any("_student" in key for key in module.state_dict())
 

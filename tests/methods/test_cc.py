@@ -55,7 +55,7 @@ def test_a_batch_of_one_has_the_term_zero() -> None:
 def test_both_embeddings_are_trained() -> None:
     module = building.distillation(CC)
     batch = next(building.batches(module.method).epoch(0))
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     learning = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {
         f"method.{who}_embedding.{part}"

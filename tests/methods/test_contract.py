@@ -49,7 +49,7 @@ def test_terms_are_finite_named_scalars(method_class: type[Method]) -> None:
 def test_gradient_reaches_what_learns_and_no_teacher(method_class: type[Method]) -> None:
     module = _module(method_class)
     batch = next(building.batches(module.method).epoch(0))
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     before = [copy.deepcopy(t.network.state_dict()) for t in module._teachers]
     module.train()
     _sum(module(batch)).backward()
@@ -120,7 +120,7 @@ def test_batch_of_one(method_class: type[Method]) -> None:
 def test_entering_leaves_every_state_as_it_was(method_class: type[Method]) -> None:
     module = _module(method_class)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    module.enter(None, next(building.batches(module.method).epoch(0)))
+    module.begin_phase(None, next(building.batches(module.method).epoch(0)))
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
@@ -129,7 +129,7 @@ def test_a_term_of_weight_zero_is_not_computed() -> None:
     module = building.distillation(METHODS["simkd"], weights=weights)
     batch = next(building.batches(module.method).epoch(0))
     assert [*module(batch)] == ["simkd"]
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     # The student's own classifier is reached by no term.
     assert not module.student.get_submodule("fc").weight.requires_grad  # type: ignore[union-attr]
 
@@ -149,11 +149,11 @@ def test_a_phase_trains_its_parameters_alone() -> None:
     batches = building.batches(module.method)
     batch = next(batches.epoch(0))
     (phase,) = module.method.phases()
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learning == {"method.teacher_head.weight", "method.teacher_head.bias"}
     assert [*module(batch)] == ["warm"]
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     assert any(p.requires_grad for p in module.student.parameters())
     assert not any(p.requires_grad for p in module.method.slow.parameters())
 
@@ -162,7 +162,7 @@ def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[M
     module = _module(method_class)
     batch = next(building.batches(module.method).epoch(0))
     for phase in module.method.phases():
-        module.enter(phase, batch)
+        module.begin_phase(phase, batch)
         learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
         named = {id(p) for p in phase.parameters}
         assert learning

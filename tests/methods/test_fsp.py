@@ -144,7 +144,7 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
         assert [*terms] == named
     (phase,) = method.phases()
     assert (phase.epochs, phase.lr) == (30, None)
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     torch.testing.assert_close(terms["fsp"], 2 * module.eval()(batch)["fsp"])
     learning = {n for n, p in student.named_parameters() if p.requires_grad}
     assert learning == {n for n, _ in student.named_parameters()} - {"fc.weight", "fc.bias"}

@@ -97,7 +97,7 @@ def test_the_phase_trains_the_autoencoder_alone_on_the_teachers_last_stage() -> 
     (phase,) = module.method.phases()
     assert (phase.name, phase.epochs, phase.lr) == ("paraphraser", 30, 0.01)
     assert not phase.reads_student
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert {n.split(".")[1] for n in learning} == {"paraphraser", "decoder"}
     assert len(learning) == 2 * 6
@@ -116,8 +116,8 @@ def test_a_perfect_reconstruction_costs_nothing() -> None:
 def test_the_paraphraser_is_frozen_in_the_main_training() -> None:
     module = building.distillation(FT)
     batch = next(building.batches(module.method).epoch(0))
-    module.enter(module.method.phases()[0], batch)
-    module.enter(None, batch)
+    module.begin_phase(module.method.phases()[0], batch)
+    module.begin_phase(None, batch)
     learning = {n.split(".")[1] for n, p in module.method.named_parameters("m") if p.requires_grad}
     assert learning == {"translator"}
 

@@ -136,7 +136,7 @@ def test_everything_learns_in_a_full_and_in_a_short_batch() -> None:
     module = building.distillation(SemCKD)
     for size in (8, 3):
         batch = next(building.batches(module.method, batch_size=size).epoch(0))
-        module.enter(None, batch)
+        module.begin_phase(None, batch)
         assert all(p.requires_grad for p in module.method.parameters()), size
 
 

@@ -108,7 +108,7 @@ def test_the_classifier_is_a_copy_that_does_not_learn() -> None:
     assert method.bias is not None
     assert torch.equal(method.bias, classifier["bias"])
     assert {"weight", "bias"} <= set(method.state_dict())
-    module.enter(None, next(building.batches(method).epoch(0)))
+    module.begin_phase(None, next(building.batches(method).epoch(0)))
     learning = {n.split(".")[0] for n, p in method.named_parameters() if p.requires_grad}
     assert learning == {"connector"}
     assert module.student.get_submodule("fc").weight.requires_grad

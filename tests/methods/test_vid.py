@@ -73,7 +73,7 @@ def test_every_pair_counts_once_and_its_variances_learn() -> None:
     method = module.method
     assert isinstance(method, VID)
     batch = next(building.batches(method).epoch(0))
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     names = {n for n, p in method.named_parameters() if p.requires_grad}
     assert names >= {f"predictions.{i}.log_scale" for i in range(3)}
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress.data.batch import Batch
 from compress.data.reader import Plan
-from compress.taps import Taps
+from compress.taps import TappedForward, Taps
 from compress.teacher.cache.rows import TeacherCache
 
 # Share of a batch that must be missing before all of it is shown to a teacher that is compiled for
@@ -28,20 +28,20 @@ class CachedTeacher:
 
     def __init__(
         self,
-        live: Callable[[Tensor], Taps],
+        network: TappedForward,
         cache: TeacherCache,
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
         plan: Callable[[int], Plan] | None = None,
         compiled_rows: Callable[[], int | None] | None = None,
     ) -> None:
-        """`live` shows normalised images (N, 3, S, S) to the network; `output` is its type.
+        """`network` takes normalised images (N, 3, S, S); `output` is the type of its taps.
 
         With the `plan` of an epoch its rows are fetched from the disk before they are asked for.
         Where `compiled_rows` says for how many images the network is compiled, it is shown all of
         a batch of so many that mostly misses; what was found counts nevertheless.
         """
-        self.live = live
+        self.network = network
         self.cache = cache
         self.kinds = tuple(kinds)
         self.output = output
@@ -55,7 +55,7 @@ class CachedTeacher:
         """The taps of one view of a batch; a batch without slots goes past the cache."""
         images = batch.images[view]
         if not batch.slots:
-            return self.live(images)
+            return self.network(images)
         if self.plan is not None and batch.epoch != self._epoch:
             self._epoch = batch.epoch
             Thread(target=self._expect, args=(self.plan, batch.epoch), daemon=True).start()
@@ -108,7 +108,7 @@ class CachedTeacher:
 
     def _ask(self, images: Tensor) -> dict[str, Tensor]:
         """What the network says of images: per stored kind (N, width), on the CPU."""
-        taps = self.live(images)
+        taps = self.network(images)
         return {kind: taps.tensor(kind).detach().cpu() for kind in self.cache.widths}
 
     def _rounded(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -1,0 +1,249 @@
+"""The teachers of a student, made fast: their arithmetic, and the cache of their outputs."""
+
+import copy
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compress.console.messages import log
+from compress.data import ImageBatches, Images, Preprocessing, evenly
+from compress.errors import UserError
+from compress.methods.contract import NetworkForward, TeacherForward
+from compress.storage.fingerprints import fingerprint_of
+from compress.taps import Tapped, Taps, TapSpecs
+from compress.taps.graph import TappedGraph, Untraceable
+from compress.teacher.cache import CachedTeacher, TeacherCache, obstacle, planning_remark
+from compress.teacher.inference import difference, freeze
+
+# Images of the test split on which the effect of other arithmetic on targets is measured.
+_COMPARED = 256
+# Images of the training split that an int8 teacher is calibrated on.
+_CALIBRATION = 512
+Arithmetic = Literal["float32", "bfloat16", "int8"]
+
+
+def check_arithmetic(arithmetic: Arithmetic, device: torch.device) -> None:
+    """Refuse, before anything is trained, a teacher's arithmetic that the device does not have."""
+    if arithmetic == "int8" and device.type != "cpu":
+        raise UserError(
+            f"engine.teacher: int8 runs on the CPU alone, this run is on {device}; take bfloat16 "
+            "there, or give --device cpu"
+        )
+
+
+def check_int8(network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> None:
+    """Refuse, before anything is trained, a teacher that cannot be made int8 for these taps."""
+    try:
+        TappedGraph(copy.deepcopy(network).eval(), specs, wanted)
+    except Untraceable as reason:
+        raise UserError(
+            f"the teacher cannot be made int8: {reason}; set engine.teacher to bfloat16 or float32"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network in eval mode, on the device where students learn.
+
+    name: in messages; specs: where it can be tapped; preprocessing: of the images that it reads;
+    identity: plain values that its outputs depend on, weights and architecture; compile: whether a
+    run is long enough for it.
+    """
+
+    name: str
+    network: nn.Module
+    specs: TapSpecs
+    preprocessing: Preprocessing
+    identity: Mapping[str, Any]
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """A folder for caches, the type in which they hold outputs, and the most bytes of one."""
+
+    folder: Path
+    dtype: torch.dtype
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How teachers are run."""
+
+    arithmetic: Arithmetic = "float32"
+    cache: CacheSettings | None = None
+
+
+@dataclass(frozen=True)
+class TeacherImages:
+    """Images that teachers are shown.
+
+    batches: those that the student learns from, mostly `rows` images at once, `epochs` times;
+    augment: the augmentations of the views that teachers see; train: calibrates an int8 teacher;
+    test: shows what other arithmetic changes.
+    """
+
+    batches: ImageBatches
+    rows: int
+    epochs: int
+    augment: tuple[str, ...]
+    train: Images
+    test: Images
+
+
+class TeacherNetwork(Protocol):
+    """A teacher made fast: normalised images (N, 3, S, S) -> taps."""
+
+    def __call__(self, images: Tensor) -> Taps: ...
+
+    def compiled_rows(self) -> int | None:
+        """How many images a compiled network takes at once; None where none is compiled."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What was done to the network."""
+        ...
+
+
+class TeacherEnsemble:
+    """The teachers of one student, or of several that learn side by side."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        settings: InferenceSettings,
+        images: TeacherImages,
+        *,
+        name: str,
+    ) -> None:
+        """`name` begins the lines that are logged."""
+        self.teachers = teachers
+        self.settings = settings
+        self.images = images
+        self.name = name
+        self._caches: list[CachedTeacher] = []
+        self._remarks: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.teachers)
+
+    def identity(self, wanted: Sequence[str]) -> tuple[InferenceSettings, str]:
+        """What students must have in common to learn these taps from the same teachers.
+
+        What a cache serves is not united with what none can serve.
+        """
+        known = [{**teacher.identity, "compile": teacher.compile} for teacher in self.teachers]
+        served = [self._obstacle(t, wanted) is None for t in self.teachers if self.settings.cache]
+        return self.settings, fingerprint_of({"teachers": known, "served": served})
+
+    def remarks(self) -> list[str]:
+        """What was logged of the teachers, and last what their caches saved."""
+        self._remark(*(remark for cached in self._caches for remark in cached.remarks()))
+        return self._remarks
+
+    def forwards(self, wanted: Sequence[str]) -> list[TeacherForward]:
+        """One forward per teacher that gives these taps, and computes nothing else."""
+        return [self._forward(teacher, wanted) for teacher in self.teachers]
+
+    def _forward(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherForward:
+        network = self._network(teacher, wanted)
+        self._remark(*network.remarks())
+        if self.settings.arithmetic != "float32":
+            self._compare(teacher, network, wanted)
+        cache = self._cache(teacher, wanted) if self.settings.cache is not None else None
+        if cache is None:
+            return NetworkForward(network)
+        cached = CachedTeacher(
+            network,
+            cache,
+            tuple(cache.widths),
+            plan=self.images.batches.reader.plan,
+            compiled_rows=network.compiled_rows,
+        )
+        self._caches.append(cached)
+        return cached
+
+    def _network(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherNetwork:
+        if self.settings.arithmetic == "int8":
+            # ONNX Runtime is imported by those who want it.
+            int8 = importlib.import_module("compress.teacher.int8")
+            images = self._sample(teacher, self.images.train, _CALIBRATION)
+            quantized: TeacherNetwork = int8.int8_teacher(
+                teacher.network, teacher.specs, wanted, torch.split(images, 64), name=teacher.name
+            )
+            return quantized
+        return freeze(
+            teacher.network,
+            teacher.specs,
+            wanted,
+            compile=teacher.compile,
+            precision=self.settings.arithmetic,
+            rows=self.images.rows,
+            name=teacher.name,
+        )
+
+    def _compare(self, teacher: Teacher, network: TeacherNetwork, wanted: Sequence[str]) -> None:
+        """Log how far the taps are from those in float32."""
+        images = self._sample(teacher, self.images.test, _COMPARED)
+        exact = Tapped(teacher.network, teacher.specs, wanted)
+        differences = difference(network, exact, images)
+        listed = ", ".join(f"{key} {value:.3g}" for key, value in differences.items())
+        arithmetic = self.settings.arithmetic
+        self._remark(
+            f"{teacher.name} in {arithmetic} against float32 on {len(images)} images: {listed}"
+        )
+
+    def _cache(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherCache | None:
+        """The cache of a teacher; None where it cannot serve."""
+        settings, images = self.settings.cache, self.images
+        assert settings is not None
+        reason = self._obstacle(teacher, wanted)
+        if reason is not None:
+            self._remark(reason)
+            return None
+        reader, slots = images.batches.reader, images.batches.slots
+        count, widths = len(images.train), {kind: teacher.specs.width(kind) for kind in wanted}
+        dtype, limit = settings.dtype, settings.max_bytes
+        draws = images.epochs * len(images.augment)
+        self._remark(planning_remark(count, slots, widths, dtype, limit, draws))
+        identity = {
+            "teacher": teacher.identity,
+            "images": images.train.version(),
+            "preprocessing": teacher.preprocessing.as_dict(),
+            "augment": images.augment[0],
+            "views": [reader.views, reader.views_seed] if reader.views else None,
+            "arithmetic": [self.settings.arithmetic, images.batches.device.type],
+        }
+        cache = TeacherCache.open(
+            settings.folder,
+            identity,
+            images=count,
+            slots=slots,
+            widths=widths,
+            dtype=dtype,
+            max_bytes=limit,
+        )
+        self._remark(*cache.remarks())
+        return cache
+
+    def _obstacle(self, teacher: Teacher, wanted: Sequence[str]) -> str | None:
+        """Why a cache cannot serve."""
+        images = self.images
+        return obstacle(
+            wanted, teacher.specs, images.augment, len(images.train), images.batches.slots
+        )
+
+    def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
+        pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)
+        return teacher.preprocessing.normalise(pixels)
+
+    def _remark(self, *remarks: str) -> None:
+        for remark in remarks:
+            log(f"  {self.name}: {remark}")
+        self._remarks += remarks

@@ -1,9 +1,23 @@
 """One training step's images, and the parts that processes and accumulation make of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import mode
+from typing import Any, Protocol
 
 from torch import Tensor
+
+
+class BatchSource(Protocol):
+    """Batches of a training: each epoch's are a pure function of its number."""
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Any]:
+        """The batches of one epoch, counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)

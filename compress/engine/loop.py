@@ -1,8 +1,8 @@
 """THE loop: every network that learns in this project learns here.
 
 A trainable is an `nn.Module` whose `forward(batch)` returns named scalar terms; the loop sums them
-and steps the optimiser. It knows nothing of methods, tasks or metrics: what a batch is, what the
-terms mean and how progress is judged come from outside.
+and steps the optimiser. It knows nothing of methods, tasks or metrics: what a batch holds, what the
+terms mean and how progress is evaluated come from outside.
 """
 
 import math
@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.console.messages import bar, log, shows_bars
+from compress.data.batch import BatchSource
 from compress.distributed.batchnorm import synchronised_batchnorm
 from compress.distributed.collectives import is_first, rank, sum_gradients, summed, world
 from compress.engine.checkpoint import Checkpoint
@@ -34,24 +35,12 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
-class Batches(Protocol):
-    """Where batches come from: each epoch's are a pure function of its number."""
-
-    def __len__(self) -> int:
-        """Steps per epoch."""
-        ...
-
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        """The batches of one epoch, counted from 0."""
-        ...
-
-
 # What a training is about to do: main training (0) or a phase before it (below 0), epoch, step.
 Position = tuple[int, int, int]
 History = list[dict[str, Any]]
 
 
-def train(module: nn.Module, batches: Batches, settings: Settings, **options: Any) -> History:
+def train(module: nn.Module, batches: BatchSource, settings: Settings, **options: Any) -> History:
     """Train `module` in place and return one row per epoch; arguments are those of `Training`."""
     return Training(module, batches, settings, **options).run()
 
@@ -62,7 +51,7 @@ class Training:
     def __init__(
         self,
         module: nn.Module,
-        batches: Batches,
+        batches: BatchSource,
         settings: Settings,
         *,
         directory: Path,
@@ -77,8 +66,8 @@ class Training:
         Args:
             module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
                 `after_step()` of it, if any, is called after each step.
-            batches: see `Batches`. Where several processes train, each gets its part of a batch,
-                whose `share` weighs its terms.
+            batches: where several processes train, each gets its part of a batch, whose `share`
+                weighs its terms.
             directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run
                 that was killed continues after its last whole epoch, bit for bit (CPU).
             role: names this training; with `seed` and the epoch it keys the global generators.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from compress.data import Batch, Dataset, ImageBatches
+from compress.data.batch import BatchSource
 from compress.data.shared import SharedBatches
 from compress.distill.module import Distillation
-from compress.engine.loop import Batches
 from compress.methods import METHODS
 from compress.methods.contract import Phase, TeacherForward, View
 from compress.model_files import artifacts
@@ -39,7 +39,7 @@ class StudentInputs:
         self.batches = self._batches()
 
     @property
-    def main_batches(self) -> Batches:
+    def main_batches(self) -> BatchSource:
         """Those of the main training, which companions read together."""
         if self.job.companions is None:
             return self.batches
@@ -47,7 +47,7 @@ class StudentInputs:
         if key not in companions:
             # Phases read `batches` in their own time.
             companions[key] = SharedBatches(self._batches())
-        batches: Batches = companions[key]
+        batches: BatchSource = companions[key]
         return batches
 
     @cached_property

@@ -10,7 +10,7 @@ import torch
 from compress.errors import UserError
 from compress.seeding import generator
 from compress.distributed.collectives import part, world
-from compress.engine.loop import Batches
+from compress.data.batch import BatchSource
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -57,7 +57,7 @@ class KeyedBatches(Generic[Example, Batch]):
 class _Stretched:
     """The same stream of batches, cut into epochs of another length."""
 
-    batches: Batches
+    batches: BatchSource
     steps: int
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class _Stretched:
         return islice(stream, skipped, skipped + self.steps)
 
 
-def in_iterations(batches: Batches, iterations: int) -> tuple[Batches, int]:
+def in_iterations(batches: BatchSource, iterations: int) -> tuple[BatchSource, int]:
     """Batches and epochs that make `iterations` steps in all.
 
     The epochs, after each of which a checkpoint is written, are about as long as one pass over the

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from compress.console.messages import log
+from compress.data.batch import BatchSource
 from compress.distributed.collectives import by_first, is_first
-from compress.engine.loop import Batches, train
+from compress.engine.loop import train
 from compress.engine.optimization import Settings
 from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Encoder
@@ -182,7 +183,7 @@ def begun(
 
 
 def fine_tune(
-    context: Context, start: Start, module: nn.Module, batches: Batches, task: str
+    context: Context, start: Start, module: nn.Module, batches: BatchSource, task: str
 ) -> None:
     """Train `module` in place from one initialisation, in that initialisation's folder."""
     settings = context.settings

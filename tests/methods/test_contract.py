@@ -103,7 +103,7 @@ def test_deploy_gives_logits_equal_to_the_training_path(method_class: type[Metho
     network = module.method.deploy(module.student).eval()
     images = torch.randn(3, *building.SHAPE)
     with torch.no_grad():
-        tapped = Tapped(module.student, module.method.context.student, module.method.student_taps)
+        tapped = Tapped(module.student, module.method.context.student, module.student_taps)
         expected = module.method.logits(tapped(images))
         got = network(images)
     assert got.shape == (3, building.CLASSES)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ def pays(
     macs: Callable[[], float],
     steps: int,
 ) -> bool:
-    """Whether to compile networks that are run for `macs()` multiply-adds in `steps` steps.
+    """Decide whether to compile networks that are run for `macs()` multiply-adds in `steps` steps.
 
     `auto`: where each process's share of the run is long enough, and on CPU a C++ compiler is
     there. Depends on nothing that a continued run would find changed but the number of processes.
@@ -76,13 +77,16 @@ class ForUsualBatch:
         plain: TappedForward,
         *,
         rows: int | None,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
-        """The usual size is `rows`, or the first batch's; `tell` hears why compiling failed."""
+        """The usual size is `rows`, or the first batch's.
+
+        `report` is called with the reason where compiling fails.
+        """
         self._compiled: TappedForward | None = compiled
         self._plain = plain
         self._rows = rows
-        self._tell = tell
+        self._report = report
         self._shape: tuple[int, ...] | None = None
         self._is_tried = False
 
@@ -102,11 +106,11 @@ class ForUsualBatch:
             if not is_first:
                 raise
             self._compiled = None
-            self._tell(f"torch.compile failed here ({_reason_of(error)})")
+            self._report(f"torch.compile failed here ({_reason_of(error)})")
             return self._plain(images)
 
     def rows(self) -> int | None:
-        """How many images the compiled network takes at once; None where none is compiled."""
+        """Images that the compiled network takes at once; None where none is compiled."""
         return self._rows if self._compiled is not None else None
 
 
@@ -122,8 +126,12 @@ class CompiledTaps(ForUsualBatch):
             GraphForward(compiled, tapped.read),
             tapped,
             rows=rows,
-            tell=lambda reason: log(f"  {name}: runs uncompiled, {reason}"),
+            report=partial(_log_uncompiled, name),
         )
+
+
+def _log_uncompiled(name: str, reason: str) -> None:
+    log(f"  {name}: runs uncompiled, {reason}")
 
 
 def _reason_of(error: Exception) -> str:

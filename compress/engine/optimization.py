@@ -1,4 +1,4 @@
-"""How a network learns: schedules of the learning rate, optimisers, and a training's settings."""
+"""Schedules of the learning rate, optimisers, and the settings of a training."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -78,7 +78,10 @@ OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "Settings"], torch.optim.
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. `schedule` maps the share of the run that is done to a factor of `lr`."""
+    """Settings of one training.
+
+    `schedule` maps the share of the run that is done to a factor of `lr`.
+    """
 
     epochs: int
     lr: float

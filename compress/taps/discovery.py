@@ -1,4 +1,4 @@
-"""Where a network can be tapped, found by running it once and comparing values."""
+"""Discovery of taps: a network is run once, and the values of its modules are compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

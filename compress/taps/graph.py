@@ -193,7 +193,7 @@ def _cut(
 
 
 def _overwrites(node: fx.Node, network: nn.Module) -> bool:
-    """Whether a node counts even where nobody reads its value, since it may change another's."""
+    """Tell whether a node may change another's value, so that it stays though nobody reads it."""
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_module":

@@ -47,7 +47,7 @@ Spec: TypeAlias = MapSpec | VectorSpec
 
 @dataclass(frozen=True)
 class TapSpecs:
-    """Where a network can be tapped; None where it has no such place."""
+    """The places of one network that can be tapped; None where it has no such place."""
 
     stages: tuple[MapSpec, ...]
     pre_activations: tuple[MapSpec, ...]
@@ -58,13 +58,13 @@ class TapSpecs:
     stem: MapSpec | None = None
 
     def of(self, kind: str) -> Spec | tuple[Spec, ...] | None:
-        """Where a kind of `KINDS` lies; None where the network has no such place."""
+        """The place or places of a kind of `KINDS`; None where the network has none."""
         return KINDS[kind].find(self)
 
     def width(self, kind: str) -> int:
         """Numbers per image of a kind that is one tensor; 0 where the network has none."""
-        found = self.of(kind)
-        return prod(found.shape) if isinstance(found, (MapSpec, VectorSpec)) else 0
+        spec = self.of(kind)
+        return prod(spec.shape) if isinstance(spec, (MapSpec, VectorSpec)) else 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -114,7 +114,7 @@ class Tapped:
         for path, _ in self.order:
             if path not in modules:
                 raise UserError(f"the network has no module '{path}'{nearest(path, modules)}")
-        self._modules = [modules[path] for path, _ in self.order]
+        self._hooked = [(modules[path], side) for path, side in self.order if path]
         self._read = TapReader.of(self.places, {place: i for i, place in enumerate(self.order)})
 
     def with_network(self, network: nn.Module) -> "Tapped":
@@ -124,14 +124,9 @@ class Tapped:
     def __call__(self, images: Tensor) -> Taps:
         """Run the network on normalised images (N, 3, H, W)."""
         seen: dict[int, Tensor] = {}
-        handles = [
-            _hook(module, side, seen, number)
-            for number, (module, (_, side)) in enumerate(
-                zip(self._modules, self.order, strict=True)
-            )
-        ]
+        handles = [_hook(*place, seen, number) for number, place in enumerate(self._hooked)]
         try:
-            self.network(images)
+            seen[len(handles)] = self.network(images)  # the last of `order`, where it is wanted
         finally:
             for handle in handles:
                 handle.remove()
@@ -139,17 +134,17 @@ class Tapped:
 
 
 def _places(network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> Places:
-    """Where each wanted tap lies; a kind that may be lacking and is has none."""
+    """The place of each wanted tap; a kind that a network may lack is left out where it does."""
     places: dict[str, Place | list[Place]] = {}
     for want in wanted:
         if want not in KINDS:
             places[want] = (want, "output")
             continue
-        found = specs.of(want)
-        if isinstance(found, tuple):
-            places[want] = [(spec.path, spec.side) for spec in found]
-        elif found is not None:
-            places[want] = (found.path, found.side)
+        spec = specs.of(want)
+        if isinstance(spec, tuple):
+            places[want] = [(one.path, one.side) for one in spec]
+        elif spec is not None:
+            places[want] = (spec.path, spec.side)
         elif KINDS[want].lacking is not None:
             raise UserError(f"{type(network).__name__} has {KINDS[want].lacking}")
     return places

@@ -1,4 +1,4 @@
-"""The contract of a task: what networks are trained for, and what evaluates them."""
+"""The contract of a task: the hard loss, and the metric that evaluates a network."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ class Task(ABC):
 
     @abstractmethod
     def counted_labels(self, labels: Tensor) -> int:
-        """How many of the labels weigh in loss and metric."""
+        """The number of labels that weigh in loss and metric."""
 
     @abstractmethod
     def evaluate(
@@ -36,7 +36,7 @@ class Task(ABC):
         """The best that guessing reaches on a test set of that many images."""
 
     def is_better(self, value: float, other: float) -> bool:
-        """Whether a value of the metric is better than another one."""
+        """Tell whether a value of the metric is better than another one."""
         return value > other if self.higher_is_better else value < other
 
     def format(self, value: float) -> str:

@@ -74,7 +74,7 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How teachers are run."""
+    """Arithmetic of teachers, and the cache of their outputs, if any."""
 
     arithmetic: Arithmetic = "float32"
     cache: CacheSettings | None = None
@@ -82,7 +82,7 @@ class InferenceSettings:
 
 @dataclass(frozen=True)
 class TeacherImages:
-    """Images that teachers are shown.
+    """Images on which teachers run.
 
     batches: those that the student learns from, mostly `rows` images at once, `epochs` times;
     augment: the augmentations of the views that teachers see; train: calibrates an int8 teacher;
@@ -103,11 +103,11 @@ class TeacherNetwork(Protocol):
     def __call__(self, images: Tensor) -> Taps: ...
 
     def compiled_rows(self) -> int | None:
-        """How many images a compiled network takes at once; None where none is compiled."""
+        """Images that a compiled network takes at once; None where none is compiled."""
         ...
 
     def remarks(self) -> list[str]:
-        """What was done to the network."""
+        """Sentences on what was done to the network."""
         ...
 
 
@@ -134,7 +134,7 @@ class TeacherEnsemble:
         return len(self.teachers)
 
     def identity(self, wanted: Sequence[str]) -> tuple[InferenceSettings, str]:
-        """What students must have in common to learn these taps from the same teachers.
+        """Settings and a digest that students have in common who can share these teachers' taps.
 
         What a cache serves is not united with what none can serve.
         """
@@ -143,7 +143,7 @@ class TeacherEnsemble:
         return self.settings, fingerprint_of({"teachers": known, "served": served})
 
     def remarks(self) -> list[str]:
-        """What was logged of the teachers, and last what their caches saved."""
+        """All that was logged of the teachers, and last what their caches saved."""
         self._remark(*(remark for cached in self._caches for remark in cached.remarks()))
         return self._remarks
 

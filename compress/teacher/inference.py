@@ -45,7 +45,9 @@ class Frozen:
         self._show = show
         self._compiled: ForUsualBatch | None = None
         if compiled is not None:
-            self._compiled = ForUsualBatch(compiled, show, rows=rows, tell=self._tell_uncompiled)
+            self._compiled = ForUsualBatch(
+                compiled, show, rows=rows, report=self._report_uncompiled
+            )
         self._precision = precision
         self._name = name
         self._layout: torch.memory_format | None = None  # the first batch shows which
@@ -63,15 +65,15 @@ class Frozen:
         return taps.map(Tensor.float)
 
     def compiled_rows(self) -> int | None:
-        """How many images the compiled network takes at once; None where none is compiled."""
+        """Images that the compiled network takes at once; None where none is compiled."""
         return self._compiled.rows() if self._compiled is not None else None
 
     def remarks(self) -> list[str]:
-        """What was done to the network and what could not be done, in plain sentences."""
+        """Sentences on what was done to the network and what could not be done."""
         return [f"{self._name}: {remark}" for remark in self._remarks]
 
     def _settled(self, images: Tensor) -> torch.memory_format:
-        """How maps lie in memory: channels last, where the network runs so."""
+        """Choose how maps lie in memory: channels last, where the network runs so."""
         try:
             self._show(images.contiguous(memory_format=torch.channels_last))
         except torch.OutOfMemoryError:
@@ -79,14 +81,14 @@ class Frozen:
         except RuntimeError:  # most likely a `view` of a map
             self._body.to(memory_format=torch.contiguous_format)
             self._show(images.contiguous())  # an error of another kind comes again
-            self._tell("maps stay contiguous, since it does not run with channels last")
+            self._report("maps stay contiguous, since it does not run with channels last")
             return torch.contiguous_format
         return torch.channels_last
 
-    def _tell_uncompiled(self, reason: str) -> None:
-        self._tell(f"not compiled, {reason}")
+    def _report_uncompiled(self, reason: str) -> None:
+        self._report(f"not compiled, {reason}")
 
-    def _tell(self, remark: str) -> None:
+    def _report(self, remark: str) -> None:
         self._remarks.append(remark)
         log(f"{self._name}: {remark}")
 
@@ -101,7 +103,7 @@ def freeze(
     rows: int | None = None,
     name: str = "teacher",
 ) -> Frozen:
-    """A fast copy of `network` in eval mode that shows the wanted taps; `network` stays as it is.
+    """Make a fast copy of `network` in eval mode with the wanted taps; `network` stays as it is.
 
     A network that torch.fx cannot trace runs whole and uncompiled, with hooks.
 
@@ -141,7 +143,7 @@ def _compiled(body: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
 
 
 def _done(folded: Folded, skipped: Sequence[str]) -> str:
-    """What became of batch norms and of the modules past the last tap."""
+    """Say what became of batch norms and of the modules past the last tap."""
     norms, left = len(folded.folded), len(folded.not_folded)
     text = f"{norms} batch norms are folded" + (f", {left} are not" if left else "")
     if not skipped:
@@ -151,21 +153,21 @@ def _done(folded: Folded, skipped: Sequence[str]) -> str:
     return f"{text}; not run: {named}"
 
 
-def difference(fast: TappedForward, plain: Tapped, images: Tensor) -> dict[str, float]:
-    """How far the taps of `fast` are from those of `plain`, in eval mode, on normalised images.
+def difference(fast: TappedForward, exact: Tapped, images: Tensor) -> dict[str, float]:
+    """Measure how far the taps of `fast` are from those of `exact`, on normalised images.
 
     Returns:
-        For each tap that `fast` shows (kind or path) the largest absolute difference over the
+        For each tap of `fast` (kind or path) the largest absolute difference over the
         largest absolute value; `same_class_percent` of the images, where there are logits.
     """
     with torch.no_grad():
-        found, expected = _by_tap(fast(images)), _by_tap(plain(images))
+        taps, expected = _by_tap(fast(images)), _by_tap(exact(images))
     result = {}
-    for tap, maps in found.items():
+    for tap, maps in taps.items():
         pairs = zip(maps, expected[tap], strict=True)
         result[tap] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     if "logits" in result:
-        same = found["logits"][0].argmax(1) == expected["logits"][0].argmax(1)
+        same = taps["logits"][0].argmax(1) == expected["logits"][0].argmax(1)
         result["same_class_percent"] = 100 * float(same.float().mean())
     return result
 

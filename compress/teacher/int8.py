@@ -58,7 +58,7 @@ class Int8Teacher:
         """See `compress.teacher.ensemble.TeacherNetwork`; ONNX Runtime takes any number at once."""
 
     def remarks(self) -> list[str]:
-        """What was done to the network, in a plain sentence."""
+        """A sentence on what was done to the network."""
         info = self.info
         return [
             f"{self._name}: {info.quantized_layers} of {info.layers} layers are int8 "

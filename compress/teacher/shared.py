@@ -1,4 +1,4 @@
-"""Teachers that several students learn from, each batch shown to them once."""
+"""Teachers that several students learn from: they run once on each batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _View = tuple[int, int, int, int, int]
 
 
 class Ensemble(Protocol):
-    """Teachers that can be asked for taps."""
+    """Several teachers, made ready for the taps that are wanted."""
 
     def __len__(self) -> int:
-        """How many teachers there are."""
+        """The number of teachers."""
         ...
 
     def forwards(self, wanted: Sequence[str]) -> Sequence[TeacherForward]:

@@ -1,4 +1,4 @@
-"""What a teacher cache will take and save, and where it cannot serve."""
+"""The size and the expected savings of a teacher cache, and reasons why it cannot serve."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ def planning_remark(
     max_bytes: int,
     draws: int,
 ) -> str:
-    """What a cache will take and save; `draws` views of each image: epochs x views per step."""
+    """Say what a cache will take and save; `draws` views of each image: epochs x views per step."""
     image = slots * row_bytes(widths, dtype)
     kept = images_kept(images, slots, widths, dtype, max_bytes)
     cold, other = (
@@ -81,9 +81,9 @@ def obstacle(
 
 
 def _size(kind: str, specs: TapSpecs, images: int, slots: int) -> str:
-    found = specs.of(kind) if kind in KINDS else None
-    maps = found if isinstance(found, tuple) else (found,)
-    numbers = sum(math.prod(spec.shape) for spec in maps if spec is not None)
+    spec = specs.of(kind) if kind in KINDS else None
+    specs_of_kind = spec if isinstance(spec, tuple) else (spec,)
+    numbers = sum(math.prod(one.shape) for one in specs_of_kind if one is not None)
     if not numbers:
         return ""
     if slots > _MOST_SLOTS or not images:

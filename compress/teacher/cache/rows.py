@@ -35,7 +35,7 @@ _MARKS = 8 + 4  # bytes of a row's view id and checksum; checksum 0 says that no
 
 
 def row_bytes(widths: Mapping[str, int], dtype: torch.dtype) -> int:
-    """What one view takes: its outputs, view id and checksum."""
+    """Bytes of one view: its outputs, view id and checksum."""
     return sum(widths.values()) * dtype.itemsize + _MARKS
 
 
@@ -71,7 +71,7 @@ class TeacherCache:
                 os.truncate(path, rows * self._record)
         mapped = mmap.mmap(self._file, rows * self._record, access=mmap.ACCESS_READ)
         if hasattr(mapped, "madvise"):
-            # Rows lie anywhere: what the system reads beside them, unless told, is for nothing.
+            # Rows lie anywhere: what the system reads beside them, unless advised, is for nothing.
             mapped.madvise(mmap.MADV_RANDOM)
         self._map = np.frombuffer(mapped, np.uint8).reshape(rows, self._record)
 
@@ -124,7 +124,7 @@ class TeacherCache:
     def read(
         self, index: Tensor, slots: Tensor, view_ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is stored of some views; (N,) each, on the CPU.
+        """Read what is stored of some views; (N,) each, on the CPU.
 
         Returns:
             Which are stored, bool (N,), and per kind (N, width) in the cache's type: zeros where
@@ -136,12 +136,12 @@ class TeacherCache:
         hit = kept & (sums != 0) & (ids == view_ids.numpy())
         hit[hit] = sums[hit] == self._checksums(lines[hit], rows[hit])
         lines[~hit] = 0
-        found, start = {}, 0
+        outputs, start = {}, 0
         for kind, width in self.widths.items():
             end = start + width * self.dtype.itemsize
-            found[kind] = torch.from_numpy(lines[:, start:end].copy()).view(self.dtype)
+            outputs[kind] = torch.from_numpy(lines[:, start:end].copy()).view(self.dtype)
             start = end
-        return torch.from_numpy(hit), found
+        return torch.from_numpy(hit), outputs
 
     def write(
         self, index: Tensor, slots: Tensor, view_ids: Tensor, outputs: Mapping[str, Tensor]
@@ -168,7 +168,7 @@ class TeacherCache:
             log(f"teacher cache {self.folder}: {error.strerror}; no more outputs are stored")
 
     def remarks(self) -> list[str]:
-        """What a user should know of this cache: its bound, where it is one."""
+        """A sentence on the bound of this cache, where it leaves out images."""
         if self.images == self._of:
             return []
         return [

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
+from compress.text import one_line
+
 _REPEATS = 5.0  # seconds in which a further SIGTERM says nothing new
+_LONGEST_NAME = 100  # of one that may be misspelt; comparing takes time
 _place: ContextVar[str] = ContextVar("place", default="")
 
 
@@ -27,12 +30,12 @@ class Terminated(KeyboardInterrupt):
 
 
 def _to_stderr(message: str) -> None:
-    for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    for line in message.split("\n"):
+        print(f"error: {one_line(line)}", file=sys.stderr)
 
 
 def _stop_to_stderr(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+    print(one_line(sentence), file=sys.stderr)
 
 
 def exit_code(
@@ -119,7 +122,14 @@ def _stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error of another library says, which may be lines of text or nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` where a known name is close, else nothing."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{match[0]}'?" if match and match[0] != name else ""

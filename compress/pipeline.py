@@ -7,7 +7,7 @@ torchrun --nproc-per-node N -m compress.pipeline RECIPE.yaml ...
 
 import sys
 
-from compress.recipe.command_line import mistake, parser, recipe_of
+from compress.recipe.command_line import mistake, parser, values_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _look(arguments: list[str] | None) -> None:
     options = parser().parse_args(arguments)
     if not options.schema:
-        recipe_of(options)
+        values_of(options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, exit_code, nearest
+from compress.text import printable
 
 if TYPE_CHECKING:
     from compress.model_files.artifacts import Student
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 2 after a user's mistake, 130 interrupted."""
+    """Run the command; returns the exit code.
+
+    0; 1 where the bundle lacks an int8 file that exceeded a limit; 2 after a user's mistake; 130
+    interrupted.
+    """
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("run", type=Path, help="a run directory of compress.pipeline")
     parser.add_argument("--student", help="which student (default: the recipe's main method)")
@@ -26,6 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calibration-images", type=int, help="for int8 (default: the recipe's)")
     parser.add_argument("--calibration", help="minmax, entropy or percentile")
     parser.add_argument("--max-top1-drop", type=float, help="points that int8 may lose")
+    parser.add_argument(
+        "--min-agreement-percent", type=float, help="images that int8 must give the same class"
+    )
+    parser.add_argument(
+        "--max-difference", type=float, help="of an int8 logit, relative to the largest"
+    )
+    parser.add_argument(
+        "--full-range",
+        action="store_const",
+        const=True,
+        help="int8 weights of 8 bits: right only on CPUs with VNNI or ARM dot product",
+    )
     parser.add_argument("--leave-out", nargs="+", help="layers that stay float: first, last")
     parser.add_argument("--license", help="for the model card, such as apache-2.0")
     parser.add_argument(
@@ -41,11 +58,10 @@ def _command(options: argparse.Namespace) -> int:
         from compress.models import user_code
 
         user_code.trust("*")
-    _export(options)
-    return 0
+    return _export(options)
 
 
-def _export(options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> int:
     # What is heavy is imported after the arguments are known to be right.
     from compress.recipe.files import load_resolved
     from export.bundle.writer import UNFINISHED, write_bundle
@@ -61,11 +77,12 @@ def _export(options: argparse.Namespace) -> None:
     asked = request(name, student, run, recipe, settings)
     # The old bundle goes once the new one is whole and in its place.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=UNFINISHED) as folder:
-        write_bundle(asked, Path(folder) / "new")
+        values, _ = write_bundle(asked, Path(folder) / "new")
         if out.exists():
             out.rename(Path(folder) / "old")
         (Path(folder) / "new").rename(out)
-    print(f"bundle: {out}")
+    print(printable(f"bundle: {out}"))
+    return 1 if values["int8_refused"] else 0
 
 
 def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
@@ -75,7 +92,8 @@ def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
     from compress.recipe.schema import Export, Int8, describe_errors
 
     base = recipe.export or Export()
-    names = ("calibration_images", "calibration", "max_top1_drop", "leave_out")
+    names = ["calibration_images", "calibration", "leave_out", "full_range"]
+    names += ["max_top1_drop", "min_agreement_percent", "max_difference"]
     int8 = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     changes: dict[str, Any] = {}
     if options.no_int8:
@@ -135,7 +153,7 @@ def _refuse_occupied(out: Path, *, force: bool) -> None:
 
 def _choose(run: Path, name: str | None, recipe: "Recipe") -> str:
     """The student to export: a folder of RUN/distill."""
-    files = ("result.json", "checkpoint.safetensors")
+    files = ("result.json", "checkpoint*.safetensors")
     trained = sorted({p.parent.name for file in files for p in (run / "distill").glob(f"*/{file}")})
     if not trained:
         raise UserError(f"{run} has no trained student yet; run the recipe first")

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,28 @@ from compress.model_files.artifacts import Student, load_student
 from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
 from compress.stages.job import Job, Outcome
-from compress.storage.files import read_json
+from compress.storage.files import read_json, read_mapping
 from compress.storage.fingerprints import changed_fields
-from export.bundle.writer import UNFINISHED, Request, write_bundle
+from compress.storage.integrity import UNSEALED_RESULT, put_aside, require_seal
+from export.bundle.manifest import NAME, read_manifest
+from export.bundle.request import Request
+from export.bundle.writer import UNFINISHED, write_bundle
 from export.verify.checks import require_same_data
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 BUNDLE = "bundle"
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Every file of the bundle, with the digests that its manifest holds."""
+    found: dict[str, str | None] = {f"{BUNDLE}/{NAME}": None}
+    if (folder / BUNDLE / NAME).is_file():
+        try:
+            entries = read_manifest(folder / BUNDLE).files
+        except UserError:
+            return {f"{BUNDLE}/{NAME}": ""}  # no file has that digest
+        found |= {f"{BUNDLE}/{name}": entry.sha256 for name, entry in entries.items()}
+    return found
 
 
 def run(job: Job) -> Outcome:
@@ -27,8 +43,10 @@ def run(job: Job) -> Outcome:
     label = str(job.arguments["label"])
     student = load_student(job.run_folder / "distill" / label)
     folder = job.folder / BUNDLE
-    for rest in (folder, *job.folder.glob(f"{UNFINISHED}*")):
+    for rest in job.folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(rest, ignore_errors=True)  # of a stage that was stopped before its result
+    if folder.exists():
+        put_aside(job.folder, [BUNDLE])
     asked = request(label, student, job.run_folder, job.recipe, settings)
     values, measured = write_bundle(asked, folder)
     return Outcome({"folder": BUNDLE, **values}, measured)
@@ -80,7 +98,9 @@ def _subset_seed(recipe: Recipe) -> int:
 def _values(stage: Path) -> dict[str, Any]:
     """What a stage found, where it is finished."""
     path = stage / "result.json"
-    values: dict[str, Any] = read_json(path).get("values", {}) if path.is_file() else {}
+    result = read_mapping(path) if path.is_file() else {}
+    require_seal(result, path, UNSEALED_RESULT)
+    values: dict[str, Any] = result.get("values", {})
     return values
 
 

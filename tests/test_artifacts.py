@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -126,13 +125,15 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path;"
+        "import sys; from pathlib import Path;"
         "from compress.artifacts import RunDirectory\n"
         f"with RunDirectory(Path({str(tmp_path)!r}), 'r').open():\n"
-        "    print('open', flush=True); time.sleep(60)"
+        "    print('open', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdin is not None and other.stdout is not None
     assert other.stdout.readline() == "open\n"
     with (
         pytest.raises(UserError, match=r"in use by another process"),
@@ -141,8 +142,8 @@ def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: P
         pass
     other.kill()
     other.wait()
+    other.stdin.close()
     other.stdout.close()
-    time.sleep(0.1)
     with RunDirectory(tmp_path, "r").open():
         pass
 

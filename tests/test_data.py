@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +386,85 @@ def test_a_cifar_file_cannot_execute_anything(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a CIFAR file.*refers to"):
         open_data({"name": "cifar100", "root": str(tmp_path)})
     assert not (tmp_path / "harmed").exists()
+
+
+class Touch:
+    """Named in a pickle, it is refused; called, it would do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("train", {b"fine_labels": [2**70]}, "no list of fine labels"),
+        ("train", {b"fine_labels": [-1] * 30}, "no list of fine labels"),
+        ("train", {b"fine_labels": [0.5] * 30}, "no list of fine labels"),
+        ("train", {b"fine_labels": [], b"data": np.zeros((0, 3072), np.uint8)}, "0 images"),
+        ("train", {b"data": np.full((30, 3072), None)}, "an array of type 'O8'"),
+        ("train", {b"data": np.zeros(30, [("a", "O")])}, "an array of type 'V8'"),
+        ("train", {b"data": [[-1] * 3072] * 30}, "no pixels of 32x32 images"),
+        ("train", {b"data": np.zeros((30, 3071), np.uint8)}, "no pixels of 32x32 images"),
+        ("train", {b"data": np.ndarray}, "refers to numpy.ndarray|no pixels"),
+        ("train", {b"data": Touch()}, "refers to tests.test_data.Touch, which is not an array"),
+        ("meta", {b"fine_label_names": 3}, "'int' object is not iterable"),
+        ("meta", {b"fine_label_names": [3] * 5}, "a class name in it is no text"),
+        ("meta", {b"fine_label_names": [b"\xff"] * 5}, "can't decode"),
+        ("meta", [1], "it holds a list"),
+    ],
+)
+def test_a_cifar_file_with_something_else_in_it(
+    tmp_path: Path, file: str, content: Any, words: str
+) -> None:
+    write_cifar(tmp_path)
+    whole = pickle.loads((tmp_path / file).read_bytes())
+    changed = {**whole, **content} if isinstance(content, dict) else content
+    (tmp_path / file).write_bytes(pickle.dumps(changed, protocol=4))
+    with pytest.raises(UserError, match=rf"{file} .*({words})"):
+        open_data({"name": "cifar100", "root": str(tmp_path)})
+
+
+def test_a_cifar_file_gives_numpy_nothing_to_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No state of a file reaches numpy: a crafted type would let it follow any address."""
+    write_cifar(tmp_path)
+    types: list[type] = []
+    reader = pickle._Unpickler.load_build  # type: ignore[attr-defined]
+
+    def watched(unpickler: Any) -> None:
+        types.append(type(unpickler.stack[-2]))
+        reader(unpickler)
+
+    table = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
+    monkeypatch.setitem(table, pickle.BUILD[0], watched)
+    open_data({"name": "cifar100", "root": str(tmp_path)})
+    assert types and all(kind.__module__ == "compress.data.cifar_pickles" for kind in types)
+
+
+def test_a_cifar_file_cannot_fill_the_memory_with_one_number(tmp_path: Path) -> None:
+    """Python's fast unpickler makes room for as many objects as a number in the file says."""
+    write_cifar(tmp_path)
+    (tmp_path / "meta").write_bytes(b"\x80\x02}r\x00\x00\x00\x04.")
+    with pytest.raises(UserError, match=r"meta'? names 0 classes"):
+        tracemalloc.start()
+        try:
+            open_data({"name": "cifar100", "root": str(tmp_path)})
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    assert peak < 1 << 26, "512 MB for a file of eight bytes"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar_is_read_in_every_protocol(tmp_path: Path, protocol: int) -> None:
+    write_cifar(tmp_path)
+    expected = open_data({"name": "cifar100", "root": str(tmp_path)})
+    for name in ("train", "test", "meta"):
+        content = pickle.loads((tmp_path / name).read_bytes())
+        if protocol == 2 and b"data" in content:
+            content[b"data"] = np.asfortranarray(content[b"data"])
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol=protocol))
+    found = open_data({"name": "cifar100", "root": str(tmp_path)})
+    assert found.digest() == expected.digest() and found.class_names == expected.class_names
 
 
 def test_missing_cifar_says_where_it_looked(

@@ -17,6 +17,7 @@ from compress.methods.contract import Method
 from compress.model_files import artifacts
 from compress.models import build
 from compress.storage.files import read_tensors, write_json, write_tensors
+from compress.storage.integrity import seal
 from tests.methods import building
 
 NAMES = tuple("abcde")
@@ -136,7 +137,7 @@ def _train_one_epoch(folder: Path, name: str) -> nn.Module:
     """A training that stopped after its first epoch, as the distill stage leaves it."""
     module = building.distillation(METHODS[name])
     deployed = module.method.deploy(module.student)
-    write_json(folder / "description.json", _described(module, deployed, name))
+    write_json(folder / "description.json", seal(_described(module, deployed, name)))
     train(
         module,
         building.batches(module.method),
@@ -178,3 +179,20 @@ def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Pat
     found = artifacts.load_unfinished(tmp_path).description
     assert found["interrupted"] == {"after_epoch": 2, "weights_of_epoch": 1}
     assert found["metrics"] == {"top1_percent": 50.0}
+
+
+def test_a_damaged_or_foreign_checkpoint_is_not_exported(tmp_path: Path) -> None:
+    (tmp_path / "distill/kd").mkdir(parents=True)
+    _train_one_epoch(tmp_path / "distill/kd", "kd")  # under the role "test"
+    with pytest.raises(UserError, match=r"another training: its role is test, not distill/kd"):
+        artifacts.load_unfinished(tmp_path / "distill/kd")
+    _train_one_epoch(tmp_path, "kd")
+    for name in ("checkpoint.safetensors", "description.json"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        changed = whole.replace(b'"num_classes": 5', b'"num_classes": 6')
+        path.write_bytes(whole[:-5] + b"\x01" + whole[-4:] if changed == whole else changed)
+        with pytest.raises(UserError, match=rf"{name} is damaged.*run the recipe again"):
+            artifacts.load_unfinished(tmp_path)
+        path.write_bytes(whole)
+    assert "digest" not in artifacts.load_unfinished(tmp_path).description

@@ -1,5 +1,6 @@
 """The distill stage's own decisions: weights of the terms, and the images a term is measured on."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from compress.recipe.schema import Recipe
 from compress.stages import dataset_of, distill
 from compress.stages.job import Job
 from compress.taps import Taps
+from compress.tasks import Classification
 from tests.methods import building
 
 
@@ -93,10 +95,21 @@ def test_measuring_moves_no_state(name: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_hard_loss_is_in_float32_or_wider(dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(6, 5, dtype=torch.float64).to(dtype), torch.arange(6) % 5
+    loss = Classification().loss(logits, labels)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    powers = [[math.exp(z) for z in row] for row in logits.tolist()]
+    terms = [-math.log(row[label] / sum(row)) for row, label in zip(powers, labels, strict=True)]
+    expected = sum(terms) / len(terms)
+    assert float(loss) == pytest.approx(expected, rel=1e-14 if dtype == torch.float64 else 1e-6)
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_nobody_changes_the_images_that_others_read(role: str) -> None:
     module = building.distillation(METHODS["kd"])
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     module(batch)
     network = module._teachers[0] if role == "teacher" else module._tapped
 
@@ -113,4 +126,4 @@ def test_nobody_changes_the_images_that_others_read(role: str) -> None:
 
 def test_the_student_alone_has_no_term_to_measure() -> None:
     module = building.distillation(METHODS["none"])
-    assert module.measure(next(building.batches(module.method).epoch(0))) == {}
+    assert module.measure(building.first_batch(module)) == {}

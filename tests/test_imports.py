@@ -12,16 +12,18 @@ ROOT = Path(__file__).parents[1]
 # A module may import those of its own rank and of lower ones.
 RANKS: list[tuple[str, ...]] = [
     (
+        "compress.text",
         "compress.errors",
         "compress.seeding",
         "compress.environment",
         "compress.distributed.collectives",
         "compress.console.terminal",
+        "compress.storage.user_files",
     ),
     ("compress.run.launch", "compress.distributed.batchnorm", "compress.engine.optimization"),
-    ("compress.recipe", "compress.recipe.files"),
+    ("compress.recipe", "compress.recipe.yaml_values", "compress.recipe.files"),
     ("compress.console", "compress.recipe.command_line"),
-    ("compress.artifacts", "compress.recipe.signatures"),
+    ("compress.artifacts", "compress.storage.described", "compress.recipe.signatures"),
     (
         "compress.data",
         "compress.models",
@@ -40,6 +42,7 @@ RANKS: list[tuple[str, ...]] = [
         "compress.engine.lockstep",
         "compress.trackers",
         "compress.model_files.artifacts",
+        "compress.model_files.descriptions",
         "compress.engine.checkpoint",
         "compress.engine.loop",
         "compress.accounting",
@@ -47,7 +50,8 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.stages", "compress.run.train_checks", "export", "eval"),
     ("compress.sweep.schema",),
     ("compress.reporting",),
-    ("compress.run.plan",),
+    ("compress.run.plan", "compress.recipe.partial", "compress.run.place_checks"),
+    ("compress.run.part_checks",),
     ("compress.run.checks",),
     ("compress.run.executor", "compress.run.preview"),
     ("compress.run.command",),

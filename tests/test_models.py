@@ -15,6 +15,8 @@ from compress.model_files.weights import load_state, read_state
 from compress.models import MODELS, build, find
 from compress.taps import Tapped, encoder_until
 from compress.taps.discovery import discover
+from tests.hostile.weights import CHANGES, compressed, referring_to_itself
+from tests.hostile.weights import network as tiny
 
 
 def parameters(network: nn.Module) -> int:
@@ -236,6 +238,58 @@ def test_a_file_that_holds_no_weights(
     with pytest.raises(UserError, match=words):
         read_state(path)
     assert "executed\n" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of sparse and quantised tensors
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_may_stand_for_a_weight(tmp_path: Path, kind: str) -> None:
+    change, fits = CHANGES[kind]
+    state = tiny().state_dict()
+    state["2.weight"] = change(state["2.weight"])
+    path = tmp_path / "w.pth"
+    torch.save(state, path)
+    network = tiny()
+    if fits:
+        load_state(network, read_state(path), "2", str(path))
+        expected = state["2.weight"].to(torch.float32)
+        assert torch.equal(network.state_dict()["2.weight"], expected)
+        return
+    with pytest.raises(
+        UserError, match=r"w\.pth .*(2\.weight|no state dict)|w\.pth: .*2\.weight"
+    ) as said:
+        load_state(network, read_state(path), "2", str(path))
+    assert len(str(said.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "complex64", "int64", "bool"])
+def test_what_may_stand_for_a_weight_in_safetensors(tmp_path: Path, kind: str) -> None:
+    state = tiny().state_dict()
+    state["2.weight"] = state["2.weight"].to(getattr(torch, kind))
+    path = tmp_path / "w.safetensors"
+    save_file(state, path)
+    with pytest.raises(UserError, match=rf"w\.safetensors: tensor '2\.weight' is of torch\.{kind}"):
+        load_state(tiny(), read_state(path), "2", str(path))
+
+
+def test_a_state_dict_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    torch.save(referring_to_itself(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth holds no state dict: .* contains itself"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_refused(tmp_path: Path) -> None:
+    compressed(tmp_path / "w.pth", {"weight": torch.zeros(1 << 20)})
+    with pytest.raises(UserError, match=r"w\.pth is damaged.* unpacks to 4,19.* bytes"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_tensors_that_share_their_memory_are_read(tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    state["1.weight"] = state["0.bias"]
+    torch.save(state, tmp_path / "w.pth")
+    network = tiny()
+    load_state(network, read_state(tmp_path / "w.pth"), "2", "w.pth")
+    assert torch.equal(network.state_dict()["1.weight"], network.state_dict()["0.bias"])
 
 
 def test_a_truncated_safetensors_file(tmp_path: Path, network: nn.Module) -> None:

@@ -13,6 +13,7 @@ from compress.distributed.batchnorm import synchronised_batchnorm
 from compress.distributed.collectives import sum_gradients, summed
 from compress.errors import UserError
 from compress.models import build
+from tests.waiting import HANG
 
 ROWS, FIRST = 8, 5  # the first process has 5 of the 8 rows
 LAYERS = {
@@ -105,7 +106,7 @@ def _process(_: int, number: int, folder: str) -> None:
         init_method=f"file://{folder}/meeting",
         rank=number,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=HANG),
     )
     try:
         own = slice(0, FIRST) if number == 0 else slice(FIRST, ROWS)

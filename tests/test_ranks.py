@@ -8,13 +8,18 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
+from compress.data.batch import Batch
+from compress.distill.module import _of_all
 from compress.distributed import collectives
-from compress.distributed.collectives import gathered, rank
+from compress.distributed.collectives import gathered, gathered_in_order, rank, sorted_by
 from compress.errors import UserError
 from compress.methods.crd import Contrast
+from compress.taps import Taps
 from compress.tasks import Classification
 from eval.data.batches import KeyedBatches
 from eval.detection.task import detect
+from tests.methods import building
+from tests.waiting import HANG
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
 
@@ -50,7 +55,7 @@ def _process(_: int, number: int, folder: str) -> None:
         init_method=f"file://{folder}/meeting",
         rank=number,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=HANG),
     )
     try:
         assert rank() == number
@@ -61,6 +66,7 @@ def _process(_: int, number: int, folder: str) -> None:
         _exchange(number)
         found["loss"], *gradients = _coupled(slice(0, SHARES[0]) if number == 0 else slice(5, None))
         found["coupled weight"] = gradients[0]
+        found |= _in_parts(slice(0, SHARES[0]) if number == 0 else slice(5, None))
         found |= _evaluated()
         torch.save(found, f"{folder}/{number}.pt")
     finally:
@@ -81,6 +87,8 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     loss, gradient = _coupled(slice(None))
     torch.testing.assert_close(first["loss"], loss)
     torch.testing.assert_close(first["coupled weight"], gradient)
+    for name, value in _in_parts(slice(None)).items():
+        assert torch.equal(first[name], value), name
     for name, value in _evaluated().items():
         assert torch.equal(first[name], value), name
     whole = _trained(slice(None))
@@ -139,6 +147,32 @@ def _coupled(part: slice) -> tuple[Tensor, Tensor]:
     return loss.detach(), weight.grad
 
 
+def _in_parts(own: slice) -> dict[str, Tensor]:
+    """A queue of a step's rows, and a coupled method's terms, of a batch in three parts."""
+    rows = torch.arange(sum(SHARES))
+    whole = Batch((rows[:, None].float(),), (rows,), rows % 3, rows + 100, 0, 0, (rows,))
+    parts = building.part(whole, slice(own.start or 0, own.stop)).split(3)
+    labels, numbers = (
+        torch.cat(one) for one in zip(*[(p.index, p.rows) for p in parts], strict=True)
+    )
+    found = {"queue": gathered_in_order(labels, numbers)}
+    for number, part in enumerate(parts):
+        features = part.images[0].requires_grad_()
+        taps = Taps(logits=features, pooled=features, own=features)
+        if collectives.world() > 1:
+            views, teachers, part = _of_all([taps, None], [[taps]], part)
+            assert views[1] is None
+            assert teachers[0][0] is not None
+            assert not teachers[0][0].tensor("own").requires_grad
+        else:
+            views = [taps]
+        assert views[0] is not None
+        found[f"part {number}"] = torch.stack([part.index, part.labels, part.slots[0]])
+        found[f"features {number}"] = views[0].tensor("own").detach()
+        found[f"start {number}"] = torch.tensor([part.start, part.whole])
+    return found
+
+
 class _Means(torch.nn.Module):
     """Logits that say the mean is high; detections at the mean."""
 
@@ -174,3 +208,13 @@ def test_one_process_has_its_own_rows_without_gradient() -> None:
     assert torch.equal(gathered(rows), rows)
     assert not gathered(rows).requires_grad
     assert rank() == 0
+
+
+def test_rows_are_sorted_by_their_numbers_with_their_gradient() -> None:
+    rows = torch.tensor([[3.0], [1.0], [2.0]], requires_grad=True)
+    ordered = sorted_by(torch.tensor([7, 2, 5]))(rows)
+    assert ordered.tolist() == [[1], [2], [3]]
+    (ordered * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[3], [1], [2]]
+    assert sorted_by(torch.arange(3))(rows) is rows

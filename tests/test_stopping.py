@@ -22,6 +22,7 @@ from tests.test_pipeline import TINY, run
 from tests.test_sweep import small
 from tests.test_sweep_processes import endless, pid_in
 from tests.test_torchrun import ROOT
+from tests.waiting import HANG, wait_until
 
 LONG = {"model": "resnet14", "train": {"epochs": 30, "lr": 0.05}}
 ENDLESS = {"model": "resnet14", "train": {"epochs": 3000, "lr": 0.05}}
@@ -111,21 +112,23 @@ def test_beside_the_main_thread_sigterm_is_left_alone() -> None:
 
 def test_a_fork_dies_of_sigterm_itself() -> None:
     code = (
-        "import os, signal, time\n"
+        "import os, signal\n"
         "from compress.errors import exit_code\n"
         "def command():\n"
         "    here, there = os.pipe()\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
         "        os.write(there, b'up')\n"
-        "        time.sleep(20)\n"
+        "        signal.pause()\n"
         "        os._exit(0)\n"
         "    os.read(here, 2)\n"
         "    os.kill(child, signal.SIGTERM)\n"
         "    return 7 if os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM else 1\n"
         "raise SystemExit(exit_code(command))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG
+    )
     assert (done.returncode, done.stderr) == (7, "")
 
 
@@ -142,14 +145,11 @@ def _start(*command: str) -> "subprocess.Popen[str]":
 
 
 def _wait_for(*files: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not all(file.is_file() for file in files):
-        assert time.monotonic() < deadline, f"no {files}"
-        time.sleep(0.05)
+    wait_until(lambda: all(file.is_file() for file in files), f"{files}")
 
 
 def _ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    shown, _ = process.communicate(timeout=60)
+    shown, _ = process.communicate(timeout=HANG)
     assert "Traceback" not in shown.partition("torch/distributed")[0], shown
     return process.returncode, " ".join(shown.split())
 

@@ -1,5 +1,6 @@
 """Sweeps: cells are ordinary recipes, trained once, and the table says what they found."""
 
+import argparse
 import csv
 import json
 from pathlib import Path
@@ -105,6 +106,15 @@ def test_a_method_that_cannot_apply_is_a_cell_without_a_number(
     (_, row) = json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert row["not_applicable"].startswith("reduction is")
     assert "| n/a |" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_sweep_with_code_of_its_own_lets_no_other_run(tmp_path: Path) -> None:
+    own = f"{tmp_path}/own.py:net"
+    found = checked(small(students={"thin": {"model": own}}))
+    options = argparse.Namespace(trust_code=False, device=None)
+    assert execution._options(found, options) == [f"--trust-name={own}"]
+    options.trust_code = True
+    assert execution._options(found, options) == ["--trust-code"]
 
 
 def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

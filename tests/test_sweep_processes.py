@@ -1,7 +1,6 @@
 """Processes of a sweep: run to their end, ended when it is, and never two at one directory."""
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -9,7 +8,9 @@ from threading import Event
 import pytest
 
 from compress.run.directory import RunDirectory
+from compress.sweep import processes
 from compress.sweep.processes import Command, Ended, problem, run_process
+from tests.waiting import HANG, wait_until
 
 DONE = Ended(0, "")
 
@@ -32,17 +33,23 @@ def test_a_command_is_run_to_its_end(tmp_path: Path) -> None:
 
 def endless(file: Path) -> Command:
     """Writes its process id to a file and waits."""
-    code = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = f"import os, signal; open({str(file)!r}, 'w').write(str(os.getpid())); signal.pause()"
     return Command(("-c", code), ())
 
 
 def pid_in(file: Path) -> int:
     """What `endless` wrote, as soon as it did."""
-    until = time.monotonic() + 60
-    while not (file.exists() and file.read_text()):
-        assert time.monotonic() < until, "the process did not start"
-        time.sleep(0.05)
+    wait_until(lambda: file.exists() and file.read_text(), "the process's start")
     return int(file.read_text())
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_stopped_command_takes_its_process_with_it(tmp_path: Path) -> None:
@@ -53,24 +60,26 @@ def test_a_stopped_command_takes_its_process_with_it(tmp_path: Path) -> None:
         os.kill(pid, 0)
         stopped.set()
         with pytest.raises(KeyboardInterrupt):
-            future.result(timeout=30)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+            future.result(HANG)
+    assert not is_alive(pid)
 
 
 def test_a_run_that_an_ended_sweep_left_behind_is_waited_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(processes, "log", said.append)
     folder = tmp_path / "run"
     command, stopped = Command(("-c", ""), (folder,)), Event()
     with ThreadPoolExecutor(2) as pool:
         with RunDirectory(folder, "run").open():
             future = pool.submit(run_process, command, Event(), threads=1)
             given_up = pool.submit(run_process, command, stopped, threads=1)
-            time.sleep(0.5)
+            wait_until(lambda: len(said) == 2, "two that wait")
             assert not future.done()
             stopped.set()
             with pytest.raises(KeyboardInterrupt):
-                given_up.result(timeout=30)
-        assert future.result(timeout=30) == DONE
-    assert capsys.readouterr().out.count("another process is at it") == 2
+                given_up.result(HANG)
+        assert future.result(HANG) == DONE
+    assert all("another process is at it" in message for message in said)
+    assert len(said) == 2

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from compress.teacher.cache import (
     planning_remark,
     row_bytes,
 )
+from tests.waiting import wait_until
 
 IMAGES, SLOTS, WIDTHS = 12, 9, {"logits": 5, "pooled": 3}
 ROW = row_bytes(WIDTHS, torch.float32)
@@ -342,10 +342,8 @@ def test_two_writers_of_the_same_rows_and_a_kill_leave_no_wrong_row(tmp_path: Pa
     root = Path(__file__).parents[1]
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "begun").exists():
-            assert child.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        begun = tmp_path / "begun"
+        wait_until(lambda: begun.exists() or child.poll() is not None, "the other process")
         for _ in range(200):
             cache.write(index, slots, slots, own)
             _rows_of_either(cache, (*range(1, 8), 9))

@@ -12,6 +12,7 @@ from compress.data import open_data
 from compress.data.batches import ImageBatches
 from compress.errors import UserError
 from compress.recipe.schema import Recipe
+from compress.run.plan import make_plan
 from compress.stages import teacher as teacher_stage
 from compress.stages.job import Job
 from compress.storage.files import read_json, read_tensors, write_json
@@ -122,9 +123,24 @@ def test_with_views_an_image_has_no_others() -> None:
 
 @pytest.mark.parametrize("arithmetic", ["bfloat16", "int8"])
 def test_other_arithmetic_is_measured_and_told(tmp_path: Path, arithmetic: str) -> None:
-    out = run(tmp_path, engine={"teacher": arithmetic, "compile": "never"})
+    engine = {"teacher": arithmetic, "compile": "never", "cache": {"max_gb": 1.0}}
+    out = run(tmp_path, engine=engine)
     told = read_json(out / "distill/kd/result.json")["measured"]["teaching"]
     assert any(f"{arithmetic} against float32 on 60 images: logits" in t for t in told), told
+    assert any("int8 with 7-bit weights" in t for t in told) == (arithmetic == "int8")
+    (cache,) = (out / "teacher_cache").glob("*/cache.json")
+    known = "int8, 7-bit weights" if arithmetic == "int8" else arithmetic
+    assert read_json(cache)["identity"]["arithmetic"] == [known, "cpu"]
+
+
+def test_targets_of_8_bit_weights_are_not_taken_for_those_of_7() -> None:
+    recipe = Recipe.model_validate({**RECIPE, "engine": {"teacher": "int8"}})
+    fields = {step.name: step.fields for step in make_plan(recipe).steps}
+    targets = fields["distill/kd"]["targets"]
+    assert targets["engine.teacher"] == "int8, 7-bit weights"
+    plain = Recipe.model_validate(RECIPE)
+    fields = {step.name: step.fields for step in make_plan(plain).steps}
+    assert fields["distill/kd"]["targets"]["engine.teacher"] == "float32"
 
 
 @pytest.mark.parametrize(("parts", "rows"), [(1, 16), (3, 5)])

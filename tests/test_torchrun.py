@@ -17,6 +17,7 @@ import yaml
 
 from compress.storage.files import read_json, read_tensors
 from tests.test_pipeline import SCENES, TINY
+from tests.waiting import HANG
 
 ROOT = Path(__file__).parents[1]
 # 120 images in batches of 19: the last has 6, and one process has a row more than the other.
@@ -65,7 +66,7 @@ def _started(folder: Path, processes: int, *options: str) -> subprocess.Complete
     command += [str(folder / "tiny.yaml"), "--workers", "0", "--device", "cpu", *options]
     known = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, env={**os.environ, **known}, capture_output=True, text=True, timeout=300
+        command, env={**os.environ, **known}, capture_output=True, text=True, timeout=HANG
     )
 
 

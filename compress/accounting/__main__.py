@@ -15,6 +15,7 @@ from rich.table import Table
 
 from compress.accounting.pairs import account_pair
 from compress.console.messages import console
+from compress.console.terminal import tell
 from compress.errors import UserError
 from compress.recipe.files import apply_override
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             latency_rounds=options.latency,
         )
     except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        tell(str(error))
         return 2
     if options.json:
         print(json.dumps(found, indent=2))
@@ -95,7 +96,7 @@ def _show(found: Mapping[str, Any]) -> None:
     console.print(ratios)
     for role in _ROLES:
         for operator, calls in found[f"{role}_uncounted_operators"].items():
-            console.print(f"{role}: {calls} x {operator} not in its MACs", markup=False)
+            console.print(f"{role}: {calls} x {operator} not in its MACs")
 
 
 def _ratios(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from compress.console.terminal import console
 from compress.distributed.collectives import is_first
+from compress.text import printable
 
 __all__ = ["Advance", "bar", "console", "log", "log_to", "note", "shows_bars", "without_bars"]
 
@@ -49,9 +50,9 @@ def shows_bars() -> bool:
 
 
 def log(message: str) -> None:
-    """Print one message; plain text, so brackets in it are never read as markup."""
+    """Print one message."""
     if is_first():
-        console.print(message, markup=False, soft_wrap=True)
+        console.print(message, soft_wrap=True)
         note(message)
 
 
@@ -60,7 +61,7 @@ def note(message: str) -> None:
     path = _log_file.get()
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')}  {message}\n")
+            file.write(f"{datetime.now().isoformat(timespec='seconds')}  {printable(message)}\n")
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from compress.data.batch import Batch
 from compress.data.batches import ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
 from compress.data.digits import digits
-from compress.data.folder import image_folder
+from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
 from compress.data.source import Source, balanced
 from compress.errors import UserError
 from compress.seeding import generator
 
 __all__ = [
+    "CLASS_NAMES",
     "DATASETS",
     "IMAGE_SIZES",
     "Batch",
@@ -38,6 +39,14 @@ DATASETS: Mapping[str, Callable[..., Source]] = {
     "cifar100": cifar100,
     "digits": digits,
     "image_folder": image_folder,
+}
+
+# The names of a data set's classes before it is opened (numbers where names are not known yet).
+# Each takes some of the arguments of the data set, and raises UserError where its folder is wrong.
+CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
+    "cifar100": lambda: tuple(map(str, range(100))),
+    "digits": lambda: tuple(map(str, range(10))),
+    "image_folder": folder_classes,
 }
 
 # The size of a data set's images where a recipe does not say.

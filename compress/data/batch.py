@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import mode
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +46,11 @@ class Batch:
     def whole(self) -> int:
         """Images of the whole step, those of other processes and parts included."""
         return self.of or len(self.index)
+
+    @property
+    def rows(self) -> Tensor:
+        """The number (N,) of each image in the whole step's batch, part by part; on the CPU."""
+        return torch.arange(self.start, self.start + len(self.index))
 
     @property
     def share(self) -> float:

@@ -1,47 +1,20 @@
 """CIFAR-100 (Krizhevsky 2009) from the official pickles, which are read without executing them."""
 
-import io
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torchvision
 
 from compress.console.messages import log
+from compress.data.cifar_pickles import read_pickle
 from compress.data.images import MemoryImages
 from compress.data.source import Source
 from compress.errors import UserError
 
 _FOLDER = "cifar-100-python"
 _FILES = ("train", "test", "meta")
-# The only globals in the official archive: numpy's array constructors (names of numpy 1 and 2).
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not an array")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def read_pickle(path: Path) -> dict[bytes, Any]:
-    """A CIFAR pickle; anything in it but containers, numbers, text and arrays is refused."""
-    try:
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except Exception as error:  # damaged pickles fail in many ways
-        raise UserError(f"{path} is not a CIFAR file, or damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a CIFAR file: it holds a {type(content).__name__}")
-    return {k.encode() if isinstance(k, str) else k: v for k, v in content.items()}
+_VALUES = 3 * 32 * 32
 
 
 def cifar100(*, root: str = "data", image_size: int | None = None) -> Source:
@@ -52,7 +25,7 @@ def cifar100(*, root: str = "data", image_size: int | None = None) -> Source:
     if image_size not in (None, 32):
         raise UserError(f"data.image_size: CIFAR images have 32 pixels, got {image_size}")
     folder = _find(Path(root))
-    names = read_pickle(folder / "meta").get(b"fine_label_names") or []
+    names = _names(folder / "meta")
     train, test = _images(folder / "train"), _images(folder / "test")
     highest = int(max(train.labels.max(), test.labels.max()))
     if highest >= len(names):
@@ -60,7 +33,7 @@ def cifar100(*, root: str = "data", image_size: int | None = None) -> Source:
     return Source(
         train=train,
         test=test,
-        class_names=tuple(n.decode() if isinstance(n, bytes) else n for n in names),
+        class_names=names,
         image_size=32,
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
@@ -85,13 +58,27 @@ def _find(root: Path) -> Path:
     return root / _FOLDER
 
 
+def _names(path: Path) -> tuple[str, ...]:
+    found = read_pickle(path).get(b"fine_label_names")
+    try:
+        names = tuple(n.decode() if isinstance(n, bytes) else n for n in found or ())
+    except (TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a CIFAR-100 file: {error}") from None
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} is not a CIFAR-100 file: a class name in it is no text")
+    return names
+
+
 def _images(path: Path) -> MemoryImages:
     content = read_pickle(path)
-    try:
-        pixels = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        labels = torch.tensor([int(label) for label in content[b"fine_labels"]])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not a CIFAR-100 file: {error}") from None
-    if len(labels) != len(pixels):
+    pixels, labels = content.get(b"data"), content.get(b"fine_labels")
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.size % _VALUES:
+        raise UserError(f"{path} is not a CIFAR-100 file: it holds no pixels of 32x32 images")
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    if not isinstance(labels, list) or not all(type(n) is int and 0 <= n < 256 for n in labels):
+        raise UserError(f"{path} is not a CIFAR-100 file: it holds no list of fine labels")
+    pixels = pixels.reshape(-1, 3, 32, 32)
+    if not labels or len(labels) != len(pixels):
         raise UserError(f"{path} holds {len(pixels)} images and {len(labels)} labels")
-    return MemoryImages(torch.from_numpy(pixels.copy()), labels)
+    return MemoryImages(torch.from_numpy(pixels.copy()), torch.tensor(labels))

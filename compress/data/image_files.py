@@ -1,18 +1,22 @@
 """Reading image files as 8-bit RGB; whatever is wrong with one is a UserError naming it."""
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from compress.errors import UserError
+from compress.errors import UserError, in_one_line
+from compress.storage.user_files import require_file
 
-# What Pillow raises for damaged files, besides its own UnidentifiedImageError, an OSError.
-_DAMAGES = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Pillow goes by content, not by name, and starts other programs for some (Ghostscript for EPS).
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_LONGEST = 256  # in shorter sides; a longer strip fills the memory where its shorter side is scaled
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,21 +35,33 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
     """The image of a file, whose header alone is read so far.
 
     Raises:
-        UserError: there is no such file, or reading it in the block fails.
+        UserError: there is no such file, it is of none of `FORMATS`, too large or too long, or
+            reading it in the block fails.
     """
+    require_file(path)
     try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise UserError(f"{path} not found.") from None
-    except _DAMAGES as error:
-        raise UserError(f"{path} is not a readable image ({error}); mend or remove it.") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow remarks on oddities of files
+            with Image.open(path, formats=FORMATS) as image:
+                _refuse_strip(path, image)
+                yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{path} is not a readable image of one of the formats {', '.join(FORMATS)}; convert "
+            "or remove it."
+        ) from None
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise UserError(
+            f"{path} is not a readable image ({in_one_line(error)}); mend or remove it."
+        ) from None
 
 
 def image_named(stem: Path) -> Path | None:
     """The image of that name without its suffix."""
     paths = (stem.with_name(stem.name + suffix) for suffix in SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def read_rgb(path: Path, *, upright: bool) -> Tensor:
@@ -94,6 +110,14 @@ def check_whole(paths: Iterable[Path]) -> None:
         with opened_image(path) as image:
             image.draft(None, (1, 1))
             image.load()
+
+
+def _refuse_strip(path: Path, image: Image.Image) -> None:
+    if max(image.size) > _LONGEST * min(image.size):
+        raise UserError(
+            f"{path} has {image.width} x {image.height} pixels, one side more than {_LONGEST} "
+            "times the other; cut or remove it."
+        )
 
 
 def _refuse_deep(path: Path, image: Image.Image) -> None:

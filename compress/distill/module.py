@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.distributed.collectives import gathered, gathered_with_gradient, world
+from compress.distributed.collectives import gathered, gathered_with_gradient, sorted_by, world
 from compress.errors import UserError
 from compress.methods.contract import (
     Method,
@@ -115,8 +115,7 @@ class Distillation(nn.Module):
 
         Afterwards exactly the parameters that learn have `requires_grad`: those that a term
         reaches, in a phase those of its own, found by one backward pass on `probe` that leaves
-        every state as it was. A term of weight 0 in the first epoch alone must therefore still be
-        in the graph.
+        every state as it was, and the method's `late_parameters`.
 
         Args:
             phase: one of the method's.
@@ -133,16 +132,18 @@ class Distillation(nn.Module):
             parameter.requires_grad_(True)
         with self.rehearsal():
             self.backward(probe)
-            reached = [p for p in own if p.grad is not None]
+            late = {id(p) for p in self.method.late_parameters()}
+            learning = [p for p in own if p.grad is not None or id(p) in late]
         for parameter in own:
             parameter.requires_grad_(False)
-        for parameter in reached:
+        for parameter in learning:
             parameter.requires_grad_(True)
 
     def after_step(self) -> None:
-        """Let the method move its banks and averages."""
-        if self._phase is None:
-            self.method.after_step()
+        """Let the method, or the phase, move its banks and averages."""
+        move = self.method.after_step if self._phase is None else self._phase.after_step
+        if move is not None:
+            move()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -200,8 +201,11 @@ class Distillation(nn.Module):
         return sum(tensor.nbytes for tensor in _tensors(self.method))
 
     def _student_views(self, batch: Batch) -> Views:
-        student, views = NetworkForward(self._student), enumerate(self.method.views)
-        return [_unchanged(student, batch, i, "student") if v.student else None for i, v in views]
+        student = NetworkForward(self._student)
+        return [
+            self.method.extend(_unchanged(student, batch, i, "student")) if view.student else None
+            for i, view in enumerate(self.method.views)
+        ]
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch) -> list[Views]:
@@ -234,24 +238,32 @@ def _unchanged(forward: TeacherForward, batch: Batch, view: int, role: str) -> T
 def _of_all(
     student: Views, teachers: Sequence[Views], batch: Batch
 ) -> tuple[Views, list[Views], Batch]:
-    """What a coupled method reads, with the rows of all processes in their order.
+    """What a coupled method reads, with the rows of all processes in the order of one process.
 
     Every process then has the same terms; the student's own rows get the gradient of them all.
     """
+    numbers = gathered(batch.rows)
+    in_order = sorted_by(numbers)
 
-    def rows(views: Views, gather: Callable[[Tensor], Tensor]) -> Views:
-        return [taps.map(gather) if taps is not None else None for taps in views]
+    def constant(rows: Tensor) -> Tensor:
+        return in_order(gathered(rows))
+
+    def learned(rows: Tensor) -> Tensor:
+        return in_order(gathered_with_gradient(rows))
+
+    def views(taps: Views, gather: Callable[[Tensor], Tensor]) -> Views:
+        return [one.map(gather) if one is not None else None for one in taps]
 
     whole = replace(
         batch,
         images=(),
-        view_ids=tuple(map(gathered, batch.view_ids)),
-        slots=tuple(map(gathered, batch.slots)),
-        labels=gathered(batch.labels),
-        index=gathered(batch.index),
-        start=0,
+        view_ids=tuple(map(constant, batch.view_ids)),
+        slots=tuple(map(constant, batch.slots)),
+        labels=constant(batch.labels),
+        index=constant(batch.index),
+        start=int(numbers.min()),
     )
-    return rows(student, gathered_with_gradient), [rows(t, gathered) for t in teachers], whole
+    return views(student, learned), [views(teacher, constant) for teacher in teachers], whole
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

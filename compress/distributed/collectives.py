@@ -120,6 +120,24 @@ def gathered_with_gradient(rows: Tensor) -> Tensor:
     return found
 
 
+def gathered_in_order(rows: Tensor, numbers: Tensor) -> Tensor:
+    """`gathered`, sorted by the number of each row: the order in which one process has them.
+
+    Args:
+        rows: (N, ...).
+        numbers: (N,) on the CPU, for images `Batch.rows`; no two of all processes are equal.
+    """
+    return sorted_by(gathered(numbers))(gathered(rows))
+
+
+def sorted_by(numbers: Tensor) -> Callable[[Tensor], Tensor]:
+    """Sorts rows as it does `numbers` (N,), which are on the CPU, so nothing waits for a device."""
+    order = numbers.argsort(stable=True)
+    if torch.equal(order, torch.arange(len(order))):
+        return lambda rows: rows
+    return lambda rows: rows[order.to(rows.device)]
+
+
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """A training's state on disk: written after every epoch, resumed from bit by bit."""
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,19 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from compress.distributed.collectives import is_first, wait
+from compress.console.messages import log
+from compress.distributed.collectives import by_first, is_first, wait
 from compress.errors import UserError
-from compress.storage.files import read_tensors, write_tensors, write_text
+from compress.storage.files import read_json, read_tensors, write_tensors, write_text
+from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import put_aside
 
-_FILE = "checkpoint.safetensors"
+FILE = "checkpoint.safetensors"
+# The epoch before, for as long as the training goes on. It takes the room that writing the next
+# checkpoint needs anyway: of the two that are there, the older makes room first.
+PREVIOUS = "checkpoint.previous.safetensors"
+_STATE = ("history", "optimizer", "scaler")
+_IDENTITY = ("role", "seed", "fingerprint")
 
 
 def best_row(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -22,27 +32,113 @@ def best_row(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     return max(history, key=lambda row: row[metric])
 
 
-def trained_state(directory: Path) -> dict[str, Tensor]:
-    """The state of the trained module: the best epoch's where one was selected, else the last's."""
-    for path in directory.glob("best-*.safetensors"):
-        return read_tensors(path)[0]
-    return part_of(read_tensors(directory / _FILE)[0], "module.")
+def checkpoint_path(directory: Path) -> Path:
+    """The newest checkpoint of a training."""
+    return _newest(directory)
 
 
-def read_history(directory: Path) -> list[dict[str, Any]]:
+def read_checkpoint(
+    path: Path, identity: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a checkpoint, or of a best epoch's weights, that are whole.
+
+    Args:
+        identity: what is known of the training that it must be of: its `role`, `seed` and the
+            `fingerprint` of what it depends on. A file written before there were checksums names
+            none of them, and is taken as it is.
+
+    Raises:
+        UserError: it is damaged, or of another training.
+    """
+    tensors, metadata = read_tensors(path)
+    if not {*metadata} <= {*_STATE, *_IDENTITY, "epoch", "best"}:
+        raise UserError(f"{path} is damaged: its header is not what was written")
+    for key, expected in identity.items():
+        if metadata.get(key, expected) != expected:
+            raise UserError(
+                f"{path} is of another training: its {key} is {metadata[key]}, not {expected}"
+            )
+    return tensors, metadata
+
+
+def trained_state(directory: Path, role: str | None = None) -> dict[str, Tensor]:
+    """The state of the trained module: the best epoch's where one was selected, else the last's.
+
+    Raises:
+        UserError: there is none, it is damaged or of another training.
+    """
+    identity = _identity_of(directory, role)
+    tensors, metadata = read_checkpoint(_newest(directory), identity)
+    path = _best_file(directory, metadata)
+    if path is None:
+        return part_of(tensors, "module.")
+    return _read_best(path, identity)
+
+
+def read_history(directory: Path, role: str | None = None) -> list[dict[str, Any]]:
     """The rows of the whole epochs that a training has behind it; none without a checkpoint."""
-    path = directory / _FILE
+    path = _newest(directory)
     if not path.is_file():
         return []
-    history: list[dict[str, Any]] = json.loads(read_tensors(path)[1].get("history", "[]"))
+    metadata = read_checkpoint(path, _identity_of(directory, role))[1]
+    history: list[dict[str, Any]] = json.loads(metadata.get("history", "[]"))
     return history
 
 
 def trained_epoch(directory: Path, history: list[dict[str, Any]]) -> int:
     """The epoch, counted from 1, of the weights that `trained_state` gives."""
-    for path in directory.glob("best-*.safetensors"):
-        return int(path.stem.removeprefix("best-"))
-    return len(history)
+    path = _best_file(directory, read_tensors(_newest(directory))[1])
+    return len(history) if path is None else _epoch_of(path)
+
+
+def rewrite_metrics(directory: Path) -> bool:
+    """Write `metrics.jsonl` again from the checkpoint; whether there is a whole one."""
+    try:
+        history = read_history(directory)
+    except UserError:
+        return False
+    if history:
+        _write_metrics(directory, history)
+    return bool(history)
+
+
+def _newest(directory: Path) -> Path:
+    """The checkpoint; that of the epoch before where a kill came between the two."""
+    path = directory / FILE
+    return path if path.is_file() or not (directory / PREVIOUS).is_file() else directory / PREVIOUS
+
+
+def _identity_of(directory: Path, role: str | None) -> dict[str, str]:
+    """What the checkpoint of a folder must say of itself, as far as the folder tells."""
+    known = {} if role is None else {"role": role}
+    fields = directory / "fields.json"
+    if fields.is_file():
+        known["fingerprint"] = fingerprint_of(read_json(fields))
+    return known
+
+
+def _best_file(directory: Path, metadata: Mapping[str, str]) -> Path | None:
+    """The file of the best epoch's weights, where the training selects one."""
+    if "best" in metadata:
+        return directory / _best_name(int(metadata["best"]))
+    return next(directory.glob("best-*.safetensors"), None)
+
+
+def _best_name(epoch: int) -> str:
+    return f"best-{epoch:04d}.safetensors"
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.stem.removeprefix("best-"))
+
+
+def _read_best(path: Path, identity: Mapping[str, str]) -> dict[str, Tensor]:
+    return read_checkpoint(path, {**identity, "epoch": str(_epoch_of(path))})[0]
+
+
+def _write_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in history)
+    write_text(directory / "metrics.jsonl", text)
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -62,14 +158,20 @@ class Checkpoint:
         module: nn.Module,
         optimizer: Optimizer,
         scaler: GradScaler | None = None,
+        *,
+        role: str = "",
+        seed: int = 0,
+        fingerprint: str = "",
     ) -> None:
+        """`role`, `seed` and `fingerprint` tell trainings apart; each file names them."""
         if is_first():
             directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.path = directory / _FILE
+        self.path = directory / FILE
         self.module = module
         self.optimizer = optimizer
         self.scaler = scaler
+        self.identity = dict(zip(_IDENTITY, (role, str(seed), fingerprint), strict=True))
 
     def save(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
         """Write the state after an epoch.
@@ -82,9 +184,10 @@ class Checkpoint:
         wait()
 
     def _write(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
-        best = best_row(history, keep_best)["epoch"] if keep_best is not None else None
+        best: int | None = best_row(history, keep_best)["epoch"] if keep_best is not None else None
         if best == len(history):
-            write_tensors(self._best_path(best), self.module.state_dict())
+            told = {**self.identity, "epoch": str(best)}
+            write_tensors(self._best_path(best), self.module.state_dict(), told)
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
         plain: dict[str, Any] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -93,27 +196,95 @@ class Checkpoint:
                     tensors[f"optimizer.{index}.{key}"] = value
                 elif value is not None:
                     plain[f"{index}.{key}"] = value
-        metadata = {"history": json.dumps(history), "optimizer": json.dumps(plain)}
+        metadata = {**self.identity, "epoch": str(len(history))}
+        metadata |= {"history": json.dumps(history), "optimizer": json.dumps(plain)}
+        if best is not None:
+            metadata["best"] = str(best)
         if self.scaler is not None:
             metadata["scaler"] = json.dumps(self.scaler.state_dict())
+        self._keep_as_previous()
         write_tensors(self.path, tensors, metadata)
-        self._write_metrics(history)
-        if best is not None:
-            self._drop_all_but(best)
+        _write_metrics(self.directory, history)
+        if keep_best is not None:
+            # Those of this checkpoint and of the one before.
+            several = [history[:end] for end in (len(history) - 1, len(history)) if end]
+            self._drop_all_but(*(best_row(rows, keep_best)["epoch"] for rows in several))
 
-    def resume(self) -> list[dict[str, Any]]:
-        """Load the state of the last whole epoch; an empty history where there is none."""
-        if not self.path.is_file():
+    def _keep_as_previous(self) -> None:
+        """Give the checkpoint that is about to be replaced its other name."""
+        self._previous.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system without links: there is none before the newest
+            os.link(self.path, self._previous)
+
+    def drop_previous(self) -> None:
+        """Delete what only an unfinished training needs."""
+        if is_first():
+            self._previous.unlink(missing_ok=True)
+        wait()
+
+    def resume(self, keep_best: str | None = None) -> list[dict[str, Any]]:
+        """Load the state of the last whole epoch; an empty history where there is none.
+
+        A file that is damaged or of another training is put aside and never loaded.
+        """
+        path = by_first(lambda: self._whole(keep_best))
+        if path is None:
             return []
         try:
-            return self._load()
+            return self._load(path)
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.path} does not fit this training ({error}); redo the stage with --fresh"
+                f"{path} does not fit this training ({error}); redo the stage with --fresh"
             ) from None
 
-    def _load(self) -> list[dict[str, Any]]:
-        tensors, metadata = read_tensors(self.path)
+    def _whole(self, keep_best: str | None) -> Path | None:
+        """The newest checkpoint from which the training can go on; others are put aside."""
+        problems: dict[str, str] = {}
+        chosen: Path | None = None
+        needed: Path | None = None  # the best epoch's weights
+        for path in (self.path, self._previous):
+            if chosen is None and path.is_file():
+                try:
+                    needed = self._require(path, keep_best)
+                    chosen = path
+                except UserError as error:
+                    problems[path.name] = str(error)
+        if problems:
+            # What follows may write files of the same names.
+            others = [p.name for p in self.directory.glob("best-*.safetensors") if p != needed]
+            place = put_aside(self.directory, [*problems, *others])
+            then = "starts anew" if chosen is None else "goes on after the epoch before"
+            log(f"  {'; '.join(problems.values())}; it is now in {place}, the training {then}")
+        return chosen
+
+    def _require(self, path: Path, keep_best: str | None) -> Path | None:
+        """Check a checkpoint and the best epoch's weights that belong to it; returns their file.
+
+        Raises:
+            UserError: the training cannot go on from here.
+        """
+        tensors, metadata = read_checkpoint(path, self.identity)
+        try:
+            history = json.loads(metadata["history"])
+            best = best_row(history, keep_best)["epoch"] if keep_best is not None else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged: its history cannot be read ({error})") from None
+        if best is None:
+            return None
+        weights = self._best_path(best)
+        try:
+            _read_best(weights, self.identity)
+        except UserError:
+            if best != len(history):
+                raise
+            # They are those of the checkpoint itself.
+            put_aside(self.directory, [weights.name])
+            told = {**self.identity, "epoch": str(best)}
+            write_tensors(weights, part_of(tensors, "module."), told)
+        return weights
+
+    def _load(self, path: Path) -> list[dict[str, Any]]:
+        tensors, metadata = read_tensors(path)
         history: list[dict[str, Any]] = json.loads(metadata["history"])
         self.module.load_state_dict(part_of(tensors, "module."))
         state: dict[int, dict[str, Any]] = {}
@@ -134,23 +305,24 @@ class Checkpoint:
         if self.scaler is not None:
             self.scaler.load_state_dict(json.loads(metadata.get("scaler", "{}")))
         # A kill between the two files leaves a line too few; the checkpoint is what counts.
-        self._write_metrics(history)
+        _write_metrics(self.directory, history)
         return history
 
     def restore_best(self, history: list[dict[str, Any]], metric: str) -> None:
         """Load the weights of the best epoch."""
         best = best_row(history, metric)["epoch"]
-        self.module.load_state_dict(read_tensors(self._best_path(best))[0])
+        self.module.load_state_dict(_read_best(self._best_path(best), self.identity))
         self._drop_all_but(best)
 
+    @property
+    def _previous(self) -> Path:
+        return self.directory / PREVIOUS
+
     def _best_path(self, epoch: int) -> Path:
-        return self.directory / f"best-{epoch:04d}.safetensors"
+        return self.directory / _best_name(epoch)
 
-    def _drop_all_but(self, epoch: int) -> None:
+    def _drop_all_but(self, *epochs: int) -> None:
+        kept = [self._best_path(epoch) for epoch in epochs]
         for path in self.directory.glob("best-*.safetensors"):
-            if is_first() and path != self._best_path(epoch):
+            if is_first() and path not in kept:
                 path.unlink()
-
-    def _write_metrics(self, history: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in history)
-        write_text(self.directory / "metrics.jsonl", text)

@@ -60,6 +60,7 @@ class Training:
         device: torch.device,
         evaluate: Callable[[], dict[str, float]] | None = None,
         keep_best: str | None = None,
+        fingerprint: str = "",
     ) -> None:
         """Load what was trained before.
 
@@ -74,6 +75,8 @@ class Training:
             evaluate: returns metrics in percent; called after every epoch.
             keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
                 instead of the last epoch's.
+            fingerprint: of what the training depends on; its checkpoints name it, and one of
+                another training is not continued.
         """
         self.module = module.to(device)
         self.batches = batches
@@ -82,8 +85,16 @@ class Training:
         self.evaluate = evaluate
         self.keep_best = keep_best
         self._learn = Step(module, settings, device)
-        self._checkpoint = Checkpoint(directory, module, self._learn.optimizer, self._learn.scaler)
-        self.history = self._checkpoint.resume()
+        self._checkpoint = Checkpoint(
+            directory,
+            module,
+            self._learn.optimizer,
+            self._learn.scaler,
+            role=role,
+            seed=seed,
+            fingerprint=fingerprint,
+        )
+        self.history = self._checkpoint.resume(keep_best)
         recall(role, self.history)
         if self.history and len(self.history) < settings.epochs:
             log(f"  {role}: continues after epoch {len(self.history)}")
@@ -156,7 +167,8 @@ class Training:
         self._advance()
 
     def _finished(self) -> History:
-        """Load the weights that count."""
+        """Load the weights that count, and drop what only an unfinished training needs."""
+        self._checkpoint.drop_previous()
         if self.keep_best is not None:
             self._checkpoint.restore_best(self.history, self.keep_best)
         return self.history

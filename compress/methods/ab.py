@@ -27,8 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, PretrainedMethod, Views, in_float32, pre_activations
-from compress.methods.maps import MapRegressor, align, left_out, stage_pairs
+from compress.methods.blocks.maps import MapRegressor, left_out, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, PretrainedMethod, Views, pre_activations
+from compress.precision import in_float32
 from compress.taps import MapSpec
 
 
@@ -61,7 +62,7 @@ class AB(PretrainedMethod):
 
     def __init__(self, context: Context, *, margin: float = 1.0, pretrain_epochs: int = 30) -> None:
         super().__init__(context, pretrain_epochs)
-        pairs = stage_pairs(context, "ab", kind="pre_activations")
+        pairs = stage_pairs(context, kind="pre_activations")
         if not 0 < margin < math.inf:
             raise ValueError(f"margin is above 0, got {margin}")
         self.margin = margin
@@ -72,7 +73,7 @@ class AB(PretrainedMethod):
         maps = zip(self.connectors, pre_activations(student), strict=False)
         connected = [connector(own) for connector, own in maps]
         targets = pre_activations(teachers[0])
-        aligned = [align(*pair) for pair in zip(connected, targets, strict=False)]
+        aligned = [pool_to_smaller(*pair) for pair in zip(connected, targets, strict=False)]
         own, target = [pair[0] for pair in aligned], [pair[1] for pair in aligned]
         return {"ab": ab_loss(own, target, self.margin)}
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import align, left_out, stage_pairs
+from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -39,7 +40,7 @@ def at_loss(student_map: Tensor, teacher_map: Tensor, power: float = 2.0) -> Ten
     Returns:
         A scalar >= 0 in float32 or wider, mean over images and positions.
     """
-    student_map, teacher_map = align(student_map, teacher_map)
+    student_map, teacher_map = pool_to_smaller(student_map, teacher_map)
     return mse_loss(_attention(student_map, power), _attention(teacher_map, power))
 
 
@@ -58,7 +59,7 @@ class AT(Method):
         super().__init__(context)
         if power < 1:
             raise ValueError(f"power is 1 or more, got {power}")
-        stage_pairs(context, "at")  # refuses networks that it cannot pair
+        stage_pairs(context)  # refuses networks that it cannot pair
         self.power = power
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:

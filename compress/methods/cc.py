@@ -25,11 +25,11 @@ from compress.methods.contract import (
     Method,
     Terms,
     Views,
-    in_float32,
     pooled,
     pooled_widths,
     published,
 )
+from compress.precision import in_float32
 
 
 @in_float32
@@ -57,7 +57,7 @@ class CC(Method):
 
     def __init__(self, context: Context, *, feature_width: int = 128) -> None:
         super().__init__(context)
-        student, teacher = pooled_widths(context, "cc")
+        student, teacher = pooled_widths(context)
         if feature_width < 1:
             raise ValueError(f"feature_width is at least 1, got {feature_width}")
         self.student_embedding = nn.Linear(student, feature_width)

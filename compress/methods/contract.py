@@ -4,18 +4,22 @@ A method is one file: the loss as a pure function and a `Method` that calls it. 
 is a submodule, whatever it remembers is a buffer, and what it needs of a teacher to ship its
 student is copied into its own frozen state. The keyword-only arguments of `__init__`, with the
 paper's defaults, are its arguments in a recipe.
+
+A method never draws from the global generators in a step: `draw` gives numbers that depend on the
+seed, the epoch and the step alone, and that an image has in any number of processes and parts of a
+batch. What keeps rows of a batch gathers them with `distributed.collectives.gathered_in_order`.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.taps import Tapped, TappedForward, Taps, TapSpecs
+from compress.seeding import seed_for
+from compress.taps import MapSpec, Tapped, TappedForward, Taps, TapSpecs
 
 # Per view: what the network showed, None where it does not see the view.
 Views = Sequence[Taps | None]
@@ -112,6 +116,8 @@ class Phase:
     Of `parameters`, those that the loss reaches learn, by the sum of the terms that
     `loss(student, teachers, batch)` returns. `lr` None is that of the main training. Where the loss
     does not read the student, say so: the student is then not run, and its batch norm not moved.
+    `after_step` is called after each step of the phase, as `Method.after_step` is after those of
+    the main training.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Phase:
     loss: Callable[[Views, Sequence[Views], Batch], Mapping[str, Tensor]]
     lr: float | None = None
     reads_student: bool = True
+    after_step: Callable[[], None] | None = None
 
 
 class Method(nn.Module):
@@ -136,6 +143,16 @@ class Method(nn.Module):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context
+        self.seed = 0  # of `draw`; whoever builds the method for a training sets it
+
+    def extend(self, student: Taps) -> Taps:
+        """Return the taps with what the terms and the prediction both need, e.g. a projection.
+
+        Called once in a step for each view that the student sees, before the rows of processes are
+        gathered, so that batch norm in it moves once. `forward`, the losses, `logits` and the
+        losses of phases get the result.
+        """
+        return student
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The method's own terms: named scalars, weighted by `weights.method`."""
@@ -167,11 +184,48 @@ class Method(nn.Module):
     def bind(self, student: Tapped) -> None:
         """Called once with the student, for a method that needs a copy or its parameters."""
 
+    def late_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that learn though no term reaches them in the first batch.
+
+        All others that are not reached there are frozen, so a term that begins later, or that
+        alternates with another, names here what it trains.
+        """
+        return []
+
     def after_step(self) -> None:
-        """Called after each optimiser step: the only place where banks and averages move."""
+        """Called after each optimiser step: the only place where banks and averages move.
+
+        A phase has its own, see `Phase`.
+        """
+
+    def generator(self, batch: Batch, key: str = "") -> torch.Generator:
+        """A generator for a step, the same in all processes and parts of the step's batch.
+
+        It depends on the seed, the epoch, the step and `key`, which keeps several draws of one step
+        apart. Draw from it for all `batch.whole` images, or use `draw`.
+        """
+        parts: list[int | str] = [self.seed, batch.epoch, batch.step, *([key] if key else [])]
+        return torch.Generator(batch.index.device).manual_seed(seed_for(*parts))
+
+    def draw(
+        self,
+        batch: Batch,
+        shape: Sequence[int] = (),
+        *,
+        key: str = "",
+        sample: Callable[..., Tensor] = torch.rand,
+    ) -> Tensor:
+        """Random numbers (N, *shape) for the images of a batch, see `generator`.
+
+        Args:
+            sample: torch.rand, or torch.randn.
+        """
+        generator = self.generator(batch, key)
+        drawn = sample((batch.whole, *shape), generator=generator, device=generator.device)
+        return drawn[batch.start : batch.start + len(batch.index)]
 
     def logits(self, student: Taps) -> Tensor:
-        """The prediction (N, K) from the taps of a student that is being trained.
+        """The prediction (N, K) from the taps, extended, of a student that is being trained.
 
         `deploy` must give the same numbers; the fuse stage proves it on real images.
         """
@@ -215,33 +269,6 @@ class PretrainedMethod(Method):
         return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
 
 
-Loss = TypeVar("Loss", bound=Callable[..., Any])
-
-
-def in_float32(loss: Loss) -> Loss:
-    """Make a loss compute in float32 or wider, inside autocast too.
-
-    Half precision loses the small numbers that relations, divergences and means multiply; tensors
-    among the positional arguments (or in lists there) are widened.
-    """
-
-    @functools.wraps(loss)
-    def widened(*arguments: Any, **settings: Any) -> Any:
-        wide = [_widened(a) for a in arguments]
-        device = next(t for a in wide for t in (a if isinstance(a, list) else [a])).device
-        with torch.autocast(device.type, enabled=False):
-            return loss(*wide, **settings)
-
-    return widened  # type: ignore[return-value]
-
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        is_half = value.is_floating_point() and value.element_size() < 4
-        return value.float() if is_half else value
-    return [_widened(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
 def first(views: Views) -> Taps:
     """The taps of the first view that the network sees."""
     return next(taps for taps in views if taps is not None)
@@ -272,27 +299,44 @@ def pre_activations(views: Views) -> list[Tensor]:
     return first(views).tensors("pre_activations")
 
 
-def only_teacher(context: Context, method: str) -> TeacherContext:
+def only_teacher(context: Context) -> TeacherContext:
     """The one teacher of a method that reads one.
 
     Raises:
         ValueError: there are several.
     """
     if len(context.teachers) != 1:
-        raise ValueError(f"{method} reads one teacher, got {len(context.teachers)}")
+        raise ValueError(f"the method reads one teacher, got {len(context.teachers)}")
     return context.teachers[0]
 
 
-def pooled_widths(context: Context, method: str) -> tuple[int, int]:
+def last_maps(context: Context) -> tuple[MapSpec, MapSpec]:
+    """Last maps of student and teacher, for a method that reads one teacher.
+
+    Raises:
+        ValueError: there are several, or a network has no map whose mean its classifier reads.
+    """
+    teacher = only_teacher(context).taps
+    for who, specs in (("student", context.student), ("teacher", teacher)):
+        if specs.last_map is None:
+            raise ValueError(
+                "the method needs networks that end in global average pooling and a linear layer; "
+                f"the {who} does not"
+            )
+    assert context.student.last_map is not None and teacher.last_map is not None
+    return context.student.last_map, teacher.last_map
+
+
+def pooled_widths(context: Context) -> tuple[int, int]:
     """Widths D of the pooled vectors of student and teacher, for a method that reads one teacher.
 
     Raises:
         ValueError: there are several, or a network has no linear classifier to read from.
     """
-    teacher = only_teacher(context, method).taps
+    teacher = only_teacher(context).taps
     for who, specs in (("student", context.student), ("teacher", teacher)):
         if specs.pooled_width is None:
-            raise ValueError(f"{method} reads what a linear classifier reads; the {who} has none")
+            raise ValueError(f"the method reads what a linear classifier reads; the {who} has none")
     assert context.student.pooled_width is not None and teacher.pooled_width is not None
     return context.student.pooled_width, teacher.pooled_width
 

@@ -34,18 +34,17 @@ from torch.nn.functional import logsigmoid
 
 from compress.data.batch import Batch
 from compress.distributed.collectives import gathered
-from compress.methods import memory_bank
+from compress.methods.blocks import memory_bank
 from compress.methods.contract import (
     Context,
     Method,
     Terms,
     Views,
-    in_float32,
     pooled,
     pooled_widths,
     published,
 )
-from compress.seeding import seed_for
+from compress.precision import in_float32
 
 EPSILON = 1e-7
 # exp(1 / tau) and Z must fit float32; the paper tries 0.02 to 0.3.
@@ -156,26 +155,22 @@ class CRD(Method):
         self.sampler = memory_bank.ClassSampler(context.labels, negatives)
         pairs = [replace(context, teachers=(teacher,)) for teacher in context.teachers]
         self.contrasts = nn.ModuleList(
-            Contrast(*pooled_widths(pair, "CRD"), features, rows) for pair in pairs
+            Contrast(*pooled_widths(pair), features, rows) for pair in pairs
         )
         self._bank_remark = memory_bank.bank_remark(rows, features, len(context.teachers))
-        # Draws are keyed by the step, so a step has the same ones whatever ran before it.
-        self._seed = int(torch.randint(2**62, (), device="cpu"))
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `crd`."""
-        drawn = self.draw(batch)
+        drawn = self.draw_rows(batch)
         terms = [
             contrast(pooled(student), pooled(teacher), batch.index, drawn, self.temperature)
             for contrast, teacher in zip(self.contrasts, teachers, strict=True)
         ]
         return {"crd": torch.stack(terms).sum()}
 
-    def draw(self, batch: Batch) -> Tensor:
+    def draw_rows(self, batch: Batch) -> Tensor:
         """Rows of the banks for each image of a batch: the positive, then the negatives."""
-        generator = torch.Generator(batch.index.device)
-        generator.manual_seed(seed_for(self._seed, batch.epoch, batch.step))
-        place = batch.start, batch.whole
+        generator, place = self.generator(batch), (batch.start, batch.whole)
         negatives = self.sampler.others(batch.labels, generator, *place)
         exact = self.mode == "exact"
         positive = batch.index if exact else self.sampler.same(batch.labels, generator, *place)

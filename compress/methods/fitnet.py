@@ -4,7 +4,7 @@ L = mean over N, C_t, H, W of (R(S) - T)^2, with the maps S (N, C_s, ...) and T 
 one stage of student and teacher. The regressor R is a convolution that meets the teacher's width
 and size, batch norm and ReLU; it trains with the student and does not ship. Sizes that the
 convolution does not meet are met by average-pooling the larger of R(S) and T; see
-`compress.methods.maps.MapRegressor`.
+`compress.methods.blocks.maps.MapRegressor`.
 
 Taps: stage `hint` of both, counted from 1 at the fine end. hint = 2 as in the CRD repository (its
 default index into [stem, stages..., pooled]); the SimKD repository has 1. Weight 100 as there. The
@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import MapRegressor, align, stage_pairs
+from compress.methods.blocks.maps import MapRegressor, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -39,7 +40,7 @@ def fitnet_loss(regressed: Tensor, teacher_map: Tensor) -> Tensor:
     Returns:
         A scalar >= 0 in float32 or wider, mean over every element.
     """
-    return mse_loss(*align(regressed, teacher_map))
+    return mse_loss(*pool_to_smaller(regressed, teacher_map))
 
 
 class FitNet(Method):
@@ -51,7 +52,7 @@ class FitNet(Method):
 
     def __init__(self, context: Context, *, hint: int = 2) -> None:
         super().__init__(context)
-        pairs = stage_pairs(context, "fitnet")
+        pairs = stage_pairs(context)
         if not 1 <= hint <= len(pairs):
             raise ValueError(
                 f"hint is a stage that both networks have, 1 to {len(pairs)} here, got {hint}"

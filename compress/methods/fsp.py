@@ -24,16 +24,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.contract import (
-    Context,
-    PretrainedMethod,
-    Views,
-    first,
-    in_float32,
-    only_teacher,
-    stages,
-)
-from compress.methods.maps import align
+from compress.methods.blocks.maps import pool_to_smaller
+from compress.methods.contract import Context, PretrainedMethod, Views, first, only_teacher, stages
+from compress.precision import in_float32
 from compress.taps import TapSpecs
 
 
@@ -59,7 +52,7 @@ def _flows(maps: list[Tensor]) -> list[Tensor]:
     """Gram matrices of consecutive maps, each (N, C_{i+1}, C_i)."""
     flows = []
     for pair in pairwise(maps):
-        fine, coarse = (m.flatten(2) for m in align(*pair))
+        fine, coarse = (m.flatten(2) for m in pool_to_smaller(*pair))
         flows.append(coarse @ fine.mT / fine.shape[-1])
     return flows
 
@@ -72,12 +65,12 @@ class FSP(PretrainedMethod):
 
     def __init__(self, context: Context, *, pretrain_epochs: int = 30) -> None:
         super().__init__(context, pretrain_epochs)
-        own, target = context.student, only_teacher(context, "fsp").taps
+        own, target = context.student, only_teacher(context).taps
         self.with_stem = own.stem is not None and target.stem is not None
         widths = self._widths(own), self._widths(target)
         if widths[0] != widths[1] or len(widths[0]) < 2:
             raise ValueError(
-                "fsp needs two or more feature maps of the same widths in both networks, "
+                "the method needs two or more feature maps of the same widths in both networks, "
                 f"got {_listed(widths[0])} in the student and {_listed(widths[1])} in the teacher"
             )
 

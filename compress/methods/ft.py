@@ -30,17 +30,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.contract import (
-    Context,
-    Method,
-    Phase,
-    Terms,
-    Views,
-    in_float32,
-    published,
-    stages,
-)
-from compress.methods.maps import align, stage_pairs
+from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Phase, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -56,7 +48,7 @@ def ft_loss(student_factor: Tensor, teacher_factor: Tensor) -> Tensor:
     """
     own, target = (
         normalize(factor.square().mean(1).flatten(1))
-        for factor in align(student_factor, teacher_factor)
+        for factor in pool_to_smaller(student_factor, teacher_factor)
     )
     return (own - target).abs().mean()
 
@@ -96,12 +88,12 @@ class FT(Method):
         paraphraser_lr: float | None = 0.01,
     ) -> None:
         super().__init__(context)
-        stage_pairs(context, "ft")  # refuses several teachers, and networks without maps
+        stage_pairs(context)  # refuses several teachers, and networks without maps
         own, target = context.student.stages[-1], context.teachers[0].taps.stages[-1]
         if min(own.height, target.height) * min(own.width, target.width) == 1:
             raise ValueError(
-                "ft compares how the last stage maps spread over their pixels, and one of them "
-                "has a single pixel; choose larger images or another pair"
+                "the method compares how the last stage maps spread over their pixels, and one of "
+                "them has a single pixel; choose larger images or another pair"
             )
         if not 1 <= target.channels * paraphrase_rate < math.inf:
             raise ValueError(

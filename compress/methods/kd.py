@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32
+from compress.methods.contract import Context, Method, Terms, Views
+from compress.precision import in_float32
 
 
 @in_float32

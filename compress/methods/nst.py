@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import align, left_out, stage_pairs
+from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -40,7 +41,7 @@ def nst_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Returns:
         A scalar in float32 or wider, mean over images; >= 0 but for rounding.
     """
-    student_map, teacher_map = align(student_map, teacher_map)
+    student_map, teacher_map = pool_to_smaller(student_map, teacher_map)
     student = normalize(student_map.flatten(2), dim=2)
     teacher = normalize(teacher_map.flatten(2), dim=2)
     within_teacher = _mean_kernel(teacher, teacher).detach()
@@ -67,7 +68,7 @@ class NST(Method):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        stage_pairs(context, "nst")  # refuses networks that it cannot pair
+        stage_pairs(context)  # refuses networks that it cannot pair
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `nst`, summed over the pairs."""

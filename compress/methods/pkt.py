@@ -7,8 +7,9 @@ its norm + e, e = 1e-7; sums and the mean take j = i along.
 
 Taps: pooled vectors of both, of any widths. Form, e and the weight 30000 are those of the CRD
 repository, which has them from the paper's author; the weight is large because the mean is over all
-N^2 pairs. A vector of zeros has cosine 0 to all others and here a gradient of 0 through its norm,
-where the repository has NaN. In a batch of one both P are 1 and the term is 0.
+N^2 pairs. A vector of zeros has cosine 0 to all others; vectors whose norm is below 1e-3 of the
+mean norm fade out towards it (`blocks.directions.fading`), where the repository's gradient grows to
+1e7, and is NaN at 0. In a batch of one both P are 1 and the term is 0.
 
 Paper (CRD Table 1, last epoch): resnet32x4 -> resnet8x4 on CIFAR-100 73.64.
 """
@@ -20,16 +21,17 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
+from compress.methods.blocks.directions import fading
 from compress.methods.contract import (
     Context,
     Method,
     Terms,
     Views,
-    in_float32,
     pooled,
     pooled_widths,
     published,
 )
+from compress.precision import in_float32
 
 EPSILON = 1e-7
 
@@ -53,7 +55,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def _neighbours(features: Tensor) -> Tensor:
     """P (N, N), rows sum to 1."""
     norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    unit = features / (norms + EPSILON)
+    unit = features / (norms + EPSILON) * fading(norms, norms.mean())
     similarities = (unit @ unit.T + 1) / 2
     return similarities / similarities.sum(1, keepdim=True)
 
@@ -68,7 +70,7 @@ class PKT(Method):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        pooled_widths(context, "pkt")
+        pooled_widths(context)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `pkt`."""

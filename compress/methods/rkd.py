@@ -8,9 +8,10 @@ entries.
 
 Taps: pooled vectors of both, of any widths. w_d = 25 and w_a = 50 are the paper's and those of the
 CRD repository, whose weight of the whole term is 1. Its distances are at least 1e-6 between two
-different samples, as here, so that they all count in m. Two samples that are closer than that have
-no direction here (e = 0): the repository divides by 1e-12 there, which has the same value where
-they are equal, but a gradient of 1e12. A batch of one has no pairs; its term is 0.
+different samples, as here, so that they all count in m. The direction e of two samples that are
+closer than 1e-3 m fades out here, to 0 where they are equal (`blocks.directions.fading`): the
+repository divides by their distance, or by 1e-12 where it is less, so that its value jumps when two
+samples meet and its gradient grows to 1e12. A batch of one has no pairs; its term is 0.
 
 The angles are N^3 numbers. Up to four such float32 tensors live at once in a step (both networks'
 angles, their difference, its gradient), so batches are at most 300: 4 * 4 * 300^3 bytes = 432 MB.
@@ -28,16 +29,17 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from compress.data.batch import Batch
+from compress.methods.blocks.directions import fading
 from compress.methods.contract import (
     Context,
     Method,
     Terms,
     Views,
-    in_float32,
     pooled,
     pooled_widths,
     published,
 )
+from compress.precision import in_float32
 
 CLOSEST = 1e-6  # the smallest distance of two samples
 LARGEST_BATCH = 300
@@ -62,27 +64,26 @@ def rkd_loss(
     """
     directions_s, distances_s = _pairs(student)
     directions_t, distances_t = _pairs(teacher)
-    distance = smooth_l1_loss(_relative(distances_s), _relative(distances_t))
+    distance = smooth_l1_loss(distances_s, distances_t)
     angle = smooth_l1_loss(directions_s @ directions_s.mT, directions_t @ directions_t.mT)
     return distance_weight * distance + angle_weight * angle
 
 
 def _pairs(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors e_ij (N, N, C) from sample i to j and distances (N, N), 0 on the diagonal."""
+    """Unit vectors e_ij (N, N, C) from sample i to j; distances (N, N) relative to their mean.
+
+    The mean is that of the positive distances, which are those off the diagonal.
+    """
     steps = features[None] - features[:, None]
     lengths = torch.linalg.vector_norm(steps, dim=2)
-    distances = lengths.clamp(min=CLOSEST)
-    # A factor rather than a division, whose gradient is huge or NaN where samples coincide.
-    directions = steps * ((lengths > CLOSEST) / distances)[..., None]
     same = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    return directions, distances.masked_fill(same, 0)
-
-
-def _relative(distances: Tensor) -> Tensor:
-    """Distances divided by the mean of the positive ones, which are those off the diagonal."""
-    count = len(distances) * (len(distances) - 1)
+    bounded = lengths.clamp(min=CLOSEST)
+    distances = bounded.masked_fill(same, 0)
     # The lower bound is reached by a batch of one alone, whose mean has no terms.
-    return distances / (distances.sum() / max(count, 1)).clamp(min=CLOSEST)
+    mean = (distances.sum() / max(len(features) * (len(features) - 1), 1)).clamp(min=CLOSEST)
+    # A factor rather than a division, whose gradient is huge or NaN where samples coincide.
+    directions = steps * (fading(lengths, mean) / bounded)[..., None]
+    return directions, distances / mean
 
 
 class RKD(Method):
@@ -97,14 +98,14 @@ class RKD(Method):
         self, context: Context, *, distance_weight: float = 25.0, angle_weight: float = 50.0
     ) -> None:
         super().__init__(context)
-        pooled_widths(context, "rkd")
+        pooled_widths(context)
         for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
             if not 0 <= weight < math.inf:
                 raise ValueError(f"{name} is at least 0, got {weight}")
         if context.batch_size > LARGEST_BATCH:
             raise ValueError(
-                f"rkd compares batch_size^3 angles, so batch_size is at most {LARGEST_BATCH} "
-                f"({_ANGLES_MB} MB), got {context.batch_size}"
+                f"the method compares batch_size^3 angles, so batch_size is at most "
+                f"{LARGEST_BATCH} ({_ANGLES_MB} MB), got {context.batch_size}"
             )
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import align, stage_pairs
+from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -45,7 +46,9 @@ def similarity_rows(maps: Tensor, batch_size: int) -> Tensor:
     """
     count = len(maps)
     if count > batch_size:
-        raise ValueError(f"semckd was built for batches of up to {batch_size} images, got {count}")
+        raise ValueError(
+            f"the method was built for batches of up to {batch_size} images, got {count}"
+        )
     flat = maps.flatten(1)
     return pad(flat @ flat.T, (0, batch_size - count))
 
@@ -118,12 +121,12 @@ class SemCKD(Method):
 
     def __init__(self, context: Context, *, temperature: float = 1.0) -> None:
         super().__init__(context)
-        stage_pairs(context, "semckd")  # refuses several teachers, and networks without maps
+        stage_pairs(context)  # refuses several teachers, and networks without maps
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature is above 0, got {temperature}")
         if context.batch_size < 4:
             raise ValueError(
-                "semckd gives each sample batch_size // 4 numbers and needs a batch size of "
+                "the method gives each sample batch_size // 4 numbers and needs a batch size of "
                 f"4 or more, got {context.batch_size}"
             )
         self.temperature = temperature
@@ -142,7 +145,7 @@ class SemCKD(Method):
         )
         distances = []
         for pair, projection in zip(product(own, target), self.projections, strict=True):
-            source, goal = align(*pair)
+            source, goal = pool_to_smaller(*pair)
             distances.append(squared_distances(projection(source), goal))
         return {"semckd": semckd_loss(weights, torch.stack(distances, 1).view_as(weights))}
 

@@ -27,15 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.contract import (
-    Context,
-    Method,
-    Terms,
-    Views,
-    in_float32,
-    last_map,
-    only_teacher,
-)
+from compress.methods.contract import Context, Method, Terms, Views, first, last_map, last_maps
+from compress.precision import in_float32
 from compress.taps import Taps, encoder_until
 
 
@@ -107,26 +100,19 @@ class SimKD(Method):
 
     def __init__(self, context: Context, *, reduction: int = 2, depthwise: bool = False) -> None:
         super().__init__(context)
-        teacher = only_teacher(context, "simkd")
-        student_map, teacher_map = context.student.last_map, teacher.taps.last_map
-        if student_map is None or teacher_map is None or teacher.weight is None:
-            who = "student" if student_map is None else "teacher"
-            raise ValueError(
-                f"simkd needs networks that end in global average pooling and a linear layer; "
-                f"the {who} does not"
-            )
+        student_map, teacher_map = last_maps(context)
+        teacher = context.teachers[0]
+        if teacher.weight is None:
+            raise ValueError("the method reuses the teacher's linear classifier; it has none")
         if not 1 <= reduction <= teacher_map.channels:
             raise ValueError(f"reduction is 1 to {teacher_map.channels}, got {reduction}")
-        stride = student_map.height / teacher_map.height
-        if stride > 1 and stride != int(stride):
-            raise ValueError(
-                f"simkd pools the student's {student_map.height}-pixel map to the teacher's "
-                f"{teacher_map.height} by a whole stride, which {stride:.2f} is not; "
-                "choose another image size or pair"
-            )
+        strides = (
+            _stride(student_map.height, teacher_map.height),
+            _stride(student_map.width, teacher_map.width),
+        )
         self.last_map_path = student_map.path
         # A fixed stride, not a fixed size: what ships takes other image sizes.
-        self.shrink = nn.AvgPool2d(int(stride)) if stride > 1 else nn.Identity()
+        self.shrink = nn.AvgPool2d(strides) if max(strides) > 1 else nn.Identity()
         self.projector = Projector(
             student_map.channels, teacher_map.channels, reduction, depthwise=depthwise
         )
@@ -138,18 +124,31 @@ class SimKD(Method):
                 self.classifier.bias.copy_(teacher.bias)
         self.classifier.requires_grad_(False)
 
+    def extend(self, student: Taps) -> Taps:
+        """Add `projected`, P(F_s)."""
+        projected = self.projector(self.shrink(last_map([student])))
+        return Taps(student, projected=projected)
+
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `simkd`."""
-        projected = self.projector(self.shrink(last_map(student)))
-        return {"simkd": simkd_loss(projected, last_map(teachers[0]))}
+        return {"simkd": simkd_loss(first(student).tensor("projected"), last_map(teachers[0]))}
 
     def logits(self, student: Taps) -> Tensor:
         """See `Method.logits`."""
-        features = self.projector(self.shrink(last_map([student])))
-        logits: Tensor = self.classifier(features.mean((2, 3)))
+        logits: Tensor = self.classifier(student.tensor("projected").mean((2, 3)))
         return logits
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """See `Method.deploy`."""
         encoder = encoder_until(student, self.last_map_path)
         return Deployed(encoder, self.shrink, self.projector, self.classifier)
+
+
+def _stride(student: int, teacher: int) -> int:
+    """Pixels of the student's map for each of the teacher's, 1 where the teacher's is larger."""
+    if student > teacher and student % teacher:
+        raise ValueError(
+            f"the student's {student}-pixel map is pooled to the teacher's {teacher} by a whole "
+            f"stride, which {student / teacher:.2f} is not; choose another image size or pair"
+        )
+    return max(1, student // teacher)

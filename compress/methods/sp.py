@@ -2,8 +2,9 @@
 
 L = 1 / N^2 * sum_ij (G_t[i, j] - G_s[i, j])^2, with G the matrix X X^T (N, N) of the images of a
 batch, each row divided by its L2 norm, and X (N, C*H*W) the flattened map of student or teacher.
-Neither channels nor sizes need agree. The row of an image whose map is all zero stays 0 (the norm
-is kept above 1e-12, which changes no other value). A batch of one has L = 0.
+Neither channels nor sizes need agree. Rows whose norm is below 1e-3 of the mean norm fade out, to 0
+where the map of the image is all zero (`blocks.directions.fading`; the repositories divide by the
+norm, or by 1e-12 where it is less, and have a gradient of up to 1e12). A batch of one has L = 0.
 
 Taps: the deepest stage map of both; the paper sums over chosen layers, the CRD and SimKD
 repositories take this one, which for MobileNetV2 and ShuffleNetV2 stands before the last 1x1
@@ -16,12 +17,15 @@ KD stands beside it, best on test: 74.29 +- 0.07.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import stage_pairs
+from compress.methods.blocks.directions import fading
+from compress.methods.blocks.maps import stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -40,7 +44,9 @@ def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 def _similarities(maps: Tensor) -> Tensor:
     flat = maps.flatten(1)
-    return normalize(flat @ flat.T, dim=1)
+    products = flat @ flat.T
+    norms: Tensor = torch.linalg.vector_norm(products, dim=1, keepdim=True)
+    return normalize(products, dim=1) * fading(norms, norms.mean())
 
 
 class SP(Method):
@@ -53,7 +59,7 @@ class SP(Method):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        stage_pairs(context, "sp")  # refuses several teachers and networks without stage maps
+        stage_pairs(context)  # refuses several teachers and networks without stage maps
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `sp`."""

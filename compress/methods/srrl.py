@@ -32,7 +32,6 @@ from compress.methods.contract import (
     Terms,
     Views,
     first,
-    in_float32,
     last_map,
     logits_of,
     only_teacher,
@@ -40,6 +39,7 @@ from compress.methods.contract import (
     pooled_widths,
     published,
 )
+from compress.precision import in_float32
 
 
 @in_float32
@@ -91,8 +91,8 @@ class SRRL(Method):
 
     def __init__(self, context: Context, *, connect: Literal["pooled", "map"] = "pooled") -> None:
         super().__init__(context)
-        student_width, teacher_width = pooled_widths(context, "srrl")
-        teacher = only_teacher(context, "srrl")
+        student_width, teacher_width = pooled_widths(context)
+        teacher = only_teacher(context)
         self.connector: nn.Module
         if connect == "pooled":
             self.connector = nn.Sequential(
@@ -104,7 +104,7 @@ class SRRL(Method):
             spec = context.student.last_map
             if spec is None:
                 raise ValueError(
-                    "srrl with connect: map reads the student's last map before global pooling, "
+                    "connect: map reads the student's last map before global pooling, "
                     "and it has none; take connect: pooled"
                 )
             self.student_taps = ("last_map",)

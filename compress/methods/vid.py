@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, in_float32, published, stages
-from compress.methods.maps import align, left_out, stage_pairs
+from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
+from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.precision import in_float32
 
 
 @in_float32
@@ -69,7 +70,7 @@ class Prediction(nn.Module):
         self.minimum_variance = minimum_variance
 
     def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
-        own, target = align(student_map, teacher_map)
+        own, target = pool_to_smaller(student_map, teacher_map)
         loss: Tensor = vid_loss(self.mean(own), target, self.log_scale, self.minimum_variance)
         return loss
 
@@ -96,7 +97,7 @@ class VID(Method):
             )
         self.predictions = nn.ModuleList(
             Prediction(s.channels, t.channels, initial_variance, minimum_variance)
-            for s, t in stage_pairs(context, "vid")
+            for s, t in stage_pairs(context)
         )
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ rebuilding it nor cutting out its encoder needs a teacher.
 
 import platform
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,28 @@ from torch import Tensor, nn
 from compress import __version__, models
 from compress.data.images import Preprocessing
 from compress.distributed.collectives import by_first
-from compress.engine.checkpoint import part_of, read_history, trained_epoch, trained_state
+from compress.engine.checkpoint import (
+    checkpoint_path,
+    part_of,
+    read_history,
+    trained_epoch,
+    trained_state,
+)
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.contract import Context, Method, TeacherContext
+from compress.model_files.descriptions import FORMAT, read_description
 from compress.models import user_code
+from compress.models.arguments import without_sources
+from compress.models.memory import limited_by
 from compress.seeding import seeded
 from compress.storage.files import read_mapping, read_tensors, write_json, write_tensors
 from compress.storage.fingerprints import sha256_file
+from compress.storage.integrity import require_seal, require_whole
 from compress.taps import MapSpec, TapSpecs, encoder_until
 from compress.taps.discovery import switch_off_inplace
 
-FORMAT = 1
-_KEYS = {
-    *("architecture", "num_classes", "class_names", "input_shape", "preprocessing", "taps"),
-    *("method", "fingerprint"),
-}
+_LARGEST_TRIED = 1024  # pixels
 # The plain numbers of a method's context.
 _NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
 
@@ -75,9 +82,10 @@ def describe(
 ) -> dict[str, Any]:
     """What every model file says of itself; `architecture` is {"name", "arguments"}."""
     name = architecture["name"]
+    arguments = without_sources(name, architecture["arguments"])
     return {
         "format": FORMAT,
-        "architecture": dict(architecture),
+        "architecture": {**architecture, "arguments": arguments},
         "code": user_code.provenance(name) if user_code.is_user_code(name) else None,
         "num_classes": len(class_names),
         "class_names": list(class_names),
@@ -124,8 +132,13 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         labels=torch.zeros(0, dtype=torch.long),
         **{key: content[key] for key in _NUMBERS},
     )
-    with seeded(0, "method", content["name"]):
-        return METHODS[content["name"]](context, **content["arguments"])
+    try:
+        with seeded(0, "method", content["name"]):
+            return METHODS[content["name"]](context, **content["arguments"])
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"a description's method '{content['name']}' does not fit its taps: {error}"
+        ) from error
 
 
 def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> str:
@@ -137,32 +150,40 @@ def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, 
 
 
 def load_description(folder: Path, name: str = "student") -> dict[str, Any]:
-    """The description beside a model file."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise UserError(f"{path} not found; a model file needs its description beside it")
-    content = read_mapping(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
-    if content.get("code"):
-        user_code.verify(content["architecture"]["name"], content["code"], path)
-    missing = sorted(_KEYS - {*content})
-    if missing:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    return content
+    """The description beside a model file, see `compress.model_files.descriptions`."""
+    return read_description(folder / f"{name}.json")
 
 
-def build_plain(description: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """The described architecture with random weights and its own classifier."""
-    architecture = description["architecture"]
-    network = models.build(
-        architecture["name"],
-        num_classes=description["num_classes"],
-        seed=seed,
-        **architecture["arguments"],
-    )
+def build_plain(
+    description: Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    seed: int = 0,
+    role: str = "student",
+    weights: Path | None = None,
+) -> nn.Module:
+    """The described architecture with random weights and its own classifier.
+
+    Args:
+        num_classes: of the classifier, by default as described.
+        weights: the file beside the description; a network that it cannot hold is not built.
+    """
+    name = description["architecture"]["name"]
+    with _limit(name, weights):
+        network = models.build(
+            name,
+            num_classes=num_classes or description["num_classes"],
+            seed=seed,
+            role=role,
+            **without_sources(name, description["architecture"]["arguments"]),
+        )
     switch_off_inplace(network)  # as it was when it was tapped
     return network
+
+
+def _limit(name: str, weights: Path | None) -> AbstractContextManager[None]:
+    # Code that is trusted may allocate what it likes.
+    return nullcontext() if weights is None or user_code.needs_trust(name) else limited_by(weights)
 
 
 def load_student(folder: Path, name: str = "student") -> Student:
@@ -173,13 +194,18 @@ def load_student(folder: Path, name: str = "student") -> Student:
     Raises:
         UserError: a file is missing, damaged or does not fit its description.
     """
+    require_whole(folder, name)
     description = load_description(folder, name)
-    network = build_plain(description)
-    if description["method"] is not None:
-        network = rebuild_method(description["method"]).deploy(network)
     path = folder / f"{name}.safetensors"
+    network = build_plain(description, weights=path)
+    if description["method"] is not None:
+        with limited_by(path):
+            method = rebuild_method(description["method"])
+        network = method.deploy(network)
     _load_exactly(network, read_tensors(path)[0], path)
-    return Student(network.eval(), description)
+    shape = Preprocessing.from_dict(description["preprocessing"]).input_shape
+    _require_output(network.eval(), shape, (description["num_classes"],), str(path))
+    return Student(network, description)
 
 
 def load_unfinished(folder: Path) -> Student:
@@ -189,17 +215,28 @@ def load_unfinished(folder: Path) -> Student:
     its description's `metrics` are those of that epoch, and `interrupted` names both.
 
     Raises:
-        UserError: no epoch was finished, or a file is damaged.
+        UserError: no epoch was finished, or a file is damaged or of another training.
     """
-    history = read_history(folder)
-    if not history or not (folder / "description.json").is_file():
+    path = folder / "description.json"
+    # What the stage calls the training, see `compress.engine.checkpoint`.
+    role = f"distill/{folder.name}" if folder.parent.name == "distill" else None
+    try:
+        history = read_history(folder, role)
+        state = trained_state(folder, role) if history else {}
+        content = read_mapping(path) if path.is_file() else {}
+        require_seal(content, path, {*content} - {"digest"})
+    except UserError as error:
+        raise UserError(f"{error}; run the recipe again, it goes on from what is whole") from None
+    if not history or not content:
         raise UserError(f"{folder} holds no whole epoch of a student's training yet")
-    description = load_description(folder, "description")
-    state = trained_state(folder)
-    network = build_plain(description)
+    description = load_description(folder, path.stem)
+    description.pop("digest", None)
+    weights = checkpoint_path(folder)
+    network = build_plain(description, weights=weights)
     _load_exactly(network, part_of(state, "student."), folder)
     if description["method"] is not None:
-        method = rebuild_method(description["method"])
+        with limited_by(weights):
+            method = rebuild_method(description["method"])
         # Banks and the like are as long as the training set, which is not here.
         own = method.state_dict()
         found = part_of(state, "method.")
@@ -211,6 +248,33 @@ def load_unfinished(folder: Path) -> Student:
     description["metrics"] = {k: v for k, v in row.items() if "percent" in k}
     description["interrupted"] = {"after_epoch": len(history), "weights_of_epoch": epoch}
     return Student(network.eval(), description)
+
+
+@torch.no_grad()
+def _require_output(
+    network: nn.Module, shape: tuple[int, int, int], expected: tuple[int, ...], origin: str
+) -> None:
+    """Refuse a network whose output for one image is not what its description says.
+
+    Images so large that one is a burden are not tried.
+    """
+    if shape[1] > _LARGEST_TRIED:
+        return
+    training = network.training
+    try:
+        found = tuple(network.eval()(torch.zeros(1, *shape)).shape[1:])
+    except Exception as error:  # shapes that no training wrote fail in many ways
+        raise UserError(
+            f"{origin} does not fit its description: the network cannot run on an image of "
+            f"{shape[1]} pixels ({' '.join(str(error).split())})"
+        ) from error
+    finally:
+        network.train(training)
+    if found != expected:
+        raise UserError(
+            f"{origin} does not fit its description: of an image of {shape[1]} pixels the network "
+            f"makes {found}, described is {expected}"
+        )
 
 
 def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -230,7 +294,7 @@ def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], path: Path) -
 
 def encoder_state(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Tensor]:
     """Of a deployed network's tensors the student's own, under the plain architecture's names."""
-    return part_of(state, description["encoder_prefix"])
+    return part_of(state, description.get("encoder_prefix", ""))
 
 
 def cut_encoder(
@@ -253,7 +317,10 @@ def cut_encoder(
     own = network.state_dict()
     found = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     network.load_state_dict(found, strict=False)
-    body = encoder_until(network, specs.last_map.path)
+    last = specs.last_map
+    body = encoder_until(network, last.path)
+    expected = (last.channels, last.height, last.width)
+    _require_output(body, preprocessing.input_shape, expected, origin)
     needed = body.state_dict().keys()
     matched = 100 * len(needed & found.keys()) / len(needed)
     return Encoder(body, specs.last_map, preprocessing, matched)
@@ -265,10 +332,12 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
     Args:
         weights: False leaves the random initialisation keyed by `seed`: training from scratch.
     """
+    require_whole(folder, "student")
     description = load_description(folder)
-    state = read_tensors(folder / "student.safetensors")[0] if weights else {}
+    path = folder / "student.safetensors"
+    state = read_tensors(path)[0] if weights else {}
     return cut_encoder(
-        build_plain(description, seed=seed),
+        build_plain(description, seed=seed, weights=path),
         TapSpecs.from_dict(description["taps"]),
         Preprocessing.from_dict(description["preprocessing"]),
         encoder_state(state, description),

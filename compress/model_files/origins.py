@@ -17,9 +17,11 @@ from compress.model_files.artifacts import (
     load_description,
 )
 from compress.model_files.plain import State, plain_description, plain_state
+from compress.model_files.weight_checks import check_finite, check_kinds
 from compress.recipe.files import load_resolved
 from compress.storage.files import read_tensors
 from compress.storage.fingerprints import fingerprint_of, sha256_file
+from compress.storage.integrity import require_whole
 from compress.taps import TapSpecs
 
 _FORMS = (
@@ -36,7 +38,8 @@ class Origin:
     """A student's (or teacher's) network and the weights of its encoder.
 
     `description` is what a model file says of itself (see `compress.model_files.artifacts`), `read`
-    gives the weights under the names of the plain architecture, `digest` identifies both.
+    gives the weights under the names of the plain architecture, `digest` identifies both. `weights`
+    is the file beside the description, where there is one.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Origin:
     read: Callable[[], State]
     digest: str
     allow_partial: bool = False
+    weights: Path | None = None
 
     @property
     def taps(self) -> TapSpecs:
@@ -83,8 +87,9 @@ class Origin:
         return self._built(weights, seed)[0]
 
     def _built(self, weights: bool, seed: int) -> tuple[nn.Module, Encoder]:
-        network = build_plain(self.description, seed=seed)
+        network = build_plain(self.description, seed=seed, weights=self.weights)
         state = self.read() if weights else {}
+        check_kinds(state, network.state_dict(), self.given)
         encoder = cut_encoder(network, self.taps, self.preprocessing, state, self.name)
         if weights and encoder.matched_percent < 100 and not self.allow_partial:
             raise UserError(
@@ -92,12 +97,7 @@ class Origin:
                 "found in the file; it was written for another architecture (--allow-partial "
                 "takes it all the same)."
             )
-        for name, tensor in encoder.body.state_dict().items():
-            if not tensor.isfinite().all():
-                raise UserError(
-                    f"{self.given}: not all values of '{name}' are finite numbers; give the "
-                    "weights of a training that did not diverge."
-                )
+        check_finite(encoder.body.state_dict(), self.given)
         return network, encoder
 
 
@@ -147,6 +147,7 @@ def _main_label(run: Path) -> str:
 
 
 def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Origin:
+    require_whole(folder, name)
     description = load_description(folder, name)
     weights = folder / f"{name}.safetensors"
     if not weights.is_file():
@@ -157,7 +158,7 @@ def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Orig
     def read() -> State:
         return encoder_state(read_tensors(weights)[0], description)
 
-    return Origin(label, given, description, read, digest, allow_partial)
+    return Origin(label, given, description, read, digest, allow_partial, weights)
 
 
 def _plain(model: str, weights: str, given: str, allow_partial: bool) -> Origin:

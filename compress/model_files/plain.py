@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress import models
@@ -31,12 +32,14 @@ def plain_description(model: str, state: State | None, given: str | None) -> dic
     """
     shown = _CIFAR if model in models.MODELS else _IMAGENET
     classes = 100 if model in models.MODELS else 1000
-    specs, names = _tapped(model, classes, shown)
-    weight = (state or {}).get(f"{specs.classifier}.weight")
-    if weight is not None and len(weight) != classes:
+    specs, shapes = _tapped(model, classes, shown)
+    name = f"{specs.classifier}.weight"
+    weight = (state or {}).get(name)
+    # One of another shape is told when it is loaded.
+    if weight is not None and weight.ndim and weight.shape[1:] == shapes.get(name, ())[1:]:
         classes = len(weight)
-        specs, names = _tapped(model, classes, shown)
-    if given is not None and (extra := sorted({*(state or {})} - names)):
+        specs, shapes = _tapped(model, classes, shown)
+    if given is not None and (extra := sorted({*(state or {})} - {*shapes})):
         raise UserError(
             f"{given}: {len(extra)} tensors of the file are none of the network's, first "
             f"'{extra[0]}'; it was written for another architecture (--allow-partial leaves them)."
@@ -53,10 +56,13 @@ def plain_description(model: str, state: State | None, given: str | None) -> dic
 
 
 @cache
-def _tapped(model: str, classes: int, shown: Preprocessing) -> tuple[TapSpecs, frozenset[str]]:
-    """Taps and tensor names of an architecture."""
+def _tapped(
+    model: str, classes: int, shown: Preprocessing
+) -> tuple[TapSpecs, Mapping[str, torch.Size]]:
+    """Taps and the shapes of the tensors of an architecture."""
     network = models.build(model, num_classes=classes)
-    return discover(network, shown.input_shape, model), frozenset(network.state_dict())
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    return discover(network, shown.input_shape, model), shapes
 
 
 def plain_state(model: str, weights: str) -> State:

@@ -2,6 +2,8 @@
 
 import argparse
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from compress.errors import UserError, nearest
+from compress.errors import UserError, in_one_line, nearest
+from compress.model_files.weight_checks import check_finite, check_kinds, check_plain
 from compress.storage.files import read_tensors
 
 # Keys under which training scripts usually wrap the weights.
@@ -56,35 +59,61 @@ def published_state(model: str, weights: str) -> Mapping[str, Tensor] | None:
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from `.safetensors` or a `torch.save` file, wrappers and prefixes removed."""
+    """A state dict from `.safetensors` or a `torch.save` file, wrappers and prefixes removed.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds anything else than plain tensors.
+    """
     if not path.is_file():
         raise UserError(f"weights file '{path}' not found (looked in {Path.cwd()})")
-    if path.suffix == ".safetensors":
-        state: Any = read_tensors(path)[0]
-    else:
-        try:
-            with torch.serialization.safe_globals(_PLAIN_VALUES):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise UserError(
-                f"{path} holds Python objects, which are never executed here; save the "
-                "state_dict alone, with torch.save(model.state_dict(), ...)"
-            ) from None
-        except Exception as error:  # a file that is none of torch's fails in many ways
-            raise UserError(f"{path} is damaged or truncated: {error}") from None
-    while isinstance(state, Mapping) and not _is_state(state):
-        inner = [state[key] for key in _WRAPPERS if key in state]
+    is_safetensors = path.suffix == ".safetensors"
+    state = _unwrapped(read_tensors(path)[0] if is_safetensors else _read_torch(path), path)
+    check_plain(state, str(path), path.stat().st_size)
+    prefixes = (re.match(r"(?:module\.)*", key) for key in state)
+    shared = min(match.end() for match in prefixes if match)
+    return {key[shared:]: value for key, value in state.items()}
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        _refuse_compressed(path)
+        with torch.serialization.safe_globals(_PLAIN_VALUES):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds Python objects, which are never executed here; save the "
+            "state_dict alone, with torch.save(model.state_dict(), ...)"
+        ) from None
+    except Exception as error:  # a file that is none of torch's fails in many ways
+        raise UserError(f"{path} is damaged or truncated: {in_one_line(error)}") from None
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch writes archives without compression; one that has it can unpack to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"it unpacks to {unpacked:,} bytes, and torch compresses nothing")
+
+
+def _unwrapped(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """The state dict inside of what training scripts wrap around it."""
+    outer: set[int] = set()
+    while isinstance(content, Mapping) and not _is_state(content):
+        if id(content) in outer:
+            raise UserError(f"{path} holds no state dict: a mapping in it contains itself")
+        outer.add(id(content))
+        inner = [content[key] for key in _WRAPPERS if key in content]
         if not inner:
+            keys = [str(key) for key in content if isinstance(key, (str, int))]
             raise UserError(
-                f"{path} holds no state dict; found {', '.join(map(str, list(state)[:_SHOWN]))}"
+                f"{path} holds no state dict; found {', '.join(keys[:_SHOWN]) or 'nothing'}"
             )
-        state = inner[0]
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path} holds a {type(state).__name__}; expected a state dict")
-    while state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    flat: Mapping[str, Tensor] = state
-    return flat
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a state dict")
+    return content
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
@@ -103,11 +132,13 @@ def load_state(
         origin: names the source in messages.
 
     Raises:
-        UserError: keys are missing, unexpected or of another shape; they are listed.
+        UserError: keys are missing, unexpected or of another shape; they are listed. Or a tensor
+            holds integers in the place of floating-point values, or is not finite.
     """
     own = network.state_dict()
     weight = f"{classifier}.weight"
-    in_file = state[weight].shape[0] if weight in state else None
+    known = weight in own and weight in state and state[weight].ndim > 0
+    in_file = state[weight].shape[0] if known else None
     replaced = in_file is not None and state[weight].shape != own[weight].shape
     if replaced and state[weight].shape[1:] == own[weight].shape[1:]:
         state = {k: v for k, v in state.items() if not k.startswith(f"{classifier}.")}
@@ -137,5 +168,8 @@ def load_state(
             f"{origin} is of another architecture than {type(network).__name__}: "
             f"{'; '.join(details)}{near}"
         )
+    check_kinds(state, own, origin)
     network.load_state_dict(state, strict=False)
+    # As they are in the network: a large float64 is finite in the file alone.
+    check_finite({k: v for k, v in network.state_dict().items() if k in state}, origin)
     return Loaded(classifier_replaced=replaced, classes_in_file=in_file)

@@ -2,14 +2,17 @@
 
 A recipe that names code runs it. A model file that names code is another matter: whoever sent the
 file chose the code, so it runs only where the user trusts it, and only while it is still the code
-that the model was trained with.
+that the model was trained with. Whether a file names code is decided by the name alone, and nothing
+is imported to decide it.
 """
 
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,8 +34,18 @@ def is_user_code(name: str) -> bool:
     if not colon or place in LIBRARIES or not attribute.isidentifier():
         return False
     parts = place.split(".")
-    is_module = all(p.isidentifier() for p in parts) and importlib.util.find_spec(parts[0])
-    return place.endswith(".py") or bool(is_module)
+    is_module = all(part.isidentifier() for part in parts) and _spec(parts[0]) is not None
+    return place.endswith(".py") or is_module
+
+
+def needs_trust(name: str) -> bool:
+    """Whether a model file that names this may only be built where its code is trusted.
+
+    Bare names are our own networks, `torchvision:` and `timm:` stand for a library's; anything else
+    is code, whatever the file says of it. Nothing is looked up.
+    """
+    place, colon, _ = name.partition(":")
+    return bool(colon) and place not in LIBRARIES
 
 
 def trust(name: str) -> None:
@@ -62,12 +75,22 @@ def provenance(name: str) -> dict[str, str]:
     return {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def verify(name: str, recorded: dict[str, str], origin: Path) -> None:
-    """Refuse code that is not trusted, or no longer what the model at `origin` was made with."""
+def verify(name: str, recorded: Mapping[str, str] | None, origin: Path) -> None:
+    """Refuse code that is not trusted, or no longer what the model at `origin` was made with.
+
+    Args:
+        recorded: the `provenance` that the model file holds; None where it holds none.
+    """
+    place = f" ({recorded['file']})" if recorded else ""
     if name not in _trusted and "*" not in _trusted:
         raise UserError(
-            f"{origin} is built by code of its own, '{name}' ({recorded['file']}); read that code, "
-            "and run again with --trust-code if you trust it"
+            f"{origin} is built by code of its own, '{name}'{place}; read that code, and run again "
+            "with --trust-code if you trust it"
+        )
+    if recorded is None:
+        raise UserError(
+            f"{origin} names the code '{name}' but holds no SHA-256 of it ('code' is missing), so "
+            "nobody can tell whether it is the code that the model was made with; train again"
         )
     now = provenance(name)
     if now["sha256"] != recorded["sha256"]:
@@ -80,14 +103,30 @@ def verify(name: str, recorded: dict[str, str], origin: Path) -> None:
 
 def _file(place: str) -> Path:
     if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
+        if not os.path.isfile(place):  # it says no to what is no path at all, too
             raise UserError(f"'{place}' not found (looked in {Path.cwd()})")
-        return path
-    spec = importlib.util.find_spec(place)
-    if spec is None or spec.origin is None:
+        return Path(place)
+    spec = _spec(place)
+    if spec is None or spec.origin is None or not spec.has_location:
         raise UserError(f"module '{place}' not found; is its folder on PYTHONPATH?")
     return Path(spec.origin)
+
+
+def _spec(place: str) -> ModuleSpec | None:
+    """Where a module lies; the packages around it are not imported, unlike by `find_spec`."""
+    first, *rest = place.split(".")
+    if not all(part.isidentifier() for part in (first, *rest)):
+        return None
+    try:
+        spec = importlib.util.find_spec(first)
+    except ValueError:  # a module that is running and has none, such as __main__
+        return None
+    for depth in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = ".".join([first, *rest[: depth + 1]])
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return spec
 
 
 def _module(place: str) -> ModuleType:
@@ -113,8 +152,11 @@ def built(builder: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.
     """Call a user's builder, naming it where it does not do what it must."""
     try:
         network = builder(**arguments)
-    except TypeError as error:
-        raise UserError(f"{name} was called with {', '.join(arguments)}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a builder says of arguments that it does not take
+        kind = "" if isinstance(error, TypeError) else f"{type(error).__name__}: "
+        raise UserError(f"{name} was called with {', '.join(arguments)}: {kind}{error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} returned a {type(network).__name__}; expected an nn.Module")
     return network

@@ -81,11 +81,13 @@ def check_file(path: Path) -> int:
 
 
 def open_session(
-    path: Path, *, threads: int | None = None, spin: bool = True
+    path: Path, *, threads: int | None = None, spin: bool = True, exact: bool = False
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU with `threads` threads (default: as many as torch uses).
 
-    Without `spin` a thread that waits leaves its core to others: right where nothing is timed.
+    Without `spin` a thread that waits leaves its core to others: right where nothing is timed. With
+    `exact` the graph runs as it is written: layers of an int8 file in float on dequantized values,
+    no integer kernel of the CPU in between.
 
     Raises:
         UserError: the file is missing or no ONNX model.
@@ -97,6 +99,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     options.log_severity_level = 3  # errors only
+    if exact:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         # By its name: tensors that are apart are looked for beside it.
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

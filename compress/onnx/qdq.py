@@ -7,6 +7,9 @@ can execute. Measured on a resnet8x4, one thread, on a CPU with AVX512-VNNI:
   turns only part of the network into integer kernels: 2.0 ms. With uint8 weights: 2.6 ms.
 * Asymmetric activations: ReLU then vanishes into the range of the convolution before it (symmetric
   ones cost 0.2 ms more).
+* Weights of 7 bits (-64 to 64): x86 CPUs before VNNI add two products uint8 x int8 in 16 bits that
+  saturate, and 255 x (64 + 64) = 32,640 still fits. Full range costs up to a third of the largest
+  logit there; what 7 bits cost is in benchmarks/results/bundles.md.
 * Logits stay float: in 256 steps they tie, and the class changes in 1.5 % more of the images.
 * What comes before the first layer (normalisation of raw pixels) stays float.
 """
@@ -18,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
@@ -39,6 +43,8 @@ CALIBRATIONS: Mapping[str, tuple[CalibrationMethod, Mapping[str, Any]]] = {
         {"CalibPercentile": 99.99, "CalibTensorRangeSymmetric": False},
     ),
 }
+# The largest weight whose products no kernel saturates: 255 * (64 + 64) <= 32,767.
+LARGEST_SAFE_WEIGHT = 64
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Softmax, normalisations and gates (Sigmoid, Where) stay float: they lose most and gain least.
 _OPERATORS = (
@@ -82,7 +88,7 @@ def run_tools(
     *,
     method: str,
     leave_out: Sequence[str],
-    reduce_range: bool,
+    full_range: bool,
 ) -> onnx.ModelProto:
     """The int8 model as the tools give it; they write in `folder` alone and raise anything."""
     prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
@@ -101,7 +107,7 @@ def run_tools(
             op_types_to_quantize=list(_OPERATORS),
             nodes_to_exclude=_float_nodes(model.graph, leave_out),
             per_channel=True,
-            reduce_range=reduce_range,
+            reduce_range=not full_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
@@ -121,6 +127,13 @@ def count_layers(graph: onnx.GraphProto) -> tuple[int, int]:
     }
     layers = [node for node in graph.node if node.op_type in LAYERS]
     return len(layers), sum(not dequantized.isdisjoint(node.input) for node in layers)
+
+
+def largest_weight(graph: onnx.GraphProto) -> int:
+    """The largest absolute value of all int8 weights; 0 where there are none."""
+    stored = (t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8)
+    values = (onnx.numpy_helper.to_array(tensor).astype(np.int16) for tensor in stored)
+    return max((int(np.abs(v).max()) for v in values if v.size), default=0)
 
 
 def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str]) -> list[str]:

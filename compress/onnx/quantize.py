@@ -1,4 +1,4 @@
-"""A float ONNX file as an int8 file, and the gate on the accuracy that this costs."""
+"""A float ONNX file as an int8 file."""
 
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from compress.errors import UserError, nearest
 from compress.onnx.files import open_session, write_model
-from compress.onnx.qdq import CALIBRATIONS, Batches, count_layers, run_tools
+from compress.onnx.qdq import (
+    CALIBRATIONS,
+    LARGEST_SAFE_WEIGHT,
+    Batches,
+    count_layers,
+    largest_weight,
+    run_tools,
+)
 
 LEAVE_OUT = ("first", "last")
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -26,6 +33,7 @@ class QuantizationInfo:
     calibration_images: int
     layers: int  # convolutions and matrix products
     quantized_layers: int  # those of them whose weights are int8
+    full_range: bool  # weights of 8 bits instead of 7
     size_bytes: int
 
     def as_dict(self) -> dict[str, str | int]:
@@ -40,7 +48,7 @@ def quantize_onnx(
     *,
     method: str = "minmax",
     leave_out: Sequence[str] = (),
-    reduce_range: bool = False,
+    full_range: bool = False,
 ) -> QuantizationInfo:
     """Write `source` with int8 weights and activations to `target`, in one step.
 
@@ -53,7 +61,8 @@ def quantize_onnx(
             normalised, or uint8 (N, H, W, C). All are held in memory.
         method: how the range of an activation is found, a key of `CALIBRATIONS`.
         leave_out: the `first` or `last` layer, or both, stay float.
-        reduce_range: weights of 7 bits, for CPUs whose 8-bit products saturate (x86 before VNNI).
+        full_range: weights of 8 bits, right only where 8-bit products do not saturate (VNNI, ARM
+            dot product); of 7 bits otherwise, right on every CPU.
 
     Raises:
         UserError: no images or images of another kind, a file that is not ONNX, or a network
@@ -73,7 +82,7 @@ def quantize_onnx(
                 batches,
                 method=method,
                 leave_out=leave_out,
-                reduce_range=reduce_range,
+                full_range=full_range,
             )
             _only_used_domains(model)
         except Exception as error:  # the tools raise whatever their parts raise
@@ -82,6 +91,13 @@ def quantize_onnx(
     layers, quantized = count_layers(model.graph)
     if not quantized:
         raise _cannot(source, f"none of its {layers} layers has weights that can become int8")
+    largest = largest_weight(model.graph)
+    if not full_range and largest > LARGEST_SAFE_WEIGHT:
+        raise _cannot(
+            source,
+            f"it made weights of up to {largest} where {LARGEST_SAFE_WEIGHT} is the most whose "
+            "products do not saturate on x86 CPUs before VNNI",
+        )
     described = onnx.load(source, load_external_data=False).metadata_props
     _, size = write_model(model, target, {entry.key: entry.value for entry in described})
     return QuantizationInfo(
@@ -89,28 +105,9 @@ def quantize_onnx(
         calibration_images=sum(len(batch) for batch in batches.batches),
         layers=layers,
         quantized_layers=quantized,
+        full_range=full_range,
         size_bytes=size,
     )
-
-
-def require_accuracy(
-    float_top1_percent: float, int8_top1_percent: float, max_drop: float, images: int
-) -> None:
-    """Refuse an int8 file whose top-1 accuracy is more than `max_drop` points below float's.
-
-    Raises:
-        UserError: the numbers and what to try; also where an accuracy is not a number.
-    """
-    drop = float_top1_percent - int8_top1_percent
-    # Written so that a NaN is refused; the margin is for the rounding of decimals.
-    if not drop <= max_drop + 1e-9:
-        raise UserError(
-            f"int8 costs {drop:.2f} points of top-1 accuracy ({float_top1_percent:.2f} % float, "
-            f"{int8_top1_percent:.2f} % int8, {images} images), accepted is {max_drop:g} "
-            "(export.int8.max_top1_drop); try more calibration images, another calibration "
-            f"method ({', '.join(CALIBRATIONS)}), leaving out the first and last layers, or "
-            "`int8: null` (--no-int8) to export the float file alone"
-        )
 
 
 def _checked(source: Path, calibration: Iterable[NDArray[Any]]) -> Batches:

@@ -7,11 +7,14 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from compress.console.terminal import tell
 from compress.errors import UserError, exit_code
 from compress.recipe.files import apply_override, read_yaml
-from compress.recipe.schema import Recipe, check_shape
+from compress.text import one_line
+
+_MOST_PROBLEMS = 200
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +42,14 @@ def parser() -> argparse.ArgumentParser:
         help="redo this stage, and what follows where its result differs; the old one is kept",
     )
     parser.add_argument(
-        "--trust-code", action="store_true", help="run code that a model file names"
+        "--trust-code", action="store_true", help="run any code that a model file names"
+    )
+    parser.add_argument(
+        "--trust-name",
+        action="append",
+        default=[],
+        metavar="CODE:CALLABLE",
+        help="run this code where a model file names it; may be repeated",
     )
     parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
     parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
@@ -58,11 +68,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The recipe that is asked for, of the right shape; what its names stand for is not known yet.
+def values_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe that is asked for as plain values, with the changes of the command line.
 
     Raises:
-        UserError: there is none, it cannot be read, or with every problem of its shape.
+        UserError: there is none, or it cannot be read.
     """
     if options.recipe is None:
         raise UserError(
@@ -71,16 +81,16 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     raw = read_yaml(options.recipe)
     for assignment in options.overrides:
         apply_override(raw, assignment)
-    recipe, problems = check_shape(raw)
-    if recipe is None:
-        raise UserError(listed(options.recipe, problems))
-    return recipe
+    return raw
 
 
 def listed(path: Path, problems: Sequence[str]) -> str:
     """The problems of a file as one message."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return f"{path} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems)
+    lines = [f"  {one_line(problem)}" for problem in problems[:_MOST_PROBLEMS]]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MOST_PROBLEMS:,} more")
+    return f"{one_line(str(path))} has {count}:\n" + "\n".join(lines)
 
 
 def mistake(look: Callable[[], object]) -> int:

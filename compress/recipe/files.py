@@ -1,101 +1,45 @@
-"""Reading recipes: YAML file + `--set` -> plain values, and a run's resolved recipe.
+"""Reading recipes: YAML file + `--set` -> plain values, and a run's resolved recipe."""
 
-PyYAML reads `1e-4` as text and lets the last of two equal keys win silently; the loader here does
-neither, and takes no tags.
-"""
-
-import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from compress.errors import UserError
 from compress.recipe.schema import Recipe, check_shape
+from compress.recipe.yaml_values import LARGEST_FILE, parse_yaml
+from compress.text import shown
 
+__all__ = ["apply_override", "load_resolved", "parse_yaml", "read_yaml"]
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that reads `1e-4` as a number and refuses duplicate keys and tags."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.Inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, str):
-            raise UserError(f"line {line}: key {key!r} is no text; put it in quotes")
-        if key in seen:
-            raise UserError(f"line {line}: key '{key}' stands twice (first in line {seen[key]})")
-        seen[key] = line
-    return loader.construct_mapping(node, deep=True)
-
-
-def _refuse_tag(loader: _Loader, node: yaml.Node) -> Any:
-    line = node.start_mark.line + 1
-    raise UserError(f"line {line}: YAML tag '{node.tag}' is not accepted; write plain values")
-
-
-def _finite(loader: _Loader, node: yaml.ScalarNode) -> float:
-    value: float = loader.construct_yaml_float(node)
-    if not math.isfinite(value):
-        line = node.start_mark.line + 1
-        raise UserError(f"line {line}: {node.value} is no finite number")
-    return value
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:float", _finite)
-_Loader.add_constructor(None, _refuse_tag)
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """Read YAML text; `origin` names it in the message of a `UserError`."""
-    try:
-        return yaml.load(text, _Loader)
-    except UserError as error:
-        raise UserError(f"{origin}, {error}") from None
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(f"{origin} is not readable as YAML: {detail}") from None
+_MOST_KEYS = 50  # of a --set path
 
 
 def read_yaml(
     path: Path, what: str = "a recipe", keys: Iterable[str] = tuple(Recipe.model_fields)
 ) -> dict[str, Any]:
     """Read a recipe file (or another of `keys`) as it stands, without checking its content."""
-    if not path.is_file():
-        raise UserError(f"{what.removeprefix('a ')} '{path}' not found (looked in {Path.cwd()})")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; {what} is YAML") from None
-    raw = parse_yaml(text, str(path))
+    raw = parse_yaml(_read_text(path, what), str(path))
     if not isinstance(raw, dict):
         kind = "empty" if raw is None else f"a {type(raw).__name__}"
         raise UserError(f"{path} is {kind}; {what} is a mapping with {', '.join(keys)}")
-    return {key: _unshared(value) for key, value in raw.items()}
+    return raw
 
 
-def _unshared(value: Any) -> Any:
-    """A copy in which no part is the same object as another: an alias is read as a value.
-
-    (copy.deepcopy keeps sharing, so `--set` at one place would also change the other.)
-    """
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+def _read_text(path: Path, what: str) -> str:
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; give the file of {what}")
+    if not path.exists():
+        raise UserError(f"{what.removeprefix('a ')} '{path}' not found (looked in {Path.cwd()})")
+    if not path.is_file():  # reading a pipe would wait
+        raise UserError(f"'{path}' is no ordinary file; {what} is a YAML file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path} has more than {LARGEST_FILE:,} bytes; {what} is a short YAML file")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8; {what} is YAML") from None
 
 
 def apply_override(raw: dict[str, Any], assignment: str) -> None:
@@ -104,6 +48,8 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
     if not equals or not all(path.split(".")):
         raise UserError(f"--set {assignment}: expected dotted.path=value, as in data.classes=10")
     keys = path.split(".")
+    if len(keys) > _MOST_KEYS:
+        raise UserError(f"--set {path}: {len(keys)} keys; a recipe is not that deep")
     place: Any = raw
     for depth, key in enumerate(keys[:-1]):
         here = ".".join(keys[: depth + 1])
@@ -115,7 +61,7 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
             place[at] = {"name": held}
         place = place[at]
         if not isinstance(place, dict | list):
-            raise UserError(f"--set {path}: {here} is {place!r}, which has no parts")
+            raise UserError(f"--set {path}: {here} is {shown(place)}, which has no parts")
     value = parse_yaml(text, f"--set {path}")
     if isinstance(place, list):
         place[_index(place, keys[-1], path)] = value
@@ -124,7 +70,8 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
 
 
 def _index(place: Sequence[Any], key: str, here: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
+    # Python refuses to read a number of thousands of digits.
+    if not key.isdecimal() or len(key) > len(str(len(place))) or int(key) >= len(place):
         raise UserError(f"--set {here}: expected one of {len(place)} entries from 0, got '{key}'")
     return int(key)
 

@@ -6,14 +6,27 @@ A named part (data set, method, model, optimiser, schedule, transfer task) is a 
 the signature of what the name stands for.
 """
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from compress.errors import nearest
+from compress.text import dotted, is_word, shown
 
-Positive = Annotated[int, Field(gt=0)]
+# Bounds are far above what is of use, and below what would fill a memory or run for years.
+_LARGEST = 2**31 - 1  # that of the libraries below, too
+_MOST_PROBLEMS = 100
+Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
+Number = Annotated[int, Field(ge=0, le=_LARGEST)]
+Seed = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
+Epochs = Annotated[int, Field(gt=0, le=1_000_000)]
+BatchSize = Annotated[int, Field(gt=0, le=1_000_000)]
+Trials = Annotated[int, Field(gt=0, le=1000)]
+Rounds = Annotated[int, Field(gt=0, le=100_000)]
+Rate = Annotated[float, Field(gt=0, le=1e4)]
+Share = Annotated[float, Field(gt=0, le=1e9)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class Part(BaseModel):
@@ -46,14 +59,14 @@ class Data(Named):
     one that the augmentation can make.
     """
 
-    classes: Annotated[int, Field(ge=2)] | None = None
+    classes: Annotated[int, Field(ge=2, le=_LARGEST)] | None = None
     train_images: Positive | None = None
     test_images: Positive | None = None
-    validation: Annotated[int, Field(ge=0)] = 0
+    validation: Number = 0
     augment: Literal["crop_flip", "crop", "resized_crop", "none"] = "crop_flip"
     views: Positive | None = None
-    image_size: Positive | None = None
-    seed: int | None = None
+    image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
+    seed: Seed | None = None
 
 
 class Train(Part):
@@ -63,13 +76,13 @@ class Train(Part):
     `precision` is that of the networks (autocast); losses are float32 in any case.
     """
 
-    epochs: Positive
-    lr: Annotated[float, Field(gt=0)]
-    batch_size: Positive = 64
+    epochs: Epochs
+    lr: Rate
+    batch_size: BatchSize = 64
     optimizer: Named = Named(name="sgd")
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1e4)] = 5e-4
     schedule: Named = Named(name="multistep")
     accumulate: Positive = 1
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -78,7 +91,7 @@ class Train(Part):
 class TapPaths(Part):
     """Where to tap a network, by dotted module paths; what is not given is found."""
 
-    stages: Annotated[list[str], Field(min_length=1)] | None = None
+    stages: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
     last_map: str | None = None
 
 
@@ -116,9 +129,9 @@ class Weights(Part):
     One that is not given is that of the protocol.
     """
 
-    ce: Annotated[float, Field(ge=0)] | None = None
-    kd: Annotated[float, Field(ge=0)] | None = None
-    method: Annotated[float, Field(ge=0)] | None = None
+    ce: Weight | None = None
+    kd: Weight | None = None
+    method: Weight | None = None
 
 
 class MethodPart(Named):
@@ -135,22 +148,22 @@ class Distill(Part):
     train: Train
     protocol: str = "simkd"
     weights: Weights | None = None
-    kd_temperature: Annotated[float, Field(gt=0)] = 4.0
-    compare: list[MethodPart] = []
+    kd_temperature: Rate = 4.0
+    compare: Annotated[list[MethodPart], Field(max_length=200)] = []
 
 
 class Fuse(Part):
     """How far the deployed network may be from what was trained, in logits (max abs)."""
 
-    tolerance: Annotated[float, Field(gt=0)] = 1e-3
+    tolerance: Share = 1e-3
 
 
 class Latency(Part):
     """Which batch sizes are timed, and how often."""
 
-    batch_sizes: list[Positive] = [1, 64]
-    warmup: Annotated[int, Field(ge=0)] = 3
-    rounds: Positive = 20
+    batch_sizes: Annotated[list[Positive], Field(max_length=100)] = [1, 64]
+    warmup: Annotated[int, Field(ge=0, le=100_000)] = 3
+    rounds: Rounds = 20
 
 
 class Account(Part):
@@ -160,15 +173,23 @@ class Account(Part):
 
 
 class Int8(Part):
-    """The quantized file: images of the training split to calibrate on, and its accuracy gate.
+    """The quantized file: images of the training split to calibrate on, and its gate.
 
-    `max_top1_drop` is in percentage points, on the validation split where there is one, else on
-    the test split. Layers that are left out stay float.
+    The gate compares with the trained network, on the validation split where there is one, else on
+    the test split: `max_top1_drop` in percentage points, `min_agreement_percent` of the images
+    with the same class, `max_difference` of logits relative to the largest one. A file that
+    exceeds a limit is left out of the bundle.
+
+    Layers that are left out stay float. Weights have 7 bits, right on every CPU; with `full_range`
+    8, right only on CPUs with VNNI or ARM dot product.
     """
 
     calibration_images: Positive = 512
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    max_top1_drop: Annotated[float, Field(ge=0)] = 1.0
+    max_top1_drop: Weight = 1.0
+    min_agreement_percent: Annotated[float, Field(ge=0, le=100)] = 95.0
+    max_difference: Annotated[float, Field(gt=0)] = 0.1
+    full_range: bool = False
     leave_out: list[Literal["first", "last"]] = []
 
 
@@ -181,7 +202,7 @@ class Export(Part):
     """
 
     opset: Annotated[int, Field(ge=18, le=20)] = 18
-    tolerance: Annotated[float, Field(gt=0)] = 1e-3
+    tolerance: Share = 1e-3
     raw_pixels: bool = False
     int8: Int8 | None = Int8()
     compile_latency: bool = True
@@ -195,7 +216,7 @@ class TeacherCache(Part):
     where it lies, by default inside the run directory.
     """
 
-    max_gb: Annotated[float, Field(gt=0)] = 4.0
+    max_gb: Share = 4.0
     dtype: Literal["float32", "float16"] = "float32"
     folder: str | None = None
 
@@ -218,7 +239,7 @@ class Engine(Part):
 class TransferTrain(Train):
     """How a transfer task trains: so many passes over its data, or so many steps."""
 
-    epochs: Positive = 1
+    epochs: Epochs = 1
     iterations: Positive | None = None
 
     @model_validator(mode="after")
@@ -253,8 +274,8 @@ class TransferPart(BaseModel):
     task: str
     data: Named
     train: TransferTrain
-    init: Annotated[list[str], Field(min_length=1)] = ["distilled", "scratch"]
-    seeds: Positive = 1
+    init: Annotated[list[str], Field(min_length=1, max_length=200)] = ["distilled", "scratch"]
+    seeds: Trials = 1
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$")] | None = None
 
     @model_validator(mode="before")
@@ -278,18 +299,18 @@ class TransferPart(BaseModel):
 class Recipe(Part):
     """A whole recipe. A section given as null is a stage that does not run."""
 
-    seed: int = 0
-    trials: Positive = 1
+    seed: Seed = 0
+    trials: Trials = 1
     data: Data
-    teacher: Annotated[list[Teacher], Field(min_length=1)]
+    teacher: Annotated[list[Teacher], Field(min_length=1, max_length=100)]
     student: StudentPart
     distill: Distill
     engine: Engine = Engine()
-    trackers: list[Named] = []
+    trackers: Annotated[list[Named], Field(max_length=100)] = []
     fuse: Fuse | None = Fuse()
     account: Account | None = Account()
     export: Export | None = Export()
-    transfer: list[TransferPart] = []
+    transfer: Annotated[list[TransferPart], Field(max_length=200)] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -325,28 +346,36 @@ def describe_errors(error: ValidationError, root: type[BaseModel] = Recipe) -> l
 
     As `path: what is wrong, what was given, what is accepted`.
     """
-    lines = []
-    for item in error.errors():
-        # Drop what pydantic adds for unions, which is no key of the recipe.
-        location = tuple(k for k in item["loc"] if isinstance(k, int) or _is_key(k))
-        path = ".".join(map(str, location)) or "recipe"
-        if item["type"] == "extra_forbidden":
-            model = _model_at(location[:-1], root)
-            known = list(model.model_fields) if model else []
-            hint = nearest(str(location[-1]), known)
-            lines.append(f"{path}: unknown key; accepted here: {', '.join(known)}{hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: missing")
-        elif item["type"] == "value_error":
-            lines.append(f"{path}: {item['ctx']['error']!s}")
-        else:
-            message = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{path}: {message}, got {item['input']!r}")
+    items = error.errors()
+    lines = [_described(item, root) for item in items[:_MOST_PROBLEMS]]
+    if len(items) > _MOST_PROBLEMS:
+        lines.append(f"and {len(items) - _MOST_PROBLEMS:,} more")
     return list(dict.fromkeys(lines))
 
 
+def _described(item: ErrorDetails, root: type[BaseModel]) -> str:
+    # Drop what pydantic adds for unions, which is no key of the recipe.
+    *above, last = item["loc"] or ("recipe",)
+    location = [key for key in above if isinstance(key, int) or _is_key(key)]
+    is_unknown = item["type"] == "extra_forbidden"
+    if is_unknown or isinstance(last, int) or _is_key(last):
+        location.append(last)
+    path = dotted(*location) or "recipe"
+    if is_unknown:
+        model = _model_at(tuple(location[:-1]), root)
+        known = list(model.model_fields) if model else []
+        hint = nearest(str(last), known)
+        return f"{path}: unknown key; accepted here: {', '.join(known)}{hint}"
+    if item["type"] == "missing":
+        return f"{path}: missing"
+    if item["type"] == "value_error":
+        return f"{path}: {item['ctx']['error']!s}"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{path}: {message}, got {shown(item['input'])}"
+
+
 def _is_key(part: str) -> bool:
-    return re.fullmatch(r"[\w.+-]+", part) is not None and part not in ("float", "int", "str")
+    return is_word(part) and part not in ("float", "int", "str")
 
 
 def check_shape(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:

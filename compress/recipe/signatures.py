@@ -6,12 +6,16 @@ There is one place for names, types and defaults: the signature. No table is kep
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import nearest
+from compress.text import dotted, shown
+
+_LARGEST = 2**31 - 1  # that of the libraries below
+_MOST_PROBLEMS = 100
 
 
 def arguments_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
@@ -45,26 +49,42 @@ def check(
         supplied: arguments that the caller fills in itself; a recipe may not give them.
     """
     accepted = {k: v for k, v in arguments_of(function).items() if k not in supplied}
-    problems = []
-    for name, value in given.items():
-        if name not in accepted:
-            known = ", ".join(accepted) or "nothing"
-            problems.append(
-                f"{path}.{name}: unknown key; accepted here: {known}{nearest(name, accepted)}"
-            )
-            continue
-        try:
-            # JSON mode: a list of a recipe may stand for a tuple, but text for no number.
-            TypeAdapter(accepted[name][0]).validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            detail = "; ".join(item["msg"].lower() for item in error.errors())
-            problems.append(f"{path}.{name}: {detail}, got {value!r}")
+    unknown = [name for name in given if name not in accepted]
+    known = ", ".join(accepted) or "nothing"
+    problems = [
+        f"{path}.{dotted(name)}: unknown key; accepted here: {known}{nearest(name, accepted)}"
+        for name in unknown[:_MOST_PROBLEMS]
+    ]
+    if len(unknown) > _MOST_PROBLEMS:
+        problems.append(f"{path}: and {len(unknown) - _MOST_PROBLEMS:,} more unknown keys")
+    for name in (name for name in given if name in accepted):
+        if detail := _mistake(accepted[name][0], given[name]):
+            problems.append(f"{path}.{name}: {detail}, got {shown(given[name])}")
     problems += [
         f"{path}.{name}: missing"
         for name, (_, default) in accepted.items()
         if default is inspect.Parameter.empty and name not in given
     ]
     return problems
+
+
+def _mistake(hint: Any, value: Any) -> str | None:
+    try:
+        # JSON mode: a list of a recipe may stand for a tuple, but text for no number.
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        return "; ".join(dict.fromkeys(item["msg"].lower() for item in error.errors()))
+    if any(abs(number) > _LARGEST for number in _whole_numbers(value)):
+        return f"whole numbers go up to {_LARGEST}"
+    return None
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(part)
 
 
 def schema(function: Callable[..., Any], *, supplied: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def write_report(run_folder: Path) -> Path:
         for image in block.images if isinstance(block, Figure) else ():
             if image.svg:  # drawn here; pictures of a stage are files already
                 _write(run_folder / image.file, image.data)
-    text = json.dumps(record(run), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(record(run), indent=2, allow_nan=False) + "\n"
     _write(run_folder / "report.json", text.encode())
     _write(run_folder / "report.md", markdown(report).encode())
     page = run_folder / "report.html"

@@ -10,6 +10,7 @@ from compress.recipe.files import parse_yaml
 from compress.reporting.network import BASELINE, Network
 from compress.reporting.ranking import LAST_EPOCH, SELECTED, Candidate, Recommendation, recommend
 from compress.storage.files import read_mapping
+from compress.storage.integrity import UNSEALED_RESULT, require_seal
 
 
 @dataclass(frozen=True)
@@ -96,20 +97,28 @@ def load(folder: Path) -> Run:
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; none where the file does not exist."""
-    if not path.is_file():
+    """Rows of a metrics.jsonl; none where the file does not exist or is damaged."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (FileNotFoundError, ValueError):
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    return rows if all(isinstance(row, dict) and "epoch" in row for row in rows) else []
 
 
 def _results(folder: Path) -> dict[str, Mapping[str, Any]]:
     order = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
     paths = [path for name in order for path in sorted(folder.glob(f"{name}/result.json"))]
-    found = {path.parent.relative_to(folder).as_posix(): _json(path) for path in paths}
+    found = {path.parent.relative_to(folder).as_posix(): _result(path) for path in paths}
     # A result that belongs to an earlier version of the recipe waits for its stage to run again.
     current = _json(folder / "run.json").get("current", list(found))
     return {stage: result for stage, result in found.items() if stage in current}
+
+
+def _result(path: Path) -> Mapping[str, Any]:
+    result = read_mapping(path)
+    require_seal(result, path, UNSEALED_RESULT)
+    return result
 
 
 def _teachers(results: Mapping[str, Mapping[str, Any]]) -> tuple[Network, ...]:

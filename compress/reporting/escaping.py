@@ -3,6 +3,8 @@
 import html
 import re
 
+from compress.text import printable
+
 # An underscore inside a word is no emphasis in GitHub's Markdown, and stays readable.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # What makes a list, a quotation or a heading, where a line begins with it.
@@ -11,7 +13,7 @@ _MARKDOWN_START = re.compile(r"^([+-]|\d+[.)])(?=\s)")
 
 def escape_markdown(text: str) -> str:
     """One line of text, every character standing for itself."""
-    line = " ".join(text.split("\n"))
+    line = " ".join(printable(text).split("\n"))
     escaped = _MARKDOWN.sub(lambda found: "\\" + found.group(), line)
     return _MARKDOWN_START.sub(lambda found: _escape_last(found.group()), escaped)
 
@@ -20,12 +22,12 @@ def fenced(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{printable(text).rstrip()}\n{fence}"
 
 
 def escape_html(text: str) -> str:
     """Text for an element or a quoted attribute."""
-    return html.escape(text, quote=True)
+    return html.escape(printable(text), quote=True)
 
 
 def _escape_last(start: str) -> str:

@@ -18,6 +18,7 @@ def product(run: Run) -> list[Block]:
     if not values:
         return [heading, Paragraph(run.why_absent("export"))]
     blocks: list[Block] = [heading, _files(values), Paragraph(_reading(values), is_note=True)]
+    blocks += [Paragraph(text, is_note=True) for text in _int8(values)]
     choice = run.recommendation
     if choice and choice.label != values.get("student"):
         text = f"The exported student is {values.get('student')}; recommended is {choice.label}."
@@ -70,6 +71,18 @@ def _file(name: str, values: Mapping[str, Any], whole: Any) -> list[Cell | str]:
         formats.scientific(values.get("mean_abs_difference")),
         formats.decimal(values.get("top1_agreement_percent")),
         formats.decimal(values.get("onnx_top1_percent")),
+    ]
+
+
+def _int8(values: Mapping[str, Any]) -> list[str]:
+    """On which CPUs the int8 file is right, or why it was left out."""
+    refused = values.get("int8_refused")
+    if refused:
+        return [f"student.int8.onnx was left out of the bundle: {refused}."]
+    if not (values.get("int8") or {}).get("full_range"):
+        return []
+    return [
+        "student.int8.onnx has full range weights: right only on CPUs with VNNI or ARM dot product."
     ]
 
 

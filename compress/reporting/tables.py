@@ -9,6 +9,7 @@ from rich.text import Text
 
 from compress.reporting.escaping import escape_html, escape_markdown
 from compress.reporting.formats import MISSING
+from compress.text import printable
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,21 @@ class Table:
     def rich(self, title: str = "") -> RichTable:
         """The table for a terminal."""
         table = RichTable(
-            title=Text(title) if title else None, caption=Text(self.caption), header_style="bold"
+            title=_text(title) if title else None, caption=_text(self.caption), header_style="bold"
         )
         for column in self.columns:
-            head = Text("\n".join(filter(None, (column.header, column.unit))))
+            head = _text("\n".join(filter(None, (column.header, column.unit))))
             side: Literal["right", "left"] = "right" if column.is_number else "left"
             table.add_column(head, justify=side, overflow="fold")
         for place, row in enumerate(self.rows):
-            cells = [Text("\n".join(filter(None, _parts(cell)))) for cell in row]
+            cells = [_text("\n".join(filter(None, _parts(cell)))) for cell in row]
             table.add_row(*cells, style="bold" if place == self.highlight else None)
         return table
+
+
+def _text(text: str) -> Text:
+    """What a terminal shows; printable before the columns' widths are decided."""
+    return Text(printable(text))
 
 
 def _parts(cell: Cell | str) -> tuple[str, str]:

@@ -1,23 +1,25 @@
 """What is wrong with a recipe, all of it at once and before anything runs."""
 
-import importlib
-import re
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from compress import models
-from compress.data import DATASETS, IMAGE_SIZES
-from compress.data.augment import AUGMENTATIONS
-from compress.errors import UserError, nearest
+from compress.data import IMAGE_SIZES
+from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Context, Method, teacher_context
+from compress.model_files.weights import load_state, read_state
 from compress.models.layout import check_forward
-from compress.recipe import signatures
-from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TransferPart
+from compress.recipe.partial import concerns, mended
+from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, check_shape
+from compress.run.part_checks import check_parts, check_relations
+from compress.run.place_checks import check_batches, check_places, published_weights
 from compress.run.plan import labelled
-from compress.run.train_checks import check_named, check_train, check_transfer_train
 from compress.seeding import seeded
 from compress.stages import dataset_of
 from compress.stages.distill import terms_for
@@ -25,135 +27,31 @@ from compress.stages.teacher import normalised_otherwise, own_description
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
 from compress.teacher.ensemble import check_int8
-from compress.trackers import TRACKERS, lacks
 
-# Labels that name something else in results and transfer tasks.
-_RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
 # Any class count will do where only shapes are looked at and the data are not open yet.
 _PROBE_CLASSES = 10
 _PROBE_IMAGES = 1000
 
 
+def recipe_from(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """A recipe's plain values as a recipe, and all that is wrong with them.
+
+    Where a part has the wrong shape the recipe is None, and the other parts are checked all the
+    same.
+    """
+    recipe, problems = check_shape(raw)
+    if recipe is not None:
+        return recipe, list(dict.fromkeys([*check_recipe(recipe), *check_places(recipe)]))
+    rest, places = mended(raw)
+    if rest is not None:
+        others = (*check_parts(rest), *check_places(rest))
+        problems += [problem for problem in others if not concerns(problem, places)]
+    return None, list(dict.fromkeys(problems))
+
+
 def check_recipe(recipe: Recipe) -> list[str]:
     """Problems of names, arguments and files; opens no data and builds no network."""
-    problems = check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
-    problems += _check_data(recipe)
-    for i, teacher in enumerate(recipe.teacher):
-        path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
-        problems += _check_model(teacher.model, f"{path}.model")
-        problems += _check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
-        problems += _check_weights(teacher.weights, teacher.model, f"{path}.weights")
-        if teacher.train is not None:
-            problems += check_train(teacher.train, f"{path}.train")
-    problems += _check_model(recipe.student.model, "student.model")
-    problems += _check_weights(recipe.student.weights, recipe.student.model, "student.weights")
-    problems += check_train(recipe.distill.train, "distill.train")
-    parts = [("distill.method", recipe.distill.method)]
-    parts += [(f"distill.compare.{i}", p) for i, p in enumerate(recipe.distill.compare)]
-    for path, part in parts:
-        found = check_named(part, METHODS, path)
-        problems += found
-        if part.name in METHODS:
-            problems += _check_weights_of(part, recipe, path)
-    for label in labelled(recipe):
-        if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
-            problems.append(f"distill: the label '{label}' is taken by the report; choose another")
-    problems += _check_trackers(recipe.trackers)
-    for i, entry in enumerate(recipe.transfer):
-        problems += _check_transfer(entry, f"transfer.{i}", list(labelled(recipe)))
-    return list(dict.fromkeys(problems))
-
-
-def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
-    method, protocol = METHODS[part.name], recipe.distill.protocol
-    if protocol not in method.protocols:
-        known, hint = ", ".join(method.protocols), nearest(protocol, method.protocols)
-        return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
-    terms = terms_for(part, recipe.distill)
-    if terms.ce + terms.kd + terms.method == 0:
-        return [f"{path}: every weight is 0, so nothing would be learned"]
-    if method.batch_coupled and recipe.distill.train.accumulate > 1:
-        return [
-            f"{path}: the loss of {part.name} relates the images of a batch, so its parts have "
-            "another loss; leave out distill.train.accumulate"
-        ]
-    if method.is_soft_term and terms.kd:
-        return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
-    return []
-
-
-def _check_model(part: Named | None, path: str) -> list[str]:
-    if part is None:
-        return []
-    try:
-        builder = models.find(part.name)
-    except UserError as error:
-        return [f"{path}: {error}"]
-    if part.name.partition(":")[1]:
-        return []  # torchvision's builders take **kwargs; building tells
-    return signatures.check(builder, part.arguments, path, supplied=("num_classes",))
-
-
-def _check_weights(given: str | None, model: Named | None, path: str) -> list[str]:
-    """A file that must exist, unless it is the name of published weights."""
-    if given is None or Path(given).is_file():
-        return []
-    looks_published = "/" not in given and "." not in given
-    if model is not None and model.name.startswith("torchvision:") and looks_published:
-        return []
-    return [f"{path}: '{given}' not found (looked in {Path.cwd()})"]
-
-
-def _check_data(recipe: Recipe) -> list[str]:
-    """What of the data and the engine no registry knows."""
-    problems = []
-    views, available = recipe.data.views, AUGMENTATIONS[recipe.data.augment].views
-    if views is not None and views > available:
-        problems.append(
-            f"data.views: {views} of each image were asked for, augmentation "
-            f"{recipe.data.augment} has {available}"
-        )
-    cache = recipe.engine.cache
-    if cache is not None and cache.folder and Path(cache.folder).is_file():
-        problems.append(f"engine.cache.folder: '{cache.folder}' is a file; give a folder")
-    return problems
-
-
-def _check_trackers(parts: list[Named]) -> list[str]:
-    problems: list[str] = []
-    names = [part.name for part in parts]
-    for i, part in enumerate(parts):
-        path = f"trackers.{i}"
-        problems += check_named(part, TRACKERS, path)
-        if part.name in names[:i]:
-            problems.append(f"{path}: '{part.name}' stands twice")
-        elif part.name in TRACKERS and (lacking := lacks(part.name)):
-            problems.append(f"{path}: {lacking}")
-    return problems
-
-
-def _check_transfer(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
-    # Only recipes with transfer need its parts.
-    stage = importlib.import_module("eval.transfer.stage")
-    if entry.task not in stage.TASKS:
-        known = ", ".join(stage.TASKS)
-        hint = nearest(entry.task, stage.TASKS)
-        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
-    problems = signatures.check(stage.TASKS[entry.task], entry.own_arguments, path)
-    problems += check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
-    problems += check_transfer_train(entry.train, f"{path}.train")
-    root = entry.data.arguments.get("root")
-    if isinstance(root, str) and not Path(root).is_dir():
-        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
-    alone = ["alone"] if "none" in labels else []
-    accepted = ["distilled", "scratch", "teacher", *alone, *labels]
-    for init in entry.init:
-        if init not in accepted:
-            problems.append(
-                f"{path}.init: unknown '{init}'; accepted: {', '.join(accepted)}"
-                f"{nearest(init, accepted)}"
-            )
-    return problems
+    return list(dict.fromkeys([*check_parts(recipe), *check_relations(recipe)]))
 
 
 @dataclass(frozen=True)
@@ -187,35 +85,96 @@ def teacher_remarks(recipe: Recipe) -> list[str]:
     return remarks
 
 
-def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | None, list[str]]:
-    """Build every network and method once with random weights, to find what does not fit."""
-    size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
-    problems: list[str] = []
-    known: dict[str, tuple[torch.nn.Module, TapSpecs]] = {}
+def can_be_built(problems: Sequence[str]) -> bool:
+    """Whether networks and methods can be, whatever else is wrong with their recipe."""
+    return not any(p.startswith(("data", "teacher", "student", "distill")) for p in problems)
+
+
+_Tapped = tuple[torch.nn.Module, TapSpecs]
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the networks of a recipe, each architecture once, and gathers what does not fit."""
+
+    size: int
+    num_classes: int
+    problems: list[str] = field(default_factory=list)
+    known: dict[str, _Tapped] = field(default_factory=dict)
 
     def tapped(
-        part: Named, taps: TapPaths, path: str, *, learns: bool
-    ) -> tuple[torch.nn.Module, TapSpecs] | None:
-        shape = (3, size, size)
+        self, part: Named, taps: TapPaths, given: str | None, path: str, *, learns: bool
+    ) -> _Tapped | None:
+        """A network and its taps; None where it, or the file `given` for it, does not fit."""
+        shape = (3, self.size, self.size)
         try:
             key = part.model_dump_json() + taps.model_dump_json()
-            if key not in known:
-                network = models.build(part.name, num_classes=num_classes, **part.arguments)
-                known[key] = network, discover(network, shape, part.name, **taps.model_dump())
-            check_forward(known[key][0], shape, learns=learns)
-            return known[key]
+            if key not in self.known:
+                network = models.build(part.name, num_classes=self.num_classes, **part.arguments)
+                specs = discover(network, shape, part.name, **taps.model_dump())
+                self.known[key] = network, specs
+            check_forward(self.known[key][0], shape, learns=learns)
         except Exception as error:  # whatever a network's own code says of such an input
-            problems.append(f"{path}: {part.name} cannot be used at {size} pixels: {error}")
+            said = f"{part.name} cannot be used at {self.size} pixels: {error}"
+            self.problems.append(f"{path}: {said}")
             return None
+        return self.known[key] if self._takes(self.known[key], part.name, given, path) else None
 
-    student = tapped(recipe.student.model, recipe.student.taps, "student", learns=True)
+    def _takes(self, tapped: _Tapped, model: str, given: str | None, path: str) -> bool:
+        """Whether the file of a network's weights fits; one that is missing is told elsewhere."""
+        if given is None or given in published_weights(model) or not os.path.isfile(given):
+            return True
+        try:
+            load_state(tapped[0], read_state(Path(given)), tapped[1].classifier, given)
+        except UserError as error:
+            self.problems.append(f"{path}: {error}")
+            return False
+        return True
+
+
+def _methods_for(
+    context: Context, recipe: Recipe, student: _Tapped, teachers: Sequence[_Tapped]
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """Every method by its label as it would be built, and why another cannot be."""
+    methods: dict[str, Method] = {}
+    refused: dict[str, str] = {}
+    for label, part in labelled(recipe).items():
+        try:
+            with seeded(0, "method", part.name):
+                methods[label] = METHODS[part.name](context, **part.arguments)
+            Tapped(student[0], student[1], methods[label].student_taps)
+            for network, specs in teachers:
+                Tapped(network, specs, methods[label].teacher_taps)
+                if recipe.engine.teacher == "int8":
+                    check_int8(network, specs, _read_of_teachers(methods[label], part, recipe))
+            methods[label].deploy(student[0])
+        # An absurd argument is found where it is used, such as one that fills the memory.
+        except (ValueError, UserError, RuntimeError, ArithmeticError, MemoryError) as error:
+            refused[label] = str(error)
+    return methods, refused
+
+
+def probe(
+    recipe: Recipe, num_classes: int = _PROBE_CLASSES, device: torch.device | None = None
+) -> tuple[Shapes | None, list[str]]:
+    """Build every network and method once with random weights, to find what does not fit.
+
+    Args:
+        device: what networks will run on; where given, its memory must do for what is timed.
+    """
+    size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
+    builder = _Builder(size, num_classes)
+    problems = builder.problems
+    role = recipe.student
+    student = builder.tapped(role.model, role.taps, role.weights, "student", learns=True)
     if student is None or any(part.model is None for part in recipe.teacher):
         return None, problems  # a checkpoint that describes itself is looked at when it is read
-    teachers = [
-        (part.model.name, tapped(part.model, part.taps, "teacher", learns=part.train is not None))
-        for part in recipe.teacher
-        if part.model is not None
-    ]
+    teachers = []
+    for part in recipe.teacher:
+        given, learns = part.checkpoint or part.weights, part.train is not None
+        if part.model is not None:
+            tapped = builder.tapped(part.model, part.taps, given, "teacher", learns=learns)
+            teachers.append((part.model.name, tapped))
     if problems:
         return None, problems
     known_teachers = [teacher for _, teacher in teachers if teacher is not None]
@@ -229,23 +188,16 @@ def probe(recipe: Recipe, num_classes: int = _PROBE_CLASSES) -> tuple[Shapes | N
         steps_per_epoch=1,
         epochs=recipe.distill.train.epochs,
     )
-    methods, refused = {}, {}
-    for label, part in labelled(recipe).items():
-        try:
-            with seeded(0, "method", part.name):
-                methods[label] = METHODS[part.name](context, **part.arguments)
-            Tapped(student[0], student[1], methods[label].student_taps)
-            for network, specs in known_teachers:
-                Tapped(network, specs, methods[label].teacher_taps)
-                if recipe.engine.teacher == "int8":
-                    check_int8(network, specs, _read_of_teachers(methods[label], part, recipe))
-            methods[label].deploy(student[0])
-        except (ValueError, UserError) as error:
-            refused[label] = str(error)
+    methods, refused = _methods_for(context, recipe, student, known_teachers)
+    unfit = [f"distill: {label}: {reason}" for label, reason in refused.items()]
+    if device is not None:
+        networks = [(role.model.name, student), *teachers]
+        known = {name: network[1] for name, network in networks if network is not None}
+        unfit += check_batches(recipe, known, size, device)
     shapes = Shapes(
         [(name, t[1]) for name, t in teachers if t is not None],
-        (recipe.student.model.name, student[1]),
+        (role.model.name, student[1]),
         methods,
         refused,
     )
-    return shapes, [f"distill: {label}: {reason}" for label, reason in refused.items()]
+    return shapes, unfit

@@ -21,7 +21,7 @@ from compress.engine.loop import Position
 from compress.environment import environment
 from compress.errors import UserError, doing, nearest, stop_sentence
 from compress.models import user_code
-from compress.recipe.command_line import listed, parser, recipe_of
+from compress.recipe.command_line import listed, parser, values_of
 from compress.recipe.schema import Recipe
 from compress.run import checks, plan, preview
 from compress.run.checks import Shapes
@@ -44,8 +44,8 @@ def _command(options: argparse.Namespace) -> int:
     if options.schema:
         by_first(lambda: print(json.dumps(plan.schema(), indent=2)))
         return 0
-    planned, shapes = _planned(options)
     device = usable_device(options.device)
+    planned, shapes = _planned(options, device)
     check_arithmetic(planned.recipe.engine.teacher, device)
     if options.check:
         by_first(lambda: preview.show(planned, shapes))
@@ -65,19 +65,21 @@ def run_steps(arguments: list[str], companions: dict[Any, Any]) -> Generator[Pos
         UserError: also written to the run's log.
     """
     options = parser().parse_args(arguments)
-    planned, _ = _planned(options)
-    yield from _running(options, planned, usable_device(options.device), companions)
+    device = usable_device(options.device)
+    planned, _ = _planned(options, device)
+    yield from _running(options, planned, device, companions)
 
 
-def _planned(options: argparse.Namespace) -> tuple[Plan, Shapes | None]:
+def _planned(options: argparse.Namespace, device: torch.device) -> tuple[Plan, Shapes | None]:
     """The checked recipe's plan, and the shapes of its networks."""
-    recipe = recipe_of(options)
-    if problems := checks.check_recipe(recipe):
-        raise UserError(listed(options.recipe, problems))
-    for name in ("*",) if options.trust_code else _models(recipe):
-        user_code.trust(name)
-    shapes, problems = checks.probe(recipe)
-    if problems:
+    recipe, problems = checks.recipe_from(values_of(options))
+    shapes = None
+    if recipe is not None and checks.can_be_built(problems):
+        for name in ("*",) if options.trust_code else (*_models(recipe), *options.trust_name):
+            user_code.trust(name)
+        shapes, misfits = checks.probe(recipe, device=device)
+        problems += misfits
+    if recipe is None or problems:
         raise UserError(listed(options.recipe, problems))
     planned = plan.make_plan(recipe)
     for name in (*options.fresh, *([options.until] if options.until else [])):

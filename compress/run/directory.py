@@ -5,14 +5,16 @@ once they have waited for it.
 
 DIR/run.json  recipe.yaml  resolved.yaml  environment.json  log.txt  report.*
 DIR/<stage>/fields.json    what the stage depends on, written before it starts
-DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured"}, written when done
-DIR/superseded/            folders of results whose inputs changed; nothing is ever deleted
+DIR/<stage>/result.json    {"stage", "fingerprint", "values", "measured", "files", "digest"},
+                           written when done; `files` records what the stage vouches for
+DIR/superseded/            folders of results whose inputs changed, and files that were found
+                           damaged; nothing is ever deleted
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ from compress.errors import UserError
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_mapping, write_json
 from compress.storage.fingerprints import changed_fields, fingerprint_of
+from compress.storage.integrity import numbered, record, seal
+from compress.storage.integrity import sha256_file as sha256_file
+from compress.storage.results import read_result
 
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
 
@@ -77,7 +82,7 @@ class RunDirectory:
     def _refuse_foreign(self) -> None:
         marker = self.folder / "run.json"
         if marker.is_file():
-            owner = read_mapping(marker).get("name")
+            owner = self._owner(marker)
             if owner != self.name:
                 raise UserError(
                     f"run directory '{self.folder}' belongs to recipe '{owner}', not to "
@@ -89,14 +94,28 @@ class RunDirectory:
                 "choose an empty or new directory with --out"
             )
 
+    def _owner(self, marker: Path) -> Any:
+        try:
+            return read_mapping(marker).get("name")
+        except UserError:
+            raise UserError(
+                f"{marker} is damaged; write {json.dumps({'name': self.name})} into it, if this "
+                "is the run directory of that recipe"
+            ) from None
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage keeps its files."""
         return self.folder / stage
 
     def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
-        """Whether the stage's result stands for exactly these fields."""
-        path = self.stage_folder(stage) / "result.json"
-        return path.is_file() and read_mapping(path).get("fingerprint") == fingerprint_of(fields)
+        """Whether the stage has a result for exactly these fields; see also `run.skipping`.
+
+        Raises:
+            UserError: the result is damaged.
+        """
+        if not (self.stage_folder(stage) / "result.json").is_file():
+            return False
+        return bool(read_result(self.folder, stage)["fingerprint"] == fingerprint_of(fields))
 
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
         """What changed since the stage's folder was begun; empty where it was not begun."""
@@ -106,7 +125,11 @@ class RunDirectory:
             # Nobody knows what such a folder was trained for: it is put aside, never resumed.
             found = folder.is_dir() and any(folder.iterdir())
             return ["its fields.json is missing"] if found else []
-        return changed_fields(read_json(path), json.loads(json.dumps(fields)))
+        try:
+            before = read_json(path)
+        except UserError:
+            return ["its fields.json is damaged"]
+        return changed_fields(before, json.loads(json.dumps(fields)))
 
     def begin(self, stage: str, fields: Mapping[str, Any]) -> Path:
         """A stage's folder to work in; what was begun for the same fields is still in it."""
@@ -123,11 +146,7 @@ class RunDirectory:
         folder = self.stage_folder(stage)
         if not folder.exists():
             return None
-        shelf = self.folder / "superseded"
-        shelf.mkdir(exist_ok=True)
-        numbers = [p.name.split("-")[0] for p in shelf.iterdir()]
-        number = 1 + max((int(n) for n in numbers if n.isdigit()), default=0)
-        target = shelf / f"{number:03d}-{stage.replace('/', '-')}"
+        target = numbered(self.folder / "superseded", stage.replace("/", "-"))
         folder.rename(target)
         return target
 
@@ -139,7 +158,7 @@ class RunDirectory:
         wanted = fingerprint_of(fields)
         for old in sorted((self.folder / "superseded").glob("*/fields.json"), reverse=True):
             of_stage = old.parent.name.partition("-")[2] == stage.replace("/", "-")
-            if of_stage and fingerprint_of(read_json(old)) == wanted:
+            if of_stage and _fingerprint_in(old) == wanted:
                 self.stage_folder(stage).parent.mkdir(parents=True, exist_ok=True)
                 old.parent.rename(self.stage_folder(stage))
                 return True
@@ -153,12 +172,35 @@ class RunDirectory:
                 if stage not in planned:
                     self.supersede(stage)
 
-    def finish(self, stage: str, fields: Mapping[str, Any], outcome: Outcome) -> None:
-        """Write the stage's result: from here on it counts as done."""
+    def finish(
+        self, stage: str, fields: Mapping[str, Any], outcome: Outcome, files: Iterable[str] = ()
+    ) -> None:
+        """Write the stage's result: from here on it counts as done.
+
+        Args:
+            files: what the stage vouches for besides its numbers, as paths in its folder.
+        """
         result = {
             "stage": stage,
             "fingerprint": fingerprint_of(fields),
             "values": outcome.values,
             "measured": outcome.measured,
         }
-        write_json(self.stage_folder(stage) / "result.json", result)
+        self.write_result(stage, {**result, "files": self.records(stage, files)})
+
+    def records(self, stage: str, files: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Size and digest of files in a stage's folder, and of what it was begun for."""
+        folder = self.stage_folder(stage)
+        return {name: record(folder / name) for name in (*files, "fields.json")}
+
+    def write_result(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Write `result.json` with a digest of itself."""
+        write_json(self.stage_folder(stage) / "result.json", seal(result))
+
+
+def _fingerprint_in(path: Path) -> str | None:
+    """The fingerprint of a `fields.json`; None where it is damaged."""
+    try:
+        return fingerprint_of(read_json(path))
+    except UserError:
+        return None

@@ -20,11 +20,12 @@ from compress.distributed.collectives import by_first, world
 from compress.engine.lockstep import side_by_side
 from compress.engine.loop import Position
 from compress.environment import environment
-from compress.errors import doing
+from compress.errors import UserError, doing
 from compress.recipe.schema import Recipe
 from compress.run import plan
 from compress.run.directory import RunDirectory
 from compress.run.plan import Plan, Step
+from compress.run.skipping import Files, require_undamaged, stands
 from compress.stages import dataset_of, order_seed
 from compress.stages.job import Job, Outcome
 from compress.storage.fingerprints import fingerprint_of
@@ -62,8 +63,8 @@ class Run:
         last = max(i for i, s in enumerate(every) if self.until in (None, s.name, s.stage))
         digests: dict[str, str] = {}
         for group in self._groups(every[: last + 1]):
-            fields = [_fields(step, data_digest, digests) for step in group]
-            tasks = [self._step(step, own) for step, own in zip(group, fields, strict=True)]
+            each = [_fields(step, data_digest, digests) for step in group]
+            tasks = [self._step(step, own) for step, own in zip(group, each, strict=True)]
             with doing(", ".join(step.name for step in group)):
                 yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
@@ -71,11 +72,18 @@ class Run:
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:
-            if by_first(
-                partial(self.directory.finished, step.name, _fields(step, data_digest, digests))
-            ):
+            fields = _fields(step, data_digest, digests)
+            if by_first(partial(self._is_shown, step, fields)):
                 digests[step.name] = by_first(partial(_found, self.directory, step))
         return list(digests)
+
+    def _is_shown(self, step: Step, fields: dict[str, Any]) -> bool:
+        """Whether a step that is not run now was finished before, and is whole."""
+        try:
+            return _is_finished(self.directory, step, fields)
+        except UserError as error:
+            log(f"{step.name}: {error}")
+            return False
 
     def _groups(self, steps: Sequence[Step]) -> list[list[Step]]:
         """Steps that are done together: students of the same batches where they share a teacher."""
@@ -120,14 +128,18 @@ class Run:
         seconds = clock[0] if clock else time.perf_counter() - start
         told = {"seconds": seconds, "processes": world(), "environment": environment(self.device)}
         done = Outcome(outcome.values, {**outcome.measured, **told})
-        by_first(lambda: self.directory.finish(step.name, fields, done))
+        by_first(
+            lambda: self.directory.finish(
+                step.name, fields, done, stage.files(job.folder, done.values)
+            )
+        )
         log(f"{step.name}: {seconds:.1f} s")
 
     def _prepare(self, step: Step, fields: dict[str, Any]) -> bool:
         """Skip, redo or restore a step; whether it is to be run, in a folder that is then begun."""
         run, begun = self.directory, _begun(step, fields)
-        fresh = self._is_fresh(step)
-        if not fresh and run.finished(step.name, fields):
+        fresh, files = self._is_fresh(step), _files(step)
+        if not fresh and stands(run, step.name, fields, files, begun):
             log(f"{step.name}: done before, skipped")
             return False
         differences = run.differences(step.name, begun)
@@ -138,7 +150,7 @@ class Run:
                 log(f"{step.name}: redone ({reason}); the old result is in {old}")
         if not fresh and not run.stage_folder(step.name).exists() and run.restore(step.name, begun):
             log(f"{step.name}: what was done earlier fits again, restored")
-            if run.finished(step.name, fields):
+            if stands(run, step.name, fields, files, begun):
                 return False
         log(f"{step.name}")
         run.begin(step.name, begun)
@@ -166,18 +178,35 @@ def _timed(
 
 
 def finished(recipe: Recipe, folder: Path, until: str | None = None) -> bool:
-    """Whether a run directory holds the result of every stage (up to one) of a checked recipe."""
+    """Whether a run directory holds the result of every stage (up to one) of a checked recipe.
+
+    Raises:
+        UserError: a result, or a file that it vouches for, is damaged.
+    """
     planned = plan.make_plan(recipe)
     run = RunDirectory(folder, folder.name)
     data_digest = dataset_of(recipe).digest()
     digests: dict[str, str] = {}
     for step in planned.steps:
-        if not run.finished(step.name, _fields(step, data_digest, digests)):
+        if not _is_finished(run, step, _fields(step, data_digest, digests)):
             return False
         digests[step.name] = _found(run, step)
         if until in (step.name, step.stage):
             break
     return True
+
+
+def _is_finished(run: RunDirectory, step: Step, fields: dict[str, Any]) -> bool:
+    is_finished = run.finished(step.name, fields)
+    if is_finished:
+        require_undamaged(run, step.name, _files(step))
+    return is_finished
+
+
+def _files(step: Step) -> Files:
+    """What a step's stage vouches for."""
+    files: Files = importlib.import_module(step.module).files
+    return files
 
 
 def _fields(step: Step, data_digest: str, digests: dict[str, str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from compress.recipe import signatures
 from compress.recipe.schema import Engine, MethodPart, Recipe, TransferPart
 from compress.stages.distill import terms_for
 from compress.storage.fingerprints import fingerprint_of_folder, sha256_file
+from compress.teacher.ensemble import arithmetic_name
 from compress.trackers import TRACKERS
 
 
@@ -143,7 +144,7 @@ def reads_teachers(part: MethodPart, terms: Terms) -> bool:
 def _targets(engine: Engine) -> dict[str, str]:
     """What of the engine changes the targets that students learn from."""
     stored = engine.cache.dtype if engine.cache else "float32"
-    return {"engine.teacher": engine.teacher, "engine.cache.dtype": stored}
+    return {"engine.teacher": arithmetic_name(engine.teacher), "engine.cache.dtype": stored}
 
 
 def _transfer_names(parts: list[TransferPart]) -> dict[str, TransferPart]:

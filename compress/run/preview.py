@@ -21,13 +21,13 @@ def show(planned: Plan, shapes: Shapes | None) -> None:
         table.add_row(step.name, ", ".join(step.inputs))
     console.print(table)
     for remark in teacher_remarks(planned.recipe):
-        console.print(remark, markup=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
     if shapes is None:
         return
     console.print(_taps(shapes))
     console.print(_adapters(shapes))
     for remark in _cache_remarks(planned, shapes):
-        console.print(remark, markup=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
     console.print("The recipe is in order.")
 
 

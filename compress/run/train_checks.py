@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compress.engine.optimization import OPTIMIZERS, SCHEDULES
+from compress.engine.optimization import OPTIMIZERS, SCHEDULES, Settings
 from compress.errors import nearest
 from compress.recipe import signatures
 from compress.recipe.schema import Named, Train
 from compress.stages import settings_from
+
+_LARGEST_LR = 1e6
 
 
 def check_named(
@@ -47,10 +49,18 @@ def check_train(train: Train, path: str) -> list[str]:
         )
     if not problems:
         try:
-            settings_from(train)
-        except ValueError as error:
+            _check_schedule(settings_from(train))
+        except (ValueError, ArithmeticError, TypeError) as error:
             problems.append(f"{path}.schedule: {error}")
     return problems
+
+
+def _check_schedule(settings: Settings) -> None:
+    """Look at the learning rate over the whole run: an absurd argument shows late in it."""
+    for percent in range(100):
+        lr = settings.lr * settings.schedule(percent / 100)
+        if not abs(lr) < _LARGEST_LR:
+            raise ValueError(f"after {percent} % of the run, the learning rate is {lr:g}")
 
 
 def check_transfer_train(train: Train, path: str) -> list[str]:

@@ -5,8 +5,10 @@ not. Activations and latency are those of the folded networks, which is what run
 are relative to the first teacher of the recipe.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,11 @@ class _Entry:
     role: str
     network: nn.Module
     folded: nn.Module
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Nothing beside the result itself."""
+    return {}
 
 
 def run(job: Job) -> Outcome:

@@ -1,8 +1,10 @@
 """One student, trained by one method: the phases, the main training, the artefact."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +27,8 @@ from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
 from compress.stages.teacher import load_teachers
 from compress.storage.files import write_json
+from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import seal
 
 RESULT_VERSION = 4
 
@@ -37,6 +41,13 @@ def terms_for(part: MethodPart, distill: Distill) -> Terms:
     terms = METHODS[part.name].protocols[distill.protocol]
     given = part.weights or (distill.weights if part is distill.method else None)
     return terms if given is None else replace(terms, **given.model_dump(exclude_none=True))
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The student and the histories of its trainings, with the digest that `values` holds."""
+    histories = sorted(p.relative_to(folder).as_posix() for p in folder.glob("**/metrics.jsonl"))
+    student = {"student.safetensors": values.get("sha256"), "student.json": None}
+    return student | dict.fromkeys(histories)
 
 
 def run(job: Job) -> Outcome:
@@ -68,7 +79,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     deployed = method.deploy(student)
     description = describe_student(job, data, deployed is student, method, weights)
     # Written before the first step: an interrupted training can be exported.
-    write_json(job.folder / "description.json", description)
+    write_json(job.folder / "description.json", seal(description))
     training = _Distilling(job, module, inputs, data, deployed)
     history, terms = yield from training.run()
     results = summary(history, task)
@@ -130,6 +141,7 @@ class _Distilling:
             role=f"{self.job.name} {phase.name}",
             seed=self._seed,
             device=self.job.device,
+            fingerprint=fingerprint_of(self.job.fields),
         )
 
     def _main(self, settings: Settings) -> Training:
@@ -144,6 +156,7 @@ class _Distilling:
             device=self.job.device,
             evaluate=partial(evaluate, self.deployed, self.data, self.job),
             keep_best=f"validation_{metric}" if self.data.validation else None,
+            fingerprint=fingerprint_of(self.job.fields),
         )
 
     @property

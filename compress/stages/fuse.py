@@ -4,6 +4,7 @@ Two steps: encoder + projector + reused classifier become one network without th
 classifier (rebuilt from the artefact alone), and batch norm is folded into convolutions.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from compress.taps import Tapped, TapSpecs
 
 RESULT_VERSION = 1
 IMAGES = 256
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Nothing beside the result itself."""
+    return {}
 
 
 def run(job: Job) -> Outcome:
@@ -59,7 +65,7 @@ def _compare(run_folder: Path, name: str, images: Tensor) -> dict[str, Any]:
         "trial": values["trial"],
         "images": len(images),
         "fused_max_abs": _difference(
-            _trained_logits(folder, student.description, images), deployed
+            _trained_logits(folder, name, student.description, images), deployed
         ),
         "folded_max_abs": _difference(deployed, folded.network(images)),
         "folded": len(folded.folded),
@@ -67,9 +73,15 @@ def _compare(run_folder: Path, name: str, images: Tensor) -> dict[str, Any]:
     }
 
 
-def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -> Tensor:
+def _trained_logits(folder: Path, name: str, description: dict[str, Any], images: Tensor) -> Tensor:
     """The prediction of the separate parts, as the training's checkpoint holds them."""
-    state = trained_state(folder)
+    try:
+        state = trained_state(folder, role=name)
+    except UserError as error:
+        raise UserError(
+            f"{error}; fuse compares it with the student: restore it, or train the student anew "
+            f"with --fresh {name}"
+        ) from None
     network = artifacts.build_plain(description)
     network.load_state_dict(part_of(state, "student."))
     network.eval()
@@ -81,7 +93,8 @@ def _trained_logits(folder: Path, description: dict[str, Any], images: Tensor) -
     tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), wanted)
     method.bind(tapped)
     method.load_state_dict(part_of(state, "method."))
-    return method.eval().logits(tapped(images))
+    method.eval()
+    return method.logits(method.extend(tapped(images)))
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compress.recipe.schema import Recipe
+from compress.storage.integrity import sha256_file as sha256_file
 
 
 @dataclass(frozen=True)

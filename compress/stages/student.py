@@ -52,6 +52,7 @@ def build_student(
     try:
         with seeded(seed, "method", part.name):
             method = METHODS[part.name](context, **part.arguments)
+            method.seed = int(torch.randint(2**62, ()))
     except ValueError as error:
         raise UserError(f"distill.{part.name}: {error}") from None
     if lay_channels_last(student, shape):

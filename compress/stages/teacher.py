@@ -27,12 +27,26 @@ from compress.stages import (
     training_batches,
 )
 from compress.stages.job import Job, Outcome
+from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, TappedForward, TapSpecs
 from compress.taps.discovery import discover
 from compress.tasks import Task
 from compress.teacher.ensemble import check_arithmetic, check_int8
 
 RESULT_VERSION = 3
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The files of every teacher, with the digests that the result's `values` hold."""
+    rows = values.get("teachers", ())
+    digests = {str(number): row.get("sha256") for number, row in enumerate(rows)}
+    found: dict[str, str | None] = {}
+    for number in sorted({*digests, *(p.parent.name for p in folder.glob("[0-9]*/teacher.*"))}):
+        found[f"{number}/teacher.safetensors"] = digests.get(number)
+        found[f"{number}/teacher.json"] = None
+        if (folder / number / "metrics.jsonl").is_file():
+            found[f"{number}/metrics.jsonl"] = None
+    return found
 
 
 def run(job: Job) -> Outcome:
@@ -129,6 +143,7 @@ def _train(
         device=job.device,
         evaluate=partial(evaluate, network, data, job),
         keep_best=f"validation_{task.metric}" if data.validation else None,
+        fingerprint=fingerprint_of(job.fields),
     )
 
 
@@ -163,20 +178,27 @@ def _build(
         if part.train is None or known["method"] is not None:
             raise _other_classes(known["num_classes"], data)
         architecture: dict[str, Any] = known["architecture"]
+        network = artifacts.build_plain(
+            known,
+            num_classes=classes,
+            seed=job.recipe.seed + index,
+            role="teacher",
+            weights=path,
+        )
     elif part.model is not None:
         architecture = {"name": part.model.name, "arguments": part.model.arguments}
+        network = models.build(
+            part.model.name,
+            num_classes=classes,
+            seed=job.recipe.seed + index,
+            role="teacher",
+            **part.model.arguments,
+        )
     else:
         raise UserError(
             f"teacher.checkpoint: '{given}' has no .json beside it that names its architecture; "
             "give `model` too"
         )
-    network = models.build(
-        architecture["name"],
-        num_classes=classes,
-        seed=job.recipe.seed + index,
-        role="teacher",
-        **architecture["arguments"],
-    )
     if given is not None:
         replaced = load_initial(network, architecture["name"], given, data)
         if replaced is not None and part.train is None:

@@ -3,6 +3,7 @@
 Of several processes the main one alone writes; the others may read once they have waited for it.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from safetensors.torch import save_file
 
 from compress.distributed.collectives import is_first
 from compress.errors import UserError
+from compress.storage.integrity import sha256_file as sha256_file
+
+_CHECKSUM = "checksum"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -38,7 +42,7 @@ def read_json(path: Path) -> Any:
     """Read JSON, naming the file where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or nested without end
         raise UserError(f"{path} is damaged ({error}); restore it or delete its folder") from None
 
 
@@ -53,14 +57,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors in one step."""
+    """Write tensors as safetensors in one step; with metadata, also a checksum of all of it."""
     if not is_first():
         return
     partial = path.with_name(path.name + ".partial")
     # safetensors refuses channels_last and shared storage.
     plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
+    checksum = {_CHECKSUM: _checksum(plain, metadata)} if metadata else {}
     try:
-        save_file(plain, partial, metadata=dict(metadata or {}))
+        save_file(plain, partial, metadata={**(metadata or {}), **checksum})
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}; what was written before is whole") from None
@@ -71,11 +76,29 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, on the CPU."""
+    """The tensors and the metadata of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: the file is not there or damaged, or its checksum, if it has one, does not fit.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = file.metadata() or {}
     except FileNotFoundError:
         raise UserError(f"{path} not found (looked in {Path.cwd()})") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or truncated: {error}") from None
+    checksum = metadata.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(tensors, metadata):
+        raise UserError(f"{path} is damaged: its content does not fit its checksum")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None) -> str:
+    """SHA-256 of the metadata and of each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), [*tensor.shape]]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

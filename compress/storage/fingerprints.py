@@ -2,19 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+from compress.storage.integrity import sha256_file as sha256_file
+from compress.storage.user_files import folders_below
 
 
 def fingerprint_of(fields: Mapping[str, Any]) -> str:
@@ -25,7 +18,7 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
 
 def fingerprint_of_folder(root: Path) -> str:
     """A digest of names and sizes: reading every file of a large data set would take minutes."""
-    found = (Path(at, name) for at, _, names in os.walk(root, followlinks=True) for name in names)
+    found = (Path(at, name) for at, names in folders_below(root) for name in names)
     files = sorted(path for path in found if path.is_file())
     return fingerprint_of({f.relative_to(root).as_posix(): f.stat().st_size for f in files})
 

@@ -77,9 +77,11 @@ def _options(sweep: Sweep, options: argparse.Namespace) -> list[str]:
     """What every run is started with."""
     named = (entry.get("model") for entry in (*sweep.teachers.values(), *sweep.students.values()))
     names = [model["name"] if isinstance(model, dict) else model for model in named]
-    own_code = any(isinstance(name, str) and user_code.is_user_code(name) for name in names)
-    # A cell reads its teacher from a file; code that this very sweep names may run there, too.
-    trust = ["--trust-code"] if options.trust_code or own_code else []
+    own_code = {n: None for n in names if isinstance(n, str) and user_code.is_user_code(n)}
+    # A cell reads its teacher from a file; code that this very sweep names may run there, no other.
+    trust = [f"--trust-name={name}" for name in own_code]
+    if options.trust_code:
+        trust = ["--trust-code"]
     return trust + (["--device", options.device] if options.device else [])
 
 
@@ -106,12 +108,11 @@ def _check_cells(sweep: Sweep, *, trust_code: bool) -> tuple[dict[str, str], lis
 def _check_cell(
     sweep: Sweep, pair: Pair, method: SweepMethod, number: int, *, trust_code: bool
 ) -> list[str]:
-    recipe, found = check_shape(recipe_of(sweep, pair, [method]))
-    if recipe is not None and not found:
-        for part in (recipe.student.model, *(t.model for t in recipe.teacher)):
-            if part is not None:
-                user_code.trust("*" if trust_code else part.name)
-        found = checks.check_recipe(recipe)
+    raw = recipe_of(sweep, pair, [method])
+    recipe, found = checks.recipe_from(raw)
+    for part in (recipe.student.model, *(t.model for t in recipe.teacher)) if recipe else ():
+        if part is not None:
+            user_code.trust("*" if trust_code else part.name)
     return [_in_sweep(problem, pair, number) for problem in found]
 
 

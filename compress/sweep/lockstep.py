@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.console.messages import console
+from compress.console.terminal import tell
 from compress.engine.lockstep import drain, side_by_side
 from compress.engine.loop import Position
 from compress.errors import UserError
@@ -36,8 +37,7 @@ def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
     runs = [_one(path, options, companions, failed) for path in recipes]
     drain(side_by_side(runs))
     for path, message in failed.items():
-        told = f"error: {path}: {message}"
-        console.print(told, style="red", markup=False, soft_wrap=True)
+        tell(f"{path}: {message}")
     return 2 if failed else 0
 
 

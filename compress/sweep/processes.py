@@ -84,11 +84,15 @@ def _wait_for_others(command: Command, stopped: Event) -> None:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:  # also where the wait is interrupted: Ray cancels again what does not end soon
+        if child.poll() is None:
             child.kill()
             child.wait()
 

@@ -109,16 +109,20 @@ class Plan:
             return [[run] for run in students]
         found: dict[Any, list[Run]] = {}
         for run in students:
-            if not self._is_finished(run):
+            if not self._is_finished(run, mends=True):
                 size = run.recipe["distill"]["train"].get("batch_size")
                 found.setdefault((run.recipe["teacher"]["checkpoint"], size), []).append(run)
         return [runs[i :: self.jobs] for runs in found.values() for i in range(self.jobs)]
 
-    def _is_finished(self, run: Run) -> bool:
+    def _is_finished(self, run: Run, *, mends: bool = False) -> bool:
+        """Whether a run is done; a damaged one has failed, unless it is about to be mended."""
         try:
             is_finished = run.is_finished()
         except UserError as error:
-            self.status.failed[run.name] = str(error)
+            if mends:
+                log(f"{run.name}: {error}")
+            else:
+                self.status.failed[run.name] = str(error)
             return False
         if is_finished:
             self.status.current.add(run.name)
@@ -147,7 +151,7 @@ class Plan:
         write_table(self.sweep, self.folder, self.status)
 
     def _is_known(self, run: Run) -> bool:
-        return self._is_finished(run) or run.name in self.status.failed
+        return run.name in self.status.failed or self._is_finished(run, mends=True)
 
     def _note(self, run: Run, ended: Ended, *, alone: bool) -> None:
         """What became of a run whose process has ended."""

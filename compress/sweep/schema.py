@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import nearest
-from compress.recipe.schema import MethodPart, Part, Positive, describe_errors
+from compress.recipe.schema import MethodPart, Part, Trials, describe_errors
+from compress.text import shown
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 # Mean, mean and standard deviation, or null where the paper has none.
@@ -34,7 +35,7 @@ class Pair(Part):
 class SweepMethod(MethodPart):
     """A row of the table: a method of a recipe, and how often it is trained."""
 
-    trials: Positive | None = None
+    trials: Trials | None = None
 
     @property
     def row(self) -> str:
@@ -51,8 +52,8 @@ class Sweep(BaseModel):
     recipe: dict[str, Any]
     teachers: Annotated[dict[Label, dict[str, Any]], Field(min_length=1)]
     students: Annotated[dict[Label, dict[str, Any]], Field(min_length=1)]
-    pairs: Annotated[list[Pair], Field(min_length=1)]
-    methods: Annotated[list[SweepMethod], Field(min_length=1)]
+    pairs: Annotated[list[Pair], Field(min_length=1, max_length=200)]
+    methods: Annotated[list[SweepMethod], Field(min_length=1, max_length=200)]
     paper: dict[str, list[PaperValue]] = {}
 
     @property
@@ -130,7 +131,7 @@ def _wrong_parts(sweep: Sweep) -> list[str]:
         parts["recipe.distill.train"] = distill.get("train")
     parts |= {f"students.{name}.train": s.get("train") for name, s in sweep.students.items()}
     problems = [
-        f"{path}: expected a mapping, got {part!r}"
+        f"{path}: expected a mapping, got {shown(part)}"
         for path, part in parts.items()
         if part is not None and not isinstance(part, dict)
     ]

@@ -86,13 +86,16 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
             forward runs no module of this path.
     """
     name = type(network).__name__
-    known = dict(network.named_modules())
-    if path not in known:
-        raise UserError(f"{name} has no module '{path}' to be cut after{nearest(path, known)}")
-    training = network.training
+    training, place = network.training, (path, "output")
     try:
         tracer = _trace(network.eval())
-        node = tracer.node_at((path, "output"))
+        if place not in tracer.values:
+            known = dict(network.named_modules())
+            raise UserError(
+                f"{name} cannot be cut after '{path}', which is no module that its forward runs"
+                f"{nearest(path, known)}"
+            )
+        node = tracer.node_at(place)
     except Untraceable as reason:
         raise UserError(f"{name} cannot be cut after '{path}': {reason}") from None
     finally:

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from compress.distributed.collectives import summed
+from compress.precision import in_float32
 from compress.tasks.task import Task
+
+_cross_entropy = in_float32(cross_entropy)
 
 
 class Classification(Task):
@@ -18,8 +21,8 @@ class Classification(Task):
     unit = "%"
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy of logits (N, K) with labels (N,)."""
-        return cross_entropy(outputs.float(), labels)
+        """Mean cross entropy of logits (N, K) with labels (N,), in float32 or wider."""
+        return _cross_entropy(outputs, labels)
 
     def counted_labels(self, labels: Tensor) -> int:
         """All of them."""

@@ -27,6 +27,15 @@ _CALIBRATION = 512
 Arithmetic = Literal["float32", "bfloat16", "int8"]
 
 
+def arithmetic_name(arithmetic: Arithmetic) -> str:
+    """The arithmetic as results and caches know it.
+
+    int8 had 8-bit weights before, whose products saturate on some CPUs: none of its targets is
+    taken for one of 7-bit weights.
+    """
+    return "int8, 7-bit weights" if arithmetic == "int8" else arithmetic
+
+
 def check_arithmetic(arithmetic: Arithmetic, device: torch.device) -> None:
     """Refuse, before anything is trained, a teacher's arithmetic that the device does not have."""
     if arithmetic == "int8" and device.type != "cpu":
@@ -218,7 +227,7 @@ class TeacherEnsemble:
             "preprocessing": teacher.preprocessing.as_dict(),
             "augment": images.augment[0],
             "views": [reader.views, reader.views_seed] if reader.views else None,
-            "arithmetic": [self.settings.arithmetic, images.batches.device.type],
+            "arithmetic": [arithmetic_name(self.settings.arithmetic), images.batches.device.type],
         }
         cache = TeacherCache.open(
             settings.folder,

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from compress.data.image_files import read_rgb, upright_size
 from compress.errors import UserError
+from compress.storage.user_files import require_file
 from eval.data.masks import Segment, decoded, encoded
 
 # Annotation tools disagree whether pixels count from 0 or 1; a box may stick out by this much.
 _OUTSIDE_TOLERANCE = 1.0
 # Pixels: the sides of a smaller box may fall together where float32 scales or mirrors it.
 _SMALLEST_SIDE = 1e-3
+_LARGEST_SIDE = 1 << 24  # the last up to which float32 holds every integer
 Box = tuple[float, float, float, float]
 
 
@@ -118,8 +120,9 @@ def checked(
 ) -> AnnotatedImage:
     """Check one image's annotation and header; boxes within the tolerance are cut to the image."""
     height, width = size
-    if not image.is_file():
-        raise UserError(f"{image} not found; {source} names it.")
+    require_file(image, source)
+    if max(size) > _LARGEST_SIDE:
+        raise UserError(f"{source} says that {image.name} has {width} x {height} pixels.")
     for box in boxes:
         if not _is_sound(box, size) or vanishes(box, size):
             raise UserError(

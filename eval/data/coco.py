@@ -7,6 +7,7 @@ from typing import Any
 from compress.console.messages import log
 from compress.data.image_files import check_whole
 from compress.errors import UserError
+from compress.storage.user_files import inside, read_listing
 from eval.data.annotations import AnnotatedImage, Box, DetectionData, checked, require_objects, vanishes
 from eval.data.masks import Segment, check_segment
 
@@ -21,7 +22,7 @@ def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") ->
     splits = []
     for role, split in (("training", train), ("test", test)):
         path = Path(root) / "annotations" / f"instances_{split}.json"
-        images, split_names = _read_coco(path, Path(root) / split)
+        images, split_names = _read_coco(Path(root), path, Path(root) / split)
         if names and split_names != names:
             raise UserError(f"{path} has other categories than the training split's file.")
         require_objects(images, f"{role} split {path}", ignored=False)
@@ -31,7 +32,9 @@ def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") ->
     return DetectionData(names, splits[0], splits[1], trains_on_ignored=False)
 
 
-def _read_coco(path: Path, images: Path) -> tuple[tuple[AnnotatedImage, ...], tuple[str, ...]]:
+def _read_coco(
+    root: Path, path: Path, images: Path
+) -> tuple[tuple[AnnotatedImage, ...], tuple[str, ...]]:
     content = _json(path)
     try:
         categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
@@ -42,7 +45,11 @@ def _read_coco(path: Path, images: Path) -> tuple[tuple[AnnotatedImage, ...], tu
             raise UserError(f"{path} gives one id to several categories.")
         listed = content["images"]
         found = _by_image(path, content, label_of)
-        result = [_image(path, images, image, found[image["id"]], label_of) for image in listed]
+        places = [_place(root, path, images, image) for image in listed]
+        result = [
+            _image(path, place, image, found[image["id"]], label_of)
+            for place, image in zip(places, listed, strict=True)
+        ]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a COCO annotation file ({error!r}).") from None
     if not result:
@@ -81,15 +88,19 @@ def _box(annotation: dict[str, Any]) -> Box:
     return x, y, x + width, y + height
 
 
+def _place(root: Path, path: Path, images: Path, image: dict[str, Any]) -> Path:
+    name = str(image["file_name"])
+    return inside(root, images / name, name, path)
+
+
 def _image(
     path: Path,
-    images: Path,
+    target: Path,
     image: dict[str, Any],
     annotations: list[dict[str, Any]],
     label_of: dict[int, int],
 ) -> AnnotatedImage:
     size = _size(image)
-    target = images / str(image["file_name"])
     return checked(
         path,
         target,
@@ -118,8 +129,6 @@ def _segments(
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} not found.") from None
+        return json.loads(read_listing(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}).") from None

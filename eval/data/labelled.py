@@ -12,6 +12,7 @@ from compress.data import Dataset, FileImages, Images, MemoryImages, Preprocessi
 from compress.data.source import balanced
 from compress.errors import UserError
 from compress.seeding import generator
+from compress.storage.user_files import inside, read_listing, require_file
 from eval.data.digit_scenes import prepare
 
 # Opens the data for an encoder of some preprocessing; `seed` draws subsets.
@@ -91,17 +92,16 @@ def tiny_imagenet(
 def _annotated(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Files and labels that `val_annotations.txt` lists: name, WNID and a box, tabs between."""
     listing = folder / "val_annotations.txt"
-    if not listing.is_file():
+    if not listing.exists():
         raise UserError(f"{listing} not found; it says of which class each image of val/ is")
     number = {name: label for label, name in enumerate(names)}
     found = []
-    for line, text in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+    for line, text in enumerate(read_listing(listing).splitlines(), 1):
         cells = text.split("\t")
         if len(cells) < 2 or cells[1] not in number:
             raise UserError(f"{listing}, line {line}: no class of train/ in {text[:60]!r}")
-        path = folder / "images" / cells[0]
-        if not path.is_file():
-            raise UserError(f"{path} not found; {listing}, line {line}, lists it")
+        path = inside(folder.parent, folder / "images" / cells[0], cells[0], listing)
+        require_file(path, listing)
         found.append((path, number[cells[1]]))
     return found
 
@@ -118,7 +118,7 @@ def stl10(
     place = next((p for p in (Path(root) / "stl10_binary", Path(root)) if p.is_dir()), Path(root))
     splits = [_stl_split(place, split) for split in ("train", "test")]
     listing = place / "class_names.txt"
-    names = tuple(listing.read_text(encoding="utf-8").split()) if listing.is_file() else ()
+    names = tuple(read_listing(listing).split()) if listing.exists() else ()
     highest = int(max(labels.max() for _, labels in splits)) + 1
     if names and len(names) < highest:
         raise UserError(f"{listing} names {len(names)} classes, labels go up to {highest}")

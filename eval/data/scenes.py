@@ -22,7 +22,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from compress.storage.files import read_mapping, write_json
+from compress.console.messages import log
 from compress.errors import UserError
+from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from compress.seeding import generator
 from eval.data.layouts import Scene, write_coco, write_voc
 
@@ -50,7 +53,7 @@ def write_scenes(
 
     digits_pixels (N, 8, 8) uint8 and digits_labels (N,): half of each class's digits appear only
     in train scenes, the other half only in test scenes. A finished folder is left as it is; it
-    appears whole or not at all.
+    appears whole or not at all. One that was changed since is put aside and written again.
     """
     if not 1 <= classes <= 10 or not 32 <= image_size <= 64:
         raise UserError(
@@ -58,7 +61,8 @@ def write_scenes(
             f"not {classes} and {image_size}."
         )
     names = tuple(str(digit) for digit in range(classes))
-    if folder.exists():
+    written = folder.with_name(folder.name + ".json")
+    if folder.exists() and not _is_changed(folder, written):
         return names
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
@@ -74,8 +78,25 @@ def write_scenes(
         _write_crops(
             partial / "crops" / {"train": "train", "val": "test"}[split], pools, names, split, seed
         )
+    write_json(written, seal({"scenes": record(partial)}))
     os.replace(partial, folder)
     return names
+
+
+def _is_changed(folder: Path, written: Path) -> bool:
+    """Whether scenes are not those that were written; they are then put aside."""
+    if not written.is_file():
+        return False  # written before their digest was kept
+    try:
+        content = read_mapping(written)
+        require_seal(content, written, ())
+        problem = damaged(folder.parent, {folder.name: content["scenes"]}).get(folder.name)
+    except UserError as error:
+        problem = str(error)
+    if problem:
+        place = put_aside(folder.parent, [folder.name, written.name])
+        log(f"{folder} {problem}; it is now in {place}, and written again")
+    return bool(problem)
 
 
 def _pools(pixels: Tensor, labels: Tensor, classes: int, first: int) -> list[Tensor]:

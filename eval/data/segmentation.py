@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compress.data.image_files import SUFFIXES, check_whole, image_named
 from compress.errors import UserError
+from compress.storage.user_files import inside, read_listing
 from eval.data.digit_scenes import prepare
 from eval.data.segmentation_classes import CAMVID_CLASSES, CITYSCAPES_CLASSES, CITYSCAPES_LABELS, VOC_CLASSES
 from eval.data.masked_images import VOID, MaskedImage, SegmentationData, checked, meaning
@@ -29,19 +30,17 @@ def voc_segmentation(
 
     def read(split: str) -> tuple[MaskedImage, ...]:
         path = year / "ImageSets" / "Segmentation" / f"{split}.txt"
-        try:
-            stems = path.read_text(encoding="utf-8-sig").split()
-        except FileNotFoundError:
-            raise UserError(f"{path} not found.") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is no UTF-8 text.") from None
+        stems = read_listing(path).split()
         if not stems:
             raise UserError(f"{path} lists no image.")
-        masks = year / "SegmentationClass"
-        items = (
-            MaskedImage(_image(year / "JPEGImages" / s), masks / f"{s}.png", values) for s in stems
-        )
-        return checked(items, path)
+        images, masks = year / "JPEGImages", year / "SegmentationClass"
+
+        def item(stem: str) -> MaskedImage:
+            image = _image(inside(Path(root), images / stem, stem, path))
+            mask = inside(Path(root), masks / f"{stem}.png", stem, path)
+            return MaskedImage(image, mask, values)
+
+        return checked(map(item, stems), path)
 
     return _both(classes, read, train, test, background=True)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compress.data.image_files import check_whole, image_named
 from compress.errors import UserError
+from compress.storage.user_files import inside, read_listing, require_file
 from eval.data.annotations import AnnotatedImage, Box, DetectionData, checked, require_objects
 
 _ONE = ("train", "val")
@@ -40,9 +41,9 @@ def voc(
     if classes is None:
         found = {name for path in train_files for name in _voc_names(path)}
         classes = tuple(sorted(found))
-    train_images = tuple(_read_voc(path, tuple(classes)) for path in train_files)
+    train_images = tuple(_read_voc(place, path, tuple(classes)) for path in train_files)
     require_objects(train_images, f"training split {_shown(train)} of {root}", ignored=True)
-    test_images = tuple(_read_voc(path, tuple(classes)) for path in test_files)
+    test_images = tuple(_read_voc(place, path, tuple(classes)) for path in test_files)
     require_objects(test_images, f"test split {_shown(test)} of {root}", ignored=False)
     check_whole(image.path for image in test_images)
     return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
@@ -57,30 +58,30 @@ def _listed(root: Path, splits: str | tuple[str, ...]) -> list[Path]:
     files = []
     for split in (splits,) if isinstance(splits, str) else splits:
         folder, _, name = split.rpartition("/")
-        files += _read_voc_list(root / folder, name)
+        files += _read_voc_list(root, root / folder, name)
     return files
 
 
-def _read_voc_list(root: Path, split: str) -> list[Path]:
+def _read_voc_list(root: Path, year: Path, split: str) -> list[Path]:
     """The annotation files that a split's list names; a line may hold further columns."""
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path} not found.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a list in UTF-8 ({error}).") from None
-    stems = [line.split()[0] for line in lines if line.strip()]
+    path = year / "ImageSets" / "Main" / f"{split}.txt"
+    stems = [line.split()[0] for line in read_listing(path).splitlines() if line.strip()]
     if not stems:
         raise UserError(f"{path} lists no image.")
-    return [root / "Annotations" / f"{stem}.xml" for stem in stems]
+    annotations = year / "Annotations"
+    return [inside(root, annotations / f"{stem}.xml", stem, path) for stem in stems]
+
+
+class _WithoutEntities(ElementTree.TreeBuilder):
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        """Refuse a document type: a few lines of its entities may expand to gigabytes."""
+        raise ValueError("it declares a document type; remove <!DOCTYPE ...>")
 
 
 def _xml(path: Path) -> ElementTree.Element:
+    require_file(path)
     try:
-        return ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise UserError(f"{path} not found.") from None
+        return ElementTree.parse(path, ElementTree.XMLParser(target=_WithoutEntities())).getroot()
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # an unknown encoding too
         raise UserError(f"{path} is not XML ({error}).") from None
 
@@ -92,7 +93,7 @@ def _voc_names(path: Path) -> list[str]:
     return names
 
 
-def _read_voc(path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
+def _read_voc(root: Path, path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
     annotation = _xml(path)
     boxes: list[Box] = []
     labels, ignored = [], []
@@ -112,7 +113,7 @@ def _read_voc(path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
         raise UserError(f"{path} is not a PASCAL VOC annotation ({error}).") from None
     images = path.parents[1] / "JPEGImages"
     named = annotation.findtext("filename") or path.stem + ".jpg"
-    image = image_named(images / path.stem) or images / named
+    image = image_named(images / path.stem) or inside(root, images / named, named, path)
     return checked(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
 
 

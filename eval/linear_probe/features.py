@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compress.console.messages import log
 from compress.data import Dataset, Images, Preprocessing, evaluation_batches
 from compress.distributed.collectives import by_first, gathered, part
+from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.storage.files import read_tensors, write_tensors
 from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import put_aside
 from eval.data.labelled import DATASETS
 from eval.transfer.context import SCRATCH, Context, Start, opened
 
@@ -78,7 +81,13 @@ def features_of(context: Context, start: Start, data: Dataset) -> Features:
 
 def _is_kept(path: Path, digest: str) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.is_file() and read_tensors(path)[1].get("digest") == digest
+    if not path.is_file():
+        return False
+    try:
+        return read_tensors(path)[1].get("digest") == digest
+    except UserError as error:
+        log(f"  {error}; it is now in {put_aside(path.parent, [path.name])}, and computed again")
+        return False
 
 
 def _digest(encoder: Encoder) -> str:

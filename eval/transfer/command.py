@@ -17,13 +17,15 @@ from compress.errors import doing
 from compress.models import user_code
 from compress.recipe.schema import TRANSFER_TRAIN, TransferTrain
 from compress.run.launch import reported, started
+from compress.run.skipping import stands
 from compress.stages.job import Outcome
 from compress.storage.files import write_json, write_text
 from compress.storage.results import read_result
+from compress.text import printable
 from eval.transfer.context import begun, depends_on
 from eval.transfer.options import add_options
 from eval.transfer.request import Asked, asked_of
-from eval.transfer.stage import DATASETS, TASKS, evaluated
+from eval.transfer.stage import DATASETS, TASKS, evaluated, files
 from eval.transfer.tables import table_of
 
 
@@ -83,7 +85,7 @@ def _command(task: str, options: argparse.Namespace) -> int:
         table = table_of(results)
         write_json(out / "result.json", {"task": task, "results": results})
         protocol = next(iter(results.values()))["protocol"]
-        write_text(out / "table.md", f"{table.markdown()}\n{protocol}\n")
+        write_text(out / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
         by_first(lambda: console.print(table.rich()))
         log(f"table: {out / 'table.md'}")
     return 0
@@ -94,13 +96,17 @@ def _result(asked: Asked, label: str) -> dict[str, Any]:
     directory, fields = asked.directory, by_first(partial(asked.fields, label))
     context = asked.context(label, fields)
     stage, full = context.stage, by_first(partial(depends_on, context))
-    if not by_first(partial(directory.finished, stage, full)):
+    if not by_first(partial(stands, directory, stage, full, files, fields)):
         by_first(partial(begun, directory, stage, fields))
         start = time.perf_counter()
         with doing(stage):
             values = evaluated(asked.task, context, asked.arguments)
         told = {"seconds": time.perf_counter() - start, "processes": world()}
         done = Outcome(values, {**told, "environment": environment(asked.device)})
-        by_first(partial(directory.finish, stage, full, done))
+        by_first(
+            lambda: directory.finish(
+                stage, full, done, files(directory.stage_folder(stage), done.values)
+            )
+        )
     values = by_first(partial(read_result, directory.folder, stage))["values"]
     return dict(values)

@@ -18,7 +18,9 @@ from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import Origin, open_origin
 from compress.run.directory import RunDirectory
-from compress.storage.files import read_json, write_json
+from compress.storage.files import read_mapping, write_json
+from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from eval.data.batches import in_iterations
 from eval.transfer.statistics import compared
 
@@ -27,6 +29,10 @@ Data = TypeVar("Data")
 DISTILLED = "distilled"
 ALONE = "alone"
 SCRATCH = "scratch"
+
+OUTCOME = "outcome.json"
+# What a training needs to go on checks itself, see `compress.engine.checkpoint`.
+_STATE = ("checkpoint*", "best-*", "fields.json", "verified.json*", "*.partial", OUTCOME)
 
 _WHAT_VARIES = (
     "intervals show the chance of the transfer's seeds alone, not that of the one distillation or "
@@ -90,6 +96,7 @@ class Start:
     folder: Path
     origin: Origin
     seed: int
+    fingerprint: str = ""  # of what the training depends on
 
 
 def opened(context: Context, make: Callable[[Path], Data]) -> Data:
@@ -151,18 +158,52 @@ def _outcome(
     # What all have in common too: put aside, the folder lies beside those of other stages.
     fields = {**context.fields, "training": {"init": init, "origin": taken, "seed": seed}}
     folder = by_first(partial(begun, context.run, stage, fields, restore=not context.fresh))
-    finished = folder / "outcome.json"
-    if not by_first(finished.is_file):
+    outcome: dict[str, Any] | None = by_first(partial(_kept, folder, stage))
+    if outcome is None:
         student = student_of(context, init)
         origin = context.origin(student)
         encoder = origin.encoder(weights=init != SCRATCH, seed=seed)
-        metrics = evaluate(Start(init, student, encoder, folder, origin, seed))
+        start = Start(init, student, encoder, folder, origin, seed, fingerprint_of(fields))
+        metrics = evaluate(start)
         matched = float(encoder.matched_percent)
-        write_json(finished, {"seed": seed, "metrics": metrics, "matched_percent": matched})
-    outcome: dict[str, Any] = by_first(partial(read_json, finished))
+        done = {"seed": seed, "metrics": metrics, "matched_percent": matched}
+        outcome = by_first(partial(_keep, folder, done))
     shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
     log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
     return outcome
+
+
+def _kept(folder: Path, stage: str) -> dict[str, Any] | None:
+    """The outcome of a training that was finished; one of which a part is damaged is put aside."""
+    path = folder / OUTCOME
+    if not path.is_file():
+        return None
+    try:
+        outcome = read_mapping(path)
+        require_seal(outcome, path, ("seed", "metrics", "matched_percent"))
+        problems = damaged(folder, outcome.get("files", {}))
+        if not problems:
+            return outcome
+        told = ", ".join(f"{folder / name} {problem}" for name, problem in problems.items())
+    except UserError as error:
+        problems, told = {}, str(error)
+    place = put_aside(folder, [*problems, OUTCOME])
+    log(f"{stage}: {told}; it is now in {place}, and made again from what is whole")
+    return None
+
+
+def _keep(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a training's outcome, with a record of what it left; returns it as it is read again."""
+    records = {name: record(folder / name) for name in files_of_training(folder)}
+    write_json(folder / OUTCOME, seal({**outcome, "files": records}))
+    return read_mapping(folder / OUTCOME)
+
+
+def files_of_training(folder: Path) -> list[str]:
+    """What a training left in its folder besides its outcome and its state."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    left = [path for path in paths if not any(path.match(pattern) for pattern in _STATE)]
+    return [path.relative_to(folder).as_posix() for path in left]
 
 
 def begun(
@@ -198,6 +239,7 @@ def fine_tune(
         role=f"{task}, {start.init}",
         seed=start.seed,
         device=context.device,
+        fingerprint=start.fingerprint,
     )
 
 

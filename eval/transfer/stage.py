@@ -1,6 +1,7 @@
 """The transfer stage: a task on the distilled encoder against the same network from elsewhere."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from compress.model_files.origins import origins_of
@@ -11,7 +12,7 @@ from eval.detection import task as detection
 from eval.knn import task as neighbours
 from eval.linear_probe import task as linear_probe
 from eval.segmentation import task as segmentation
-from eval.transfer.context import Context, student_of
+from eval.transfer.context import OUTCOME, Context, files_of_training, student_of
 
 RESULT_VERSION = 3
 
@@ -32,6 +33,19 @@ DATASETS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
 }
 
 _ENTRY_KEYS = ("task", "name", "data", "init", "train", "seeds")
+
+
+def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
+    """The outcome of every training and what it left, and the data that were generated."""
+    trainings = [f"{row['init']}/seed-{seed}" for row in values.get("rows", ())
+                 for seed in values.get("seeds", ())]  # fmt: skip
+    found: dict[str, str | None] = {}
+    for training in trainings:
+        names = (OUTCOME, *files_of_training(folder / training))
+        found |= {f"{training}/{name}": None for name in names}
+    if (folder / "data").is_dir() and trainings:
+        found["data"] = None
+    return found
 
 
 def run(job: Job) -> Outcome:

@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from compress.text import one_line, printable
+from export.bundle.layout import FULL_RANGE
+
 _FRONT = """---
 license: {license}
 pipeline_tag: image-classification
@@ -16,9 +19,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
-            `license` (None: not stated), `parity`, `int8` (None without it), `files` (name ->
-            bytes), `latency` (see `.timing`, or None), `costs` (of `account`, or None),
-            `found` and `teachers` (what distill and teacher found), `machine` (the environment).
+            `license` (None: not stated), `parity`, `int8` (None without it), `int8_refused` (why
+            it was left out, or None), `files` (name -> bytes), `latency` (see `.timing`, or None),
+            `costs` (of `account`, or None), `found` and `teachers` (what distill and teacher
+            found), `machine` (the environment).
     """
     sections = [
         _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
@@ -29,14 +33,15 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "## How it was made\n\n" + _origin(facts),
         "## Limits\n\n" + _limits(),
     ]
-    return "\n\n".join(section.strip() for section in sections) + "\n"
+    return printable("\n\n".join(section.strip() for section in sections) + "\n")
 
 
 def _summary(facts: Mapping[str, Any]) -> str:
     student = facts["student"]
     size = student["preprocessing"]["image_size"]
     text = (
-        f"An image classifier: {student['architecture']['name']}, {student['num_classes']} classes "
+        f"An image classifier: {one_line(student['architecture']['name'])}, "
+        f"{student['num_classes']} classes "
         f"(`labels.txt`), RGB images of {size} x {size} pixels."
     )
     interrupted = student.get("interrupted")
@@ -76,12 +81,24 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
     rows.append(f"\nTop-1 on the {parity['images']} images of the test split{epoch}.")
     if int8 is not None:
         gate = int8["gate"]
+        accepted = gate["accepted"]
         rows.append(
             f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
-            f"({int8['calibration']}) on {int8['calibration_images']} training images; its drop of "
-            f"{gate['top1_drop']:.2f} points on {gate['images']} images of the {gate['split']} "
-            f"split is within the accepted {gate['accepted']:g}."
+            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
+            f"{gate['images']} images of the {gate['split']} split its drop of "
+            f"{gate['top1_drop']:.2f} points (accepted {accepted['max_top1_drop']:g}), the same "
+            f"class in {gate['agreement_percent']:.2f} % (accepted "
+            f"{accepted['min_agreement_percent']:g}) and logits off by {gate['difference']:.2g} of "
+            f"the largest (accepted {accepted['max_difference']:g}) are within the limits, on the "
+            "machine that made it and computed exactly."
         )
+        rows.append(
+            f"**int8: {FULL_RANGE}.**"
+            if int8["full_range"]
+            else "int8 weights have 7 bits, so that no CPU's 8-bit products saturate."
+        )
+    if facts["int8_refused"]:
+        rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
     return "\n".join(rows)
 
 
@@ -113,13 +130,13 @@ def _origin(facts: Mapping[str, Any]) -> str:
     student = facts["student"]
     distillation = student["distillation"]
     arguments = {k: v for k, v in distillation["method"].items() if k != "name"}
-    method = distillation["method"]["name"] + (f" {arguments}" if arguments else "")
+    method = distillation["method"]["name"] + (f" {one_line(str(arguments))}" if arguments else "")
     weights = ", ".join(f"{k} {v:g}" for k, v in distillation["weights"].items())
-    data = ", ".join(f"{k} {v}" for k, v in facts["data"].items() if v is not None)
+    data = ", ".join(f"{k} {one_line(str(v))}" for k, v in facts["data"].items() if v is not None)
     versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
     seed = f", seed {facts['found']['seed']}" if facts["found"] else ""
     teachers = "".join(
-        f"* Teacher: {row.get('model')}, {row.get('top1_percent', 0):.2f} % top-1\n"
+        f"* Teacher: {one_line(str(row.get('model')))}, {row.get('top1_percent', 0):.2f} % top-1\n"
         for row in facts["teachers"]
     )
     return (

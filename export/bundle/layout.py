@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 FLOAT, INT8, ENCODER = "student.onnx", "student.int8.onnx", "encoder.onnx"
+SCRIPT = "predict.py"
+FULL_RANGE = "full range weights: right only on CPUs with VNNI or ARM dot product"
 
 
 def preprocess_content(preprocessing: Mapping[str, Any], *, raw_pixels: bool) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """manifest.json: what a bundle holds, with the SHA-256 of every file."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
 
 from compress import __version__
 from compress.errors import UserError
-from compress.storage.files import read_mapping, write_json
+from compress.storage.described import Closed, read_described, shortened
+from compress.storage.files import write_json
 from compress.storage.fingerprints import sha256_file
 
 FORMAT = 1
@@ -15,33 +17,50 @@ NAME = "manifest.json"
 _AGAIN = "copy the bundle again"
 
 
-@dataclass(frozen=True)
-class Entry:
+_Line = Annotated[str, Field(max_length=4096)]
+
+
+class Entry(Closed):
     """A file as it was written."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Closed):
     """The content of manifest.json.
 
     `data` is the recipe's data section without root, with the seed that subsets are drawn by;
-    `files` are all of the bundle but manifest.json itself, by their path in it.
+    `files` are all of the bundle but manifest.json itself, by their path in it; `int8` says where
+    the int8 file is right or why it was refused (None: none was asked for, or an older bundle).
     """
 
     format: int
-    made_by: str
-    student: str
-    fingerprint: str
-    data: Mapping[str, Any]
-    opset: int
-    files: Mapping[str, Entry]
+    made_by: _Line
+    student: _Line
+    fingerprint: _Line
+    data: dict[str, Any]
+    opset: Annotated[int, Field(ge=1, le=1000)]
+    files: dict[_Line, Entry]
+    int8: dict[str, Any] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, Entry]) -> dict[str, Entry]:
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in name.split("/"):
+                raise ValueError(f"files names {shortened(name)}, which is not in the bundle")
+        return files
 
 
 def write_manifest(
-    folder: Path, *, student: str, fingerprint: str, data: Mapping[str, Any], opset: int
+    folder: Path,
+    *,
+    student: str,
+    fingerprint: str,
+    data: Mapping[str, Any],
+    opset: int,
+    int8: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """List every file that is in `folder`; called when all of them are written.
 
@@ -49,12 +68,20 @@ def write_manifest(
         student: the label that the student has in its run.
     """
     entries = {
-        name: Entry(sha256_file(folder / name), (folder / name).stat().st_size)
+        name: Entry(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
         for name in sorted(_present(folder))
     }
-    made_by = f"compress {__version__}"
-    manifest = Manifest(FORMAT, made_by, student, fingerprint, dict(data), opset, entries)
-    write_json(folder / NAME, asdict(manifest))
+    manifest = Manifest(
+        format=FORMAT,
+        made_by=f"compress {__version__}",
+        student=student,
+        fingerprint=fingerprint,
+        data=dict(data),
+        opset=opset,
+        files=entries,
+        int8=None if int8 is None else dict(int8),
+    )
+    write_json(folder / NAME, manifest.model_dump())
     return manifest
 
 
@@ -65,7 +92,7 @@ def check_manifest(folder: Path) -> Manifest:
         UserError: a file is missing, changed, truncated or not listed, one sentence for each; or
             the folder is no bundle.
     """
-    manifest = _read(folder)
+    manifest = read_manifest(folder)
     present = _present(folder)
     problems = []
     for name in sorted({*manifest.files, *present}):
@@ -103,21 +130,15 @@ def _present(folder: Path) -> set[str]:
     }
 
 
-def _read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Read a bundle's manifest, without a look at the files.
+
+    Raises:
+        UserError: the folder is no bundle, or the manifest is damaged.
+    """
     if not folder.is_dir():
         raise UserError(f"bundle '{folder}' not found (looked in {Path.cwd()})")
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} is no bundle: it has no {NAME}")
-    content = read_mapping(path)
-    if content.get("format") != FORMAT:
-        raise UserError(f"{path} has format {content.get('format')}; this version reads {FORMAT}")
-    try:
-        files = {name: Entry(**entry) for name, entry in content["files"].items()}
-        manifest = Manifest(**{**content, "files": files})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {_AGAIN}") from None
-    outside = [n for n in files if PurePosixPath(n).is_absolute() or ".." in n.split("/")]
-    if outside or not isinstance(manifest.data, dict):
-        raise UserError(f"{path} is damaged ({(outside or ['data'])[0]!r}); {_AGAIN}")
-    return manifest
+    return Manifest.model_validate(read_described(path, Manifest, FORMAT))

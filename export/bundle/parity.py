@@ -1,5 +1,6 @@
 """Whether an ONNX file computes what the trained network computes, on real images."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -42,6 +43,13 @@ class Parity:
     def top1_drop(self) -> float:
         """Percentage points that the file's top-1 is below the trained network's."""
         return self.torch_top1_percent - self.onnx_top1_percent
+
+    @property
+    def relative_difference(self) -> float:
+        """The largest difference over the trained network's largest logit."""
+        if self.logit_scale == 0:
+            return 0.0 if self.max_abs_difference == 0 else math.inf
+        return self.max_abs_difference / self.logit_scale
 
     def require(self, tolerance: float) -> None:
         """Refuse a file whose logits are further off than `tolerance` x `logit_scale`.

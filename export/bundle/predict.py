@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+# Pillow goes by content, not by name, and starts other programs for some (Ghostscript for EPS).
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _NEEDED = ("student.onnx", "labels.txt", "preprocess.json")
 _KNOWN = {
     "dtype": ("float32", "uint8"),
@@ -40,6 +42,7 @@ _KNOWN = {
     "color": ("RGB",),
     "interpolation": ("bilinear",),
 }
+_SIDES = {"image_size": (1, 1 << 14), "resize": (0, 1 << 14)}  # smallest and largest, in pixels
 _LARGEST = 1 << 27  # pixels after resizing; a long thin image would fill the memory
 
 
@@ -77,6 +80,11 @@ def load_bundle(folder: Path) -> Bundle:
     for key, known in _KNOWN.items():
         if preprocess.get(key) not in known:
             raise Refusal(f"{folder / 'preprocess.json'} is damaged: {key} is none of {known}")
+    for key, (least, most) in _SIDES.items():
+        side = preprocess.get(key)
+        if type(side) is not int or not least <= side <= most:
+            limits = f"{key} is no whole number from {least} to {most}"
+            raise Refusal(f"{folder / 'preprocess.json'} is damaged: {limits}")
     return Bundle(folder, manifest, text.removesuffix("\n").split("\n"), preprocess)
 
 
@@ -103,6 +111,8 @@ def _check_file(path: Path, present: bool, entry: Any) -> None:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait
+            raise OSError("it is not a file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal(f"{path.parent} is not a bundle: it has no {path.name}") from None
@@ -177,11 +187,13 @@ class Predictor:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow remarks on oddities of files
                 # Orientation from EXIF is not applied, as it was not in training.
-                with Image.open(path) as image:
+                with Image.open(path, formats=_FORMATS) as image:
                     self._check(path, image)
                     return numpy.asarray(self._cut(image.convert("RGB")))
         except UnidentifiedImageError:
-            raise Refusal(f"{path} is not an image that Pillow can read") from None
+            raise Refusal(
+                f"{path} is not an image of one of the formats {', '.join(_FORMATS)}; convert it"
+            ) from None
         except Refusal:
             raise
         except Exception as error:  # decoders raise whatever a damaged file leads them to

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compress import __version__
 from compress.errors import UserError, exit_code
 from compress.storage.files import write_text
+from compress.text import printable
 from export.detectron2.config import SCHEDULES, Trunk, config, merged, trunk_of
 
 _NEW = {
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("origin", help="a run directory, RUN/distill/LABEL or a bundle")
     parser.add_argument("--out", type=Path, required=True, help="the .pth file to write")
     parser.add_argument("--schedule", choices=SCHEDULES, help="data and steps in the config, too")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="run code that the student's file names"
+    )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     options = parser.parse_args(arguments)
     return exit_code(lambda: _command(options))
@@ -46,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _command(options: argparse.Namespace) -> int:
     from compress.model_files.origins import open_origin
+    from compress.models import user_code
 
+    if options.trust_code:
+        user_code.trust("*")
     out: Path = options.out
     _refuse(out, force=options.force)
     origin = open_origin(options.origin)
@@ -55,8 +62,8 @@ def _command(options: argparse.Namespace) -> int:
     if options.schedule:
         content = merged(content, SCHEDULES[options.schedule])
     write_text(out.with_suffix(".yaml"), config_text(content))
-    print(f"checkpoint: {out} (the {trunk.name} of {origin.name})")
-    print(f"config: {out.with_suffix('.yaml')} (a detectron2 config merges it)")
+    print(printable(f"checkpoint: {out} (the {trunk.name} of {origin.name})"))
+    print(printable(f"config: {out.with_suffix('.yaml')} (a detectron2 config merges it)"))
     print("missing when detectron2 loads it, as new layers of the detector are:")
     for name in expected_missing(mask=True):
         only = "   (Mask R-CNN only)" if ".mask_head." in name else ""

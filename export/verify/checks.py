@@ -5,15 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 from pydantic import ValidationError
 
+from compress import __version__
 from compress.data import DATASETS, Dataset, Preprocessing, open_data
 from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Student, load_student
 from compress.onnx.files import check_file, open_session, takes_pixels
-from compress.recipe.schema import Data
+from compress.onnx.qdq import LARGEST_SAFE_WEIGHT, largest_weight
+from compress.recipe.schema import Data, describe_errors
+from compress.run.train_checks import check_named
+from compress.storage.described import shortened
 from compress.storage.files import read_mapping
-from export.bundle.layout import FLOAT, preprocess_content
+from compress.text import printable
+from export.bundle import predict
+from export.bundle.layout import FLOAT, INT8, SCRIPT, preprocess_content
 from export.bundle.manifest import Manifest
 
 _NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
@@ -31,6 +38,33 @@ def check_graphs(bundle: Path, manifest: Manifest) -> dict[str, int]:
     return {n: check_file(bundle / n) for n in sorted(manifest.files) if n.endswith(".onnx")}
 
 
+def foreign_script(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence where predict.py, which runs wherever the bundle goes, is not this version's."""
+    path, own = bundle / SCRIPT, Path(predict.__file__)
+    if not path.is_file():
+        return [f"the bundle has no {SCRIPT}; export it again"]
+    if path.read_bytes() == own.read_bytes():
+        return []
+    return [
+        f"{SCRIPT} is not the one that compress {__version__} writes (the manifest says that "
+        f"{shortened(manifest.made_by)} wrote the bundle), and what it does was not checked: "
+        f"export again, or use python -m export.bundle.predict {bundle} in its place"
+    ]
+
+
+def check_weights(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence where the int8 file is wrong on some CPUs and the manifest does not say so."""
+    if INT8 not in manifest.files or (manifest.int8 or {}).get("full_range"):
+        return []
+    largest = largest_weight(onnx.load(bundle / INT8).graph)
+    if largest <= LARGEST_SAFE_WEIGHT:
+        return []
+    return [
+        f"{INT8}: its weights go up to {largest}; products saturate above {LARGEST_SAFE_WEIGHT} on "
+        "x86 CPUs before VNNI, and the manifest does not label the file so; export again"
+    ]
+
+
 def load_described(bundle: Path) -> Student:
     """The bundle's torch network, once all descriptions in the bundle say the same of it.
 
@@ -40,16 +74,17 @@ def load_described(bundle: Path) -> Student:
     student = load_student(bundle)
     described = student.description
     raw = takes_pixels(open_session(bundle / FLOAT))
-    labels = (bundle / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if labels != list(described["class_names"]):
+    text = (bundle / "labels.txt").read_text(encoding="utf-8", errors="surrogateescape")
+    labels = text.removesuffix("\n").split("\n")
+    if [*map(printable, labels)] != [*map(printable, described["class_names"])]:
         raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
     expected = preprocess_content(described["preprocessing"], raw_pixels=raw)
     found = read_mapping(bundle / "preprocess.json")
     for key, value in expected.items():
         if found.get(key) != value:
             raise UserError(
-                f"{bundle}: preprocess.json says {key} {found.get(key)!r}, student.json and "
-                f"{FLOAT} say {value!r}; export again"
+                f"{bundle}: preprocess.json says {key} {shortened(found.get(key))}, student.json "
+                f"and {FLOAT} say {value!r}; export again"
             )
     return student
 
@@ -74,17 +109,20 @@ def require_same_data(bundle: Path, student: Student, data: Dataset) -> None:
         )
 
 
-def open_described(section: Mapping[str, Any], root: Path | None) -> Dataset:
+def open_described(section: Mapping[str, Any], root: Path | None, *, image_size: int) -> Dataset:
     """The data set that the manifest describes; its folder is the user's to say.
+
+    Args:
+        image_size: the student's, in pixels.
 
     Raises:
         UserError: there is no such data set, or not in that folder.
     """
-    name = str(section.get("name"))
-    if name not in DATASETS:
+    name = section.get("name")
+    if not isinstance(name, str) or name not in DATASETS:
         raise UserError(
-            f"the manifest names data set '{name}'; known: {', '.join(DATASETS)}"
-            f"{nearest(name, DATASETS)}"
+            f"the manifest names data set {shortened(name)}; known: {', '.join(DATASETS)}"
+            f"{nearest(str(name), DATASETS)}"
         )
     needs_root = "root" in inspect.signature(DATASETS[name]).parameters
     if needs_root and root is None:
@@ -92,10 +130,16 @@ def open_described(section: Mapping[str, Any], root: Path | None) -> Dataset:
     if root is not None and not needs_root:
         raise UserError(f"data set '{name}' is not in a folder; leave out --data")
     given = {**section, **({"root": str(root)} if root is not None else {})}
+    if section.get("image_size") is not None and section["image_size"] != image_size:
+        raise UserError(
+            f"the manifest says that the data set is opened with image_size "
+            f"{shortened(section['image_size'])}, student.json says {image_size}; export again"
+        )
     try:
         spec = Data.model_validate(given)
-        inspect.signature(DATASETS[name]).bind(**spec.arguments)
-    except (ValidationError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the manifest's data section is not this version's: {reason}") from None
+        problems = check_named(spec, DATASETS, "data", supplied=("image_size",))
+    except ValidationError as error:
+        problems = describe_errors(error, Data)
+    if problems:
+        raise UserError(f"the manifest's data section is not this version's: {problems[0]}")
     return open_data(spec.model_dump(), seed=spec.seed or 0)

@@ -1,9 +1,10 @@
 """`python -m export.verify BUNDLE`: is a bundle whole, and the network that was trained?
 
-Checks every file against the manifest, every ONNX file by ONNX's own checker, and runs torch and
-ONNX Runtime on the same test images, at batch 1 and N, on each number of threads. Exit code: 0 in
-order, 1 where a limit is exceeded, 2 after a user's mistake, which a changed file counts as, 130
-when interrupted.
+Checks every file against the manifest, predict.py against this version's, every ONNX file by ONNX's
+own checker, and runs torch and ONNX Runtime on the same test images, at batch 1 and N, on each
+number of threads; the int8 file also exactly, without the integer kernels of this machine. Exit
+code: 0 in order, 1 where a limit is exceeded or predict.py is another, 2 after a user's mistake,
+which a changed file counts as, 130 when interrupted.
 """
 
 import argparse
@@ -36,6 +37,8 @@ def _command(options: argparse.Namespace) -> int:
         threads=options.threads,
         tolerance=options.tolerance,
         max_top1_drop=options.max_top1_drop,
+        min_agreement_percent=options.min_agreement_percent,
+        max_difference=options.max_difference,
     )
     if options.json:
         print(json.dumps(report, indent=2, allow_nan=False))
@@ -59,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, nargs="+", help="default: 1 and 2, where the machine has them")
     add("--tolerance", type=float, default=1e-3, help="of a float file, x the largest output")
     add("--max-top1-drop", type=float, default=1.0, help="points that int8 may lose")
+    add("--min-agreement-percent", type=float, default=95.0, help="int8: images of the same class")
+    add("--max-difference", type=float, default=0.1, help="int8: of a logit, x the largest logit")
     add("--trust-code", action="store_true", help="run code that student.json names")
     add("--json", action="store_true", help="the result as JSON")
     return parser
@@ -73,6 +78,8 @@ def verify(
     threads: Sequence[int] | None = None,
     tolerance: float = 1e-3,
     max_top1_drop: float = 1.0,
+    min_agreement_percent: float = 95.0,
+    max_difference: float = 0.1,
 ) -> dict[str, Any]:
     """Check a bundle; what was found as plain values, `failures` with a sentence for each limit.
 
@@ -82,12 +89,19 @@ def verify(
     for name, number in (("--images", images), ("--batch", batch)):
         if number < 1:
             raise UserError(f"{name} {number}: give 1 or more")
-    for name, limit in (("--tolerance", tolerance), ("--max-top1-drop", max_top1_drop)):
+    limits = {
+        "tolerance": tolerance,
+        "max_top1_drop": max_top1_drop,
+        "min_agreement_percent": min_agreement_percent,
+        "max_difference": max_difference,
+    }
+    for name, limit in limits.items():
         if not limit >= 0:
-            raise UserError(f"{name} {limit}: give 0 or more")
+            raise UserError(f"--{name.replace('_', '-')} {limit}: give 0 or more")
     counts = _threads(threads)
     # What is heavy is imported after the arguments are known to be right.
     from export.bundle import layout
+    from export.bundle.int8_gate import Limits
     from export.bundle.manifest import check_manifest
     from export.verify import checks, comparisons
     from export.verify.verdict import failures, plain
@@ -95,7 +109,8 @@ def verify(
     manifest = check_manifest(bundle)
     opsets = checks.check_graphs(bundle, manifest)
     student = checks.load_described(bundle)
-    opened = checks.open_described(manifest.data, data)
+    size = student.description["preprocessing"]["image_size"]
+    opened = checks.open_described(manifest.data, data, image_size=size)
     checks.require_same_data(bundle, student, opened)
     settings = comparisons.Settings(images, batch, counts)
     files = [name for name in (layout.FLOAT, layout.INT8) if name in opsets]
@@ -103,16 +118,22 @@ def verify(
     maps = []
     if layout.ENCODER in opsets:
         maps = list(comparisons.encoder_rows(bundle, opened, settings))
+    int8 = Limits(max_top1_drop, min_agreement_percent, max_difference)
     return {
         "bundle": str(bundle),
         "student": manifest.student,
         "fingerprint": manifest.fingerprint,
         "files": len(manifest.files),
         "opsets": opsets,
-        "limits": {"tolerance": tolerance, "max_top1_drop": max_top1_drop},
+        "int8": manifest.int8,
+        "limits": limits,
         "rows": plain(rows),
         "encoder": plain(maps),
-        "failures": failures(rows, maps, tolerance=tolerance, max_top1_drop=max_top1_drop),
+        "failures": [
+            *checks.foreign_script(bundle, manifest),
+            *checks.check_weights(bundle, manifest),
+            *failures(rows, maps, tolerance=tolerance, int8=int8),
+        ],
     }
 
 

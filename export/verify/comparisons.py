@@ -15,8 +15,8 @@ from compress.data import Dataset, Preprocessing, evaluation_batches, evenly
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder, Student, load_encoder
 from compress.onnx.files import open_session, run_session, takes_pixels
-from export.bundle.layout import ENCODER
-from export.bundle.parity import Gap, Parity, compare_each, pixels_of
+from export.bundle.layout import ENCODER, INT8
+from export.bundle.parity import Gap, Parity, compare, compare_each, pixels_of
 
 _FEW = 100  # images at batch 1, and for the encoder
 _CPU = torch.device("cpu")
@@ -38,17 +38,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Row:
-    """A student's file against the trained network, at a batch size and number of threads."""
+    """A student's file against the trained network, at a batch size and number of threads.
+
+    `exact`: computed as the file is written, without the integer kernels of this machine.
+    """
 
     file: str
     batch: int
     threads: int
     parity: Parity
+    exact: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         asked = {"file": self.file, "batch": self.batch, "threads": self.threads}
-        return {**asked, **self.parity.as_dict()}
+        return {**asked, "exact": self.exact, **self.parity.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,10 @@ class EncoderRow:
 def student_rows(
     bundle: Path, files: Sequence[str], student: Student, data: Dataset, settings: Settings
 ) -> Iterator[Row]:
-    """Each file at batch 1 (at most 100 images) and at the asked size, per number of threads."""
+    """Each file at batch 1 (at most 100 images) and at the asked size, per number of threads.
+
+    The int8 file also exactly, at the asked size: its verdict must not depend on the machine.
+    """
     preprocessing = data.preprocessing
     for threads in settings.threads:
         sessions = {
@@ -88,6 +95,13 @@ def student_rows(
                 found = compare_each(student.network, sessions, batches, taken=taken)
             for name, parity in found.items():
                 yield Row(name, batch, threads, parity)
+    if INT8 in files:
+        threads = settings.threads[-1]
+        session = open_session(bundle / INT8, threads=threads, spin=False, exact=True)
+        batches = _batches(data, settings.batch, settings.images)
+        with _threads(threads):
+            parity = compare(student.network, session, batches, taken=taken)
+        yield Row(INT8, settings.batch, threads, parity, exact=True)
 
 
 def encoder_rows(bundle: Path, data: Dataset, settings: Settings) -> Iterator[EncoderRow]:

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.console.messages import console, log
-from export.bundle.layout import ENCODER, FLOAT
+from export.bundle.int8_gate import Limits
+from export.bundle.layout import ENCODER, FLOAT, FULL_RANGE, INT8
 from export.verify.comparisons import EncoderRow, Row
 
 # That int8 may lose in a row of fewer images than the longest: one of 100 is a point already.
@@ -17,35 +18,28 @@ _SLACK_IMAGES = 3
 
 
 def failures(
-    rows: Sequence[Row], maps: Sequence[EncoderRow], *, tolerance: float, max_top1_drop: float
+    rows: Sequence[Row], maps: Sequence[EncoderRow], *, tolerance: float, int8: Limits
 ) -> list[str]:
     """A sentence for each limit that was exceeded.
 
     Args:
         tolerance: of the float file and the encoder, x the largest output of the torch network.
-        max_top1_drop: percentage points of top-1 that the int8 file may lose.
+        int8: what the int8 file may lose.
     """
     most = max(row.parity.images for row in rows)
     found = []
     for row in rows:
         parity = row.parity
         where = f"{row.file} at batch {row.batch} on {_count(row.threads)}"
-        # Each limit is written so that what is no number exceeds it.
+        where += ", computed exactly" if row.exact else ""
         if row.file == FLOAT:
             found += _apart(
                 where, "logit", parity.max_abs_difference, parity.logit_scale, tolerance
             )
             continue
-        few = parity.images < most
-        allowed = max(max_top1_drop, 100 * _SLACK_IMAGES / parity.images if few else 0)
-        if not parity.top1_drop <= allowed + 1e-9:
-            found.append(
-                f"{where}: top-1 {parity.onnx_top1_percent:.2f} % is {parity.top1_drop:.2f} "
-                f"points below the trained network's {parity.torch_top1_percent:.2f} %, accepted "
-                f"are {allowed:g}"
-            )
-        if not parity.max_abs_difference < float("inf"):
-            found.append(f"{where}: a logit is no number")
+        slack = _SLACK_IMAGES if parity.images < most else 0
+        if clauses := int8.exceeded(parity, slack):
+            found.append(f"{where}: {', '.join(clauses)}")
     for one in maps:
         where = f"{ENCODER} at {one.height}x{one.width}, batch {one.batch} on {_count(one.threads)}"
         found += _apart(where, "feature", one.max_abs, one.scale, tolerance)
@@ -54,7 +48,7 @@ def failures(
 
 def _apart(where: str, what: str, largest: float, scale: float, tolerance: float) -> list[str]:
     limit = tolerance * scale
-    if largest <= limit:
+    if largest <= limit:  # false where one is no number
         return []
     return [
         f"{where}: a {what} is off by up to {largest:.3g}, accepted is {limit:.3g} "
@@ -105,6 +99,10 @@ def show(report: Mapping[str, Any]) -> None:
             numbers = (_small(row[key]) for key in ("max_abs", "mean_abs", "scale"))
             table.add_row(*_start(row), size, *numbers)
         console.print(table)
+    if (report["int8"] or {}).get("full_range"):
+        log(f"{INT8}: {FULL_RANGE}")
+    if (report["int8"] or {}).get("refused"):
+        log(f"{INT8} was left out of the bundle: {report['int8']['refused']}")
     for failure in report["failures"]:
         log(f"failed: {failure}")
     if not report["failures"]:
@@ -125,7 +123,8 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _start(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return row["file"], str(row["batch"]), str(row["threads"]), f"{row['images']:,}"
+    file = "int8, exact" if row.get("exact") else row["file"]
+    return file, str(row["batch"]), str(row["threads"]), f"{row['images']:,}"
 
 
 def _small(value: float | None) -> str:

@@ -20,7 +20,7 @@ from tests.methods import building
 
 def _module(name: str, weights: Terms | None = None) -> tuple[Distillation, Batch]:
     module = building.distillation(METHODS[name], weights=weights)
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     module.begin_phase(None, batch)
     return module, batch
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from eval.data.masks import decoded, encode_masks, encoded
 from eval.data.voc import voc
 from eval.detection.examples import example
 from eval.detection.task import check_masks
+from tests.hostile.datasets import ENTITIES
 
 Write = Callable[..., Path]
 
@@ -113,6 +115,29 @@ def remove(path: str) -> Callable[[Path], str]:
     return damage
 
 
+def pipe(path: str) -> Callable[[Path], str]:
+    def damage(root: Path) -> str:
+        (root / path).unlink()
+        os.mkfifo(root / path)
+        return Path(path).name
+
+    return damage
+
+
+def outside(name: str) -> Callable[[Path], str]:
+    """An image that is there and is what the first annotation says, but not in the data set."""
+
+    def damage(root: Path) -> str:
+        Image.new("RGB", (64, 64)).save(root.parent / "secret.png")
+        target = name.format(root.parent)
+        (root / "JPEGImages" / "train_00000.png").unlink()
+        edit_json(lambda c: c["images"][0].update(file_name=target))(root)
+        replace(XML, "<filename>train_00000.png", f"<filename>{target}")(root)
+        return "which is outside"
+
+    return damage
+
+
 def deepened(path: str) -> Callable[[Path], str]:
     """16 bits per pixel."""
 
@@ -186,6 +211,22 @@ DAMAGES: list[tuple[Callable[..., DetectionData], Callable[[Path], str], str]] =
     (voc, replace(XML, "<width>64", "<width>inf"), "not a PASCAL VOC"),
     (voc, replace(XML, "<width>64", "<width>nan"), "not a PASCAL VOC"),
     (voc, replace(XML, "<name>", "<name/><name>"), "without a name"),
+    (voc, write(XML, ENTITIES), "declares a document type"),
+    (voc, write(XML, ENTITIES.decode().encode("utf-16")), "declares a document type"),
+    (voc, replace(XML, "<width>64", "<width>1e308"), "train_00000.png has"),
+    (coco, edit_json(lambda c: c["images"][0].update(width=2**70)), "train_00000.png has"),
+    (voc, pipe(XML), "is a named pipe"),
+    (voc, pipe("ImageSets/Main/train.txt"), "is a named pipe"),
+    (voc, pipe("JPEGImages/train_00000.png"), "is a named pipe"),
+    (coco, pipe(JSON), "is a named pipe"),
+    (coco, pipe("train/train_00000.png"), "is a named pipe"),
+    (voc, replace("ImageSets/Main/train.txt", "train_00000", "../../x"), "names '../../x', which"),
+    (voc, replace("ImageSets/Main/train.txt", "train_00000", "/etc/x"), "names '/etc/x', which"),
+    *(
+        (reader, outside(n), "instances_train.json" if reader is coco else "train_00000.xml")
+        for reader in (coco, voc)
+        for n in ("../../secret.png", "{}/secret.png")
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """Linear probe: a frozen trunk, cached features, both solvers, data layouts and what is wrong."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,11 @@ def _listing(root: Path) -> Path:
     return root / "val" / "val_annotations.txt"
 
 
+def _piped(root: Path) -> None:
+    _listing(root).unlink()
+    os.mkfifo(_listing(root))
+
+
 @pytest.mark.parametrize(
     ("name", "harm", "message"),
     [
@@ -219,6 +225,11 @@ def _listing(root: Path) -> Path:
         ("tiny_imagenet", lambda r: _listing(r).write_text("a\tn09\n"), "line 1: no class"),
         ("tiny_imagenet", lambda r: _listing(r).write_text("a\tn01\n"), "images/a not found"),
         ("tiny_imagenet", lambda r: _listing(r).write_text(""), "val holds no images"),
+        ("tiny_imagenet", lambda r: _listing(r).write_bytes(b"\xff"), "txt is no UTF-8"),
+        ("tiny_imagenet", lambda r: _listing(r).write_text("../../../s\tn01\n"), "is outside"),
+        ("tiny_imagenet", lambda r: _listing(r).write_text("/etc/hostname\tn01\n"), "is outside"),
+        ("stl10", lambda r: (r / "class_names.txt").write_bytes(b"\xff"), "names.txt is no UTF-8"),
+        ("tiny_imagenet", _piped, "annotations.txt is a named pipe"),
     ],
 )  # fmt: skip
 def test_malformed_data_name_the_file(

@@ -1,5 +1,6 @@
 """The readers of masks: what their values mean, and damaged data named by its file."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,9 +231,37 @@ def no_list(root: Path) -> str:
     return r"val\.txt not found"
 
 
+def outside(name: str) -> Callable[[Path], str]:
+    """A pair that is there, but not in the data set."""
+
+    def damage(root: Path) -> str:
+        above = root.parent
+        save_pair(above / "JPEGImages" / "x.png", above / "SegmentationClass" / "x.png", [[0, 1]])
+        save_pair(above / "y.png", above / "y.jpg", [[0, 1]])
+        (root / "ImageSets" / "Segmentation" / "val.txt").write_text(name.format(above))
+        return r"val\.txt names '.*', which is outside"
+
+    return damage
+
+
+def pipe(path: str) -> Callable[[Path], str]:
+    def damage(root: Path) -> str:
+        (root / path).unlink()
+        os.mkfifo(root / path)
+        return rf"{path[:5]}.* (is a named pipe|not found)"
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        outside("../../JPEGImages/x"),
+        outside("../../SegmentationClass/x"),
+        outside("{}/y"),
+        pipe("ImageSets/Segmentation/val.txt"),
+        pipe("SegmentationClass/val_00000.png"),
+        pipe("JPEGImages/val_00000.png"),
         damage_size,
         damage_values,
         damage_mode,

@@ -13,6 +13,7 @@ from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
 from compress.model_files import artifacts
 from compress.models import build
 from compress.taps.discovery import discover
+from export.bundle import predict
 from export.bundle.layout import preprocess_content
 from export.bundle.manifest import write_manifest
 from export.onnx import export_encoder, export_onnx
@@ -89,11 +90,11 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     (folder / "preprocess.json").write_text(
         json.dumps(preprocess_content(own.as_dict(), raw_pixels=raw))
     )
-    (folder / "predict.py").write_text("")
+    shutil.copy(predict.__file__, folder / "predict.py")
     return listed(folder)
 
 
-def listed(folder: Path, data: dict[str, Any] = DATA) -> Path:
+def listed(folder: Path, data: dict[str, Any] = DATA, int8: dict[str, Any] | None = None) -> Path:
     """The bundle, its manifest written for what it holds now."""
-    write_manifest(folder, student="none", fingerprint="0123abcd", data=data, opset=18)
+    write_manifest(folder, student="none", fingerprint="0123abcd", data=data, opset=18, int8=int8)
     return folder

@@ -3,11 +3,16 @@
 import copy
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
+from compress.onnx.files import open_session
+from compress.onnx.graphs import INPUT
+from compress.onnx.qdq import largest_weight
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
 from compress.teacher.inference import difference
@@ -42,7 +47,8 @@ def test_taps_are_near_for_any_batch_and_the_network_is_as_it_was(
         assert set(found) == {*KINDS, "same_class_percent"}
         assert all(0 < found[kind] < 0.2 for kind in KINDS)
     assert fast.remarks() == [
-        "teacher: 10 of 10 layers are int8 (minmax over 24 images), run by ONNX Runtime"
+        "teacher: 10 of 10 layers are int8 with 7-bit weights (minmax over 24 images), run by "
+        "ONNX Runtime"
     ]
 
 
@@ -57,6 +63,19 @@ def test_only_what_is_wanted_is_in_the_file(
     assert "6 of 6 layers" in fast.remarks()[0]  # stem, two blocks and a shortcut
     kept = {path.name for path in (tmp_path / "int8").iterdir()}
     assert kept == {"teacher.onnx", "teacher.int8.onnx"}
+
+
+def test_kernels_of_this_machine_show_what_the_file_says(
+    teacher: tuple[nn.Module, TapSpecs], tmp_path: Path
+) -> None:
+    network, specs = teacher
+    fast = int8_teacher(network, specs, ["logits"], images(0, 3), folder=tmp_path)
+    path, (batch,) = tmp_path / "teacher.int8.onnx", batches(1, 1)
+    assert largest_weight(onnx.load(path).graph) == 64
+    exact = open_session(path, exact=True).run(["taps"], {INPUT: batch})[0]
+    found = fast(torch.from_numpy(batch)).logits
+    assert found is not None
+    assert np.abs(found.numpy() - exact).max() < 0.03 * np.abs(exact).max()
 
 
 def test_deterministic_and_usable_in_a_backward_pass(teacher: tuple[nn.Module, TapSpecs]) -> None:

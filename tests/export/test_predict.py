@@ -32,6 +32,7 @@ from tests.export.toy_bundles import (
     softmax,
     told,
 )
+from tests.waiting import HANG
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_an_interrupt_is_quiet(
 
 def script(folder: Path, *arguments: str, options: str = "-I") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *options.split(), str(folder / "predict.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG)
 
 
 def test_the_copy_in_a_bundle_is_a_script(bundle: Path) -> None:
@@ -228,7 +229,7 @@ def test_a_reader_that_leaves_is_no_error(bundle: Path, target: str, code: int, 
     else:
         writer = os.open(target, os.O_WRONLY)
     command = [sys.executable, "-I", str(bundle / "predict.py"), str(file)]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=HANG)
     os.close(writer)
     assert done.returncode == code
     assert done.stderr.count("\n") == said

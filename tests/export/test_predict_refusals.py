@@ -13,6 +13,7 @@ from PIL import Image
 
 from export.bundle import predict
 from tests.export.toy_bundles import LABELS, SIZE, make, model, picture, seal
+from tests.hostile.pictures import EPS
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ BAD = [
     ("pipe.png", os.mkfifo, "not a file", False),
     ("text.png", lambda p: p.write_text("no image"), "not an image", False),
     ("empty.png", lambda p: p.touch(), "not an image", False),
+    ("drawing.eps", lambda p: p.write_bytes(EPS), "not an image of one of the formats PNG", False),
+    ("photograph.png", lambda p: p.write_bytes(EPS), "formats PNG, JPEG, .*; convert it", False),
     ("cut.jpg", truncated, "--convert|truncated", False),
     ("bomb.png", bomb, "decompression bomb", False),
     ("deep.png", lambda p: in_mode(p, "I;16"), "more than 8 bits", False),
@@ -104,6 +107,11 @@ def change(path: Path) -> None:
     path.write_bytes(content)
 
 
+def piped(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    os.mkfifo(bundle / "manifest.json")
+
+
 DAMAGE = [
     (lambda b: (b / "student.onnx").unlink(), "student.onnx is missing"),
     (lambda b: change(b / "student.onnx"), "student.onnx was changed"),
@@ -113,6 +121,7 @@ DAMAGE = [
     (lambda b: (b / "manifest.json").unlink(), "is not a bundle: it has no manifest.json"),
     (lambda b: os.truncate(b / "manifest.json", 50), "manifest.json is damaged"),
     (lambda b: (b / "manifest.json").write_text("[]"), "manifest.json is damaged"),
+    (piped, "manifest.json is damaged (it is not a file)"),
     (lambda b: (b / "manifest.json").write_text('{"format": 1}'), "manifest.json is damaged"),
     (
         lambda b: (b / "manifest.json").write_text('{"format": 1, "files": {"labels.txt": 3}}'),
@@ -137,6 +146,10 @@ def test_a_bundle_that_does_not_fit_its_manifest_is_refused(
     assert message in err
 
 
+def edit(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
 UNFIT = [
     ("student.onnx", lambda p: os.truncate(p, 100), "cannot run"),
     ("student.onnx", lambda p: p.write_bytes(model(raw=True).SerializeToString()), "cannot run"),
@@ -148,6 +161,12 @@ UNFIT = [
     ("labels.txt", lambda p: p.write_text("red\n"), "gives (1, 4) for one image and 1 labels"),
     ("preprocess.json", lambda p: p.write_text('{"format": 2}'), "does not say format 1"),
     ("preprocess.json", lambda p: p.write_text('{"format": 1}'), "damaged: dtype is none of"),
+    (
+        "preprocess.json",
+        lambda p: edit(p, image_size=10**6),
+        "image_size is no whole number",
+    ),
+    ("preprocess.json", lambda p: edit(p, resize="1"), "resize is no whole number from 0 to 16384"),
 ]
 
 

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from compress.onnx.qdq import largest_weight
 from compress.onnx.quantize import quantize_onnx
 from export.onnx import INPUT, open_session, run_session
 from tests.export.quantizing import Array, batches, settled, write
@@ -54,8 +55,46 @@ def test_near_float_on_images_it_was_not_calibrated_on(
         "calibration_images": 24,
         "layers": 10,
         "quantized_layers": 10,
+        "full_range": False,
         "size_bytes": path.stat().st_size,
     }
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet8", 10), ("mobilenetv2", 54)])
+def test_no_pair_of_products_saturates_in_16_bits(tmp_path: Path, name: str, expected: int) -> None:
+    path = tmp_path / "int8.onnx"
+    float_file = write(settled(name), tmp_path / "float.onnx", exporter="torchscript")
+    quantize_onnx(float_file, path, batches(count=1))
+    graph = onnx.load(path).graph
+    made = {output: node for node in graph.node for output in node.output}
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    layers = 0
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            activation, weight = (made[one] for one in node.input[:2])
+            assert tensors[activation.input[2]].dtype == np.uint8
+            stored = tensors[weight.input[0]]
+            assert stored.dtype == np.int8
+            layers += 1
+            # Any two weights may be added: which are neighbours is the kernel's affair.
+            assert 255 * 2 * int(np.abs(stored.astype(int)).max()) <= 32_767
+    assert layers == expected
+
+
+def test_kernels_of_this_machine_compute_what_the_file_says(wide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    quantize_onnx(wide, path, batches())
+    images = batches(1, 1)[0]
+    found = run_session(open_session(path), images)
+    exact = run_session(open_session(path, exact=True), images)
+    # Rounding moves an activation by one step here and there; saturation moves logits by a third.
+    assert np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+
+
+def test_full_range_is_for_those_who_ask(source: Path, tmp_path: Path) -> None:
+    info = quantize_onnx(source, tmp_path / "full.onnx", batches(), full_range=True)
+    assert info.full_range
+    assert largest_weight(onnx.load(tmp_path / "full.onnx").graph) == 127
 
 
 def test_resnet8x4_is_a_quarter_and_runs_in_integers(wide: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.data import Preprocessing
+from compress.data import Preprocessing, evaluation_batches
+from compress.onnx.quantize import quantize_onnx
 from export.verify.command import main
 from tests.export import bundles
 
@@ -41,6 +42,8 @@ def test_a_whole_bundle_is_in_order(whole: Path, capsys: pytest.CaptureFixture[s
     assert torch.get_num_threads() == before
     assert set(found["opsets"].values()) == {18}
     asked = {(row["file"], row["batch"], row["threads"]) for row in found["rows"]}
+    exact = [(row["file"], row["batch"]) for row in found["rows"] if row["exact"]]
+    assert exact == [("student.int8.onnx", 8)]
     threads = {row["threads"] for row in found["rows"]}
     assert 1 in threads
     files = ("student.onnx", "student.int8.onnx")
@@ -183,7 +186,73 @@ def test_another_network_in_a_file_exceeds_its_limit(
     bundles.listed(bundle)
     code, found = report(capsys, str(bundle), *QUICK)
     assert code == 1
-    assert len(found["failures"]) == 2
+    assert len(found["failures"]) == (2 if name == "student.onnx" else 3)  # one of them exactly
     assert all(line.startswith(f"{name} at batch ") for line in found["failures"])
     wide = ["--tolerance", "100", "--max-top1-drop", "100"]
+    wide += ["--min-agreement-percent", "0", "--max-difference", "100"]
     assert report(capsys, str(bundle), *QUICK, *wide)[0] == 0
+
+
+def test_another_script_is_a_failure(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = bundle / "predict.py"
+    script.write_text(script.read_text() + "\nprint('more')\n")
+    bundles.listed(bundle)
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "made_by": "compress 99.0"}))
+    code, found = report(capsys, str(bundle), *QUICK)
+    assert code == 1
+    (failure,) = found["failures"]
+    assert "predict.py is not the one that compress" in failure
+    assert "'compress 99.0' wrote the bundle" in failure
+
+
+@pytest.fixture(scope="module")
+def quantized(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with an int8 file of 7-bit weights."""
+    bundle = Path(shutil.copytree(whole, tmp_path_factory.mktemp("int8") / "bundle"))
+    data = bundles.digits()
+    ((images, _),) = evaluation_batches(data.train, 2000, data.preprocessing, bundles.CPU)
+    quantize_onnx(bundle / "student.onnx", bundle / "student.int8.onnx", [images[:256].numpy()])
+    return bundles.listed(bundle)
+
+
+def scale_weights(path: Path, factor: int) -> None:
+    """Multiply the int8 weights of the layer with the largest by `factor`."""
+    model = onnx.load(path)
+    stored = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    tensor = max((t for t in stored if len(t.dims) == 4), key=lambda t: t.dims[0])
+    values = onnx.numpy_helper.to_array(tensor).astype(int) * factor
+    tensor.CopyFrom(
+        onnx.numpy_helper.from_array(values.clip(-127, 127).astype("int8"), tensor.name)
+    )
+    path.write_bytes(model.SerializeToString())
+
+
+def test_int8_is_judged_by_its_weights_and_its_logits(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = report(capsys, str(quantized), *QUICK)
+    assert (code, found["failures"]) == (0, [])
+    bundle = Path(shutil.copytree(quantized, tmp_path / "bundle"))
+    scale_weights(bundle / "student.int8.onnx", 2)
+    bundles.listed(bundle)
+    # Top-1 alone would say nothing of it.
+    code, found = report(capsys, str(bundle), *QUICK, "--max-top1-drop", "100")
+    assert code == 1
+    assert found["failures"][0].startswith("student.int8.onnx: its weights go up to 127")
+    assert any(", computed exactly: " in line for line in found["failures"])
+    assert any("(max_difference)" in line for line in found["failures"])
+
+
+def test_full_range_weights_are_accepted_where_they_are_labelled(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(quantized, tmp_path / "bundle"))
+    scale_weights(bundle / "student.int8.onnx", 2)
+    label = {"full_range": True, "note": "full range weights"}
+    bundles.listed(bundle, int8=label)
+    wide = ["--max-top1-drop", "100", "--min-agreement-percent", "0", "--max-difference", "100"]
+    code, found = report(capsys, str(bundle), *QUICK, *wide)
+    assert (code, found["failures"], found["int8"]) == (0, [], label)
+    assert main([str(bundle), *QUICK, *wide]) == 0
+    assert "right only on CPUs with VNNI" in capsys.readouterr().out

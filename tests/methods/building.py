@@ -1,10 +1,12 @@
 """A student, teachers and a method on small networks, and batches for them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compress.data.batch import Batch
 from compress.data.batches import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing
 from compress.distill.module import Distillation
@@ -51,6 +53,28 @@ def batches(method: Method, batch_size: int = 8, count: int = 24) -> ImageBatche
     augment = [view.augment or "crop_flip" for view in method.views]
     return ImageBatches(
         images(count), PREPROCESSING, batch_size=batch_size, augment=augment, seed=0, device=CPU
+    )
+
+
+def first_batch(module: Distillation) -> Batch:
+    return next(batches(module.method).epoch(0))
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Contiguous rows of a whole batch, as one of several processes gets them."""
+
+    def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(t[rows] for t in tensors)
+
+    return replace(
+        batch,
+        images=cut(batch.images),
+        view_ids=cut(batch.view_ids),
+        slots=cut(batch.slots),
+        labels=batch.labels[rows],
+        index=batch.index[rows],
+        start=rows.start,
+        of=len(batch.index),
     )
 
 

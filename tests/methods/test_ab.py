@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compress.methods.ab import AB, ab_loss
+from compress.methods.blocks.maps import MapRegressor
 from compress.methods.contract import Method, Terms
-from compress.methods.maps import MapRegressor
 from compress.models import build
 from tests.methods import building
 
@@ -88,7 +88,7 @@ def test_unequal_sizes_and_stage_counts_meet(teacher: str) -> None:
 def test_the_main_training_has_no_term_unless_asked() -> None:
     for protocol, named in (("crd", ["ce"]), ("simkd", ["ce", "soft"])):
         module = building.distillation(AB, weights=AB.protocols[protocol])
-        batch = next(building.batches(module.method).epoch(0))
+        batch = building.first_batch(module)
         assert [*module(batch)] == named
         module.begin_phase(None, batch)
         assert not any(p.requires_grad for p in module.method.parameters())
@@ -103,7 +103,7 @@ def test_the_phase_trains_all_that_the_stages_read_and_the_connectors() -> None:
     module = building.distillation(AB)
     (phase,) = module.method.phases()
     assert (phase.epochs, phase.lr) == (30, None)
-    module.begin_phase(phase, next(building.batches(module.method).epoch(0)))
+    module.begin_phase(phase, building.first_batch(module))
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learning == {n for n, _ in module.named_parameters()} - {
         "student.fc.weight",
@@ -140,5 +140,5 @@ def test_impossible_values_are_refused_in_words(name: str, value: float) -> None
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="ab reads one teacher"):
+    with pytest.raises(ValueError, match="the method reads one teacher"):
         AB(building.context(student, teachers))

@@ -54,7 +54,7 @@ def test_a_batch_of_one_has_the_term_zero() -> None:
 
 def test_both_embeddings_are_trained() -> None:
     module = building.distillation(CC)
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     module.begin_phase(None, batch)
     learning = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {
@@ -66,7 +66,7 @@ def test_both_embeddings_are_trained() -> None:
 
 def test_the_term_is_that_of_the_embedded_pooled_vectors() -> None:
     module = building.distillation(CC).eval()
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     shown = [tapped(batch.images[0]) for tapped in (module._tapped, module._teachers[0])]
     assert [t.tensor("pooled").shape[1] for t in shown] == [64, 256]
     embeddings = (module.method.student_embedding, module.method.teacher_embedding)
@@ -84,5 +84,5 @@ def test_an_impossible_width_is_refused_in_words() -> None:
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="cc reads one teacher"):
+    with pytest.raises(ValueError, match="the method reads one teacher"):
         CC(building.context(student, teachers))

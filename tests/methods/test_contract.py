@@ -1,4 +1,4 @@
-"""What every method promises, checked for each one in the registry and for two throw-away ones."""
+"""What every method promises, checked for each one in the registry and for throw-away ones."""
 
 import copy
 from dataclasses import replace
@@ -8,13 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.engine.loop import train
+from compress.engine.optimization import Settings, constant
 from compress.methods import METHODS
 from compress.methods.contract import Method
 from compress.taps import Tapped
 from tests.methods import building
-from tests.methods.throwaway import ThreeViews, TwoTeachers, teachers_needed
+from tests.methods.throwaway import (
+    Alternating,
+    Masked,
+    ThreeViews,
+    TwoTeachers,
+    teachers_needed,
+)
 
-ALL = [*METHODS.values(), ThreeViews, TwoTeachers]
+ALL = [*METHODS.values(), Alternating, Masked, ThreeViews, TwoTeachers]
 
 
 @pytest.fixture(params=ALL, ids=lambda m: m.__name__)
@@ -39,7 +47,7 @@ def _sum(terms: dict[str, Tensor]) -> Tensor:
 
 def test_terms_are_finite_named_scalars(method_class: type[Method]) -> None:
     module = _module(method_class)
-    terms = module(next(building.batches(module.method).epoch(0)))
+    terms = module(building.first_batch(module))
     assert terms
     for name, value in terms.items():
         assert value.shape == (), name
@@ -48,14 +56,15 @@ def test_terms_are_finite_named_scalars(method_class: type[Method]) -> None:
 
 def test_gradient_reaches_what_learns_and_no_teacher(method_class: type[Method]) -> None:
     module = _module(method_class)
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     module.begin_phase(None, batch)
     before = [copy.deepcopy(t.network.state_dict()) for t in module._teachers]
     module.train()
     _sum(module(batch)).backward()
     learning = [p for p in module.parameters() if p.requires_grad]
     assert learning
-    assert all(p.grad is not None for p in learning)
+    late = {id(p) for p in module.method.late_parameters()}
+    assert all(p.grad is not None or id(p) in late for p in learning)
     for tapped, state in zip(module._teachers, before, strict=True):
         assert not tapped.network.training
         assert all(p.grad is None for p in tapped.network.parameters())
@@ -86,13 +95,39 @@ def test_checkpoint_round_trip_gives_the_same_terms(method_class: type[Method]) 
     module.eval(), other.eval()
     batch = next(batches.epoch(1))
     for name, value in module(batch).items():
-        assert torch.equal(value, other(batch)[name]), name
+        assert torch.equal(value, other(batch)[name]), (
+            f"{name} differs between two passes of one batch: what the method remembers is no "
+            "buffer, or it draws from the global generators (see Method.draw)"
+        )
+
+
+# The parts of a coupled method have other relations; processes exchange their rows.
+@pytest.mark.parametrize("uncoupled", [m for m in ALL if not m.batch_coupled])
+def test_a_step_is_its_contiguous_parts_weighted_by_their_share(uncoupled: type[Method]) -> None:
+    module = _module(uncoupled)
+    batches = building.batches(module.method).epoch(0)
+    module.train()(next(batches))
+    module.after_step()  # what is set in the first step is set
+    batch = next(batches)
+    module.eval()  # batch norm is not what is looked at
+    parts = [building.part(batch, rows) for rows in (slice(0, 3), slice(3, 8))]
+    terms_of_parts = [(part.share, module(part)) for part in parts]
+    for name, value in module(batch).items():
+        mean = sum(share * terms[name] for share, terms in terms_of_parts)
+        torch.testing.assert_close(
+            mean,
+            value,
+            rtol=1e-4,
+            atol=1e-6,
+            msg=f"{name} of a step differs from that of two processes: a mean that is not over "
+            "the images, or numbers drawn for a part instead of the whole step (see Method.draw)",
+        )
 
 
 def test_bf16_autocast_keeps_terms_finite_and_in_float32(method_class: type[Method]) -> None:
     module = _module(method_class)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = module(next(building.batches(module.method).epoch(0)))
+        terms = module(building.first_batch(module))
     for name, value in terms.items():
         assert value.dtype == torch.float32, name
         assert torch.isfinite(value), name
@@ -104,7 +139,7 @@ def test_deploy_gives_logits_equal_to_the_training_path(method_class: type[Metho
     images = torch.randn(3, *building.SHAPE)
     with torch.no_grad():
         tapped = Tapped(module.student, module.method.context.student, module.student_taps)
-        expected = module.method.logits(tapped(images))
+        expected = module.method.logits(module.method.extend(tapped(images)))
         got = network(images)
     assert got.shape == (3, building.CLASSES)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
@@ -120,14 +155,14 @@ def test_batch_of_one(method_class: type[Method]) -> None:
 def test_entering_leaves_every_state_as_it_was(method_class: type[Method]) -> None:
     module = _module(method_class)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    module.begin_phase(None, next(building.batches(module.method).epoch(0)))
+    module.begin_phase(None, building.first_batch(module))
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 def test_a_term_of_weight_zero_is_not_computed() -> None:
     weights = METHODS["simkd"].protocols["simkd"]
     module = building.distillation(METHODS["simkd"], weights=weights)
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     assert [*module(batch)] == ["simkd"]
     module.begin_phase(None, batch)
     # The student's own classifier is reached by no term.
@@ -141,7 +176,7 @@ def test_no_teacher_runs_for_the_student_alone(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("a teacher ran")
 
     monkeypatch.setattr(module, "_teachers", [refuse])
-    assert [*module(next(building.batches(module.method).epoch(0)))] == ["ce"]
+    assert [*module(building.first_batch(module))] == ["ce"]
 
 
 def test_a_phase_trains_its_parameters_alone() -> None:
@@ -160,7 +195,7 @@ def test_a_phase_trains_its_parameters_alone() -> None:
 
 def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[Method]) -> None:
     module = _module(method_class)
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     for phase in module.method.phases():
         module.begin_phase(phase, batch)
         learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
@@ -181,15 +216,67 @@ def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[M
         assert all(torch.equal(module.get_parameter(n), value) for n, value in fixed.items())
 
 
+def test_a_phase_has_its_own_after_step() -> None:
+    module = building.distillation(ThreeViews)
+    method, batch = module.method, building.first_batch(module)
+    assert isinstance(method, ThreeViews)
+    module.begin_phase(method.phases()[0], batch)
+    module(batch)
+    module.after_step()
+    assert (int(method.warmed), int(method.steps)) == (1, 0)
+    module.begin_phase(replace(method.phases()[0], after_step=None), batch)
+    module.after_step()
+    assert (int(method.warmed), int(method.steps)) == (1, 0)
+    module.begin_phase(None, batch)
+    module(batch)
+    module.after_step()
+    assert (int(method.warmed), int(method.steps)) == (1, 1)
+
+
+def test_a_term_that_is_not_in_the_first_batch_learns_and_resumes(tmp_path: Path) -> None:
+    def learnt(folder: Path, *epochs: int) -> dict[str, Tensor]:
+        for count in epochs:
+            module = building.distillation(Alternating)
+            module.begin_phase(None, building.first_batch(module))
+            train(
+                module,
+                building.batches(module.method),
+                Settings(count, lr=0.1, batch_size=8, schedule=constant()),
+                directory=folder,
+                role="alternating",
+                seed=0,
+                device=building.CPU,
+            )
+        return module.state_dict()
+
+    before = building.distillation(Alternating).state_dict()
+    once, resumed = learnt(tmp_path / "once", 2), learnt(tmp_path / "resumed", 1, 2)
+    for head in ("even", "odd"):
+        name = f"method.{head}.weight"
+        assert not torch.equal(once[name], before[name]), f"{name} never learned"
+    assert all(torch.equal(once[name], resumed[name]) for name in once)
+
+
+def test_draws_are_a_function_of_seed_epoch_step_and_key() -> None:
+    module = building.distillation(Masked)
+    method, batch = module.method, building.first_batch(module)
+    drawn = method.draw(batch, (2,))
+    assert drawn.shape == (8, 2)
+    torch.rand(3)
+    assert torch.equal(method.draw(batch, (2,)), drawn)
+    assert torch.equal(method.draw(building.part(batch, slice(3, 8)), (2,)), drawn[3:])
+    for other in (replace(batch, step=5), replace(batch, epoch=5)):
+        assert not torch.equal(method.draw(other, (2,)), drawn)
+    assert not torch.equal(method.draw(batch, (2,), key="other"), drawn)
+    assert float(method.draw(batch, (2,), sample=torch.randn).min()) < 0
+    method.seed += 1
+    assert not torch.equal(method.draw(batch, (2,)), drawn)
+
+
 def test_every_method_has_its_file_test_and_readme_row() -> None:
     root = Path(__file__).parents[2]
-    stems = {p.stem for p in (root / "compress/methods").glob("*.py")} - {
-        "__init__",
-        "__main__",
-        "base",
-        "maps",
-        "memory_bank",
-    }
+    files = (root / "compress/methods").glob("*.py")
+    stems = {p.stem for p in files} - {"__init__", "__main__", "base"}
     tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert set(METHODS) == stems

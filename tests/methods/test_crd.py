@@ -71,7 +71,7 @@ def _built(**arguments: float | str) -> CRD:
 
 
 def _first(module: Distillation) -> Batch:
-    return next(building.batches(module.method).epoch(0))
+    return building.first_batch(module)
 
 
 def test_equals_the_formula_and_sets_its_normalisers_after_the_step() -> None:
@@ -141,7 +141,7 @@ def test_trial_passes_and_passes_in_eval_mode_leave_banks_and_normalisers_alone(
 
 
 def test_positives_are_the_image_itself_or_one_of_its_class() -> None:
-    exact, relaxed = (_built(mode=mode).draw(ALL)[:, 0] for mode in ("exact", "relax"))
+    exact, relaxed = (_built(mode=mode).draw_rows(ALL)[:, 0] for mode in ("exact", "relax"))
     assert torch.equal(exact, ALL.index)
     assert torch.equal(ALL.labels[relaxed], ALL.labels)
     assert not torch.equal(relaxed, ALL.index)
@@ -149,10 +149,10 @@ def test_positives_are_the_image_itself_or_one_of_its_class() -> None:
 
 def test_draws_are_a_function_of_the_step_and_of_other_classes() -> None:
     method = _built()
-    drawn = method.draw(ALL)
+    drawn = method.draw_rows(ALL)
     torch.rand(5)
-    assert torch.equal(method.draw(ALL), drawn)
-    assert not torch.equal(method.draw(replace(ALL, step=1)), drawn)
+    assert torch.equal(method.draw_rows(ALL), drawn)
+    assert not torch.equal(method.draw_rows(replace(ALL, step=1)), drawn)
     assert bool((ALL.labels[drawn[:, 1:]] != ALL.labels[:, None]).all())
 
 
@@ -162,7 +162,7 @@ def test_several_teachers_add_up_with_banks_of_their_own() -> None:
     assert isinstance(method, CRD)
     taps = [[tapped(batch.images[0])] for tapped in (module._tapped, *module._teachers)]
     whole = method(taps[0], taps[1:], batch)["crd"].detach()
-    drawn, own = method.draw(batch), taps[0][0].tensor("pooled")
+    drawn, own = method.draw_rows(batch), taps[0][0].tensor("pooled")
     parts = [
         contrast(own, teacher[0].tensor("pooled"), batch.index, drawn, method.temperature).detach()
         for contrast, teacher in zip(method.contrasts, taps[1:], strict=True)

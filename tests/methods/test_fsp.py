@@ -14,6 +14,12 @@ from tests.methods import building
 EQUAL = ("resnet8", "resnet14")
 
 
+def may_refuse(teacher: TapSpecs, student: TapSpecs) -> bool:
+    """See test_pairs: nothing is trained between maps of unequal widths."""
+    widths = [tuple(m.channels for m in specs.stages) for specs in (teacher, student)]
+    return widths[0] != widths[1]
+
+
 def _flow(fine: Tensor, coarse: Tensor) -> list[float]:
     """Both maps (C, H, W) of one image and one size."""
     _, height, width = fine.shape
@@ -192,5 +198,5 @@ def test_networks_without_two_maps_are_refused_in_words() -> None:
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2, student=EQUAL[0], teacher=EQUAL[1])
-    with pytest.raises(ValueError, match="fsp reads one teacher"):
+    with pytest.raises(ValueError, match="the method reads one teacher"):
         FSP(building.context(student, teachers))

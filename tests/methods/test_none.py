@@ -9,7 +9,7 @@ from tests.methods import building
 
 def test_the_loss_is_cross_entropy_of_the_students_logits() -> None:
     module = building.distillation(Alone).eval()
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     terms = module(batch)
     expected = cross_entropy(module.student(batch.images[0]), batch.labels)
     torch.testing.assert_close(terms, {"ce": expected})

@@ -71,5 +71,5 @@ def test_a_batch_of_one_has_the_term_zero_and_no_gradient() -> None:
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="pkt reads one teacher"):
+    with pytest.raises(ValueError, match="the method reads one teacher"):
         PKT(building.context(student, teachers))

@@ -121,5 +121,5 @@ def test_an_impossible_weight_is_refused_in_words(name: str, weight: float) -> N
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="rkd reads one teacher"):
+    with pytest.raises(ValueError, match="the method reads one teacher"):
         RKD(building.context(student, teachers))

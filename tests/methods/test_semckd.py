@@ -110,7 +110,7 @@ def test_every_student_stage_meets_every_teacher_stage() -> None:
 
 def test_term_equals_a_loop_over_pairs() -> None:
     module = building.distillation(SemCKD).eval()
-    batch = next(building.batches(module.method).epoch(0))
+    batch = building.first_batch(module)
     method = module.method
     assert isinstance(method, SemCKD)
     with torch.no_grad():
@@ -172,5 +172,5 @@ def test_temperature_must_be_positive(temperature: float) -> None:
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="semckd reads one teacher, got 2"):
+    with pytest.raises(ValueError, match="the method reads one teacher, got 2"):
         SemCKD(building.context(student, teachers))

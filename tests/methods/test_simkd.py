@@ -1,11 +1,24 @@
 """SimKD against a float64 loop, its parameter count against equation 5, its alignment rules."""
 
+import copy
+import dataclasses
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
+from compress.methods.contract import Terms
 from compress.methods.simkd import Projector, SimKD, simkd_loss
 from compress.models import build
+from compress.taps import TapSpecs
 from tests.methods import building
+
+
+def may_refuse(teacher: TapSpecs, student: TapSpecs) -> bool:
+    """See test_pairs: a larger student map is pooled by a whole stride."""
+    sizes = [specs.last_map.height for specs in (student, teacher) if specs.last_map]
+    return len(sizes) < 2 or sizes[0] % sizes[1] != 0
 
 
 def _oracle(projected: torch.Tensor, target: torch.Tensor) -> float:
@@ -108,3 +121,63 @@ def test_an_impossible_reduction_is_refused_in_words() -> None:
     student, teachers = building.networks()
     with pytest.raises(ValueError, match="reduction is 1 to 256"):
         SimKD(building.context(student, teachers), reduction=257)
+
+
+def test_prediction_and_term_come_from_one_pass_of_the_projector() -> None:
+    module = building.distillation(SimKD, weights=Terms(ce=1, kd=1, method=1)).double().train()
+    module._teachers[0].network.double()
+    method, batch = module.method, building.first_batch(module)
+    batch = dataclasses.replace(batch, images=tuple(i.double() for i in batch.images))
+    assert isinstance(method, SimKD)
+    expected = _expected_terms(module, batch.images[0], batch.labels)
+    passes: list[int] = []
+    method.projector.register_forward_hook(lambda *_: passes.append(1))
+    norms = [m for m in method.projector if isinstance(m, torch.nn.BatchNorm2d)]
+    terms = module(batch)
+    assert len(passes) == 1
+    assert [int(norm.num_batches_tracked) for norm in norms] == [1, 1, 1]
+    assert {k: float(v.detach()) for k, v in terms.items()} == pytest.approx(expected, rel=1e-10)
+    module.measure(batch)
+    assert len(passes) == 2
+
+
+def _expected_terms(
+    module: building.Distillation, images: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """Each term from a copy of the networks, by loops."""
+    own, known = copy.deepcopy(module._tapped), module._teachers[0]
+    projector, classifier = copy.deepcopy(module.method.projector), module.method.classifier
+    with torch.no_grad():
+        projected = projector(own(images).last_map)  # type: ignore[operator]
+        z_s = classifier(projected.mean((2, 3))).tolist()  # type: ignore[operator]
+        teacher = known(images)
+    z_t = teacher.tensor("logits").tolist()  # type: ignore[union-attr]
+
+    def softmax(row: list[float], temperature: float) -> list[float]:
+        powers = [math.exp(z / temperature) for z in row]
+        return [p / sum(powers) for p in powers]
+
+    count, ce, soft = len(labels), 0.0, 0.0
+    for own_row, known_row, label in zip(z_s, z_t, labels.tolist(), strict=True):
+        ce -= math.log(softmax(own_row, 1)[label]) / count
+        pairs = zip(softmax(known_row, 4), softmax(own_row, 4), strict=True)
+        soft += 16 * sum(p * math.log(p / q) for p, q in pairs) / count
+    return {"ce": ce, "soft": soft, "simkd": _oracle(projected, teacher.tensor("last_map"))}
+
+
+def test_a_map_that_is_not_square_is_shrunk_by_a_stride_for_each_side() -> None:
+    student, teachers = building.networks()
+    context = building.context(student, teachers)
+    own = context.student.last_map
+    assert own is not None
+    assert (own.height, own.width) == (4, 4)
+
+    def built(height: int, width: int) -> SimKD:
+        wide = dataclasses.replace(own, height=height, width=width)
+        specs = dataclasses.replace(context.student, last_map=wide)
+        return SimKD(dataclasses.replace(context, student=specs))
+
+    assert built(4, 8).shrink(torch.zeros(1, 3, 4, 8)).shape == (1, 3, 4, 4)
+    assert built(8, 2).shrink(torch.zeros(1, 3, 8, 2)).shape == (1, 3, 4, 2)
+    with pytest.raises(ValueError, match="6-pixel map is pooled to the teacher's 4"):
+        built(4, 6)

@@ -132,5 +132,5 @@ def test_a_network_without_a_linear_classifier_is_refused_in_words() -> None:
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="srrl reads one teacher, got 2"):
+    with pytest.raises(ValueError, match="the method reads one teacher, got 2"):
         SRRL(building.context(student, teachers))

@@ -109,5 +109,5 @@ def test_impossible_variances_are_refused_in_words(initial: float, minimum: floa
 
 def test_several_teachers_are_refused_in_words() -> None:
     student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="vid reads one teacher, got 2"):
+    with pytest.raises(ValueError, match="the method reads one teacher, got 2"):
         VID(building.context(student, teachers))

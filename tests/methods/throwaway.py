@@ -1,4 +1,4 @@
-"""Two methods that exist to prove the contract wide enough; they edit nothing outside this file."""
+"""Methods that exist to prove the contract wide enough; they edit nothing outside this file."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Phase, SoftLoss, Terms, View, Views
+from compress.methods.contract import (
+    Context,
+    Method,
+    Phase,
+    SoftLoss,
+    Terms,
+    View,
+    Views,
+    last_map,
+    last_maps,
+    pooled,
+    pooled_widths,
+)
 from compress.taps import Tapped, Taps
 
 
@@ -42,6 +54,7 @@ class ThreeViews(Method):
         self.momentum = momentum
         self.register_buffer("queue", torch.zeros(16, width))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("warmed", torch.zeros((), dtype=torch.long))
 
     def bind(self, student: Tapped) -> None:
         self._student = [student.network]
@@ -53,7 +66,11 @@ class ThreeViews(Method):
             target = _taps(teachers[0], 2).tensor("pooled")
             return {"warm": self.teacher_head(target.float()).square().mean()}
 
-        return [Phase("warm-up", 1, list(self.teacher_head.parameters()), loss, lr=0.01)]
+        head = list(self.teacher_head.parameters())
+        return [Phase("warm-up", 1, head, loss, lr=0.01, after_step=self._count)]
+
+    def _count(self) -> None:
+        self.warmed += 1
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         pooled, target = _taps(student, 0).tensor("pooled"), _taps(teachers[0], 2).tensor("pooled")
@@ -111,9 +128,47 @@ class TwoTeachers(Method):
         return terms
 
 
+class Masked(Method):
+    """Hides random pixels of the student's last map (as MGD does) and draws noise for the rest."""
+
+    student_taps = ("last_map",)
+    teacher_taps = ("last_map",)
+
+    def __init__(self, context: Context, *, share: float = 0.5) -> None:
+        super().__init__(context)
+        own, known = last_maps(context)
+        self.share = share
+        self.adapter = nn.Conv2d(own.channels, known.channels, 1)
+
+    def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+        own = last_map(student)
+        kept = self.draw(batch, (1, *own.shape[2:])) >= self.share
+        noise = self.draw(batch, own.shape[1:], key="noise", sample=torch.randn)
+        recovered = self.adapter(own * kept + 0.1 * noise * ~kept)
+        return {"masked": (recovered - last_map(teachers[0])).float().square().mean()}
+
+
+class Alternating(Method):
+    """A term for even steps and another, with a head of its own, for odd ones."""
+
+    student_taps = ("pooled",)
+    teacher_taps = ("pooled",)
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.even, self.odd = (nn.Linear(*pooled_widths(context)) for _ in range(2))
+
+    def late_parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.odd.parameters())
+
+    def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
+        head = self.odd if batch.step % 2 else self.even
+        return {"turns": (head(pooled(student)) - pooled(teachers[0])).float().square().mean()}
+
+
 def teachers_needed(method: type[Method]) -> int:
     """How many teachers a method is built with."""
     return 2 if method is TwoTeachers else 1
 
 
-__all__ = ["ThreeViews", "TwoTeachers", "teachers_needed"]
+__all__ = ["Alternating", "Masked", "ThreeViews", "TwoTeachers", "teachers_needed"]

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from compress.model_files import artifacts
 from compress.models import user_code
 from compress.storage.files import read_json, write_json
 from compress.taps.discovery import discover
+from tests.export import mutations
 from tests.methods import building
 
 CODE = """
@@ -41,11 +45,13 @@ def name(tmp_path: Path) -> str:
     return f"{path}:small"
 
 
-def save(folder: Path, name: str) -> torch.nn.Module:
+def save(
+    folder: Path, name: str, arguments: Mapping[str, Any] = MappingProxyType({"width": 12})
+) -> torch.nn.Module:
     folder.mkdir()
-    network = models.build(name, num_classes=5, width=12).eval()
+    network = models.build(name, num_classes=5, **arguments).eval()
     description = artifacts.describe(
-        {"name": name, "arguments": {"width": 12}},
+        {"name": name, "arguments": dict(arguments)},
         discover(network, building.SHAPE, name),
         tuple("abcde"),
         building.PREPROCESSING,
@@ -81,6 +87,41 @@ def test_untrusted_code_is_not_even_imported(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--trust-code"):
         artifacts.load_student(tmp_path / "s")
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("name", [*mutations.CODE, "torch.hub:load", "os:system", "nowhere:x"])
+def test_the_name_alone_decides_what_is_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save(tmp_path / "s", "resnet8", {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sentinel = mutations.plant(tmp_path)
+    described = read_json(tmp_path / "s/student.json")
+    described["architecture"]["name"] = name
+    for code in (None, {}, False, {"file": "evil.py"}, "lacks"):
+        described["code"] = code
+        if code == "lacks":
+            del described["code"]
+        write_json(tmp_path / "s/student.json", described)
+        with pytest.raises(UserError, match=r"--trust-code|code\S* is"):
+            artifacts.load_student(tmp_path / "s")
+    user_code.trust("*")
+    with pytest.raises(UserError, match="holds no SHA-256 of it"):
+        artifacts.load_student(tmp_path / "s")
+    assert not sentinel.exists()
+
+
+def test_a_package_around_code_that_has_changed_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    sentinel = mutations.plant(tmp_path)
+    user_code.trust("*")
+    recorded = {"file": "inner.py", "sha256": "0" * 64}
+    with pytest.raises(UserError, match="now holds other code"):
+        user_code.verify("evil_package.inner:net", recorded, tmp_path)
+    assert not sentinel.exists()
 
 
 def test_changed_code_is_refused_with_both_places(name: str, tmp_path: Path) -> None:

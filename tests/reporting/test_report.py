@@ -331,3 +331,23 @@ def test_without_numbers_there_is_no_table_of_memory(make_run: Make) -> None:
 def test_memory_is_told_per_device_only_where_there_is_one(complete: Path) -> None:
     page = (complete / "report.html").read_text()
     assert "Training memory" in page and "on the device" not in page
+
+
+@pytest.mark.parametrize(
+    ("int8", "sentence"),
+    [
+        (None, "student.int8.onnx was left out of the bundle: a logit is off."),
+        ({"full_range": True}, "right only on CPUs with VNNI or ARM dot product"),
+    ],
+)
+def test_what_the_int8_file_is_good_for(
+    make_run: Make, change: Change, int8: dict[str, Any] | None, sentence: str
+) -> None:
+    run = make_run()
+
+    def say(values: Any) -> None:
+        values.update(int8=int8, int8_refused="a logit is off" if int8 is None else None)
+
+    change(run, "export", say)
+    write_report(run)
+    assert sentence in (run / "report.md").read_text()

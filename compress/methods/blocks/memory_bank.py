@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from compress.methods.contract import in_float32
+from compress.precision import in_float32
 
 # The product of N anchors and a bank has N * train_size elements, and so have the keys of a draw
 # without replacement; above this many, both are made for a part of the anchors at a time. A part

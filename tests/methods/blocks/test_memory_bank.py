@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compress.methods import memory_bank
-from compress.methods.memory_bank import (
+from compress.methods.blocks import memory_bank
+from compress.methods.blocks.memory_bank import (
     ClassSampler,
     bank_bytes,
     bank_remark,

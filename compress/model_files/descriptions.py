@@ -1,0 +1,170 @@
+"""The shape of a model file's description: student.json, teacher.json, description.json.
+
+Whoever sends a model file chooses what its description says. `read_description` is the only way in:
+what it returns has the shape below, names nothing that this version does not have, reads no other
+file, and names code of a user's own only where that is trusted.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from compress.errors import UserError, nearest
+from compress.methods import METHODS
+from compress.models import user_code
+from compress.models.arguments import check_arguments
+from compress.recipe import signatures
+from compress.storage.described import Closed, Open, read_described
+
+FORMAT = 1
+
+_Text = Annotated[str, Field(max_length=4096)]
+_Count = Annotated[int, Field(ge=1, le=10**12)]
+_Width = Annotated[int, Field(ge=1, le=2**24)]
+_Pixels = Annotated[int, Field(ge=1, le=2**14)]
+
+
+class _Architecture(Closed):
+    name: Annotated[str, Field(min_length=1, max_length=4096)]
+    arguments: dict[str, Any]
+
+
+class _Code(Closed):
+    file: _Text
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Preprocessing(Closed):
+    image_size: _Pixels
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    resize: Annotated[int, Field(ge=0, le=2**14)]
+    channels: Literal["RGB"] = "RGB"
+
+
+class _Map(Closed):
+    path: _Text
+    channels: _Width
+    height: _Pixels
+    width: _Pixels
+    stride: _Pixels
+    side: Literal["output", "input"] = "output"
+
+
+class _Taps(Closed):
+    stages: list[_Map]
+    pre_activations: list[_Map]
+    last_map: _Map | None
+    pooled_width: _Width | None
+    classifier: _Text | None
+    num_classes: _Width
+    stem: _Map | None = None
+
+    def maps(self) -> list[_Map]:
+        """Every map there is."""
+        single = [one for one in (self.last_map, self.stem) if one is not None]
+        return [*self.stages, *self.pre_activations, *single]
+
+
+class _Teacher(Closed):
+    taps: _Taps
+    bias: bool
+
+
+class _Method(Closed):
+    name: _Text
+    arguments: dict[str, Any]
+    student: _Taps
+    teachers: list[_Teacher]
+    num_classes: _Width
+    train_size: _Count
+    batch_size: _Count
+    steps_per_epoch: _Count
+    epochs: _Count
+
+    @model_validator(mode="after")
+    def _is_known(self) -> "_Method":
+        if self.name not in METHODS:
+            hint = nearest(self.name, METHODS)
+            raise ValueError(f"method.name '{self.name}' is none of {', '.join(METHODS)}{hint}")
+        problems = signatures.check(METHODS[self.name], self.arguments, "method.arguments")
+        if problems:
+            raise ValueError(problems[0])
+        return self
+
+
+class _Distillation(Open):
+    method: dict[str, Any]
+    weights: dict[str, float]
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> "_Distillation":
+        if not isinstance(self.method.get("name"), str):
+            raise ValueError("distillation.method has no name, which is text")
+        return self
+
+
+class _Interrupted(Closed):
+    after_epoch: _Count
+    weights_of_epoch: _Count
+
+
+class _Description(Open):
+    architecture: _Architecture
+    code: _Code | None = None
+    num_classes: _Width
+    class_names: list[_Text]
+    input_shape: list[int]
+    preprocessing: _Preprocessing
+    taps: _Taps
+    method: _Method | None
+    encoder_prefix: _Text | None = None
+    fingerprint: _Text
+    metrics: dict[str, Any] | None = None
+    versions: dict[str, Any] | None = None
+    # A folder may be named by it.
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+ -]{0,99}$")] | None = None
+    distillation: _Distillation | None = None
+    interrupted: _Interrupted | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "_Description":
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"num_classes is {self.num_classes}, but class_names has {len(self.class_names)}"
+            )
+        if self.encoder_prefix is None and (
+            self.method is not None or "encoder_prefix" in self.model_fields_set
+        ):
+            raise ValueError("encoder_prefix is not given as text")
+        size = self.preprocessing.image_size
+        if self.input_shape != [3, size, size]:
+            raise ValueError(
+                f"input_shape is not [3, {size}, {size}], as preprocessing.image_size has it"
+            )
+        for one in self.taps.maps():
+            stride = max(1, round(size / one.height))
+            if one.stride != stride:
+                raise ValueError(
+                    f"taps: '{one.path}' has stride {one.stride}, but {size} pixels to "
+                    f"{one.height} are {stride}"
+                )
+        return self
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The description of a model file, safe to build from.
+
+    Raises:
+        UserError: it is missing or damaged, or names code that is not trusted or has changed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} not found; a model file needs its description beside it")
+    content = read_described(path, _Description, FORMAT)
+    architecture = content["architecture"]
+    if user_code.needs_trust(architecture["name"]):
+        user_code.verify(architecture["name"], content.get("code"), path)
+    else:
+        check_arguments(architecture["name"], architecture["arguments"], path)
+    return content

@@ -1,0 +1,55 @@
+"""A limit on what building a network may allocate, for descriptions that somebody else wrote."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compress.errors import UserError
+
+# Initialisation needs room of its own, and parts that do not ship are built and dropped.
+_FACTOR = 8
+_ROOM_BYTES = 1 << 28
+
+
+class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of every tensor that is made from nothing, before it is made."""
+
+    def __init__(self, limit: int, weights: Path) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left = limit
+        self.weights = weights
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if "device" in kwargs:  # factories alone have it
+            shape_only = {**kwargs, "device": torch.device("meta"), "pin_memory": False}
+            shape_only.pop("generator", None)
+            self._take(func(*args, **shape_only))
+        return func(*args, **kwargs)
+
+    def _take(self, made: torch.Tensor) -> None:
+        self.left -= made.numel() * made.element_size()
+        if self.left < 0:
+            raise UserError(
+                f"{self.weights} does not fit its description: it holds "
+                f"{self.weights.stat().st_size:,} bytes, a small part of the network described"
+            )
+
+
+@contextmanager
+def limited_by(weights: Path) -> Iterator[None]:
+    """Inside the block a network may be built that the file `weights` can hold, no larger one.
+
+    Raises:
+        UserError: the network would take many times the file's size; nothing is allocated.
+    """
+    if not weights.is_file():
+        raise UserError(f"{weights} not found; its description is beside it")
+    with _Limit(_FACTOR * weights.stat().st_size + _ROOM_BYTES, weights):
+        yield

@@ -1,0 +1,144 @@
+"""What is wrong with the parts of a recipe, each for itself and beside the others."""
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+from compress import models
+from compress.data import DATASETS
+from compress.data.augment import AUGMENTATIONS
+from compress.errors import UserError, nearest
+from compress.methods import METHODS
+from compress.recipe import signatures
+from compress.recipe.schema import Data, MethodPart, Named, Recipe, TransferPart
+from compress.run.place_checks import check_weights
+from compress.run.plan import labelled
+from compress.run.train_checks import check_named, check_train, check_transfer_train
+from compress.stages.distill import terms_for
+from compress.trackers import TRACKERS, lacks
+
+# Labels that name something else in results and transfer tasks.
+_RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
+
+
+def check_parts(recipe: Recipe) -> list[str]:
+    """Problems of each part for itself, whatever the others are."""
+    problems = check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    for i, teacher in enumerate(recipe.teacher):
+        path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
+        problems += _check_model(teacher.model, f"{path}.model")
+        problems += check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
+        problems += check_weights(teacher.weights, teacher.model, f"{path}.weights")
+        if teacher.train is not None:
+            problems += check_train(teacher.train, f"{path}.train")
+    problems += _check_model(recipe.student.model, "student.model")
+    problems += check_weights(recipe.student.weights, recipe.student.model, "student.weights")
+    problems += check_train(recipe.distill.train, "distill.train")
+    for path, part in _methods(recipe).items():
+        problems += check_named(part, METHODS, path)
+    problems += _check_trackers(recipe.trackers)
+    for i, entry in enumerate(recipe.transfer):
+        problems += _check_transfer(entry, f"transfer.{i}")
+    return problems
+
+
+def check_relations(recipe: Recipe) -> list[str]:
+    """Problems between parts."""
+    problems = _check_views(recipe.data)
+    for path, part in _methods(recipe).items():
+        if part.name in METHODS:
+            problems += _check_weights_of(part, recipe, path)
+    labels = list(labelled(recipe))
+    for label in labels:
+        if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
+            problems.append(f"distill: the label '{label}' is taken by the report; choose another")
+    for i, entry in enumerate(recipe.transfer):
+        problems += _check_inits(entry, f"transfer.{i}", labels)
+    return problems
+
+
+def _methods(recipe: Recipe) -> dict[str, MethodPart]:
+    """The methods by their paths."""
+    others = {f"distill.compare.{i}": part for i, part in enumerate(recipe.distill.compare)}
+    return {"distill.method": recipe.distill.method, **others}
+
+
+def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
+    method, protocol = METHODS[part.name], recipe.distill.protocol
+    if protocol not in method.protocols:
+        known, hint = ", ".join(method.protocols), nearest(protocol, method.protocols)
+        return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
+    terms = terms_for(part, recipe.distill)
+    if terms.ce + terms.kd + terms.method == 0:
+        return [f"{path}: every weight is 0, so nothing would be learned"]
+    if method.batch_coupled and recipe.distill.train.accumulate > 1:
+        return [
+            f"{path}: the loss of {part.name} relates the images of a batch, so its parts have "
+            "another loss; leave out distill.train.accumulate"
+        ]
+    if method.is_soft_term and terms.kd:
+        return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
+    return []
+
+
+def _check_model(part: Named | None, path: str) -> list[str]:
+    if part is None:
+        return []
+    try:
+        builder = models.find(part.name)
+    except (UserError, ValueError, OSError) as error:  # no module or file can have such a name
+        return [f"{path}: {error}"]
+    if part.name.partition(":")[1]:
+        return []  # torchvision's builders take **kwargs; building tells
+    return signatures.check(builder, part.arguments, path, supplied=("num_classes",))
+
+
+def _check_views(data: Data) -> list[str]:
+    available = AUGMENTATIONS[data.augment].views
+    if data.views is None or data.views <= available:
+        return []
+    return [
+        f"data.views: {data.views} of each image were asked for, augmentation {data.augment} has "
+        f"{available}"
+    ]
+
+
+def _check_trackers(parts: list[Named]) -> list[str]:
+    problems: list[str] = []
+    names = [part.name for part in parts]
+    for i, part in enumerate(parts):
+        path = f"trackers.{i}"
+        problems += check_named(part, TRACKERS, path)
+        if part.name in names[:i]:
+            problems.append(f"{path}: '{part.name}' stands twice")
+        elif part.name in TRACKERS and (lacking := lacks(part.name)):
+            problems.append(f"{path}: {lacking}")
+    return problems
+
+
+def _check_transfer(entry: TransferPart, path: str) -> list[str]:
+    stage = importlib.import_module(
+        "eval.transfer.stage"
+    )  # only recipes with transfer need its parts
+    if entry.task not in stage.TASKS:
+        known = ", ".join(stage.TASKS)
+        hint = nearest(entry.task, stage.TASKS)
+        return [f"{path}.task: unknown task '{entry.task}'; known: {known}{hint}"]
+    problems = signatures.check(stage.TASKS[entry.task], entry.own_arguments, path)
+    problems += check_named(entry.data, stage.DATASETS[entry.task], f"{path}.data")
+    problems += check_transfer_train(entry.train, f"{path}.train")
+    root = entry.data.arguments.get("root")
+    if isinstance(root, str) and not os.path.isdir(root):
+        problems.append(f"{path}.data.root: folder '{root}' not found (looked in {Path.cwd()})")
+    return problems
+
+
+def _check_inits(entry: TransferPart, path: str, labels: list[str]) -> list[str]:
+    alone = ["alone"] if "none" in labels else []
+    accepted = ["distilled", "scratch", "teacher", *alone, *labels]
+    return [
+        f"{path}.init: unknown '{init}'; accepted: {', '.join(accepted)}{nearest(init, accepted)}"
+        for init in entry.init
+        if init not in accepted
+    ]

@@ -1,0 +1,116 @@
+"""student.int8.onnx: made, judged, and left out of the bundle where it exceeds a limit.
+
+It is judged twice: with the integer kernels of this machine, and exactly as the file is written
+(`exact` of `open_session`), so that no file passes for the CPU that it happens to meet.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compress.console.messages import log
+from compress.data import evenly
+from compress.errors import UserError
+from compress.onnx.qdq import CALIBRATIONS
+from compress.onnx.quantize import quantize_onnx
+from compress.recipe.schema import Int8
+from export.bundle.int8_gate import Limits
+from export.bundle.layout import FLOAT, FULL_RANGE, INT8
+from export.bundle.parity import Parity
+from export.bundle.request import Request, calibration_batches, compare_file
+
+# Of the judged split, run exactly: that takes several times as long as the kernels do.
+_EXACT_IMAGES = 1000
+
+
+def write_int8(
+    request: Request, folder: Path, float_bytes: int
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Write the int8 file beside the float file, which has `float_bytes`, or leave it out.
+
+    Returns:
+        What was found of the file, or None and why there is none.
+    """
+    settings = request.settings.int8
+    if settings is None:
+        return None, None
+    try:
+        return _written(request, settings, folder, float_bytes), None
+    except UserError as error:
+        (folder / INT8).unlink(missing_ok=True)
+        # The folder that the bundle is made in has a random name and goes.
+        reason = str(error).replace(f"{folder}/", "")
+        log(f"  {INT8}: left out of the bundle: {reason}")
+        return None, reason
+
+
+def _written(request: Request, settings: Int8, folder: Path, float_bytes: int) -> dict[str, Any]:
+    path, data = folder / INT8, request.data
+    info = quantize_onnx(
+        folder / FLOAT,
+        path,
+        calibration_batches(request, settings.calibration_images),
+        method=settings.calibration,
+        leave_out=settings.leave_out,
+        full_range=settings.full_range,
+    )
+    # Where there is a validation split the test split decides nothing.
+    judged = data.validation or data.test
+    gate = compare_file(request, path, judged)
+    few = judged.subset(evenly(judged, _EXACT_IMAGES)) if len(judged) > _EXACT_IMAGES else judged
+    exact = compare_file(request, path, few, exact=True)
+    _require({"on this machine": gate, "computed exactly": exact}, settings)
+    parity = gate if judged is data.test else compare_file(request, path, data.test)
+    share = info.size_bytes / float_bytes
+    log(
+        f"  {INT8}: top-1 {parity.onnx_top1_percent:.2f} % "
+        f"({parity.onnx_top1_percent - parity.torch_top1_percent:+.2f}), same class "
+        f"{parity.top1_agreement_percent:.2f} %, logits within {parity.relative_difference:.2g} of "
+        f"the largest, {share:.2f} of the size"
+    )
+    if settings.full_range:
+        log(f"  {INT8}: {FULL_RANGE}")
+    return {
+        **info.as_dict(),
+        **parity.as_dict(),
+        "gate": {
+            "split": "validation" if judged is data.validation else "test",
+            **_judged(gate),
+            "exact": _judged(exact),
+            "accepted": asdict(_limits(settings)),
+        },
+    }
+
+
+def _judged(parity: Parity) -> dict[str, float | int]:
+    return {
+        "images": parity.images,
+        "top1_drop": parity.top1_drop,
+        "agreement_percent": parity.top1_agreement_percent,
+        "difference": parity.relative_difference,
+    }
+
+
+def _limits(settings: Int8) -> Limits:
+    return Limits(settings.max_top1_drop, settings.min_agreement_percent, settings.max_difference)
+
+
+def _require(parities: dict[str, Parity], settings: Int8) -> None:
+    """Refuse a file that exceeds a limit in any of the comparisons.
+
+    Raises:
+        UserError: the numbers and what to try.
+    """
+    limits, sentences = _limits(settings), []
+    for name, parity in parities.items():
+        clauses = limits.exceeded(parity)
+        if clauses:
+            sentences.append(f"{name}, {parity.images} images: {', '.join(clauses)}")
+    if sentences:
+        narrower = "weights of 7 bits (full_range: false), " if settings.full_range else ""
+        raise UserError(
+            f"{'; '.join(sentences)}; limits are keys of export.int8; try {narrower}"
+            "more calibration images, "
+            f"another calibration method ({', '.join(CALIBRATIONS)}), leaving out the first and "
+            "last layers, or `int8: null` (--no-int8)"
+        )

@@ -1,0 +1,48 @@
+"""The limits of an int8 file against the trained network: agreement, difference and top-1."""
+
+from dataclasses import dataclass
+
+from export.bundle.parity import Parity
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an int8 file may lose.
+
+    `max_top1_drop` is in percentage points, `min_agreement_percent` the share of images that must
+    get the trained network's class, `max_difference` that of a logit relative to the largest one.
+    """
+
+    max_top1_drop: float = 1.0
+    min_agreement_percent: float = 95.0
+    max_difference: float = 0.1
+
+    def exceeded(self, parity: Parity, slack_images: int = 0) -> list[str]:
+        """A clause for each limit that was exceeded, naming its key; what is no number exceeds it.
+
+        Args:
+            slack_images: so many images may go wrong however few there are.
+        """
+        slack = 100 * slack_images / parity.images
+        drop = max(self.max_top1_drop, slack)
+        agreement = min(self.min_agreement_percent, 100 - slack)
+        clauses = []
+        # The margins are for the rounding of decimals.
+        if not parity.top1_drop <= drop + 1e-9:
+            clauses.append(
+                f"int8 costs {parity.top1_drop:.2f} points of top-1 accuracy "
+                f"({parity.torch_top1_percent:.2f} % float, {parity.onnx_top1_percent:.2f} % "
+                f"int8), accepted is {drop:g} (max_top1_drop)"
+            )
+        if not parity.top1_agreement_percent >= agreement - 1e-9:
+            clauses.append(
+                f"{parity.top1_agreement_percent:.2f} % of the images get the same class, "
+                f"accepted is {agreement:g} or more (min_agreement_percent)"
+            )
+        if not parity.relative_difference <= self.max_difference:
+            clauses.append(
+                f"a logit is off by up to {parity.max_abs_difference:.3g}, "
+                f"{parity.relative_difference:.3g} of the largest, accepted is "
+                f"{self.max_difference:g} (max_difference)"
+            )
+        return clauses

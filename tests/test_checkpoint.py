@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.engine.checkpoint import Checkpoint, trained_state
+from compress.engine.checkpoint import Checkpoint, Selection, trained_state
 from compress.engine.loop import train
 from compress.engine.optimization import Settings
 from compress.errors import UserError
@@ -101,7 +101,9 @@ def test_damaged_weights_of_the_best_epoch_are_not_taken(tmp_path: Path) -> None
 
     def judged(folder: Path, values: tuple[float, ...], first: int = 0, **options: Any) -> Problem:
         rest = iter(values[first:])
-        return learn(folder, evaluate=lambda: {METRIC: next(rest)}, keep_best=METRIC, **options)
+        return learn(
+            folder, evaluate=lambda: {METRIC: next(rest)}, keep_best=Selection(METRIC), **options
+        )
 
     for number, values in enumerate(((1.0, 2.0, 3.0, 0.0), (1.0, 3.0, 2.0, 0.0))):
         expected = judged(tmp_path / f"whole-{number}", values)

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.engine.checkpoint import Checkpoint, trained_state
+from compress.engine.checkpoint import Checkpoint, Selection, trained_state
 from compress.engine.loop import Step, train
 from compress.engine.optimization import SCHEDULES, Settings, multistep
 from compress.errors import UserError
@@ -145,7 +145,7 @@ def test_the_best_epoch_is_kept_where_asked(tmp_path: Path) -> None:
         seen.append(problem.net[0].weight.detach().clone())  # type: ignore[operator]
         return {"validation_top1_percent": next(values)}
 
-    run(tmp_path, problem, evaluate=evaluate, keep_best="validation_top1_percent")
+    run(tmp_path, problem, evaluate=evaluate, keep_best=Selection("validation_top1_percent"))
     assert torch.equal(problem.net[0].weight, seen[1])  # the first of equals
     assert torch.equal(trained_state(tmp_path)["net.0.weight"], seen[1])
 
@@ -153,13 +153,13 @@ def test_the_best_epoch_is_kept_where_asked(tmp_path: Path) -> None:
 def test_a_kill_between_best_and_checkpoint_loses_no_best(tmp_path: Path) -> None:
     """A redone epoch may come out worse (CUDA): the best of the history must still be there."""
     problem = Problem()
-    run(tmp_path, problem, evaluate=lambda: {"m": 1.0}, keep_best="m")
+    run(tmp_path, problem, evaluate=lambda: {"m": 1.0}, keep_best=Selection("m"))
     best = trained_state(tmp_path)
     # A fifth epoch that was the best so far was killed before its checkpoint was written.
     later = {k: torch.zeros_like(v) for k, v in best.items()}
     write_tensors(tmp_path / "best-0005.safetensors", later)
     again = Problem()
-    run(tmp_path, again, evaluate=lambda: {"m": 0.0}, keep_best="m")
+    run(tmp_path, again, evaluate=lambda: {"m": 0.0}, keep_best=Selection("m"))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in best.items())
     assert [p.name for p in tmp_path.glob("best-*")] == ["best-0001.safetensors"]
 

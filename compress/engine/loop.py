@@ -19,7 +19,7 @@ from compress.console.messages import bar, log, shows_bars
 from compress.data.batch import BatchSource
 from compress.distributed.batchnorm import synchronised_batchnorm
 from compress.distributed.collectives import is_first, rank, sum_gradients, summed, world
-from compress.engine.checkpoint import Checkpoint
+from compress.engine.checkpoint import Checkpoint, Selection
 from compress.engine.optimization import OPTIMIZERS, Settings
 from compress.errors import UserError
 from compress.seeding import seeded
@@ -59,7 +59,7 @@ class Training:
         seed: int,
         device: torch.device,
         evaluate: Callable[[], dict[str, float]] | None = None,
-        keep_best: str | None = None,
+        keep_best: Selection | None = None,
         fingerprint: str = "",
     ) -> None:
         """Load what was trained before.
@@ -73,8 +73,8 @@ class Training:
                 that was killed continues after its last whole epoch, bit for bit (CPU).
             role: names this training; with `seed` and the epoch it keys the global generators.
             evaluate: returns metrics in percent; called after every epoch.
-            keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
-                instead of the last epoch's.
+            keep_best: by a metric of `evaluate`; `module` ends with the weights of its best epoch
+                instead of the last one's.
             fingerprint: of what the training depends on; its checkpoints name it, and one of
                 another training is not continued.
         """

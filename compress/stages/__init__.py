@@ -14,7 +14,7 @@ from torch import nn
 
 from compress.accounting import count_macs
 from compress.data import Dataset, ImageBatches, evaluation_batches, open_data
-from compress.engine.checkpoint import best_row
+from compress.engine.checkpoint import Selection
 from compress.engine.compiling import compiled_taps, pays
 from compress.engine.optimization import SCHEDULES, Settings
 from compress.recipe.schema import Recipe, Train
@@ -131,14 +131,23 @@ def evaluate(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     return result
 
 
+def selection_of(task: Task, data: Dataset) -> Selection | None:
+    """The epoch of a training that counts: the best on the validation split, where there is one."""
+    if data.validation is None:
+        return None
+    return Selection(f"validation_{task.metric}", task.higher_is_better)
+
+
 def summary(history: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     """Headline and best-on-test of a training whose rows hold the task's metric.
 
     The headline is the last epoch's, or that of the epoch with the best validation result.
     """
     metric, validation = task.metric, f"validation_{task.metric}"
-    chosen = best_row(history, validation) if validation in history[-1] else history[-1]
-    best = best_row(history, metric)
+    chosen = history[-1]
+    if validation in chosen:
+        chosen = Selection(validation, task.higher_is_better).best(history)
+    best = Selection(metric, task.higher_is_better).best(history)
     return {
         metric: chosen[metric],
         "selected_epoch": int(chosen["epoch"]),

@@ -21,7 +21,7 @@ from compress.methods.contract import Method, Phase, Terms
 from compress.model_files import artifacts
 from compress.recipe.schema import Distill, MethodPart
 from compress.seeding import seeded
-from compress.stages import dataset_of, evaluate, settings_from, summary, task_of
+from compress.stages import dataset_of, evaluate, selection_of, settings_from, summary, task_of
 from compress.stages.inputs import StudentInputs
 from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
@@ -145,7 +145,6 @@ class _Distilling:
         )
 
     def _main(self, settings: Settings) -> Training:
-        metric = task_of(self.job.recipe).metric
         return Training(
             self.module,
             self.inputs.main_batches,
@@ -155,7 +154,7 @@ class _Distilling:
             seed=self._seed,
             device=self.job.device,
             evaluate=partial(evaluate, self.deployed, self.data, self.job),
-            keep_best=f"validation_{metric}" if self.data.validation else None,
+            keep_best=selection_of(task_of(self.job.recipe), self.data),
             fingerprint=fingerprint_of(self.job.fields),
         )
 

@@ -21,6 +21,7 @@ from compress.stages import (
     compiled_forward,
     dataset_of,
     evaluate,
+    selection_of,
     settings_from,
     summary,
     task_of,
@@ -142,7 +143,7 @@ def _train(
         seed=seed,
         device=job.device,
         evaluate=partial(evaluate, network, data, job),
-        keep_best=f"validation_{task.metric}" if data.validation else None,
+        keep_best=selection_of(task, data),
         fingerprint=fingerprint_of(job.fields),
     )
 

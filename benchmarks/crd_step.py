@@ -25,7 +25,7 @@ import torch
 from compress.data.batch import Batch
 from compress.distill.module import Distillation
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, teacher_context
+from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.models import build
 from compress.taps import Taps
 from compress.taps.discovery import discover
@@ -109,7 +109,9 @@ def _alone(images: int, size: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _alone_step(method: Method, context: Context, shown: list[torch.Tensor], number: int) -> None:
+def _alone_step(
+    method: Method, context: MethodContext, shown: list[torch.Tensor], number: int
+) -> None:
     student, teacher = shown
     views = [[_taps(student.clone().requires_grad_())], [_taps(teacher)]]
     batch = _batch(context, number, pixels=False)
@@ -122,10 +124,10 @@ def _taps(pooled: torch.Tensor) -> Taps:
     return Taps(pooled=pooled)
 
 
-def _context(images: int, classes: int, size: int) -> tuple[Context, list[torch.nn.Module]]:
+def _context(images: int, classes: int, size: int) -> tuple[MethodContext, list[torch.nn.Module]]:
     networks = [build(name, num_classes=classes, seed=0) for name in PAIR]
     student, teacher = (discover(n, SHAPE, p) for n, p in zip(networks, PAIR, strict=True))
-    context = Context(
+    context = MethodContext(
         student=student,
         teachers=(teacher_context(networks[1], teacher),),
         num_classes=classes,
@@ -138,7 +140,7 @@ def _context(images: int, classes: int, size: int) -> tuple[Context, list[torch.
     return context, networks
 
 
-def _batch(context: Context, number: int, *, pixels: bool = True) -> Batch:
+def _batch(context: MethodContext, number: int, *, pixels: bool = True) -> Batch:
     generator = torch.Generator().manual_seed(number)
     size = context.batch_size
     index = torch.randint(context.train_size, (size,), generator=generator)

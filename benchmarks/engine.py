@@ -20,15 +20,15 @@ from compress.data.images import MemoryImages, Preprocessing, evenly
 from compress.data.shared import SharedBatches
 from compress.distill.module import Distillation
 from compress.engine.compiling import CompiledTaps
-from compress.engine.lockstep import side_by_side
+from compress.engine.lockstep import in_lockstep
 from compress.engine.loop import Training
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.methods import METHODS
 from compress.methods.contract import (
-    Context,
+    LossWeights,
+    MethodContext,
     NetworkForward,
     TeacherForward,
-    Terms,
     teacher_context,
 )
 from compress.models.layout import lay_channels_last
@@ -37,8 +37,8 @@ from compress.taps import Tapped, TappedForward
 from compress.taps.discovery import discover
 from compress.taps.graph import TappedGraph
 from compress.tasks import Classification
-from compress.teacher.cache import CachedTeacher, TeacherCache
-from compress.teacher.inference import freeze
+from compress.teacher.cache import CachedTeacher, OutputCache
+from compress.teacher.inference import make_fast
 from compress.teacher.shared import SharedEnsemble
 
 SHAPE = (3, 32, 32)
@@ -113,7 +113,7 @@ class Engine:
 
     def steps(self) -> Iterator[object]:
         """Stops before each step of the real loop, which all students take."""
-        settings = Settings(
+        settings = TrainSettings(
             epochs=self.epochs,
             lr=pair.OPTIMIZER["lr"],
             batch_size=pair.BATCH,
@@ -132,11 +132,11 @@ class Engine:
             ).run_in_turns()
             for number, module in enumerate(self.modules)
         ]
-        yield from side_by_side(runs) if len(runs) > 1 else runs[0]
+        yield from in_lockstep(runs) if len(runs) > 1 else runs[0]
 
     def _module(self, student: nn.Module, seed: int) -> Distillation:
         specs = discover(student, SHAPE, pair.STUDENT)
-        context = Context(
+        context = MethodContext(
             student=specs,
             teachers=(teacher_context(self.teacher, self.specs),),
             num_classes=pair.CLASSES,
@@ -182,7 +182,7 @@ class Engine:
             network = int8_teacher(self.teacher, self.specs, wanted, some)
         else:
             how, precision = self.variant.compile, self.variant.teacher
-            network = fast = freeze(
+            network = fast = make_fast(
                 self.teacher,
                 self.specs,
                 wanted,
@@ -200,8 +200,8 @@ class Engine:
             self.cached.append(cached)
         return [self.pieces.network("teacher", forward)]
 
-    def _cache(self, wanted: Sequence[str]) -> TeacherCache:
-        cache = TeacherCache.open(
+    def _cache(self, wanted: Sequence[str]) -> OutputCache:
+        cache = OutputCache.open(
             self._folder,
             {"of": "a benchmark"},
             images=len(self.images),
@@ -218,7 +218,7 @@ class Engine:
         return cache
 
 
-def terms_of(method: str) -> Terms:
+def terms_of(method: str) -> LossWeights:
     """Weights of hard labels, soft targets and own term, where KD is the soft term itself."""
     hard, soft, own = pair.WEIGHTS[method]
-    return Terms(hard, 0, soft) if method == "kd" else Terms(hard, soft, own)
+    return LossWeights(hard, 0, soft) if method == "kd" else LossWeights(hard, soft, own)

@@ -30,7 +30,7 @@ from turns import spread
 from compress.data.batch import Batch
 from compress.environment import environment
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, TeacherContext
+from compress.methods.contract import Method, MethodContext, TeacherContext
 from compress.seeding import seeded
 from compress.taps import MapSpec, Taps, TapSpecs
 
@@ -115,7 +115,7 @@ def _build(method: str, sizes: Mapping[str, int]) -> Method:
     stages = tuple(MapSpec(f"s{i}", c, p, p, 32 // p) for i, (c, p) in enumerate(STAGES))
     width = STAGES[-1][0]
     specs = TapSpecs(stages, stages, stages[-1], width, "fc", sizes["classes"])
-    context = Context(
+    context = MethodContext(
         student=specs,
         teachers=(TeacherContext(specs, None, None),),
         num_classes=sizes["classes"],

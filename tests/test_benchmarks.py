@@ -109,7 +109,7 @@ def test_a_warm_cache_never_runs_the_teacher(kept: Path, monkeypatch: pytest.Mon
 
         def compiled_rows(self) -> None: ...
 
-    monkeypatch.setattr(engine, "freeze", lambda *_, **__: Refuses())
+    monkeypatch.setattr(engine, "make_fast", lambda *_, **__: Refuses())
     warm, cold = (engine.Variant(cache=kind) for kind in ("warm", "cold"))
     whole_epoch = IMAGES // 8
     list(itertools.islice(engine.Engine("kd", kept, warm, "cpu").steps(), whole_epoch))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from compress.engine.checkpoint import Checkpoint, Selection, trained_state
 from compress.engine.loop import train
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.storage.files import read_tensors
 from tests.test_training import CPU, Data, Problem
@@ -37,8 +37,9 @@ def learn(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_stop)
         with suppress(Stopped):
-            train(problem, Data(), Settings(epochs=epochs, lr=0.05), directory=folder, role="test",
-                  seed=seed, device=CPU, **options)  # fmt: skip
+            settings = TrainSettings(epochs=epochs, lr=0.05)
+            train(problem, Data(), settings, directory=folder, role="test", seed=seed,
+                  device=CPU, **options)  # fmt: skip
     return problem
 
 

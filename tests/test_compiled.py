@@ -53,7 +53,7 @@ def test_each_process_counts_its_own_share(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(compiling.shutil, "which", lambda _: "c++")
     enough = 1.5e14
     assert pays("auto", CPU, macs=lambda: enough, steps=1)
-    monkeypatch.setattr(compiling, "world", lambda: 2)
+    monkeypatch.setattr(compiling, "world_size", lambda: 2)
     assert not pays("auto", CPU, macs=lambda: enough, steps=1)
     assert pays("auto", CPU, macs=lambda: 2 * enough, steps=1)
     assert pays("always", CPU, macs=lambda: 0, steps=1)
@@ -71,7 +71,7 @@ def test_where_processes_exchange_statistics_only_a_wish_compiles_a_student(
     processes: int,
     expected: bool,
 ) -> None:
-    monkeypatch.setattr(compiling, "world", lambda: processes)
+    monkeypatch.setattr(compiling, "world_size", lambda: processes)
     network, specs = resnet8()
     look = compiled_taps(network, specs, ["logits"], "student", wish=wish)
     assert (look is not None) is expected

@@ -17,7 +17,7 @@ from compress.data import DATASETS, Batch, ImageBatches, MemoryImages, Preproces
 from compress.data.augment import AUGMENTATIONS, PAD, crop_box, shift_and_flip
 from compress.data.digits import held_out_scenes_digits
 from compress.data.image_files import check_whole, read_rgb, upright_size
-from compress.distributed.collectives import share_of
+from compress.distributed.collectives import rows_of_part
 from compress.errors import UserError
 from compress.teacher.cache.rows import FORMAT
 
@@ -137,7 +137,7 @@ def test_a_part_has_the_same_images_in_any_number_of_processes(
 ) -> None:
     numbers = torch.arange(rows)
     whole = Batch((numbers,), (numbers,), numbers, numbers, 0, 0, slots=(numbers,))
-    own = [share_of(rows, rank, processes) for rank in range(processes)]
+    own = [rows_of_part(rows, rank, processes) for rank in range(processes)]
     shares = [
         Batch(*((numbers[o],) for _ in range(2)), numbers[o], numbers[o], 0, 0,
               slots=(numbers[o],), start=o.start, of=rows).split(parts)

@@ -8,7 +8,7 @@ import torch
 
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import NetworkForward, Terms
+from compress.methods.contract import LossWeights, NetworkForward
 from compress.recipe.schema import Recipe
 from compress.stages import dataset_of, distill
 from compress.stages.job import Job
@@ -36,16 +36,18 @@ def _recipe(method: object, protocol: str = "crd", **more: object) -> Recipe:
 @pytest.mark.parametrize(
     ("method", "protocol", "expected"),
     [
-        ("crd", "crd", Terms(1, 0, 0.8)),
-        ("crd", "simkd", Terms(1, 1, 0.8)),
-        ({"name": "crd", "weights": {"kd": 1}}, "crd", Terms(1, 1, 0.8)),
-        ({"name": "at", "weights": {"method": 500}}, "simkd", Terms(1, 1, 500)),
-        ({"name": "ab", "weights": {"ce": 2}}, "crd", Terms(2, 0, 0)),
-        ("kd", "crd", Terms(0.1, 0, 0.9)),
-        ("simkd", "crd", Terms(0, 0, 1)),
+        ("crd", "crd", LossWeights(1, 0, 0.8)),
+        ("crd", "simkd", LossWeights(1, 1, 0.8)),
+        ({"name": "crd", "weights": {"kd": 1}}, "crd", LossWeights(1, 1, 0.8)),
+        ({"name": "at", "weights": {"method": 500}}, "simkd", LossWeights(1, 1, 500)),
+        ({"name": "ab", "weights": {"ce": 2}}, "crd", LossWeights(2, 0, 0)),
+        ("kd", "crd", LossWeights(0.1, 0, 0.9)),
+        ("simkd", "crd", LossWeights(0, 0, 1)),
     ],
 )
-def test_weights_change_only_what_they_name(method: object, protocol: str, expected: Terms) -> None:
+def test_weights_change_only_what_they_name(
+    method: object, protocol: str, expected: LossWeights
+) -> None:
     recipe = _recipe(method, protocol)
     assert distill.terms_for(recipe.distill.method, recipe.distill) == expected
 

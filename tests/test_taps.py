@@ -12,7 +12,7 @@ from compress.taps.discovery import discover
 from compress.taps.graph import TappedGraph
 from compress.taps.specs import Kind
 from compress.teacher.cache import obstacle
-from compress.teacher.inference import difference, freeze
+from compress.teacher.inference import difference, make_fast
 
 WANTED = ["first_two", "coarsest", "logits"]
 
@@ -29,7 +29,7 @@ def test_a_new_kind_is_tapped_everywhere(kinds: None) -> None:
     network = build("resnet8", num_classes=7).eval()
     specs, images = discover(network, (3, 16, 16), "resnet8"), torch.randn(2, 3, 16, 16)
     stages = Tapped(network, specs, ["stages"])(images).tensors("stages")
-    fast = freeze(network, specs, WANTED, compile=False, precision="float32")
+    fast = make_fast(network, specs, WANTED, compile=False, precision="float32")
     for forward in (Tapped(network, specs, WANTED), TappedGraph(network, specs, WANTED), fast):
         taps = forward(images)
         assert list(taps) == WANTED

@@ -18,10 +18,10 @@ from compress.errors import UserError
 from compress.taps import MapSpec, Taps, TapSpecs
 from compress.teacher.cache import (
     CachedTeacher,
-    TeacherCache,
+    OutputCache,
     expected_hit_share,
     obstacle,
-    planning_remark,
+    planning_note,
     row_bytes,
 )
 from tests.waiting import wait_until
@@ -30,11 +30,11 @@ IMAGES, SLOTS, WIDTHS = 12, 9, {"logits": 5, "pooled": 3}
 ROW = row_bytes(WIDTHS, torch.float32)
 
 
-def opened(folder: Path, **changed: Any) -> TeacherCache:
+def opened(folder: Path, **changed: Any) -> OutputCache:
     given: dict[str, Any] = {"images": IMAGES, "slots": SLOTS, "widths": WIDTHS}
     given |= {"identity": {"teacher": "abc"}, "dtype": torch.float32, "max_bytes": 10**6}
     given |= changed
-    return TeacherCache.open(folder, given.pop("identity"), **given)
+    return OutputCache.open(folder, given.pop("identity"), **given)
 
 
 def targets(index: Tensor, slots: Tensor) -> dict[str, Tensor]:
@@ -316,7 +316,7 @@ def test_bfloat16_outputs_keep_their_bits(tmp_path: Path) -> None:
     assert teacher.rounding == (0, 0)
 
 
-def _rows_of_either(cache: TeacherCache, factors: tuple[int, ...]) -> int:
+def _rows_of_either(cache: OutputCache, factors: tuple[int, ...]) -> int:
     """Every hit is one process's whole row; returns how many there are."""
     index, slots = everything()
     hit, found = cache.read(index, slots, slots)
@@ -373,10 +373,10 @@ def test_expected_hit_shares() -> None:
 
 def test_planning_says_bytes_and_shares() -> None:
     arguments = (50_000, 162, {"logits": 100}, torch.float32)
-    remark = planning_remark(*arguments, 10**10, 240)
+    remark = planning_note(*arguments, 10**10, 240)
     assert "up to 3.34 GB" in remark and "kept" not in remark
     assert "47.8 %" in remark and "100.0 % with the same data.seed" in remark
-    bounded = planning_remark(*arguments, 10**9, 240)
+    bounded = planning_note(*arguments, 10**9, 240)
     assert "14,982 images (1.00 GB) are kept" in bounded and "14.3 %" in bounded
 
 

@@ -48,13 +48,13 @@ def student(out: Path, label: str = "kd") -> dict[str, torch.Tensor]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the teacher is shown, batch by batch."""
     seen: list[int] = []
-    shows = inference.Frozen.__call__
+    shows = inference.FastTeacher.__call__
 
-    def counted(self: inference.Frozen, images: torch.Tensor) -> Any:
+    def counted(self: inference.FastTeacher, images: torch.Tensor) -> Any:
         seen.append(len(images))
         return shows(self, images)
 
-    monkeypatch.setattr(inference.Frozen, "__call__", counted)
+    monkeypatch.setattr(inference.FastTeacher, "__call__", counted)
     return seen
 
 
@@ -148,13 +148,13 @@ def test_teachers_are_made_fast_for_the_rows_of_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, rows: int
 ) -> None:
     asked: list[int | None] = []
-    freezes = inference.freeze
+    freezes = inference.make_fast
 
     def noted(*given: Any, rows: int | None = None, **options: Any) -> Any:
         asked.append(rows)
         return freezes(*given, rows=rows, **options)
 
-    monkeypatch.setattr(ensemble, "freeze", noted)
+    monkeypatch.setattr(ensemble, "make_fast", noted)
     train = {"epochs": 1, "lr": 0.05, "batch_size": 16, "accumulate": parts}
     run(
         tmp_path,

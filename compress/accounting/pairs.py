@@ -19,7 +19,7 @@ from compress.accounting.latency import measure_latency, protocol, speedup_perce
 from compress.accounting.probing import blank_images
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
-from compress.methods.contract import Context, teacher_context
+from compress.methods.contract import MethodContext, teacher_context
 from compress.models.folding import fold_batchnorm
 from compress.recipe import signatures
 from compress.taps import TapSpecs
@@ -151,7 +151,7 @@ def _deployed(
     """What a method ships; it shares parameters with `student`."""
     images = max(_BATCH_SIZE, num_classes)
     try:
-        context = Context(
+        context = MethodContext(
             student=student.specs,
             teachers=(teacher_context(teacher.network, teacher.specs),),
             num_classes=num_classes,

@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.distributed.collectives import gathered, gathered_with_gradient, sorted_by, world
+from compress.distributed.collectives import (
+    all_gather,
+    all_gather_with_gradient,
+    sort_by,
+    world_size,
+)
 from compress.errors import UserError
 from compress.methods.contract import (
+    LossWeights,
     Method,
     NetworkForward,
     Phase,
     TeacherForward,
-    Terms,
     Views,
 )
 from compress.methods.kd import kd_loss
@@ -33,7 +38,7 @@ class Distillation(nn.Module):
         student: nn.Module,
         teachers: Sequence[nn.Module],
         method: Method,
-        weights: Terms,
+        weights: LossWeights,
         task: Task,
         *,
         kd_temperature: float,
@@ -84,7 +89,7 @@ class Distillation(nn.Module):
         if weights.kd:
             terms["soft"] = weights.kd * method.soft_loss(student, teachers, self._soft)
         if weights.method:
-            if method.batch_coupled and world() > 1:
+            if method.batch_coupled and world_size() > 1:
                 student, teachers, batch = _of_all(student, teachers, batch)
             own = method(student, teachers, batch)
             terms |= {name: weights.method * value for name, value in own.items()}
@@ -242,14 +247,14 @@ def _of_all(
 
     Every process then has the same terms; the student's own rows get the gradient of them all.
     """
-    numbers = gathered(batch.rows)
-    in_order = sorted_by(numbers)
+    numbers = all_gather(batch.rows)
+    in_order = sort_by(numbers)
 
     def constant(rows: Tensor) -> Tensor:
-        return in_order(gathered(rows))
+        return in_order(all_gather(rows))
 
     def learned(rows: Tensor) -> Tensor:
-        return in_order(gathered_with_gradient(rows))
+        return in_order(all_gather_with_gradient(rows))
 
     def views(taps: Views, gather: Callable[[Tensor], Tensor]) -> Views:
         return [one.map(gather) if one is not None else None for one in taps]

@@ -14,7 +14,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first, is_first, wait
+from compress.distributed.collectives import barrier, is_main_process, on_main_process
 from compress.errors import UserError
 from compress.storage.files import read_json, read_tensors, write_tensors, write_text
 from compress.storage.fingerprints import fingerprint_of
@@ -173,7 +173,7 @@ class Checkpoint:
         fingerprint: str = "",
     ) -> None:
         """`role`, `seed` and `fingerprint` tell trainings apart; each file names them."""
-        if is_first():
+        if is_main_process():
             directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.path = directory / FILE
@@ -188,9 +188,9 @@ class Checkpoint:
         With `keep_best` the weights of the best epoch so far have a file of their own, named by
         the epoch: at every moment the one that the saved history calls the best is there.
         """
-        if is_first():
+        if is_main_process():
             self._write(history, keep_best)
-        wait()
+        barrier()
 
     def _write(self, history: list[dict[str, Any]], keep_best: Selection | None) -> None:
         best: int | None = keep_best.best(history)["epoch"] if keep_best is not None else None
@@ -227,16 +227,16 @@ class Checkpoint:
 
     def drop_previous(self) -> None:
         """Delete what only an unfinished training needs."""
-        if is_first():
+        if is_main_process():
             self._previous.unlink(missing_ok=True)
-        wait()
+        barrier()
 
     def resume(self, keep_best: Selection | None = None) -> list[dict[str, Any]]:
         """Load the state of the last whole epoch; an empty history where there is none.
 
         A file that is damaged or of another training is put aside and never loaded.
         """
-        path = by_first(lambda: self._whole(keep_best))
+        path = on_main_process(lambda: self._whole(keep_best))
         if path is None:
             return []
         try:
@@ -333,5 +333,5 @@ class Checkpoint:
     def _drop_all_but(self, *epochs: int) -> None:
         kept = [self._best_path(epoch) for epoch in epochs]
         for path in self.directory.glob("best-*.safetensors"):
-            if is_first() and path not in kept:
+            if is_main_process() and path not in kept:
                 path.unlink()

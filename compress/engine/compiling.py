@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.console.messages import log
-from compress.distributed.collectives import world
+from compress.distributed.collectives import world_size
 from compress.taps import TappedForward, Taps, TapSpecs
 from compress.taps.graph import GraphForward, TappedGraph, Untraceable
 
@@ -36,7 +36,7 @@ def pays(
     if device.type == "cuda":
         return steps >= _LEAST_STEPS
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
-    return has_compiler and macs() / world() >= _LEAST_MACS
+    return has_compiler and macs() / world_size() >= _LEAST_MACS
 
 
 def compiled_taps(
@@ -54,8 +54,9 @@ def compiled_taps(
     the compiler little to join. The network is put in training mode. `rows`: see `CompiledTaps`.
     """
     on_cpu = next(network.parameters()).device.type == "cpu"
-    if wish == "auto" and on_cpu and world() > 1:
-        log(f"  {name}: runs uncompiled: batch norm across {world()} processes breaks it in pieces")
+    if wish == "auto" and on_cpu and world_size() > 1:
+        pieces = f"batch norm across {world_size()} processes breaks it in pieces"
+        log(f"  {name}: runs uncompiled: {pieces}")
         return None
     log(f"  {name}: is compiled, which takes up to a minute")
     try:

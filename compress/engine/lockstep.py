@@ -18,7 +18,7 @@ from compress.errors import UserError
 Result = TypeVar("Result")
 
 
-def side_by_side(
+def in_lockstep(
     trainings: Sequence[Generator[Position, None, Result]],
 ) -> Generator[Position, None, list[Result]]:
     """Every training's result, in the order given; stops before each step.

@@ -18,9 +18,15 @@ from torch import Tensor, nn
 from compress.console.messages import bar, log, shows_bars
 from compress.data.batch import BatchSource
 from compress.distributed.batchnorm import synchronised_batchnorm
-from compress.distributed.collectives import is_first, rank, sum_gradients, summed, world
+from compress.distributed.collectives import (
+    all_reduce,
+    all_reduce_gradients,
+    is_main_process,
+    rank,
+    world_size,
+)
 from compress.engine.checkpoint import Checkpoint, Selection
-from compress.engine.optimization import OPTIMIZERS, Settings
+from compress.engine.optimization import OPTIMIZERS, TrainSettings
 from compress.errors import UserError
 from compress.seeding import seeded
 from compress.trackers import recall, record
@@ -40,7 +46,9 @@ Position = tuple[int, int, int]
 History = list[dict[str, Any]]
 
 
-def train(module: nn.Module, batches: BatchSource, settings: Settings, **options: Any) -> History:
+def train(
+    module: nn.Module, batches: BatchSource, settings: TrainSettings, **options: Any
+) -> History:
     """Train `module` in place and return one row per epoch; arguments are those of `Training`."""
     return Training(module, batches, settings, **options).run()
 
@@ -52,7 +60,7 @@ class Training:
         self,
         module: nn.Module,
         batches: BatchSource,
-        settings: Settings,
+        settings: TrainSettings,
         *,
         directory: Path,
         role: str,
@@ -84,7 +92,7 @@ class Training:
         self.role = role
         self.evaluate = evaluate
         self.keep_best = keep_best
-        self._learn = Step(module, settings, device)
+        self._learn = OptimizerStep(module, settings, device)
         self._checkpoint = Checkpoint(
             directory,
             module,
@@ -100,7 +108,7 @@ class Training:
             log(f"  {role}: continues after epoch {len(self.history)}")
         self._steps = len(batches)
         # Of several processes each draws its own, as a batch of one process has rows of its own.
-        self._key = (seed, role) if is_first() else (seed, role, rank())
+        self._key = (seed, role) if is_main_process() else (seed, role, rank())
         self._advance: Callable[..., None]
         self._feed: Iterator[Any]
         self._totals: dict[str, Tensor] = {}
@@ -174,10 +182,10 @@ class Training:
         return self.history
 
 
-class Step:
+class OptimizerStep:
     """One step of the optimiser: forward, backward, gradients of all processes, update."""
 
-    def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         self.module = module
         self.settings = settings
         self.device = device
@@ -194,7 +202,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         parts = settings.accumulate
         if parts > 1:  # of two images or more, for batch norm, and of one in every process
-            parts = max(1, min(parts, batch.whole // max(2, world())))
+            parts = max(1, min(parts, batch.whole // max(2, world_size())))
         for part in batch.split(parts) if parts > 1 else [batch]:
             share = getattr(part, "share", 1.0)
             with autocast(self.device, settings.precision):
@@ -203,7 +211,7 @@ class Step:
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach() * share
-        sum_gradients(self.parameters)
+        all_reduce_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         after_step = getattr(self.module, "after_step", None)
@@ -215,7 +223,7 @@ def _epoch_row(
     epoch: int, steps: int, optimizer: torch.optim.Optimizer, totals: dict[str, Tensor], role: str
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`; the only place of an epoch that waits for the device."""
-    sums = summed(torch.stack([*totals.values()])).tolist()
+    sums = all_reduce(torch.stack([*totals.values()])).tolist()
     terms = {name: total / steps for name, total in zip(totals, sums, strict=True)}
     if not all(map(math.isfinite, terms.values())):
         raise UserError(

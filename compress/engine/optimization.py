@@ -53,7 +53,7 @@ SCHEDULES: Mapping[str, Callable[..., Callable[[float], float]]] = {
 }
 
 
-def sgd(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
+def sgd(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.optim.Optimizer:
     """SGD with momentum, as every paper of the CIFAR protocol uses it."""
     return torch.optim.SGD(
         parameters,
@@ -65,19 +65,19 @@ def sgd(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Opt
     )
 
 
-def adamw(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
+def adamw(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.optim.Optimizer:
     """AdamW with its usual betas; `momentum` and `nesterov` do not apply."""
     return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "Settings"], torch.optim.Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "TrainSettings"], torch.optim.Optimizer]] = {
     "sgd": sgd,
     "adamw": adamw,
 }
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainSettings:
     """Settings of one training.
 
     `schedule` maps the share of the run that is done to a factor of `lr`.

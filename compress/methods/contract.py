@@ -7,7 +7,7 @@ paper's defaults, are its arguments in a recipe.
 
 A method never draws from the global generators in a step: `draw` gives numbers that depend on the
 seed, the epoch and the step alone, and that an image has in any number of processes and parts of a
-batch. What keeps rows of a batch gathers them with `distributed.collectives.gathered_in_order`.
+batch. What keeps rows of a batch gathers them with `distributed.collectives.all_gather_in_order`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossWeights:
     """Weights of hard labels, soft targets and the method's own terms."""
 
     ce: float
@@ -45,12 +45,15 @@ class Terms:
     method: float
 
 
-def published(weight: float) -> Mapping[str, Terms]:
+def published(weight: float) -> Mapping[str, LossWeights]:
     """The two protocols for a method whose term has this weight: CE alone, or CE + KD, beside it.
 
     `crd` is that of the CRD paper's tables, `simkd` that of the SimKD paper's.
     """
-    return {"crd": Terms(ce=1, kd=0, method=weight), "simkd": Terms(ce=1, kd=1, method=weight)}
+    return {
+        "crd": LossWeights(ce=1, kd=0, method=weight),
+        "simkd": LossWeights(ce=1, kd=1, method=weight),
+    }
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class NetworkForward:
 
 
 @dataclass(frozen=True)
-class Context:
+class MethodContext:
     """What a method is built from.
 
     `labels` (train_size,) are those of the training images; they are empty where a method is
@@ -138,9 +141,9 @@ class Method(nn.Module):
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
-    protocols: ClassVar[Mapping[str, Terms]] = published(1)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__()
         self.context = context
         self.seed = 0  # of `draw`; whoever builds the method for a training sets it
@@ -247,9 +250,9 @@ class PretrainedMethod(Method):
     published weight is 0.
     """
 
-    protocols: ClassVar[Mapping[str, Terms]] = published(0)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(0)
 
-    def __init__(self, context: Context, pretrain_epochs: int) -> None:
+    def __init__(self, context: MethodContext, pretrain_epochs: int) -> None:
         super().__init__(context)
         if pretrain_epochs < 0:
             raise ValueError(f"pretrain_epochs is at least 0, got {pretrain_epochs}")
@@ -299,7 +302,7 @@ def pre_activations(views: Views) -> list[Tensor]:
     return first(views).tensors("pre_activations")
 
 
-def only_teacher(context: Context) -> TeacherContext:
+def only_teacher(context: MethodContext) -> TeacherContext:
     """The one teacher of a method that reads one.
 
     Raises:
@@ -310,7 +313,7 @@ def only_teacher(context: Context) -> TeacherContext:
     return context.teachers[0]
 
 
-def last_maps(context: Context) -> tuple[MapSpec, MapSpec]:
+def last_maps(context: MethodContext) -> tuple[MapSpec, MapSpec]:
     """Last maps of student and teacher, for a method that reads one teacher.
 
     Raises:
@@ -327,7 +330,7 @@ def last_maps(context: Context) -> tuple[MapSpec, MapSpec]:
     return context.student.last_map, teacher.last_map
 
 
-def pooled_widths(context: Context) -> tuple[int, int]:
+def pooled_widths(context: MethodContext) -> tuple[int, int]:
     """Widths D of the pooled vectors of student and teacher, for a method that reads one teacher.
 
     Raises:

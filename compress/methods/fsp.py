@@ -25,7 +25,14 @@ from torch import Tensor
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import pool_to_smaller
-from compress.methods.contract import Context, PretrainedMethod, Views, first, only_teacher, stages
+from compress.methods.contract import (
+    MethodContext,
+    PretrainedMethod,
+    Views,
+    first,
+    only_teacher,
+    stages,
+)
 from compress.precision import in_float32
 from compress.taps import TapSpecs
 
@@ -63,7 +70,7 @@ class FSP(PretrainedMethod):
     student_taps = ("stem", "stages")
     teacher_taps = ("stem", "stages")
 
-    def __init__(self, context: Context, *, pretrain_epochs: int = 30) -> None:
+    def __init__(self, context: MethodContext, *, pretrain_epochs: int = 30) -> None:
         super().__init__(context, pretrain_epochs)
         own, target = context.student, only_teacher(context).taps
         self.with_stem = own.stem is not None and target.stem is not None

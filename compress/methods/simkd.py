@@ -27,7 +27,15 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, first, last_map, last_maps
+from compress.methods.contract import (
+    LossWeights,
+    Method,
+    MethodContext,
+    Views,
+    first,
+    last_map,
+    last_maps,
+)
 from compress.precision import in_float32
 from compress.taps import Taps, encoder_until
 
@@ -93,12 +101,14 @@ class SimKD(Method):
 
     student_taps = ("last_map",)
     teacher_taps = ("last_map",)
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=0, kd=0, method=1),
-        "simkd": Terms(ce=0, kd=0, method=1),
+    protocols: ClassVar[Mapping[str, LossWeights]] = {
+        "crd": LossWeights(ce=0, kd=0, method=1),
+        "simkd": LossWeights(ce=0, kd=0, method=1),
     }
 
-    def __init__(self, context: Context, *, reduction: int = 2, depthwise: bool = False) -> None:
+    def __init__(
+        self, context: MethodContext, *, reduction: int = 2, depthwise: bool = False
+    ) -> None:
         super().__init__(context)
         student_map, teacher_map = last_maps(context)
         teacher = context.teachers[0]

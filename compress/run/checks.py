@@ -12,7 +12,7 @@ from compress import models
 from compress.data import IMAGE_SIZES
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, teacher_context
+from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.model_files.weights import load_state, read_state
 from compress.models.layout import check_forward
 from compress.recipe.partial import concerns, mended
@@ -133,7 +133,7 @@ class _Builder:
 
 
 def _methods_for(
-    context: Context, recipe: Recipe, student: _Tapped, teachers: Sequence[_Tapped]
+    context: MethodContext, recipe: Recipe, student: _Tapped, teachers: Sequence[_Tapped]
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Every method by its label as it would be built, and why another cannot be."""
     methods: dict[str, Method] = {}
@@ -178,7 +178,7 @@ def probe(
     if problems:
         return None, problems
     known_teachers = [teacher for _, teacher in teachers if teacher is not None]
-    context = Context(
+    context = MethodContext(
         student=student[1],
         teachers=tuple(teacher_context(*teacher) for teacher in known_teachers),
         num_classes=num_classes,

@@ -15,7 +15,7 @@ import yaml
 
 from compress.console.messages import log, log_to, note
 from compress.console.terminal import console
-from compress.distributed.collectives import by_first, world
+from compress.distributed.collectives import on_main_process, world_size
 from compress.engine.lockstep import drain
 from compress.engine.loop import Position
 from compress.environment import environment
@@ -37,18 +37,18 @@ from compress.trackers import track_to
 def main(arguments: list[str] | None) -> int:
     """The whole command, in each of the processes that torchrun started."""
     with started():
-        return reported(lambda: _command(by_first(lambda: parser().parse_args(arguments))))
+        return reported(lambda: _command(on_main_process(lambda: parser().parse_args(arguments))))
 
 
 def _command(options: argparse.Namespace) -> int:
     if options.schema:
-        by_first(lambda: print(json.dumps(plan.schema(), indent=2)))
+        on_main_process(lambda: print(json.dumps(plan.schema(), indent=2)))
         return 0
     device = usable_device(options.device)
     planned, shapes = _planned(options, device)
     check_arithmetic(planned.recipe.engine.teacher, device)
     if options.check:
-        by_first(lambda: preview.show(planned, shapes))
+        on_main_process(lambda: preview.show(planned, shapes))
         return 0
     drain(_running(options, planned, device, {}))
     return 0
@@ -101,7 +101,7 @@ def _running(
         resolved = recipe.model_dump(mode="json")
         write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(folder / "environment.json", environment(device))
-        among = f", {world()} processes" if world() > 1 else ""
+        among = f", {world_size()} processes" if world_size() > 1 else ""
         log(f"{options.recipe} -> {folder} ({device}{among})")
         run = Run(
             planned, directory, device, options.workers, options.fresh, options.until, companions
@@ -110,7 +110,7 @@ def _running(
             with track_to(recipe.trackers, folder, str(folder), resolved):
                 current = yield from run.steps()
             with doing("the report"):
-                by_first(lambda: _report(directory, current))
+                on_main_process(lambda: _report(directory, current))
         except UserError as error:
             message = f"error: {error}"
             say_once(lambda: note(message), "log")

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first, world
-from compress.engine.lockstep import side_by_side
+from compress.distributed.collectives import on_main_process, world_size
+from compress.engine.lockstep import in_lockstep
 from compress.engine.loop import Position
 from compress.environment import environment
 from compress.errors import UserError, doing
@@ -59,22 +59,22 @@ class Run:
         """
         data_digest = dataset_of(self.planned.recipe).digest()
         every = self.planned.steps
-        by_first(lambda: self.directory.shelve_unplanned([step.name for step in every]))
+        on_main_process(lambda: self.directory.shelve_unplanned([step.name for step in every]))
         last = max(i for i, s in enumerate(every) if self.until in (None, s.name, s.stage))
         digests: dict[str, str] = {}
         for group in self._groups(every[: last + 1]):
             each = [_fields(step, data_digest, digests) for step in group]
             tasks = [self._step(step, own) for step, own in zip(group, each, strict=True)]
             with doing(", ".join(step.name for step in group)):
-                yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
+                yield from in_lockstep(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
-                digests[step.name] = by_first(partial(_found, self.directory, step))
+                digests[step.name] = on_main_process(partial(_found, self.directory, step))
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:
             fields = _fields(step, data_digest, digests)
-            if by_first(partial(self._is_shown, step, fields)):
-                digests[step.name] = by_first(partial(_found, self.directory, step))
+            if on_main_process(partial(self._is_shown, step, fields)):
+                digests[step.name] = on_main_process(partial(_found, self.directory, step))
         return list(digests)
 
     def _is_shown(self, step: Step, fields: dict[str, Any]) -> bool:
@@ -99,7 +99,7 @@ class Run:
         return [[step for _, step in group] for _, group in grouped]
 
     def _step(self, step: Step, fields: dict[str, Any]) -> Generator[Position, None, None]:
-        if not by_first(partial(self._prepare, step, fields)):
+        if not on_main_process(partial(self._prepare, step, fields)):
             return
         recipe = self.planned.recipe
         job = Job(
@@ -123,12 +123,16 @@ class Run:
         elif step.stage in _SHARED:
             outcome = stage.run(job)
         else:
-            outcome = by_first(lambda: stage.run(job))
+            outcome = on_main_process(lambda: stage.run(job))
         # Of students side by side each has the time of its own steps; the teacher's is the first's.
         seconds = clock[0] if clock else time.perf_counter() - start
-        told = {"seconds": seconds, "processes": world(), "environment": environment(self.device)}
+        told = {
+            "seconds": seconds,
+            "processes": world_size(),
+            "environment": environment(self.device),
+        }
         done = Outcome(outcome.values, {**outcome.measured, **told})
-        by_first(
+        on_main_process(
             lambda: self.directory.finish(
                 step.name, fields, done, stage.files(job.folder, done.values)
             )

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from compress.console.terminal import tell, tell_stop
-from compress.distributed.collectives import is_first, world
+from compress.distributed.collectives import is_main_process, world_size
 from compress.errors import UserError, exit_code
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -58,7 +58,7 @@ def own_device(device: torch.device) -> torch.device:
     Raises:
         UserError: there are more processes than GPUs, or one GPU was named for all.
     """
-    if device.type != "cuda" or world() == 1:
+    if device.type != "cuda" or world_size() == 1:
         return device
     if device.index is not None:
         raise UserError(f"several processes cannot share {device}; give --device cuda")
@@ -101,7 +101,7 @@ def say_once(say: Callable[[], None], where: str = "console") -> None:
     """
     if _board is None:
         say()
-    elif not is_first() and _is_said(where, _PATIENCE):
+    elif not is_main_process() and _is_said(where, _PATIENCE):
         return
     elif _board.add(f"speakers, {where}", 1) == 1:
         say()

@@ -10,7 +10,7 @@ from compress import models
 from compress.data import DATASETS
 from compress.engine.optimization import SCHEDULES
 from compress.methods import METHODS
-from compress.methods.contract import Terms
+from compress.methods.contract import LossWeights
 from compress.models import user_code
 from compress.recipe import signatures
 from compress.recipe.schema import Engine, MethodPart, Recipe, TransferPart
@@ -136,7 +136,7 @@ def make_plan(recipe: Recipe) -> Plan:
     return plan
 
 
-def reads_teachers(part: MethodPart, terms: Terms) -> bool:
+def reads_teachers(part: MethodPart, terms: LossWeights) -> bool:
     """Whether a method's terms of weight, or its phases, read a teacher."""
     return terms.kd != 0 or bool(METHODS[part.name].teacher_taps)
 

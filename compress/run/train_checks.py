@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compress.engine.optimization import OPTIMIZERS, SCHEDULES, Settings
+from compress.engine.optimization import OPTIMIZERS, SCHEDULES, TrainSettings
 from compress.errors import nearest
 from compress.recipe import signatures
 from compress.recipe.schema import Named, Train
@@ -55,7 +55,7 @@ def check_train(train: Train, path: str) -> list[str]:
     return problems
 
 
-def _check_schedule(settings: Settings) -> None:
+def _check_schedule(settings: TrainSettings) -> None:
     """Look at the learning rate over the whole run: an absurd argument shows late in it."""
     for percent in range(100):
         lr = settings.lr * settings.schedule(percent / 100)

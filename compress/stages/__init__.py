@@ -16,7 +16,7 @@ from compress.accounting import count_macs
 from compress.data import Dataset, ImageBatches, evaluation_batches, open_data
 from compress.engine.checkpoint import Selection
 from compress.engine.compiling import compiled_taps, pays
-from compress.engine.optimization import SCHEDULES, Settings
+from compress.engine.optimization import SCHEDULES, TrainSettings
 from compress.recipe.schema import Recipe, Train
 from compress.stages.job import Job
 from compress.taps import TappedForward, TapSpecs
@@ -25,9 +25,9 @@ from compress.tasks import Classification, Task
 EVALUATION_BATCH = 256
 
 
-def settings_from(train: Train) -> Settings:
+def settings_from(train: Train) -> TrainSettings:
     """The loop's settings from a recipe's `train` section."""
-    return Settings(
+    return TrainSettings(
         epochs=train.epochs,
         lr=train.lr,
         batch_size=train.batch_size,

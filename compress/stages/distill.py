@@ -15,9 +15,9 @@ from compress.data import Batch, Dataset, evenly
 from compress.distill.module import Distillation
 from compress.engine.lockstep import drain
 from compress.engine.loop import History, Position, Training, autocast
-from compress.engine.optimization import Settings, constant
+from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
-from compress.methods.contract import Method, Phase, Terms
+from compress.methods.contract import LossWeights, Method, Phase
 from compress.model_files import artifacts
 from compress.recipe.schema import Distill, MethodPart
 from compress.seeding import seeded
@@ -33,7 +33,7 @@ from compress.storage.integrity import seal
 RESULT_VERSION = 4
 
 
-def terms_for(part: MethodPart, distill: Distill) -> Terms:
+def terms_for(part: MethodPart, distill: Distill) -> LossWeights:
     """The weights of a method: those of the published protocol where the recipe gives no other.
 
     `distill.weights` is for the method that ships; a method beside it has its own `weights`.
@@ -129,7 +129,7 @@ class _Distilling:
         terms["end"] = self._measure(fixed)
         return history, terms
 
-    def _phase(self, phase: Phase, settings: Settings) -> Training:
+    def _phase(self, phase: Phase, settings: TrainSettings) -> Training:
         """A training before the main one, at a constant learning rate."""
         self._begin(phase)
         lr = phase.lr or settings.lr
@@ -144,7 +144,7 @@ class _Distilling:
             fingerprint=fingerprint_of(self.job.fields),
         )
 
-    def _main(self, settings: Settings) -> Training:
+    def _main(self, settings: TrainSettings) -> Training:
         return Training(
             self.module,
             self.inputs.main_batches,
@@ -174,7 +174,7 @@ class _Distilling:
         with seeded(self._seed, self.job.name, "measure"):
             return self.module.measure(batch)
 
-    def _measure_memory(self, settings: Settings) -> None:
+    def _measure_memory(self, settings: TrainSettings) -> None:
         """Bytes of a step's tensors and of the method's state; the device's peak starts anew."""
         batch, device = self.inputs.probe.split(settings.accumulate)[0], self.job.device
         with seeded(self._seed, self.job.name, "memory"), autocast(device, settings.precision):

@@ -10,7 +10,7 @@ from compress import models
 from compress.data import Dataset
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, Terms, teacher_context
+from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
 from compress.models.layout import lay_channels_last
 from compress.recipe.schema import MethodPart
@@ -37,7 +37,7 @@ def build_student(
     given = recipe.student.weights
     if given is not None:
         load_initial(student, model.name, given, data)
-    context = Context(
+    context = MethodContext(
         student=specs,
         teachers=tuple(
             teacher_context(t.network, TapSpecs.from_dict(t.description["taps"])) for t in teachers
@@ -61,7 +61,7 @@ def build_student(
 
 
 def describe_student(
-    job: Job, data: Dataset, bare: bool, method: Method, weights: Terms
+    job: Job, data: Dataset, bare: bool, method: Method, weights: LossWeights
 ) -> dict[str, Any]:
     """What the student's file says of itself; its metrics are still to come."""
     model = job.recipe.student.model

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from compress.distributed.collectives import summed
+from compress.distributed.collectives import all_reduce
 from compress.precision import in_float32
 from compress.tasks.task import Task
 
@@ -39,7 +39,7 @@ class Classification(Task):
         for images, labels in batches:
             correct = correct + (network(images).argmax(1) == labels).sum()
             total += self.counted_labels(labels)
-        correct, total = summed(torch.tensor([int(correct), total])).tolist()
+        correct, total = all_reduce(torch.tensor([int(correct), total])).tolist()
         return {self.metric: 100 * correct / total}
 
     def chance_level(self, num_classes: int, images: int) -> float:

@@ -17,8 +17,8 @@ from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, Taps, TapSpecs
 from compress.taps.graph import TappedGraph, Untraceable
-from compress.teacher.cache import CachedTeacher, TeacherCache, obstacle, planning_remark
-from compress.teacher.inference import difference, freeze
+from compress.teacher.cache import CachedTeacher, OutputCache, obstacle, planning_note
+from compress.teacher.inference import difference, make_fast
 
 # Images of the test split on which the effect of other arithmetic on targets is measured.
 _COMPARED = 256
@@ -187,7 +187,7 @@ class TeacherEnsemble:
                 teacher.network, teacher.specs, wanted, torch.split(images, 64), name=teacher.name
             )
             return quantized
-        return freeze(
+        return make_fast(
             teacher.network,
             teacher.specs,
             wanted,
@@ -208,7 +208,7 @@ class TeacherEnsemble:
             f"{teacher.name} in {arithmetic} against float32 on {len(images)} images: {listed}"
         )
 
-    def _cache(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherCache | None:
+    def _cache(self, teacher: Teacher, wanted: Sequence[str]) -> OutputCache | None:
         """The cache of a teacher; None where it cannot serve."""
         settings, images = self.settings.cache, self.images
         assert settings is not None
@@ -220,7 +220,7 @@ class TeacherEnsemble:
         count, widths = len(images.train), {kind: teacher.specs.width(kind) for kind in wanted}
         dtype, limit = settings.dtype, settings.max_bytes
         draws = images.epochs * len(images.augment)
-        self._remark(planning_remark(count, slots, widths, dtype, limit, draws))
+        self._remark(planning_note(count, slots, widths, dtype, limit, draws))
         identity = {
             "teacher": teacher.identity,
             "images": images.train.version(),
@@ -229,7 +229,7 @@ class TeacherEnsemble:
             "views": [reader.views, reader.views_seed] if reader.views else None,
             "arithmetic": [arithmetic_name(self.settings.arithmetic), images.batches.device.type],
         }
-        cache = TeacherCache.open(
+        cache = OutputCache.open(
             settings.folder,
             identity,
             images=count,

@@ -22,8 +22,8 @@ Precision = Literal["float32", "bfloat16"]
 _NAMED = 3  # modules that a remark names before it only counts them
 
 
-class Frozen:
-    """Normalised images (N, 3, H, W) -> taps in float32, without gradient; made by `freeze`.
+class FastTeacher:
+    """Normalised images (N, 3, H, W) -> taps in float32, without gradient; made by `make_fast`.
 
     Not in inference mode: autograd refuses to save its tensors for a student's backward pass.
     The maps may be channels last in memory: they take `reshape` and `flatten`, not always `view`.
@@ -93,7 +93,7 @@ class Frozen:
         log(f"{self._name}: {remark}")
 
 
-def freeze(
+def make_fast(
     network: nn.Module,
     specs: TapSpecs,
     wanted: Sequence[str],
@@ -102,7 +102,7 @@ def freeze(
     precision: Precision,
     rows: int | None = None,
     name: str = "teacher",
-) -> Frozen:
+) -> FastTeacher:
     """Make a fast copy of `network` in eval mode with the wanted taps; `network` stays as it is.
 
     A network that torch.fx cannot trace runs whole and uncompiled, with hooks.
@@ -133,7 +133,9 @@ def freeze(
             body.forward, tapped.read
         )  # __call__ would print errors that are expected
         compiled = GraphForward(_compiled(body), tapped.read) if compile else None
-    return Frozen(body, show, compiled, precision=precision, rows=rows, name=name, remark=remark)
+    return FastTeacher(
+        body, show, compiled, precision=precision, rows=rows, name=name, remark=remark
+    )
 
 
 def _compiled(body: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:

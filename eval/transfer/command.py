@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.console.messages import console, log, log_to
-from compress.distributed.collectives import by_first, world
+from compress.distributed.collectives import on_main_process, world_size
 from compress.environment import environment
 from compress.errors import doing
 from compress.models import user_code
@@ -32,7 +32,7 @@ from eval.transfer.tables import table_of
 def main(task: str, arguments: list[str] | None = None) -> int:
     """Run a task's command; the exit code: 0, 2 after a user's mistake, 130 or 143 stopped."""
     with started():
-        options = by_first(lambda: _parser(task).parse_args(arguments))
+        options = on_main_process(lambda: _parser(task).parse_args(arguments))
         return reported(partial(_command, task, options))
 
 
@@ -86,27 +86,27 @@ def _command(task: str, options: argparse.Namespace) -> int:
         write_json(out / "result.json", {"task": task, "results": results})
         protocol = next(iter(results.values()))["protocol"]
         write_text(out / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
-        by_first(lambda: console.print(table.rich()))
+        on_main_process(lambda: console.print(table.rich()))
         log(f"table: {out / 'table.md'}")
     return 0
 
 
 def _result(asked: Asked, label: str) -> dict[str, Any]:
     """The values of one data set's result, read where it is there already."""
-    directory, fields = asked.directory, by_first(partial(asked.fields, label))
+    directory, fields = asked.directory, on_main_process(partial(asked.fields, label))
     context = asked.context(label, fields)
-    stage, full = context.stage, by_first(partial(depends_on, context))
-    if not by_first(partial(stands, directory, stage, full, files, fields)):
-        by_first(partial(begun, directory, stage, fields))
+    stage, full = context.stage, on_main_process(partial(depends_on, context))
+    if not on_main_process(partial(stands, directory, stage, full, files, fields)):
+        on_main_process(partial(begun, directory, stage, fields))
         start = time.perf_counter()
         with doing(stage):
             values = evaluated(asked.task, context, asked.arguments)
-        told = {"seconds": time.perf_counter() - start, "processes": world()}
+        told = {"seconds": time.perf_counter() - start, "processes": world_size()}
         done = Outcome(values, {**told, "environment": environment(asked.device)})
-        by_first(
+        on_main_process(
             lambda: directory.finish(
                 stage, full, done, files(directory.stage_folder(stage), done.values)
             )
         )
-    values = by_first(partial(read_result, directory.folder, stage))["values"]
+    values = on_main_process(partial(read_result, directory.folder, stage))["values"]
     return dict(values)

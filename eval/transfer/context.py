@@ -11,9 +11,9 @@ from torch import nn
 
 from compress.console.messages import log
 from compress.data.batch import BatchSource
-from compress.distributed.collectives import by_first, is_first
+from compress.distributed.collectives import is_main_process, on_main_process
 from compress.engine.loop import train
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import Origin, open_origin
@@ -59,7 +59,7 @@ class Context:
     main: str
     inits: tuple[str, ...]
     data: Mapping[str, Any]
-    settings: Settings
+    settings: TrainSettings
     device: torch.device
     seeds: tuple[int, ...] = (0,)
     iterations: int | None = None
@@ -105,8 +105,8 @@ def opened(context: Context, make: Callable[[Path], Data]) -> Data:
     The first process does so before the others, as it may have to write the files.
     """
     found: list[Data] = []
-    by_first(lambda: found.append(make(context.folder / "data")))
-    return found[0] if is_first() else make(context.folder / "data")
+    on_main_process(lambda: found.append(make(context.folder / "data")))
+    return found[0] if is_main_process() else make(context.folder / "data")
 
 
 def compare_inits(
@@ -121,7 +121,7 @@ def compare_inits(
     Of several processes all train and evaluate; the first decides and keeps the metrics.
     """
     labels = {init: student_of(context, init) for init in context.inits}
-    taken = by_first(lambda: {init: _taken(context, init) for init in labels})
+    taken = on_main_process(lambda: {init: _taken(context, init) for init in labels})
     found = {init: [_outcome(context, init, taken[init], s, evaluate) for s in context.seeds]
              for init in labels}  # fmt: skip
     reference = next((init for init in (ALONE, "none", SCRATCH) if init in found), None)
@@ -157,8 +157,8 @@ def _outcome(
     stage = f"{context.stage}/{init}/seed-{seed}"
     # What all have in common too: put aside, the folder lies beside those of other stages.
     fields = {**context.fields, "training": {"init": init, "origin": taken, "seed": seed}}
-    folder = by_first(partial(begun, context.run, stage, fields, restore=not context.fresh))
-    outcome: dict[str, Any] | None = by_first(partial(_kept, folder, stage))
+    folder = on_main_process(partial(begun, context.run, stage, fields, restore=not context.fresh))
+    outcome: dict[str, Any] | None = on_main_process(partial(_kept, folder, stage))
     if outcome is None:
         student = student_of(context, init)
         origin = context.origin(student)
@@ -167,7 +167,7 @@ def _outcome(
         metrics = evaluate(start)
         matched = float(encoder.matched_percent)
         done = {"seed": seed, "metrics": metrics, "matched_percent": matched}
-        outcome = by_first(partial(_keep, folder, done))
+        outcome = on_main_process(partial(_keep, folder, done))
     shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
     log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
     return outcome

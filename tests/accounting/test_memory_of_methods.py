@@ -10,15 +10,15 @@ import torch
 
 from compress.data import Batch
 from compress.distill.module import Distillation
-from compress.engine.optimization import Settings, constant
+from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
-from compress.methods.contract import Terms
+from compress.methods.contract import LossWeights
 from compress.stages.distill import _Distilling, step_bytes
 from compress.stages.job import Job
 from tests.methods import building
 
 
-def _module(name: str, weights: Terms | None = None) -> tuple[Distillation, Batch]:
+def _module(name: str, weights: LossWeights | None = None) -> tuple[Distillation, Batch]:
     module = building.distillation(METHODS[name], weights=weights)
     batch = building.first_batch(module)
     module.begin_phase(None, batch)
@@ -75,7 +75,7 @@ def test_bytes_of_a_methods_own_state_by_hand() -> None:
     assert module.method_bytes() == 4 * numbers + 8 * indices
 
 
-def _stage(module: Distillation, batch: Batch, settings: Settings) -> dict[str, int]:
+def _stage(module: Distillation, batch: Batch, settings: TrainSettings) -> dict[str, int]:
     recipe = SimpleNamespace(seed=0)
     job = Job("distill/kd", Path(), Path(), recipe, {"trial": 0}, building.CPU, 0, "")  # type: ignore[arg-type]
     inputs: Any = SimpleNamespace(probe=batch)
@@ -86,7 +86,7 @@ def _stage(module: Distillation, batch: Batch, settings: Settings) -> dict[str, 
 
 def test_the_stage_measures_the_step_that_it_will_take() -> None:
     module, batch = _module("kd")
-    settings = Settings(epochs=1, lr=0.1, batch_size=8, schedule=constant())
+    settings = TrainSettings(epochs=1, lr=0.1, batch_size=8, schedule=constant())
     generator = torch.get_rng_state()
     found = _stage(module, batch, settings)
     assert torch.equal(torch.get_rng_state(), generator)

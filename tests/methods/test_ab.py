@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.methods.ab import AB, ab_loss
 from compress.methods.blocks.maps import MapRegressor
-from compress.methods.contract import Method, Terms
+from compress.methods.contract import LossWeights, Method
 from compress.models import build
 from tests.methods import building
 
@@ -79,7 +79,12 @@ def test_unequal_sizes_and_stage_counts_meet(teacher: str) -> None:
     assert len(method.connectors) == 3
     assert bool(method.remarks()) == (count != 3)
     module = building.Distillation(
-        student, [network], method, Terms(0, 0, 1), building.Classification(), kd_temperature=4.0
+        student,
+        [network],
+        method,
+        LossWeights(0, 0, 1),
+        building.Classification(),
+        kd_temperature=4.0,
     )
     terms = module(next(building.batches(method).epoch(0)))
     assert terms["ab"].isfinite()
@@ -92,7 +97,7 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
         assert [*module(batch)] == named
         module.begin_phase(None, batch)
         assert not any(p.requires_grad for p in module.method.parameters())
-    module = building.distillation(AB, weights=Terms(1, 0, 2))
+    module = building.distillation(AB, weights=LossWeights(1, 0, 2))
     main = module.eval()(batch)["ab"]
     (phase,) = module.method.phases()
     module.begin_phase(phase, batch)
@@ -117,7 +122,12 @@ def test_a_frozen_student_parameter_stays_frozen() -> None:
     first = student.get_submodule("conv1").weight
     first.requires_grad_(False)  # type: ignore[operator]
     module = building.Distillation(
-        student, teachers, method, Terms(1, 0, 0), building.Classification(), kd_temperature=4.0
+        student,
+        teachers,
+        method,
+        LossWeights(1, 0, 0),
+        building.Classification(),
+        kd_temperature=4.0,
     )
     (phase,) = method.phases()
     module.begin_phase(phase, next(building.batches(method).epoch(0)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.engine.loop import train
-from compress.engine.optimization import Settings, constant
+from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
 from compress.methods.contract import Method
 from compress.taps import Tapped
@@ -241,7 +241,7 @@ def test_a_term_that_is_not_in_the_first_batch_learns_and_resumes(tmp_path: Path
             train(
                 module,
                 building.batches(module.method),
-                Settings(count, lr=0.1, batch_size=8, schedule=constant()),
+                TrainSettings(count, lr=0.1, batch_size=8, schedule=constant()),
                 directory=folder,
                 role="alternating",
                 seed=0,

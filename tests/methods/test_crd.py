@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.data.batch import Batch
 from compress.distill.module import Distillation
-from compress.methods.contract import Context
+from compress.methods.contract import MethodContext
 from compress.methods.crd import CRD, Contrast, crd_loss
 from tests.methods import building
 
@@ -61,7 +61,7 @@ def _case() -> tuple[Contrast, tuple[Tensor, Tensor], Tensor, Tensor]:
 
 
 @cache
-def _context() -> Context:
+def _context() -> MethodContext:
     student, teachers = building.networks()
     return building.context(student, teachers)
 

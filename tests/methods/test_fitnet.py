@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.methods.contract import Context
+from compress.methods.contract import MethodContext
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.taps import Taps
 from tests.methods import building
@@ -18,7 +18,7 @@ def _oracle(first: Tensor, second: Tensor) -> float:
     return total / len(pairs)
 
 
-def _context(student_sizes: list[int], teacher_sizes: list[int]) -> Context:
+def _context(student_sizes: list[int], teacher_sizes: list[int]) -> MethodContext:
     """Stages of these heights, one after the other, with 2 and 3 channels."""
     student, teachers = building.networks()
     context = building.context(student, teachers)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.contract import Context, Terms
+from compress.methods.contract import LossWeights, MethodContext
 from compress.methods.fsp import FSP, fsp_loss
 from compress.taps import MapSpec, TapSpecs
 from tests.methods import building
@@ -84,12 +84,12 @@ def test_zero_for_equal_negated_and_mirrored_maps() -> None:
     assert float(fsp_loss([m + 1 for m in maps], maps)) > 1e-2
 
 
-def _context(student: str, teacher: str) -> Context:
+def _context(student: str, teacher: str) -> MethodContext:
     own, teachers = building.networks(student=student, teacher=teacher)
     return building.context(own, teachers)
 
 
-def _without_stem(context: Context, *who: str) -> Context:
+def _without_stem(context: MethodContext, *who: str) -> MethodContext:
     teacher = context.teachers[0]
     if "student" in who:
         context = dataclasses.replace(context, student=_stemless(context.student))
@@ -108,7 +108,12 @@ def test_a_stem_that_one_network_lacks_is_left_out_for_both(who: tuple[str, ...]
     student, teachers = building.networks(student=EQUAL[0], teacher=EQUAL[1])
     method = FSP(_without_stem(building.context(student, teachers), *who))
     module = building.Distillation(
-        student, teachers, method, Terms(0, 0, 1), building.Classification(), kd_temperature=4.0
+        student,
+        teachers,
+        method,
+        LossWeights(0, 0, 1),
+        building.Classification(),
+        kd_temperature=4.0,
     ).eval()
     batch = next(building.batches(method).epoch(0))
     with torch.no_grad():
@@ -139,7 +144,7 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
     for weights, named in (
         (FSP.protocols["crd"], ["ce"]),
         (FSP.protocols["simkd"], ["ce", "soft"]),
-        (Terms(1, 0, 2), ["ce", "fsp"]),
+        (LossWeights(1, 0, 2), ["ce", "fsp"]),
     ):
         method = FSP(building.context(student, teachers))
         module = building.Distillation(

@@ -14,7 +14,7 @@ from torch import nn
 
 from compress.data.batch import Batch
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, TeacherContext
+from compress.methods.contract import Method, MethodContext, TeacherContext
 from compress.models import build
 from compress.recipe.files import read_yaml
 from compress.sweep.schema import check_sweep
@@ -64,7 +64,7 @@ def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
 def _method(name: str, teacher: str, student: str) -> Method:
     known, classes = _specs(teacher), torch.arange(60) % CLASSES
     assert known.pooled_width is not None
-    context = Context(
+    context = MethodContext(
         student=_specs(student),
         teachers=(
             TeacherContext(known, torch.randn(CLASSES, known.pooled_width), torch.randn(CLASSES)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.contract import Terms
+from compress.methods.contract import LossWeights
 from compress.methods.simkd import Projector, SimKD, simkd_loss
 from compress.models import build
 from compress.taps import TapSpecs
@@ -124,7 +124,9 @@ def test_an_impossible_reduction_is_refused_in_words() -> None:
 
 
 def test_prediction_and_term_come_from_one_pass_of_the_projector() -> None:
-    module = building.distillation(SimKD, weights=Terms(ce=1, kd=1, method=1)).double().train()
+    module = (
+        building.distillation(SimKD, weights=LossWeights(ce=1, kd=1, method=1)).double().train()
+    )
     module._teachers[0].network.double()
     method, batch = module.method, building.first_batch(module)
     batch = dataclasses.replace(batch, images=tuple(i.double() for i in batch.images))

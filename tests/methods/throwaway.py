@@ -10,11 +10,11 @@ from torch.nn.functional import cosine_similarity
 
 from compress.data.batch import Batch
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
+    MethodContext,
     Phase,
     SoftLoss,
-    Terms,
     View,
     Views,
     last_map,
@@ -42,12 +42,12 @@ class ThreeViews(Method):
     batch_coupled = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=1, kd=0, method=1),
-        "simkd": Terms(ce=1, kd=0, method=1),
+    protocols: ClassVar[Mapping[str, LossWeights]] = {
+        "crd": LossWeights(ce=1, kd=0, method=1),
+        "simkd": LossWeights(ce=1, kd=0, method=1),
     }
 
-    def __init__(self, context: Context, *, width: int = 8, momentum: float = 0.9) -> None:
+    def __init__(self, context: MethodContext, *, width: int = 8, momentum: float = 0.9) -> None:
         super().__init__(context)
         self.head = nn.Linear(context.student.pooled_width, width)
         self.teacher_head = nn.Linear(context.teachers[0].taps.pooled_width, width)
@@ -98,7 +98,7 @@ class TwoTeachers(Method):
     student_taps = ("layer2",)
     teacher_taps = ("stages",)
 
-    def __init__(self, context: Context, *, first_share: float = 0.5) -> None:
+    def __init__(self, context: MethodContext, *, first_share: float = 0.5) -> None:
         super().__init__(context)
         if len(context.teachers) != 2:
             raise ValueError(f"reads two teachers, got {len(context.teachers)}")
@@ -134,7 +134,7 @@ class Masked(Method):
     student_taps = ("last_map",)
     teacher_taps = ("last_map",)
 
-    def __init__(self, context: Context, *, share: float = 0.5) -> None:
+    def __init__(self, context: MethodContext, *, share: float = 0.5) -> None:
         super().__init__(context)
         own, known = last_maps(context)
         self.share = share
@@ -154,7 +154,7 @@ class Alternating(Method):
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self.even, self.odd = (nn.Linear(*pooled_widths(context)) for _ in range(2))
 

@@ -26,7 +26,7 @@ def expected_hit_share(epochs: int, slots: int, earlier: int = 0) -> float:
     return 1 - (distinct(earlier + epochs) - distinct(earlier)) / epochs
 
 
-def planning_remark(
+def planning_note(
     images: int,
     slots: int,
     widths: Mapping[str, int],

@@ -25,7 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from compress.storage.files import read_mapping, write_json
 from compress.storage.fingerprints import changed_fields, fingerprint_of
@@ -46,7 +46,7 @@ def images_kept(
     return min(images, max_bytes // (slots * row_bytes(widths, dtype)))
 
 
-class TeacherCache:
+class OutputCache:
     """The outputs of one teacher on one data set under one augmentation; see `open`."""
 
     def __init__(
@@ -86,7 +86,7 @@ class TeacherCache:
         widths: Mapping[str, int],
         dtype: torch.dtype,
         max_bytes: int,
-    ) -> "TeacherCache":
+    ) -> "OutputCache":
         """Create or re-enter the cache of `identity` inside `folder`; several processes may.
 
         Args:
@@ -110,7 +110,7 @@ class TeacherCache:
             )
         own = folder / fingerprint_of(content)
         own.mkdir(parents=True, exist_ok=True)
-        by_first(lambda: _describe(own, content))
+        on_main_process(lambda: _describe(own, content))
         return cls(own, shape, kept, dtype)
 
     def expect(self, index: Tensor, slots: Tensor) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.data.reader import Plan
+from compress.data.reader import EpochPlan
 from compress.taps import TappedForward, Taps
-from compress.teacher.cache.rows import TeacherCache
+from compress.teacher.cache.rows import OutputCache
 
 # Share of a batch that must be missing before all of it is given to a teacher that is compiled for
 # whole batches: two CPU cores took 313 ms for 64 images compiled and 407 ms uncompiled.
@@ -29,10 +29,10 @@ class CachedTeacher:
     def __init__(
         self,
         network: TappedForward,
-        cache: TeacherCache,
+        cache: OutputCache,
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
-        plan: Callable[[int], Plan] | None = None,
+        plan: Callable[[int], EpochPlan] | None = None,
         compiled_rows: Callable[[], int | None] | None = None,
     ) -> None:
         """`network` takes normalised images (N, 3, S, S); `output` is the type of its taps.
@@ -79,7 +79,7 @@ class CachedTeacher:
                 rows[kind][new] = kept[kind].to(self.output)
         return Taps((kind, value.to(images.device)) for kind, value in rows.items())
 
-    def _expect(self, plan: Callable[[int], Plan], epoch: int) -> None:
+    def _expect(self, plan: Callable[[int], EpochPlan], epoch: int) -> None:
         planned = plan(epoch)
         for slots in planned.slots:
             self.cache.expect(planned.order, slots[planned.order])

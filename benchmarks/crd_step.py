@@ -100,7 +100,7 @@ def _alone(images: int, size: int, rounds: int) -> dict[str, Any]:
     times = _timed({"step": lambda number: _alone_step(method, context, shown, number)}, rounds)
     return {
         "images": images,
-        "remarks": method.remarks(),
+        "remarks": method.notes(),
         "added_wall_ms": _spread([1e3 * wall for wall, _ in times["step"]]),
         "added_cpu_ms": _spread([1e3 * cpu for _, cpu in times["step"]]),
         "held_before_mb": idle,

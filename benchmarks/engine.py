@@ -205,7 +205,7 @@ class Engine:
             self._folder,
             {"of": "a benchmark"},
             images=len(self.images),
-            slots=self.batches.slots,
+            views=self.batches.views_per_image,
             widths={kind: pair.CLASSES for kind in wanted},
             dtype=torch.float32,
             max_bytes=LARGEST_CACHE,
@@ -214,7 +214,7 @@ class Engine:
             plan = self.batches.reader.plan(0)
             for index in torch.split(plan.order, 1024):
                 outputs = {kind: torch.randn(len(index), pair.CLASSES) for kind in wanted}
-                cache.write(index, plan.slots[0][index], plan.view_ids[0][index], outputs)
+                cache.write(index, plan.view_numbers[0][index], plan.view_ids[0][index], outputs)
         return cache
 
 

@@ -48,7 +48,7 @@ def test_plain_loop_and_engine_minimise_the_same(kept: Path, method: str) -> Non
     index = torch.arange(8)
     images, labels = torch.randn(8, 3, 32, 32), index % 10
     view = torch.zeros(8, dtype=torch.long)
-    batch = Batch((images,), (view,), labels, index, epoch=0, step=0, slots=(view,))
+    batch = Batch((images,), (view,), labels, index, epoch=0, step=0, view_numbers=(view,))
     student, teacher = pair.networks(kept)
     extra: torch.nn.Module = torch.nn.Identity()
     drawn = torch.empty(0)

@@ -67,7 +67,7 @@ def test_remarks_tell_what_was_folded_and_what_is_not_run() -> None:
         network, specs, ["layer2"], compile=False, precision="float32", name="teacher resnet8"
     )
     taps = frozen(images)
-    assert frozen.remarks() == [
+    assert frozen.notes() == [
         "teacher resnet8: 6 batch norms are folded; not run: avgpool, fc, layer3"
     ]
     assert list(taps) == ["layer2"]
@@ -78,7 +78,7 @@ def test_a_tap_between_convolution_and_norm_keeps_the_norm() -> None:
     wanted = ["conv1", "bn1", "logits"]
     frozen = make_fast(network, specs, wanted, compile=False, precision="float32")
     assert largest(difference(frozen, Tapped(network, specs, wanted), images)) < 1e-4
-    assert frozen.remarks() == ["teacher: 8 batch norms are folded, 1 are not"]
+    assert frozen.notes() == ["teacher: 8 batch norms are folded, 1 are not"]
 
 
 def test_maps_serve_in_a_students_backward_pass() -> None:
@@ -176,7 +176,7 @@ def test_without_a_working_compiler_it_runs_uncompiled(
         assert largest(difference(frozen, reference, batch)) < 1e-4
     said = capsys.readouterr().out
     assert said.count("not compiled") == said.count("there is no compiler here") == 1
-    assert "not compiled" in frozen.remarks()[-1]
+    assert "not compiled" in frozen.notes()[-1]
     assert frozen.compiled_rows() is None
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_traced_runs_with_hooks() -> None:
     found = difference(frozen, Tapped(network, NONE, ["logits", "norm"]), images)
     assert set(found) == {"logits", "norm", "same_class_percent"}
     assert largest(found) < 1e-4
-    assert "with hooks" in frozen.remarks()[0]
+    assert "with hooks" in frozen.notes()[0]
     assert network.conv.weight.requires_grad
 
 
@@ -219,7 +219,7 @@ def test_views_of_maps_keep_them_contiguous(capfd: pytest.CaptureFixture[str]) -
     network, images = Viewing().eval(), torch.randn(4, 3, 8, 8)
     frozen = make_fast(network, NONE, ["logits"], compile=False, precision="float32")
     assert largest(difference(frozen, Tapped(network, NONE, ["logits"]), images)) < 1e-4
-    assert "contiguous" in frozen.remarks()[-1]
+    assert "contiguous" in frozen.notes()[-1]
     assert "Traceback" not in capfd.readouterr().err
 
 

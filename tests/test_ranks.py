@@ -167,7 +167,7 @@ def _in_parts(own: slice) -> dict[str, Tensor]:
         else:
             views = [taps]
         assert views[0] is not None
-        found[f"part {number}"] = torch.stack([part.index, part.labels, part.slots[0]])
+        found[f"part {number}"] = torch.stack([part.index, part.labels, part.view_numbers[0]])
         found[f"features {number}"] = views[0].tensor("own").detach()
         found[f"start {number}"] = torch.tensor([part.start, part.whole])
     return found

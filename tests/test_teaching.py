@@ -109,7 +109,7 @@ def test_with_views_an_image_has_no_others() -> None:
         found: list[set[int]] = [set() for _ in range(96)]
         for epoch in range(30):
             batch = next(batches.epoch(epoch))
-            assert batch.slots[0].max() < batches.slots
+            assert batch.view_numbers[0].max() < batches.views_per_image
             for ids in batch.view_ids:
                 for index, view in zip(batch.index.tolist(), ids.tolist(), strict=True):
                     found[index].add(view)

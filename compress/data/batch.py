@@ -26,8 +26,8 @@ class Batch:
     """One training step's input, or this process's part of it.
 
     images: per view, normalised float32 (N, 3, S, S); view_ids: per view, the integer (N,) that
-    identifies each image's augmentation; slots: the same counted from 0 among the views that the
-    image has in this training; labels (N,); index (N,) of each image in the training set; epoch
+    identifies each image's augmentation; view_numbers: the same counted from 0 among the views that
+    the image has in this training; labels (N,); index (N,) of each image in the training set; epoch
     and step, counted from 0. A part begins at row `start` of the whole step's batch of `of` images
     (0: this is all of it); parts that `split` gives count the rows part by part.
     """
@@ -38,7 +38,7 @@ class Batch:
     index: Tensor
     epoch: int
     step: int
-    slots: tuple[Tensor, ...] = ()
+    view_numbers: tuple[Tensor, ...] = ()
     start: int = 0
     of: int = 0
 
@@ -84,7 +84,7 @@ class Batch:
             self,
             images=cut(self.images),
             view_ids=cut(self.view_ids),
-            slots=cut(self.slots),
+            view_numbers=cut(self.view_numbers),
             labels=self.labels[rows].contiguous(),
             index=self.index[rows].contiguous(),
             start=start,

@@ -90,7 +90,7 @@ class ImageBatches:
             yield Batch(
                 images=tuple(self.preprocessing.normalise(v) for v in moved),
                 view_ids=tuple(v[index] for v in plan.view_ids),
-                slots=tuple(v[index] for v in plan.slots),
+                view_numbers=tuple(v[index] for v in plan.view_numbers),
                 labels=self._labels[index],
                 index=index,
                 epoch=epoch,
@@ -100,8 +100,8 @@ class ImageBatches:
             )
 
     @property
-    def slots(self) -> int:
-        """How many different views an image has in this training, at most."""
+    def views_per_image(self) -> int:
+        """Different views that an image has in this training, at most."""
         reader = self.reader
         return reader.views or max(AUGMENTATIONS[name].views for name in reader.augment)
 

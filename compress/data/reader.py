@@ -35,17 +35,17 @@ class Reader:
         """What an epoch's images are and how they look; on the CPU."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
-        slots, ids = [], []
+        view_numbers, ids = [], []
         for view, name in enumerate(self.augment):
             draw = generator(self.seed, "augment", view, epoch)
             if self.views is None:
-                slots.append(AUGMENTATIONS[name].draw(count, draw))
-                ids.append(slots[-1])
+                view_numbers.append(AUGMENTATIONS[name].draw(count, draw))
+                ids.append(view_numbers[-1])
             else:
                 chosen = _chosen_views(name, count, self.views, self.views_seed)
-                slots.append(torch.randint(self.views, (count,), generator=draw))
-                ids.append(chosen.gather(1, slots[-1][:, None])[:, 0])
-        return EpochPlan(order, tuple(ids), tuple(slots))
+                view_numbers.append(torch.randint(self.views, (count,), generator=draw))
+                ids.append(chosen.gather(1, view_numbers[-1][:, None])[:, 0])
+        return EpochPlan(order, tuple(ids), tuple(view_numbers))
 
     def read(self, index: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
         """The views of some images: per view, uint8 (N, 3, S, S)."""
@@ -69,16 +69,18 @@ class Reader:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """An epoch: the order of its images and, per view, each image's view id and slot."""
+    """An epoch: the order of its images and, per view, each image's view id and view number."""
 
     order: Tensor
     view_ids: tuple[Tensor, ...]
-    slots: tuple[Tensor, ...]
+    view_numbers: tuple[Tensor, ...]
 
     def to(self, device: torch.device) -> "EpochPlan":
         """The plan on a device."""
-        ids, slots = (tuple(t.to(device) for t in v) for v in (self.view_ids, self.slots))
-        return EpochPlan(self.order.to(device), ids, slots)
+        ids, view_numbers = (
+            tuple(t.to(device) for t in v) for v in (self.view_ids, self.view_numbers)
+        )
+        return EpochPlan(self.order.to(device), ids, view_numbers)
 
 
 @lru_cache(maxsize=4)

@@ -198,7 +198,7 @@ class Distillation(nn.Module):
     def resident_tensors(self, batch: Batch) -> list[Tensor]:
         """Tensors that are there before a step: parameters, buffers, teachers and the batch."""
         teachers = [t for tapped in self._teachers for t in _tensors(tapped.network)]
-        own = [*batch.images, *batch.view_ids, *batch.slots, batch.labels, batch.index]
+        own = [*batch.images, *batch.view_ids, *batch.view_numbers, batch.labels, batch.index]
         return [*_tensors(self), *teachers, *own]
 
     def method_bytes(self) -> int:
@@ -263,7 +263,7 @@ def _of_all(
         batch,
         images=(),
         view_ids=tuple(map(constant, batch.view_ids)),
-        slots=tuple(map(constant, batch.slots)),
+        view_numbers=tuple(map(constant, batch.view_numbers)),
         labels=constant(batch.labels),
         index=constant(batch.index),
         start=int(numbers.min()),

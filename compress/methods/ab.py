@@ -79,8 +79,8 @@ class AB(PretrainedMethod):
         own, target = [pair[0] for pair in aligned], [pair[1] for pair in aligned]
         return {"ab": ab_loss(own, target, self.margin)}
 
-    def remarks(self) -> list[str]:
-        """See `Method.remarks`."""
+    def notes(self) -> list[str]:
+        """See `Method.notes`."""
         return left_out(self.context)
 
 

@@ -67,6 +67,6 @@ class AT(Method):
         pairs = zip(stages(student), stages(teachers[0]), strict=False)
         return {"at": torch.stack([at_loss(s, t, self.power) for s, t in pairs]).sum()}
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Stages that find no partner."""
         return left_out(self.context)

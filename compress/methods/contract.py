@@ -180,7 +180,7 @@ class Method(nn.Module):
         """Trainings before the main one."""
         return []
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a user should know of this method on these networks: printed and logged."""
         return []
 

@@ -157,7 +157,7 @@ class CRD(Method):
         self.contrasts = nn.ModuleList(
             Contrast(*pooled_widths(pair), features, rows) for pair in pairs
         )
-        self._bank_remark = memory_bank.bank_remark(rows, features, len(context.teachers))
+        self._bank_note = memory_bank.bank_note(rows, features, len(context.teachers))
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `crd`."""
@@ -181,9 +181,9 @@ class CRD(Method):
         for contrast in self.contrasts:
             contrast.after_step(self.momentum)  # type: ignore[operator]
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the banks take, and where draws repeat."""
-        return [self._bank_remark, *self.sampler.remarks()]
+        return [self._bank_note, *self.sampler.notes()]
 
 
 def _refuse_impossible(temperature: float, momentum: float, features: int, mode: str) -> None:

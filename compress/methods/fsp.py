@@ -85,8 +85,8 @@ class FSP(PretrainedMethod):
         """The term `fsp`."""
         return {"fsp": fsp_loss(self._maps(student), self._maps(teachers[0]))}
 
-    def remarks(self) -> list[str]:
-        """See `Method.remarks`."""
+    def notes(self) -> list[str]:
+        """See `Method.notes`."""
         stems = [specs.stem for specs in (self.context.student, self.context.teachers[0].taps)]
         if self.with_stem or stems == [None, None]:
             return []

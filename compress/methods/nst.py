@@ -75,6 +75,6 @@ class NST(Method):
         pairs = zip(stages(student), stages(teachers[0]), strict=False)
         return {"nst": torch.stack([nst_loss(s, t) for s, t in pairs]).sum()}
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Stages that find no partner."""
         return left_out(self.context)

@@ -108,6 +108,6 @@ class VID(Method):
         ]
         return {"vid": torch.stack(terms).sum()}
 
-    def remarks(self) -> list[str]:
-        """See `Method.remarks`."""
+    def notes(self) -> list[str]:
+        """See `Method.notes`."""
         return left_out(self.context)

@@ -74,8 +74,8 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         task,
         kd_temperature=recipe.distill.kd_temperature,
     ).to(job.device)
-    for remark in method.remarks():
-        log(f"  {job.name}: {remark}")
+    for note in method.notes():
+        log(f"  {job.name}: {note}")
     deployed = method.deploy(student)
     description = describe_student(job, data, deployed is student, method, weights)
     # Written before the first step: an interrupted training can be exported.
@@ -96,7 +96,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         **results,
         "sha256": digest,
     }
-    return Outcome(values, {"teaching": inputs.ensemble.remarks(), "memory": training.memory})
+    return Outcome(values, {"teaching": inputs.ensemble.notes(), "memory": training.memory})
 
 
 @dataclass

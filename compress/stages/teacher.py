@@ -170,9 +170,9 @@ def _build(
     known = own_description(part)
     if known is not None and part.checkpoint is not None:
         path = Path(part.checkpoint)
-        remark = normalised_otherwise(part.checkpoint, known, data.preprocessing)
-        if remark is not None:
-            log(f"  {remark}")
+        note = normalised_otherwise(part.checkpoint, known, data.preprocessing)
+        if note is not None:
+            log(f"  {note}")
         if known["num_classes"] == classes:
             loaded = artifacts.load_student(path.parent, path.stem)
             return loaded.network, known["architecture"], known["method"]

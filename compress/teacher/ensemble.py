@@ -115,7 +115,7 @@ class TeacherNetwork(Protocol):
         """Images that a compiled network takes at once; None where none is compiled."""
         ...
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Sentences on what was done to the network."""
         ...
 
@@ -137,7 +137,7 @@ class TeacherEnsemble:
         self.images = images
         self.name = name
         self._caches: list[CachedTeacher] = []
-        self._remarks: list[str] = []
+        self._notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.teachers)
@@ -151,10 +151,10 @@ class TeacherEnsemble:
         served = [self._obstacle(t, wanted) is None for t in self.teachers if self.settings.cache]
         return self.settings, fingerprint_of({"teachers": known, "served": served})
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """All that was logged of the teachers, and last what their caches saved."""
-        self._remark(*(remark for cached in self._caches for remark in cached.remarks()))
-        return self._remarks
+        self._note(*(note for cached in self._caches for note in cached.notes()))
+        return self._notes
 
     def forwards(self, wanted: Sequence[str]) -> list[TeacherForward]:
         """One forward per teacher that gives these taps, and computes nothing else."""
@@ -162,7 +162,7 @@ class TeacherEnsemble:
 
     def _forward(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherForward:
         network = self._network(teacher, wanted)
-        self._remark(*network.remarks())
+        self._note(*network.notes())
         if self.settings.arithmetic != "float32":
             self._compare(teacher, network, wanted)
         cache = self._cache(teacher, wanted) if self.settings.cache is not None else None
@@ -204,7 +204,7 @@ class TeacherEnsemble:
         differences = difference(network, exact, images)
         listed = ", ".join(f"{key} {value:.3g}" for key, value in differences.items())
         arithmetic = self.settings.arithmetic
-        self._remark(
+        self._note(
             f"{teacher.name} in {arithmetic} against float32 on {len(images)} images: {listed}"
         )
 
@@ -214,13 +214,13 @@ class TeacherEnsemble:
         assert settings is not None
         reason = self._obstacle(teacher, wanted)
         if reason is not None:
-            self._remark(reason)
+            self._note(reason)
             return None
-        reader, slots = images.batches.reader, images.batches.slots
+        reader, views = images.batches.reader, images.batches.views_per_image
         count, widths = len(images.train), {kind: teacher.specs.width(kind) for kind in wanted}
         dtype, limit = settings.dtype, settings.max_bytes
         draws = images.epochs * len(images.augment)
-        self._remark(planning_note(count, slots, widths, dtype, limit, draws))
+        self._note(planning_note(count, views, widths, dtype, limit, draws))
         identity = {
             "teacher": teacher.identity,
             "images": images.train.version(),
@@ -233,26 +233,26 @@ class TeacherEnsemble:
             settings.folder,
             identity,
             images=count,
-            slots=slots,
+            views=views,
             widths=widths,
             dtype=dtype,
             max_bytes=limit,
         )
-        self._remark(*cache.remarks())
+        self._note(*cache.notes())
         return cache
 
     def _obstacle(self, teacher: Teacher, wanted: Sequence[str]) -> str | None:
         """Why a cache cannot serve."""
         images = self.images
         return obstacle(
-            wanted, teacher.specs, images.augment, len(images.train), images.batches.slots
+            wanted, teacher.specs, images.augment, len(images.train), images.batches.views_per_image
         )
 
     def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
         pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)
         return teacher.preprocessing.normalise(pixels)
 
-    def _remark(self, *remarks: str) -> None:
-        for remark in remarks:
-            log(f"  {self.name}: {remark}")
-        self._remarks += remarks
+    def _note(self, *notes: str) -> None:
+        for note in notes:
+            log(f"  {self.name}: {note}")
+        self._notes += notes

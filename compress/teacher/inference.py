@@ -19,7 +19,7 @@ from compress.taps import Tapped, TappedForward, Taps, TapSpecs
 from compress.taps.graph import GraphForward, TappedGraph, Untraceable
 
 Precision = Literal["float32", "bfloat16"]
-_NAMED = 3  # modules that a remark names before it only counts them
+_NAMED = 3  # modules that a note names before it only counts them
 
 
 class FastTeacher:
@@ -38,7 +38,7 @@ class FastTeacher:
         precision: Precision,
         rows: int | None,
         name: str,
-        remark: str,
+        note: str,
     ) -> None:
         """Run `compiled` on batches of `rows` images, `show` on others, both of `body`."""
         self._body = body.to(memory_format=torch.channels_last)
@@ -51,7 +51,7 @@ class FastTeacher:
         self._precision = precision
         self._name = name
         self._layout: torch.memory_format | None = None  # the first batch shows which
-        self._remarks = [remark]
+        self._notes = [note]
 
     def __call__(self, images: Tensor) -> Taps:
         """Compute the taps; only the first batch of the usual size ever compiles anything."""
@@ -68,9 +68,9 @@ class FastTeacher:
         """Images that the compiled network takes at once; None where none is compiled."""
         return self._compiled.rows() if self._compiled is not None else None
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Sentences on what was done to the network and what could not be done."""
-        return [f"{self._name}: {remark}" for remark in self._remarks]
+        return [f"{self._name}: {note}" for note in self._notes]
 
     def _settled(self, images: Tensor) -> torch.memory_format:
         """Choose how maps lie in memory: channels last, where the network runs so."""
@@ -88,9 +88,9 @@ class FastTeacher:
     def _report_uncompiled(self, reason: str) -> None:
         self._report(f"not compiled, {reason}")
 
-    def _report(self, remark: str) -> None:
-        self._remarks.append(remark)
-        log(f"{self._name}: {remark}")
+    def _report(self, note: str) -> None:
+        self._notes.append(note)
+        log(f"{self._name}: {note}")
 
 
 def make_fast(
@@ -112,7 +112,7 @@ def make_fast(
         compile: for batches of `rows` images; where that fails, one sentence says so.
         precision: that of convolutions and matrix products (autocast); taps are float32.
         rows: how many images a batch usually has; default: as many as the first one.
-        name: what remarks call it.
+        name: what notes call it.
 
     Raises:
         UserError: the network has no such module, or no such place.
@@ -124,18 +124,16 @@ def make_fast(
     except Untraceable as reason:
         body: nn.Module = copied
         show: TappedForward = Tapped(copied, specs, wanted)
-        remark = f"runs whole, with hooks, unfolded and uncompiled: {reason}"
+        note = f"runs whole, with hooks, unfolded and uncompiled: {reason}"
     else:
         folded = fold_batchnorm(tapped.graph)
         body = folded.network
-        remark = _done(folded, tapped.skipped)
+        note = _done(folded, tapped.skipped)
         show = GraphForward(
             body.forward, tapped.read
         )  # __call__ would print errors that are expected
         compiled = GraphForward(_compiled(body), tapped.read) if compile else None
-    return FastTeacher(
-        body, show, compiled, precision=precision, rows=rows, name=name, remark=remark
-    )
+    return FastTeacher(body, show, compiled, precision=precision, rows=rows, name=name, note=note)
 
 
 def _compiled(body: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -60,7 +60,7 @@ class Int8Teacher:
     def compiled_rows(self) -> None:
         """See `compress.teacher.ensemble.TeacherNetwork`; ONNX Runtime takes any number at once."""
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """A sentence on what was done to the network."""
         info = self.info
         return [
@@ -90,7 +90,7 @@ def int8_teacher(
             see them; all are held in memory.
         folder: keeps the float and the int8 file (default: neither is kept).
         method: as `compress.onnx.quantize.quantize_onnx` takes it.
-        name: what remarks call it.
+        name: what notes call it.
 
     Raises:
         UserError: the network is not on the CPU, cannot be expressed in ONNX or quantised, has no

@@ -46,7 +46,7 @@ def test_taps_are_near_for_any_batch_and_the_network_is_as_it_was(
         found = difference(fast, plain, batch.contiguous(memory_format=torch.channels_last))
         assert set(found) == {*KINDS, "same_class_percent"}
         assert all(0 < found[kind] < 0.2 for kind in KINDS)
-    assert fast.remarks() == [
+    assert fast.notes() == [
         "teacher: 10 of 10 layers are int8 with 7-bit weights (minmax over 24 images), run by "
         "ONNX Runtime"
     ]
@@ -60,7 +60,7 @@ def test_only_what_is_wanted_is_in_the_file(
     taps = fast(images(1, 1)[0])
     assert list(taps) == ["layer2"]
     assert taps.tensor("layer2").dtype == torch.float32
-    assert "6 of 6 layers" in fast.remarks()[0]  # stem, two blocks and a shortcut
+    assert "6 of 6 layers" in fast.notes()[0]  # stem, two blocks and a shortcut
     kept = {path.name for path in (tmp_path / "int8").iterdir()}
     assert kept == {"teacher.onnx", "teacher.int8.onnx"}
 

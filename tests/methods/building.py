@@ -72,7 +72,7 @@ def part(batch: Batch, rows: slice) -> Batch:
         batch,
         images=cut(batch.images),
         view_ids=cut(batch.view_ids),
-        slots=cut(batch.slots),
+        view_numbers=cut(batch.view_numbers),
         labels=batch.labels[rows],
         index=batch.index[rows],
         start=rows.start,

@@ -77,7 +77,7 @@ def test_unequal_sizes_and_stage_counts_meet(teacher: str) -> None:
     count = len(context.teachers[0].taps.stages)
     method = AB(context)
     assert len(method.connectors) == 3
-    assert bool(method.remarks()) == (count != 3)
+    assert bool(method.notes()) == (count != 3)
     module = building.Distillation(
         student,
         [network],

@@ -78,7 +78,7 @@ def test_sums_the_pairs_of_stages_from_the_fine_end(names: tuple[str, str]) -> N
         float(at_loss(own.tensors("stages")[i], known.tensors("stages")[i])) for i in range(3)
     )
     assert float(method([own], [[known]], batch)["at"]) == pytest.approx(expected, rel=1e-6)
-    assert bool(method.remarks()) == (names[0] == "vgg8")  # which has a fourth stage
+    assert bool(method.notes()) == (names[0] == "vgg8")  # which has a fourth stage
 
 
 def test_refusals() -> None:

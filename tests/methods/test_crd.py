@@ -169,11 +169,11 @@ def test_several_teachers_add_up_with_banks_of_their_own() -> None:
     ]
     assert float(whole) == pytest.approx(float(sum(parts)), rel=1e-6)
     assert float(parts[0]) != float(parts[1])
-    assert "for each of 2 teachers" in method.remarks()[0]
+    assert "for each of 2 teachers" in method.notes()[0]
 
 
 def test_the_banks_are_printed_and_repeats_are_said() -> None:
-    banks, repeats = _built().remarks()
+    banks, repeats = _built().notes()
     assert banks == "two memory banks of 24 x 128 float32: 0.02 MB"
     assert "16,384 negatives per image with repeats, from 19 or more" in repeats
 

@@ -123,8 +123,8 @@ def test_a_stem_that_one_network_lacks_is_left_out_for_both(who: tuple[str, ...]
         names = names if who else ["relu", *names]
         maps = [_outputs(t.network, names, batch.images[0]) for t in tapped]
     torch.testing.assert_close(got, fsp_loss(*maps))
-    assert bool(method.remarks()) == (len(who) == 1)
-    assert all(f"the {name} has no stem map" in method.remarks()[0] for name in who[: 2 - len(who)])
+    assert bool(method.notes()) == (len(who) == 1)
+    assert all(f"the {name} has no stem map" in method.notes()[0] for name in who[: 2 - len(who)])
 
 
 def _outputs(network: torch.nn.Module, names: list[str], images: Tensor) -> list[Tensor]:

@@ -133,7 +133,7 @@ def test_the_last_stages_are_compared_whatever_their_number() -> None:
     method = FT(building.context(student, [teacher]), paraphraser_lr=None)
     assert method.translator[-3].out_channels == 512 // 2  # the teacher's fourth stage
     assert method.phases()[0].lr is None
-    assert method.remarks() == []
+    assert method.notes() == []
 
 
 def test_a_last_map_of_one_pixel_is_refused_in_words() -> None:

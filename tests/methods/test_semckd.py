@@ -104,7 +104,7 @@ def test_every_student_stage_meets_every_teacher_stage() -> None:
     widths = [(p[0].in_channels, p[-1].out_channels) for p in method.projections]  # type: ignore[index]
     assert widths == [*product((16, 32, 64), (128, 256, 512, 512))]
     assert (len(method.queries), len(method.keys)) == (3, 4)
-    assert method.remarks() == []
+    assert method.notes() == []
     assert len(_method("vgg8", "resnet8").projections) == 12
 
 

@@ -150,7 +150,7 @@ def _expected_terms(
     own, known = copy.deepcopy(module._tapped), module._teachers[0]
     projector, classifier = copy.deepcopy(module.method.projector), module.method.classifier
     with torch.no_grad():
-        projected = projector(own(images).last_map)  # type: ignore[operator]
+        projected = projector(own(images).tensor("last_map"))  # type: ignore[operator]
         z_s = classifier(projected.mean((2, 3))).tolist()  # type: ignore[operator]
         teacher = known(images)
     z_t = teacher.tensor("logits").tolist()  # type: ignore[union-attr]

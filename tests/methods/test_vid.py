@@ -89,7 +89,7 @@ def test_stages_without_partner_are_named() -> None:
     student, teacher = build("resnet8", num_classes=5), build("vgg8", num_classes=5)
     method = VID(building.context(student, [teacher]))
     assert len(method.predictions) == 3
-    assert method.remarks() == [
+    assert method.notes() == [
         "compares the first 3 stages; the teacher has 4, its deepest are left out"
     ]
 

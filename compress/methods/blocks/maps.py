@@ -40,7 +40,7 @@ def stage_pairs(context: MethodContext, *, kind: str = "stages") -> list[tuple[M
 
 
 def left_out(context: MethodContext) -> list[str]:
-    """The remark on stages that find no partner, if there are any."""
+    """A note on stages that find no partner, if there are any."""
     student, teacher = len(context.student.stages), len(context.teachers[0].taps.stages)
     if student == teacher:
         return []

@@ -52,17 +52,17 @@ class CachedTeacher:
         self.rounding = (0.0, 0.0)
 
     def __call__(self, batch: Batch, view: int) -> Taps:
-        """The taps of one view of a batch; a batch without slots goes past the cache."""
+        """The taps of one view of a batch; a batch without view numbers goes past the cache."""
         images = batch.images[view]
-        if not batch.slots:
+        if not batch.view_numbers:
             return self.network(images)
         if self.plan is not None and batch.epoch != self._epoch:
             self._epoch = batch.epoch
             Thread(target=self._expect, args=(self.plan, batch.epoch), daemon=True).start()
-        index, slots, ids = (
-            t.cpu() for t in (batch.index, batch.slots[view], batch.view_ids[view])
+        index, view_numbers, ids = (
+            t.cpu() for t in (batch.index, batch.view_numbers[view], batch.view_ids[view])
         )
-        hit, stored = self.cache.read(index, slots, ids)
+        hit, stored = self.cache.read(index, view_numbers, ids)
         known = int(hit.sum())
         self.hits += known
         self.misses += len(hit) - known
@@ -73,7 +73,7 @@ class CachedTeacher:
             rounded, fits = self._round(computed)
             new = missing[fits]
             kept = {kind: value[fits] for kind, value in rounded.items()}
-            self.cache.write(index[new], slots[new], ids[new], kept)
+            self.cache.write(index[new], view_numbers[new], ids[new], kept)
             for kind in self.kinds:
                 rows[kind][missing] = computed[kind].to(self.output)
                 rows[kind][new] = kept[kind].to(self.output)
@@ -81,10 +81,10 @@ class CachedTeacher:
 
     def _expect(self, plan: Callable[[int], EpochPlan], epoch: int) -> None:
         planned = plan(epoch)
-        for slots in planned.slots:
-            self.cache.expect(planned.order, slots[planned.order])
+        for view_numbers in planned.view_numbers:
+            self.cache.expect(planned.order, view_numbers[planned.order])
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Sentences on how many outputs were there, and what rounding to a smaller type changed."""
         reads = self.hits + self.misses
         notes = [f"teacher cache: {self.hits:,} of {reads:,} outputs were there"] if reads else []

@@ -73,7 +73,7 @@ def test_kernels_of_this_machine_show_what_the_file_says(
     path, (batch,) = tmp_path / "teacher.int8.onnx", batches(1, 1)
     assert largest_weight(onnx.load(path).graph) == 64
     exact = open_session(path, exact=True).run(["taps"], {INPUT: batch})[0]
-    found = fast(torch.from_numpy(batch)).logits
+    found = fast(torch.from_numpy(batch)).tensor("logits")
     assert found is not None
     assert np.abs(found.numpy() - exact).max() < 0.03 * np.abs(exact).max()
 

@@ -1,18 +1,15 @@
 """Student, frozen teachers and a method as the one module that the loop trains."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
+from compress.distill.gathering import gather_rows
 from compress.distributed.collectives import (
-    all_gather,
-    all_gather_with_gradient,
-    sort_by,
     world_size,
 )
 from compress.errors import UserError
@@ -90,7 +87,7 @@ class Distillation(nn.Module):
             terms["soft"] = weights.kd * method.soft_loss(student, teachers, self._soft)
         if weights.method:
             if method.batch_coupled and world_size() > 1:
-                student, teachers, batch = _of_all(student, teachers, batch)
+                student, teachers, batch = gather_rows(student, teachers, batch)
             own = method(student, teachers, batch)
             terms |= {name: weights.method * value for name, value in own.items()}
         return terms
@@ -238,37 +235,6 @@ def _unchanged(forward: TeacherForward, batch: Batch, view: int, role: str) -> T
     if batch.images[view]._version != before:
         raise UserError(f"the {role} {CHANGES_ITS_INPUT}")
     return taps
-
-
-def _of_all(
-    student: Views, teachers: Sequence[Views], batch: Batch
-) -> tuple[Views, list[Views], Batch]:
-    """What a coupled method reads, with the rows of all processes in the order of one process.
-
-    Every process then has the same terms; the student's own rows get the gradient of them all.
-    """
-    numbers = all_gather(batch.rows)
-    in_order = sort_by(numbers)
-
-    def constant(rows: Tensor) -> Tensor:
-        return in_order(all_gather(rows))
-
-    def learned(rows: Tensor) -> Tensor:
-        return in_order(all_gather_with_gradient(rows))
-
-    def views(taps: Views, gather: Callable[[Tensor], Tensor]) -> Views:
-        return [one.map(gather) if one is not None else None for one in taps]
-
-    whole = replace(
-        batch,
-        images=(),
-        view_ids=tuple(map(constant, batch.view_ids)),
-        view_numbers=tuple(map(constant, batch.view_numbers)),
-        labels=constant(batch.labels),
-        index=constant(batch.index),
-        start=int(numbers.min()),
-    )
-    return views(student, learned), [views(teacher, constant) for teacher in teachers], whole
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

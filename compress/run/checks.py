@@ -26,7 +26,7 @@ from compress.stages.distill import terms_for
 from compress.stages.teacher import normalised_otherwise, own_description
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
-from compress.teacher.ensemble import check_int8
+from compress.teacher.settings import check_int8
 
 # Any class count will do where only shapes are looked at and the data are not open yet.
 _PROBE_CLASSES = 10

@@ -30,7 +30,7 @@ from compress.run.executor import Run
 from compress.run.launch import reported, say_once, started, usable_device
 from compress.run.plan import Plan
 from compress.storage.files import write_json, write_text
-from compress.teacher.ensemble import check_arithmetic
+from compress.teacher.settings import check_arithmetic
 from compress.trackers import track_to
 
 

@@ -16,7 +16,7 @@ from compress.recipe import signatures
 from compress.recipe.schema import Engine, MethodPart, Recipe, TransferPart
 from compress.stages.distill import terms_for
 from compress.storage.fingerprints import fingerprint_of_folder, sha256_file
-from compress.teacher.ensemble import arithmetic_name
+from compress.teacher.settings import arithmetic_name
 from compress.trackers import TRACKERS
 
 

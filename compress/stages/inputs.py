@@ -19,13 +19,8 @@ from compress.stages import compiled_forward, compiles, training_batches
 from compress.stages.job import Job
 from compress.storage.fingerprints import sha256_file
 from compress.taps import TappedForward, TapSpecs
-from compress.teacher.ensemble import (
-    CacheSettings,
-    InferenceSettings,
-    Teacher,
-    TeacherEnsemble,
-    TeacherImages,
-)
+from compress.teacher.ensemble import TeacherEnsemble
+from compress.teacher.settings import CacheSettings, InferenceSettings, Teacher, TeacherImages
 from compress.teacher.shared import SharedEnsemble
 
 

@@ -32,7 +32,7 @@ from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, TappedForward, TapSpecs
 from compress.taps.discovery import discover
 from compress.tasks import Task
-from compress.teacher.ensemble import check_arithmetic, check_int8
+from compress.teacher.settings import check_arithmetic, check_int8
 
 RESULT_VERSION = 3
 

@@ -45,9 +45,7 @@ def discover(
     classifier = _classifier(seen)
     embedding = seen.inputs[classifier] if classifier else None
     maps = _maps(seen)
-    for path in (*(stages or ()), *([last_map] if last_map else [])):
-        if path not in maps:
-            raise UserError(f"{name} has no feature map at '{path}'{nearest(path, maps)}")
+    _require(maps, [*(stages or ()), *([last_map] if last_map else [])], name)
     last = last_map
     if last is None and embedding is not None:
         last = _last_map(maps, embedding, seen.order)
@@ -135,6 +133,12 @@ def _maps(seen: _Forward) -> dict[str, Tensor]:
         for path, output in seen.outputs.items()
         if output.dim() == 4 and not isinstance(seen.modules[path], _POOLING)
     }
+
+
+def _require(maps: Mapping[str, Tensor], paths: Sequence[str], name: str) -> None:
+    for path in paths:
+        if path not in maps:
+            raise UserError(f"{name} has no feature map at '{path}'{nearest(path, maps)}")
 
 
 def _last_map(maps: Mapping[str, Tensor], pooled: Tensor, order: Mapping[str, int]) -> str | None:

@@ -1,109 +1,25 @@
 """The teachers of a student, made fast: their arithmetic, and the cache of their outputs."""
 
-import copy
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.console.messages import log
-from compress.data import ImageBatches, Images, Preprocessing, evenly
-from compress.errors import UserError
+from compress.data import Images, evenly
 from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
-from compress.taps import Tapped, Taps, TapSpecs
-from compress.taps.graph import TappedGraph, Untraceable
+from compress.taps import Tapped, Taps
 from compress.teacher.cache import CachedTeacher, OutputCache, obstacle, planning_note
 from compress.teacher.inference import difference, make_fast
+from compress.teacher.settings import InferenceSettings, Teacher, TeacherImages, arithmetic_name
 
 # Images of the test split on which the effect of other arithmetic on targets is measured.
 _COMPARED = 256
 # Images of the training split that an int8 teacher is calibrated on.
 _CALIBRATION = 512
-Arithmetic = Literal["float32", "bfloat16", "int8"]
-
-
-def arithmetic_name(arithmetic: Arithmetic) -> str:
-    """The arithmetic as results and caches know it.
-
-    int8 had 8-bit weights before, whose products saturate on some CPUs: none of its targets is
-    taken for one of 7-bit weights.
-    """
-    return "int8, 7-bit weights" if arithmetic == "int8" else arithmetic
-
-
-def check_arithmetic(arithmetic: Arithmetic, device: torch.device) -> None:
-    """Refuse, before anything is trained, a teacher's arithmetic that the device does not have."""
-    if arithmetic == "int8" and device.type != "cpu":
-        raise UserError(
-            f"engine.teacher: int8 runs on the CPU alone, this run is on {device}; take bfloat16 "
-            "there, or give --device cpu"
-        )
-
-
-def check_int8(network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> None:
-    """Refuse, before anything is trained, a teacher that cannot be made int8 for these taps."""
-    try:
-        TappedGraph(copy.deepcopy(network).eval(), specs, wanted)
-    except Untraceable as reason:
-        raise UserError(
-            f"the teacher cannot be made int8: {reason}; set engine.teacher to bfloat16 or float32"
-        ) from None
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A trained network in eval mode, on the device where students learn.
-
-    name: in messages; specs: where it can be tapped; preprocessing: of the images that it reads;
-    identity: plain values that its outputs depend on, weights and architecture; compile: whether a
-    run is long enough for it.
-    """
-
-    name: str
-    network: nn.Module
-    specs: TapSpecs
-    preprocessing: Preprocessing
-    identity: Mapping[str, Any]
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """A folder for caches, the type in which they hold outputs, and the most bytes of one."""
-
-    folder: Path
-    dtype: torch.dtype
-    max_bytes: int
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """Arithmetic of teachers, and the cache of their outputs, if any."""
-
-    arithmetic: Arithmetic = "float32"
-    cache: CacheSettings | None = None
-
-
-@dataclass(frozen=True)
-class TeacherImages:
-    """Images on which teachers run.
-
-    batches: those that the student learns from, mostly `rows` images at once, `epochs` times;
-    augment: the augmentations of the views that teachers see; train: calibrates an int8 teacher;
-    test: shows what other arithmetic changes.
-    """
-
-    batches: ImageBatches
-    rows: int
-    epochs: int
-    augment: tuple[str, ...]
-    train: Images
-    test: Images
 
 
 class TeacherNetwork(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from compress.data.batch import Batch
-from compress.distill.module import _of_all
+from compress.distill.gathering import gather_rows
 from compress.distributed import collectives
 from compress.distributed.collectives import all_gather, all_gather_in_order, rank, sort_by
 from compress.errors import UserError
@@ -160,7 +160,7 @@ def _in_parts(own: slice) -> dict[str, Tensor]:
         features = part.images[0].requires_grad_()
         taps = Taps(logits=features, pooled=features, own=features)
         if collectives.world_size() > 1:
-            views, teachers, part = _of_all([taps, None], [[taps]], part)
+            views, teachers, part = gather_rows([taps, None], [[taps]], part)
             assert views[1] is None
             assert teachers[0][0] is not None
             assert not teachers[0][0].tensor("own").requires_grad

@@ -179,7 +179,7 @@ def test_caches_are_apart_by_identity_and_shape(tmp_path: Path) -> None:
     for other in (
         opened(tmp_path, identity={"teacher": "abd"}),
         opened(tmp_path, dtype=torch.float16),
-        opened(tmp_path, view_numbers=VIEWS + 1),
+        opened(tmp_path, views=VIEWS + 1),
     ):
         assert other.folder != cache.folder
         assert not other.read(index, view_numbers, view_numbers)[0].any()
@@ -244,7 +244,7 @@ def test_bounded_by_bytes(tmp_path: Path) -> None:
 
 def test_takes_no_space_before_it_is_written(tmp_path: Path) -> None:
     cache = opened(
-        tmp_path, images=50_000, view_numbers=162, widths={"logits": 100}, max_bytes=10**11
+        tmp_path, images=50_000, views=162, widths={"logits": 100}, max_bytes=10**11
     )
     found = (cache.folder / "rows.bin").stat()
     assert found.st_size == 50_000 * 162 * 412

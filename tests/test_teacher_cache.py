@@ -243,9 +243,7 @@ def test_bounded_by_bytes(tmp_path: Path) -> None:
 
 
 def test_takes_no_space_before_it_is_written(tmp_path: Path) -> None:
-    cache = opened(
-        tmp_path, images=50_000, views=162, widths={"logits": 100}, max_bytes=10**11
-    )
+    cache = opened(tmp_path, images=50_000, views=162, widths={"logits": 100}, max_bytes=10**11)
     found = (cache.folder / "rows.bin").stat()
     assert found.st_size == 50_000 * 162 * 412
     assert found.st_blocks * 512 < 10**5

@@ -54,11 +54,11 @@ class Batch:
 
     @property
     def share(self) -> float:
-        """How much of the whole step's mean this part's mean is."""
+        """The weight of this part's mean in the mean of the whole step."""
         return len(self.index) / self.whole
 
     def usual_part(self, parts: int) -> int:
-        """How many rows most of so many parts have here."""
+        """The number of rows that most of so many parts have here."""
         return mode(len(part.index) for part in self.split(parts))
 
     def split(self, parts: int) -> list["Batch"]:
@@ -67,14 +67,14 @@ class Batch:
         Part p is rows p, p + parts, ... of the whole step's batch. However many processes divide
         it, a part has the same images in all of them together, which batch norm sees together.
         """
-        found, before = [], 0
+        cut, before = [], 0
         for number in range(parts):
             first = (number - self.start) % parts
             if first < len(self.index):
                 start = before + (self.start + first) // parts
-                found.append(self._part(slice(first, None, parts), start))
+                cut.append(self._part(slice(first, None, parts), start))
             before += len(range(number, self.whole, parts))
-        return found
+        return cut
 
     def _part(self, rows: slice, start: int) -> "Batch":
         def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

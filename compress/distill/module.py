@@ -1,4 +1,4 @@
-"""Student, frozen teachers and a method as the one module that the loop trains."""
+"""Student, teachers and a method as the one module that the loop trains."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -172,7 +172,7 @@ class Distillation(nn.Module):
             loss.backward()  # type: ignore[no-untyped-call]
 
     def measure(self, batch: Batch) -> dict[str, float | None]:
-        """What the method's own terms are on a batch, and how hard they pull at the student.
+        """Measure the method's own terms on a batch, and how hard they pull at the student.
 
         Returns:
             `term`: their unweighted sum. `gradient_to_ce`: the norm of their gradient on the
@@ -189,8 +189,8 @@ class Distillation(nn.Module):
             hard = self.method.hard_loss(student, batch, self.task.loss)
             norms = [_gradient_norm(term, parameters) for term in (own, hard)]
         ratio = (self.weights.method or 1) * norms[0] / norms[1]
-        found = {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
-        return {key: value if math.isfinite(value) else None for key, value in found.items()}
+        values = {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
     def resident_tensors(self, batch: Batch) -> list[Tensor]:
         """Tensors that are there before a step: parameters, buffers, teachers and the batch."""
@@ -238,7 +238,7 @@ def _unchanged(forward: TeacherForward, batch: Batch, view: int, role: str) -> T
 
 
 def _gradient_norm(term: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    norms = [g.float().norm() for g in found if g is not None]
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    norms = [g.float().norm() for g in gradients if g is not None]
     total: Tensor = torch.stack([term.new_zeros((), dtype=torch.float32), *norms]).norm()
     return total

@@ -118,7 +118,7 @@ def _newest(directory: Path) -> Path:
 
 
 def _identity_of(directory: Path, role: str | None) -> dict[str, str]:
-    """What the checkpoint of a folder must say of itself, as far as the folder tells."""
+    """The identity that a folder's checkpoint must have, as far as the folder tells."""
     known = {} if role is None else {"role": role}
     fields = directory / "fields.json"
     if fields.is_file():

@@ -58,7 +58,7 @@ def published(weight: float) -> Mapping[str, LossWeights]:
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a method may know of a teacher: its taps and its linear classifier (K, D), (K,).
+    """A teacher as a method knows it: its taps and its linear classifier (K, D), (K,).
 
     Weight and bias are None where it has none.
     """
@@ -96,7 +96,7 @@ class NetworkForward:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is built from.
+    """All that a method is built from.
 
     `labels` (train_size,) are those of the training images; they are empty where a method is
     rebuilt from a model file, which holds numbers and shapes but no data.
@@ -181,7 +181,7 @@ class Method(nn.Module):
         return []
 
     def notes(self) -> list[str]:
-        """What a user should know of this method on these networks: printed and logged."""
+        """Sentences for the user on this method on these networks: printed and logged."""
         return []
 
     def bind(self, student: Tapped) -> None:
@@ -283,12 +283,12 @@ def logits_of(taps: Taps) -> Tensor:
 
 
 def pooled(views: Views) -> Tensor:
-    """What the classifier reads of the first view, (N, D)."""
+    """The embedding of the first view, which the classifier reads: (N, D)."""
     return first(views).tensor("pooled")
 
 
 def last_map(views: Views) -> Tensor:
-    """What the global pooling of the first view reads, (N, C, H, W)."""
+    """The map of the first view that the global pooling reads: (N, C, H, W)."""
     return first(views).tensor("last_map")
 
 

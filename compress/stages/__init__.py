@@ -42,7 +42,7 @@ def settings_from(train: Train) -> TrainSettings:
 
 
 def task_of(recipe: Recipe) -> Task:
-    """What the recipe's networks are trained for."""
+    """The task that the recipe's networks are trained for."""
     return Classification()
 
 
@@ -63,7 +63,7 @@ def _moved(data: Dataset, device: torch.device) -> Dataset:
 
 
 def compiles(job: Job, data: Dataset, network: nn.Module, train: Train, *, passes: int) -> bool:
-    """Whether the recipe's engine compiles a network that is run `passes` times an image."""
+    """Decide whether the recipe's engine compiles a network that is run `passes` times an image."""
     images = train.epochs * len(data.train)
 
     def macs() -> float:
@@ -109,7 +109,7 @@ def training_batches(
 
 
 def order_seed(recipe: Recipe, trial: int) -> int:
-    """What order and augmentation are keyed by: the trial, unless the recipe fixes them."""
+    """The seed of order and augmentation: that of the trial, unless the recipe fixes it."""
     return recipe.seed + trial if recipe.data.seed is None else recipe.data.seed
 
 

@@ -139,7 +139,7 @@ class StudentInputs:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        """What companions must have in common to read the same batches."""
+        """Values that companions have in common who read the same batches."""
         reader, recipe = self.batches.reader, self.job.recipe
         seeds = recipe.seed, reader.seed, reader.views_seed
         return recipe.data.model_dump_json(), reader.batch_size, reader.augment, seeds

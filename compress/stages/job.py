@@ -13,7 +13,7 @@ from compress.storage.integrity import sha256_file as sha256_file
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage found: `values` are reproducible bit by bit, `measured` holds every time."""
+    """The result of a stage: `values` are reproducible bit by bit, `measured` holds every time."""
 
     values: dict[str, Any]
     measured: dict[str, Any]

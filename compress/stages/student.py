@@ -63,7 +63,7 @@ def build_student(
 def describe_student(
     job: Job, data: Dataset, bare: bool, method: Method, weights: LossWeights
 ) -> dict[str, Any]:
-    """What the student's file says of itself; its metrics are still to come."""
+    """Describe the student for its model file; its metrics are still to come."""
     model = job.recipe.student.model
     part: MethodPart = job.arguments["part"]
     description = artifacts.describe(

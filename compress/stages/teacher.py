@@ -208,10 +208,10 @@ def _build(
 
 
 def normalised_otherwise(
-    given: str, description: Mapping[str, Any], shown: Preprocessing
+    given: str, description: Mapping[str, Any], used: Preprocessing
 ) -> str | None:
-    """What a teacher's file says of the images it learned from, where it is `shown` others."""
-    own, now = description["preprocessing"], shown.as_dict()
+    """A note on the images that a teacher learned from, where those of the run are others."""
+    own, now = description["preprocessing"], used.as_dict()
     differing = [key for key in ("mean", "std", "image_size") if own.get(key) != now[key]]
     if not differing:
         return None
@@ -225,7 +225,7 @@ def normalised_otherwise(
 
 
 def own_description(part: Teacher) -> dict[str, Any] | None:
-    """What a checkpoint written by this project says of itself."""
+    """Read the description of a checkpoint that this project wrote; None for others."""
     path = Path(part.checkpoint) if part.checkpoint else None
     if path is None or not path.with_suffix(".json").is_file() or part.model is not None:
         return None

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from compress.data.batch import Batch
-from compress.distill.module import Distillation, teacher_context
+from compress.distill.module import Distillation
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method
+from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.models import build
 from compress.taps import Taps
 from compress.taps.discovery import discover
@@ -75,7 +75,7 @@ def _step(name: str, size: int) -> Callable[[int], None]:
     method = METHODS[name](context)
     weights = method.protocols["crd"]
     module = Distillation(student, [teacher], method, weights, Classification(), kd_temperature=4)
-    module.enter(None, _batch(context, 0))
+    module.begin_phase(None, _batch(context, 0))
     module.train()
     learning = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -100,7 +100,7 @@ def _alone(images: int, size: int, rounds: int) -> dict[str, Any]:
     times = _timed({"step": lambda number: _alone_step(method, context, shown, number)}, rounds)
     return {
         "images": images,
-        "remarks": method.remarks(),
+        "remarks": method.notes(),
         "added_wall_ms": _spread([1e3 * wall for wall, _ in times["step"]]),
         "added_cpu_ms": _spread([1e3 * cpu for _, cpu in times["step"]]),
         "held_before_mb": idle,
@@ -109,7 +109,9 @@ def _alone(images: int, size: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _alone_step(method: Method, context: Context, shown: list[torch.Tensor], number: int) -> None:
+def _alone_step(
+    method: Method, context: MethodContext, shown: list[torch.Tensor], number: int
+) -> None:
     student, teacher = shown
     views = [[_taps(student.clone().requires_grad_())], [_taps(teacher)]]
     batch = _batch(context, number, pixels=False)
@@ -119,13 +121,13 @@ def _alone_step(method: Method, context: Context, shown: list[torch.Tensor], num
 
 
 def _taps(pooled: torch.Tensor) -> Taps:
-    return Taps(torch.zeros(len(pooled), 1), pooled, None, None, None, {})
+    return Taps(pooled=pooled)
 
 
-def _context(images: int, classes: int, size: int) -> tuple[Context, list[torch.nn.Module]]:
+def _context(images: int, classes: int, size: int) -> tuple[MethodContext, list[torch.nn.Module]]:
     networks = [build(name, num_classes=classes, seed=0) for name in PAIR]
     student, teacher = (discover(n, SHAPE, p) for n, p in zip(networks, PAIR, strict=True))
-    context = Context(
+    context = MethodContext(
         student=student,
         teachers=(teacher_context(networks[1], teacher),),
         num_classes=classes,
@@ -138,7 +140,7 @@ def _context(images: int, classes: int, size: int) -> tuple[Context, list[torch.
     return context, networks
 
 
-def _batch(context: Context, number: int, *, pixels: bool = True) -> Batch:
+def _batch(context: MethodContext, number: int, *, pixels: bool = True) -> Batch:
     generator = torch.Generator().manual_seed(number)
     size = context.batch_size
     index = torch.randint(context.train_size, (size,), generator=generator)

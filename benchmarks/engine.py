@@ -1,4 +1,4 @@
-"""The engine on step.py's pair, put together as stages/teaching.py does, in its variants.
+"""The engine on step.py's pair, put together as stages/inputs.py does, in its variants.
 
 A warm cache is filled with made-up outputs for the first epoch's views, so that all its batches are
 found whole.
@@ -13,27 +13,33 @@ from typing import Literal
 import pair
 import torch
 from pieces import Pieces
-from torch import Tensor, nn
+from torch import nn
 
 from compress.data import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing, evenly
 from compress.data.shared import SharedBatches
-from compress.distill.module import Distillation, Source, teacher_context
+from compress.distill.module import Distillation
 from compress.engine.compiling import CompiledTaps
-from compress.engine.lockstep import side_by_side
-from compress.engine.loop import training_steps
-from compress.engine.optimization import Settings
+from compress.engine.lockstep import in_lockstep
+from compress.engine.loop import Training
+from compress.engine.optimization import TrainSettings
 from compress.methods import METHODS
-from compress.methods.contract import Context, Terms
+from compress.methods.contract import (
+    LossWeights,
+    MethodContext,
+    NetworkForward,
+    TeacherForward,
+    teacher_context,
+)
 from compress.models.layout import lay_channels_last
 from compress.seeding import seeded
-from compress.taps import Tapped, Taps
+from compress.taps import Tapped, TappedForward
 from compress.taps.discovery import discover
 from compress.taps.graph import TappedGraph
 from compress.tasks import Classification
-from compress.teacher.cache import CachedTeacher, TeacherCache
-from compress.teacher.inference import freeze
-from compress.teacher.shared import SharedTeachers
+from compress.teacher.cache import CachedTeacher, OutputCache
+from compress.teacher.inference import make_fast
+from compress.teacher.shared import SharedEnsemble
 
 SHAPE = (3, 32, 32)
 CALIBRATION = 512  # images of an int8 teacher
@@ -101,13 +107,13 @@ class Engine:
         )
         self.teacher = pair.networks(kept)[1].to(self.device)
         self.specs = discover(self.teacher, SHAPE, pair.TEACHER)
-        self._teachers = SharedTeachers(lambda wanted: [self._source(wanted)])
+        self._teachers = SharedEnsemble(self)
         numbers = range(students)
         self.modules = [self._module(pair.networks(kept, seed=i)[0], i) for i in numbers]
 
     def steps(self) -> Iterator[object]:
         """Stops before each step of the real loop, which all students take."""
-        settings = Settings(
+        settings = TrainSettings(
             epochs=self.epochs,
             lr=pair.OPTIMIZER["lr"],
             batch_size=pair.BATCH,
@@ -115,7 +121,7 @@ class Engine:
         )
         shared = SharedBatches(self.batches)
         runs = [
-            training_steps(
+            Training(
                 module,
                 shared if len(self.modules) > 1 else self.batches,
                 settings,
@@ -123,14 +129,14 @@ class Engine:
                 role="benchmark",
                 seed=number,
                 device=self.device,
-            )
+            ).run_in_turns()
             for number, module in enumerate(self.modules)
         ]
-        yield from side_by_side(runs) if len(runs) > 1 else runs[0]
+        yield from in_lockstep(runs) if len(runs) > 1 else runs[0]
 
     def _module(self, student: nn.Module, seed: int) -> Distillation:
         specs = discover(student, SHAPE, pair.STUDENT)
-        context = Context(
+        context = MethodContext(
             student=specs,
             teachers=(teacher_context(self.teacher, self.specs),),
             num_classes=pair.CLASSES,
@@ -149,27 +155,34 @@ class Engine:
         module = Distillation(
             student, teachers, built, weights, Classification(), kd_temperature=pair.TEMPERATURE
         ).to(self.device)
-        module.enter(None, next(iter(self.batches.epoch(0))))
-        look: Callable[[Tensor], Taps] = Tapped(student, specs, module.student_taps)
+        forward: TappedForward = Tapped(student, specs, module.student_taps)
         if self.variant.compile:
             graph = TappedGraph(student.train(), specs, module.student_taps)
-            look = CompiledTaps(graph, "student")
-        module.look_with(self.pieces.network("student", look))
-        module.learn_from(self._teachers.sources(module.teacher_taps, 1))
+            forward = CompiledTaps(graph, "student")
+        module.begin_phase(
+            None,
+            next(iter(self.batches.epoch(0))),
+            student=self.pieces.network("student", forward),
+            teachers=self._teachers.forwards(module.teacher_taps(None)),
+        )
         return module
 
-    def _source(self, wanted: Sequence[str]) -> Source:
-        shows: Callable[[Tensor], Taps]
+    def __len__(self) -> int:
+        return 1  # teacher
+
+    def forwards(self, wanted: Sequence[str]) -> list[TeacherForward]:
+        """The teacher for these taps, see `compress.teacher.shared.Ensemble`."""
+        network: TappedForward
         compiled_rows: Callable[[], int | None] | None = None
         if self.variant.teacher == "int8":
             from compress.teacher.int8 import int8_teacher  # imported by those that want it
 
             pixels = self.images.fetch(evenly(self.images, CALIBRATION))
             some = torch.split(self.preprocessing.normalise(pixels), pair.BATCH)
-            shows = int8_teacher(self.teacher, self.specs, wanted, some)
+            network = int8_teacher(self.teacher, self.specs, wanted, some)
         else:
             how, precision = self.variant.compile, self.variant.teacher
-            shows = frozen = freeze(
+            network = fast = make_fast(
                 self.teacher,
                 self.specs,
                 wanted,
@@ -177,22 +190,22 @@ class Engine:
                 precision=precision,
                 rows=pair.BATCH,
             )
-            compiled_rows = frozen.compiled_rows
-        source: Source = lambda batch, view: shows(batch.images[view])  # noqa: E731
+            compiled_rows = fast.compiled_rows
+        forward: TeacherForward = NetworkForward(network)
         if self.variant.cache is not None:
             plan = self.batches.reader.plan
-            source = CachedTeacher(
-                shows, self._cache(wanted), tuple(wanted), plan=plan, compiled_rows=compiled_rows
+            forward = cached = CachedTeacher(
+                network, self._cache(wanted), tuple(wanted), plan=plan, compiled_rows=compiled_rows
             )
-            self.cached.append(source)
-        return self.pieces.network("teacher", source)
+            self.cached.append(cached)
+        return [self.pieces.network("teacher", forward)]
 
-    def _cache(self, wanted: Sequence[str]) -> TeacherCache:
-        cache = TeacherCache.open(
+    def _cache(self, wanted: Sequence[str]) -> OutputCache:
+        cache = OutputCache.open(
             self._folder,
             {"of": "a benchmark"},
             images=len(self.images),
-            slots=self.batches.slots,
+            views=self.batches.views_per_image,
             widths={kind: pair.CLASSES for kind in wanted},
             dtype=torch.float32,
             max_bytes=LARGEST_CACHE,
@@ -201,11 +214,11 @@ class Engine:
             plan = self.batches.reader.plan(0)
             for index in torch.split(plan.order, 1024):
                 outputs = {kind: torch.randn(len(index), pair.CLASSES) for kind in wanted}
-                cache.write(index, plan.slots[0][index], plan.view_ids[0][index], outputs)
+                cache.write(index, plan.view_numbers[0][index], plan.view_ids[0][index], outputs)
         return cache
 
 
-def terms_of(method: str) -> Terms:
+def terms_of(method: str) -> LossWeights:
     """Weights of hard labels, soft targets and own term, where KD is the soft term itself."""
     hard, soft, own = pair.WEIGHTS[method]
-    return Terms(hard, 0, soft) if method == "kd" else Terms(hard, soft, own)
+    return LossWeights(hard, 0, soft) if method == "kd" else LossWeights(hard, soft, own)

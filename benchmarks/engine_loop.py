@@ -3,7 +3,7 @@
     python benchmarks/engine_loop.py METHOD FOLDER [--variant NAME] [--students N] [--device D]
 
 is a candidate of step.py and share.py, see turns.py; with `--profile STEPS` it prints
-torch.profiler's table of so many steps instead. What runs is `training_steps`, from the batch's
+torch.profiler's table of so many steps instead. What runs is `Training`, from the batch's
 augmentation to `after_step`, see engine.py; its pieces are timed as they run, see pieces.py.
 """
 

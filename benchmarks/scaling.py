@@ -30,7 +30,7 @@ from turns import spread
 from compress.data.batch import Batch
 from compress.environment import environment
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, TeacherContext
+from compress.methods.contract import Method, MethodContext, TeacherContext
 from compress.seeding import seeded
 from compress.taps import MapSpec, Taps, TapSpecs
 
@@ -106,7 +106,7 @@ def _measured(method: Method, batch: Batch, shown: Sequence[Taps], steps: int) -
         torch.stack([*terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
         method.after_step()
         seconds.append(time.perf_counter() - start)
-        for leaf in (*method.parameters(), *(student.stages or []), *(student.paths.values())):
+        for leaf in (*method.parameters(), *student.tensors("stages"), student.tensor("pooled")):
             leaf.grad = None
     return seconds
 
@@ -115,7 +115,7 @@ def _build(method: str, sizes: Mapping[str, int]) -> Method:
     stages = tuple(MapSpec(f"s{i}", c, p, p, 32 // p) for i, (c, p) in enumerate(STAGES))
     width = STAGES[-1][0]
     specs = TapSpecs(stages, stages, stages[-1], width, "fc", sizes["classes"])
-    context = Context(
+    context = MethodContext(
         student=specs,
         teachers=(TeacherContext(specs, None, None),),
         num_classes=sizes["classes"],
@@ -144,7 +144,7 @@ def _shown(count: int) -> tuple[Taps, Taps]:
     def taps(learns: bool) -> Taps:
         maps = [torch.randn(count, c, p, p, requires_grad=learns) for c, p in STAGES]
         pooled = torch.randn(count, STAGES[-1][0], requires_grad=learns)
-        return Taps(None, pooled, None, maps, None, {"pooled": pooled})
+        return Taps(pooled=pooled, stages=maps)
 
     return taps(True), taps(False)
 

@@ -48,7 +48,7 @@ def test_plain_loop_and_engine_minimise_the_same(kept: Path, method: str) -> Non
     index = torch.arange(8)
     images, labels = torch.randn(8, 3, 32, 32), index % 10
     view = torch.zeros(8, dtype=torch.long)
-    batch = Batch((images,), (view,), labels, index, epoch=0, step=0, slots=(view,))
+    batch = Batch((images,), (view,), labels, index, epoch=0, step=0, view_numbers=(view,))
     student, teacher = pair.networks(kept)
     extra: torch.nn.Module = torch.nn.Identity()
     drawn = torch.empty(0)
@@ -109,7 +109,7 @@ def test_a_warm_cache_never_runs_the_teacher(kept: Path, monkeypatch: pytest.Mon
 
         def compiled_rows(self) -> None: ...
 
-    monkeypatch.setattr(engine, "freeze", lambda *_, **__: Refuses())
+    monkeypatch.setattr(engine, "make_fast", lambda *_, **__: Refuses())
     warm, cold = (engine.Variant(cache=kind) for kind in ("warm", "cold"))
     whole_epoch = IMAGES // 8
     list(itertools.islice(engine.Engine("kd", kept, warm, "cpu").steps(), whole_epoch))

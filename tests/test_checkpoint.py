@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.engine.checkpoint import Checkpoint, trained_state
+from compress.engine.checkpoint import Checkpoint, Selection, trained_state
 from compress.engine.loop import train
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.storage.files import read_tensors
 from tests.test_training import CPU, Data, Problem
@@ -37,8 +37,9 @@ def learn(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_and_stop)
         with suppress(Stopped):
-            train(problem, Data(), Settings(epochs=epochs, lr=0.05), directory=folder, role="test",
-                  seed=seed, device=CPU, **options)  # fmt: skip
+            settings = TrainSettings(epochs=epochs, lr=0.05)
+            train(problem, Data(), settings, directory=folder, role="test", seed=seed,
+                  device=CPU, **options)  # fmt: skip
     return problem
 
 
@@ -101,7 +102,9 @@ def test_damaged_weights_of_the_best_epoch_are_not_taken(tmp_path: Path) -> None
 
     def judged(folder: Path, values: tuple[float, ...], first: int = 0, **options: Any) -> Problem:
         rest = iter(values[first:])
-        return learn(folder, evaluate=lambda: {METRIC: next(rest)}, keep_best=METRIC, **options)
+        return learn(
+            folder, evaluate=lambda: {METRIC: next(rest)}, keep_best=Selection(METRIC), **options
+        )
 
     for number, values in enumerate(((1.0, 2.0, 3.0, 0.0), (1.0, 3.0, 2.0, 0.0))):
         expected = judged(tmp_path / f"whole-{number}", values)

@@ -44,8 +44,8 @@ def test_a_student_is_compiled_for_the_usual_rows(
     network, specs = resnet8()
     look = CompiledTaps(TappedGraph(network, specs, ["logits"]), "student", rows=rows)
     for count in (3, 4, 2, 4, 3):
-        logits = look(torch.randn(count, 3, 16, 16)).logits
-        assert logits is not None and len(logits) == count
+        logits = look(torch.randn(count, 3, 16, 16)).tensor("logits")
+        assert len(logits) == count
     assert sizes == expected
 
 
@@ -53,7 +53,7 @@ def test_each_process_counts_its_own_share(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(compiling.shutil, "which", lambda _: "c++")
     enough = 1.5e14
     assert pays("auto", CPU, macs=lambda: enough, steps=1)
-    monkeypatch.setattr(compiling, "world", lambda: 2)
+    monkeypatch.setattr(compiling, "world_size", lambda: 2)
     assert not pays("auto", CPU, macs=lambda: enough, steps=1)
     assert pays("auto", CPU, macs=lambda: 2 * enough, steps=1)
     assert pays("always", CPU, macs=lambda: 0, steps=1)
@@ -71,7 +71,7 @@ def test_where_processes_exchange_statistics_only_a_wish_compiles_a_student(
     processes: int,
     expected: bool,
 ) -> None:
-    monkeypatch.setattr(compiling, "world", lambda: processes)
+    monkeypatch.setattr(compiling, "world_size", lambda: processes)
     network, specs = resnet8()
     look = compiled_taps(network, specs, ["logits"], "student", wish=wish)
     assert (look is not None) is expected

@@ -17,7 +17,7 @@ from compress.data import DATASETS, Batch, ImageBatches, MemoryImages, Preproces
 from compress.data.augment import AUGMENTATIONS, PAD, crop_box, shift_and_flip
 from compress.data.digits import held_out_scenes_digits
 from compress.data.image_files import check_whole, read_rgb, upright_size
-from compress.distributed.collectives import share_of
+from compress.distributed.collectives import rows_of_part
 from compress.errors import UserError
 from compress.teacher.cache.rows import FORMAT
 
@@ -136,11 +136,11 @@ def test_a_part_has_the_same_images_in_any_number_of_processes(
     processes: int, parts: int, rows: int
 ) -> None:
     numbers = torch.arange(rows)
-    whole = Batch((numbers,), (numbers,), numbers, numbers, 0, 0, slots=(numbers,))
-    own = [share_of(rows, rank, processes) for rank in range(processes)]
+    whole = Batch((numbers,), (numbers,), numbers, numbers, 0, 0, view_numbers=(numbers,))
+    own = [rows_of_part(rows, rank, processes) for rank in range(processes)]
     shares = [
         Batch(*((numbers[o],) for _ in range(2)), numbers[o], numbers[o], 0, 0,
-              slots=(numbers[o],), start=o.start, of=rows).split(parts)
+              view_numbers=(numbers[o],), start=o.start, of=rows).split(parts)
         for o in own
     ]  # fmt: skip
     expected = whole.split(parts)
@@ -156,7 +156,7 @@ def test_a_part_has_the_same_images_in_any_number_of_processes(
         for name in ("index", "labels"):
             found = torch.cat([getattr(one, name) for one in of_ranks])
             assert torch.equal(found, getattr(part, name))
-        for name in ("images", "view_ids", "slots"):
+        for name in ("images", "view_ids", "view_numbers"):
             assert torch.equal(torch.cat([getattr(o, name)[0] for o in of_ranks]), part.index)
         assert counted == part.start + len(part.index)
     assert counted == rows

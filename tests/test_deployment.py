@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.distill.module import Distillation
 from compress.engine.loop import train
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method
@@ -142,7 +142,7 @@ def _train_one_epoch(folder: Path, name: str) -> nn.Module:
     train(
         module,
         building.batches(module.method),
-        Settings(epochs=1, lr=0.01),
+        TrainSettings(epochs=1, lr=0.01),
         directory=folder,
         role="test",
         seed=0,

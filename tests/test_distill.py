@@ -8,10 +8,11 @@ import torch
 
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Terms
+from compress.methods.contract import LossWeights, NetworkForward
 from compress.recipe.schema import Recipe
 from compress.stages import dataset_of, distill
 from compress.stages.job import Job
+from compress.taps import Taps
 from compress.tasks import Classification
 from tests.methods import building
 
@@ -35,16 +36,18 @@ def _recipe(method: object, protocol: str = "crd", **more: object) -> Recipe:
 @pytest.mark.parametrize(
     ("method", "protocol", "expected"),
     [
-        ("crd", "crd", Terms(1, 0, 0.8)),
-        ("crd", "simkd", Terms(1, 1, 0.8)),
-        ({"name": "crd", "weights": {"kd": 1}}, "crd", Terms(1, 1, 0.8)),
-        ({"name": "at", "weights": {"method": 500}}, "simkd", Terms(1, 1, 500)),
-        ({"name": "ab", "weights": {"ce": 2}}, "crd", Terms(2, 0, 0)),
-        ("kd", "crd", Terms(0.1, 0, 0.9)),
-        ("simkd", "crd", Terms(0, 0, 1)),
+        ("crd", "crd", LossWeights(1, 0, 0.8)),
+        ("crd", "simkd", LossWeights(1, 1, 0.8)),
+        ({"name": "crd", "weights": {"kd": 1}}, "crd", LossWeights(1, 1, 0.8)),
+        ({"name": "at", "weights": {"method": 500}}, "simkd", LossWeights(1, 1, 500)),
+        ({"name": "ab", "weights": {"ce": 2}}, "crd", LossWeights(2, 0, 0)),
+        ("kd", "crd", LossWeights(0.1, 0, 0.9)),
+        ("simkd", "crd", LossWeights(0, 0, 1)),
     ],
 )
-def test_weights_change_only_what_they_name(method: object, protocol: str, expected: Terms) -> None:
+def test_weights_change_only_what_they_name(
+    method: object, protocol: str, expected: LossWeights
+) -> None:
     recipe = _recipe(method, protocol)
     assert distill.terms_for(recipe.distill.method, recipe.distill) == expected
 
@@ -119,11 +122,15 @@ def test_nobody_changes_the_images_that_others_read(role: str) -> None:
     module = building.distillation(METHODS["kd"])
     batch = building.first_batch(module)
     module(batch)
-    shows = module._teachers[0] if role == "teacher" else module._tapped
+    network = module._teachers[0] if role == "teacher" else module._tapped
+
+    def overwriting(images: torch.Tensor) -> Taps:
+        return network(images.mul_(0.5))
+
     if role == "teacher":
-        module.learn_from([lambda batch, view: shows(batch.images[view].mul_(0.5))])
+        module.begin_phase(None, batch, teachers=[NetworkForward(overwriting)])
     else:
-        module.look_with(lambda images: shows(images.mul_(0.5)))
+        module.begin_phase(None, batch, student=overwriting)
     with pytest.raises(UserError, match=f"the {role} changes its input in place"):
         module(batch)
 

@@ -11,7 +11,7 @@ from compress.errors import UserError
 from compress.models import build
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
-from compress.teacher.inference import Precision, difference, freeze
+from compress.teacher.inference import Precision, difference, make_fast
 
 NONE = TapSpecs((), (), None, None, None, 10)
 
@@ -49,7 +49,7 @@ def test_equal_up_to_rounding_and_the_network_is_as_it_was(name: str) -> None:
     network, specs, images = settled(name)
     network.train()
     before = copy.deepcopy(network.state_dict())
-    frozen = freeze(network, specs, every_kind(specs), compile=False, precision="float32")
+    frozen = make_fast(network, specs, every_kind(specs), compile=False, precision="float32")
     shown = frozen(images)
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -63,31 +63,29 @@ def test_equal_up_to_rounding_and_the_network_is_as_it_was(name: str) -> None:
 
 def test_remarks_tell_what_was_folded_and_what_is_not_run() -> None:
     network, specs, images = settled("resnet8")
-    frozen = freeze(
+    frozen = make_fast(
         network, specs, ["layer2"], compile=False, precision="float32", name="teacher resnet8"
     )
     taps = frozen(images)
-    assert frozen.remarks() == [
+    assert frozen.notes() == [
         "teacher resnet8: 6 batch norms are folded; not run: avgpool, fc, layer3"
     ]
-    assert taps.logits is None
-    assert list(taps.paths) == ["layer2"]
+    assert list(taps) == ["layer2"]
 
 
 def test_a_tap_between_convolution_and_norm_keeps_the_norm() -> None:
     network, specs, images = settled("resnet8")
     wanted = ["conv1", "bn1", "logits"]
-    frozen = freeze(network, specs, wanted, compile=False, precision="float32")
+    frozen = make_fast(network, specs, wanted, compile=False, precision="float32")
     assert largest(difference(frozen, Tapped(network, specs, wanted), images)) < 1e-4
-    assert frozen.remarks() == ["teacher: 8 batch norms are folded, 1 are not"]
+    assert frozen.notes() == ["teacher: 8 batch norms are folded, 1 are not"]
 
 
 def test_maps_serve_in_a_students_backward_pass() -> None:
     network, specs, images = settled("resnet8")
-    frozen = freeze(network, specs, ["last_map"], compile=False, precision="float32")
+    frozen = make_fast(network, specs, ["last_map"], compile=False, precision="float32")
     with torch.enable_grad():
-        target = frozen(images).last_map
-        assert target is not None
+        target = frozen(images).tensor("last_map")
         assert not target.requires_grad
         weight = torch.ones(target.shape[1], 1, 1, requires_grad=True)
         (weight * target).sum().backward()
@@ -96,11 +94,11 @@ def test_maps_serve_in_a_students_backward_pass() -> None:
 
 def test_bfloat16_is_near_and_gives_float32() -> None:
     network, specs, images = settled("resnet8")
-    frozen = freeze(network, specs, every_kind(specs), compile=False, precision="bfloat16")
+    frozen = make_fast(network, specs, every_kind(specs), compile=False, precision="bfloat16")
     taps = frozen(images)
-    assert taps.logits is not None
-    assert taps.stages is not None
-    assert {taps.logits.dtype, *(one.dtype for one in taps.stages)} == {torch.float32}
+    assert {taps.tensor("logits").dtype, *(one.dtype for one in taps.tensors("stages"))} == {
+        torch.float32
+    }
     found = difference(frozen, Tapped(network, specs, every_kind(specs)), images)
     assert 1e-4 < largest(found) < 0.05
 
@@ -131,13 +129,11 @@ def test_only_the_first_batch_size_is_compiled(
     compiled_by(monkeypatch, compiler)
     network, specs, images = settled("resnet8")
     wanted = ["logits", "stages"]
-    frozen = freeze(network, specs, wanted, compile=True, precision=precision)
-    plain = freeze(network, specs, wanted, compile=False, precision=precision)
+    frozen = make_fast(network, specs, wanted, compile=True, precision=precision)
+    plain = make_fast(network, specs, wanted, compile=False, precision=precision)
     reference = Tapped(network, specs, wanted)
     for batch in (images, images[:5], images, images[:1], images.flip(0)):
-        found, expected = frozen(batch).logits, plain(batch).logits
-        assert found is not None
-        assert expected is not None
+        found, expected = frozen(batch).tensor("logits"), plain(batch).tensor("logits")
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
         assert largest(difference(frozen, reference, batch)) < 0.05
     assert len(compilations) == 1
@@ -153,13 +149,13 @@ def test_compiles_for_the_usual_rows_whatever_comes_first(monkeypatch: pytest.Mo
 
     compiled_by(monkeypatch, compiler)
     network, specs, images = settled("resnet8")
-    frozen = freeze(network, specs, ["logits"], compile=True, precision="float32", rows=4)
+    frozen = make_fast(network, specs, ["logits"], compile=True, precision="float32", rows=4)
     assert frozen.compiled_rows() == 4
     for batch in (images[:3], images[:2], images[:4], images, images[4:]):
         frozen(batch)
     assert compiled == [4]
     assert (
-        freeze(
+        make_fast(
             network, specs, ["logits"], compile=False, precision="float32", rows=4
         ).compiled_rows()
         is None
@@ -174,13 +170,13 @@ def test_without_a_working_compiler_it_runs_uncompiled(
 
     compiled_by(monkeypatch, broken)
     network, specs, images = settled("resnet8")
-    frozen = freeze(network, specs, ["logits"], compile=True, precision="float32")
+    frozen = make_fast(network, specs, ["logits"], compile=True, precision="float32")
     reference = Tapped(network, specs, ["logits"])
     for batch in (images, images[:3], images):
         assert largest(difference(frozen, reference, batch)) < 1e-4
     said = capsys.readouterr().out
     assert said.count("not compiled") == said.count("there is no compiler here") == 1
-    assert "not compiled" in frozen.remarks()[-1]
+    assert "not compiled" in frozen.notes()[-1]
     assert frozen.compiled_rows() is None
 
 
@@ -199,11 +195,11 @@ class Choosing(nn.Module):
 
 def test_what_cannot_be_traced_runs_with_hooks() -> None:
     network, images = Choosing().eval(), torch.randn(4, 3, 8, 8)
-    frozen = freeze(network, NONE, ["logits", "norm"], compile=True, precision="float32")
+    frozen = make_fast(network, NONE, ["logits", "norm"], compile=True, precision="float32")
     found = difference(frozen, Tapped(network, NONE, ["logits", "norm"]), images)
     assert set(found) == {"logits", "norm", "same_class_percent"}
     assert largest(found) < 1e-4
-    assert "with hooks" in frozen.remarks()[0]
+    assert "with hooks" in frozen.notes()[0]
     assert network.conv.weight.requires_grad
 
 
@@ -221,16 +217,16 @@ class Viewing(nn.Module):
 
 def test_views_of_maps_keep_them_contiguous(capfd: pytest.CaptureFixture[str]) -> None:
     network, images = Viewing().eval(), torch.randn(4, 3, 8, 8)
-    frozen = freeze(network, NONE, ["logits"], compile=False, precision="float32")
+    frozen = make_fast(network, NONE, ["logits"], compile=False, precision="float32")
     assert largest(difference(frozen, Tapped(network, NONE, ["logits"]), images)) < 1e-4
-    assert "contiguous" in frozen.remarks()[-1]
+    assert "contiguous" in frozen.notes()[-1]
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_errors_of_the_images_are_shown_as_they_are() -> None:
     network, specs, _ = settled("resnet8")
-    frozen = freeze(network, specs, ["logits"], compile=False, precision="float32")
+    frozen = make_fast(network, specs, ["logits"], compile=False, precision="float32")
     with pytest.raises(RuntimeError, match="channels"):
         frozen(torch.zeros(2, 5, 32, 32))
     with pytest.raises(UserError, match="no module 'lyer2'"):
-        freeze(network, specs, ["lyer2"], compile=False, precision="float32")
+        make_fast(network, specs, ["lyer2"], compile=False, precision="float32")

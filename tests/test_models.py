@@ -70,18 +70,17 @@ def test_taps_are_found(name: str, last: str, channels: int, stages: list[str] |
         assert [stage.path for stage in specs.stages] == stages
     images = torch.randn(2, 3, 64, 64)
     taps = Tapped(network, specs, ("last_map", "pooled", "stages"))(images)
-    assert taps.last_map is not None
-    assert taps.pooled is not None
-    assert taps.stages is not None
     # Independent of hooks: the pooled vector is the mean of the last map, the logits follow.
-    torch.testing.assert_close(taps.last_map.mean((2, 3)), taps.pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        taps.tensor("last_map").mean((2, 3)), taps.tensor("pooled"), rtol=1e-4, atol=1e-5
+    )
     classifier = network.get_submodule(specs.classifier)
-    torch.testing.assert_close(classifier(taps.pooled), taps.logits)
-    for spec, stage in zip(specs.stages, taps.stages, strict=True):
+    torch.testing.assert_close(classifier(taps.tensor("pooled")), taps.tensor("logits"))
+    for spec, stage in zip(specs.stages, taps.tensors("stages"), strict=True):
         assert stage.shape[1:] == (spec.channels, spec.height, spec.width)
         assert spec.stride == 64 // spec.height
     encoder = encoder_until(network, last).eval()
-    torch.testing.assert_close(encoder(images), taps.last_map)
+    torch.testing.assert_close(encoder(images), taps.tensor("last_map"))
     assert not any(key.startswith(specs.classifier) for key in encoder.state_dict())
     assert encoder(torch.randn(1, 3, 96, 80)).shape[1] == channels
 
@@ -108,7 +107,7 @@ def test_a_dotted_path_with_numbers_can_be_tapped() -> None:
     network = build("resnet20", num_classes=5)
     specs = discover(network, (3, 16, 16), "resnet20")
     taps = Tapped(network, specs, ("layer2.1",))(torch.randn(1, 3, 16, 16))
-    assert taps.paths["layer2.1"].shape == (1, 32, 8, 8)
+    assert taps.tensor("layer2.1").shape == (1, 32, 8, 8)
     with pytest.raises(UserError, match=r"no module 'layer2.7'; did you mean 'layer2"):
         Tapped(network, specs, ("layer2.7",))
 
@@ -125,7 +124,9 @@ def test_a_network_without_a_pooled_last_map_still_has_logits(name: str) -> None
     specs = discover(network, (3, 64, 64), name)
     assert specs.last_map is None
     assert specs.stages
-    assert Tapped(network, specs, ("logits",))(torch.randn(2, 3, 64, 64)).logits.shape == (2, 4)
+    assert Tapped(network, specs, ("logits",))(torch.randn(2, 3, 64, 64)).tensor(
+        "logits"
+    ).shape == (2, 4)
     with pytest.raises(UserError, match=r"no map whose spatial mean"):
         Tapped(network, specs, ("last_map",))
 
@@ -135,9 +136,9 @@ def test_pre_activations_are_what_the_activation_reads(name: str) -> None:
     network = build(name, num_classes=4).eval()
     specs = discover(network, (3, 64, 64), name)
     taps = Tapped(network, specs, ("stages", "pre_activations"))(torch.randn(2, 3, 64, 64))
-    assert taps.stages is not None
-    assert taps.pre_activations is not None
-    pairs = zip(specs.pre_activations, taps.pre_activations, taps.stages, strict=True)
+    pairs = zip(
+        specs.pre_activations, taps.tensors("pre_activations"), taps.tensors("stages"), strict=True
+    )
     for spec, before, after in pairs:
         # MobileNetV2's blocks end linearly: there the map itself is the pre-activation.
         linear = "mobilenet" in name and spec.side == "output"

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.functional import cross_entropy
 
 from compress.distributed.batchnorm import synchronised_batchnorm
-from compress.distributed.collectives import sum_gradients, summed
+from compress.distributed.collectives import all_reduce, all_reduce_gradients
 from compress.errors import UserError
 from compress.models import build
 from tests.waiting import HANG
@@ -47,7 +47,7 @@ def _layer(name: str, own: slice) -> dict[str, Tensor]:
             found[f"is channels last {step}"] = torch.tensor(
                 out.dim() == 4 and out.is_contiguous(memory_format=torch.channels_last)
             )
-    sum_gradients([*layer.parameters()])
+    all_reduce_gradients([*layer.parameters()])
     found |= {f"of {name}": p.grad for name, p in layer.named_parameters() if p.grad is not None}
     return {**found, **layer.state_dict()}
 
@@ -67,9 +67,9 @@ def _network(own: slice) -> dict[str, Tensor]:
             optimizer.zero_grad()
             loss = cross_entropy(network(images[own]), labels[own], reduction="sum") / ROWS
             loss.backward()  # type: ignore[no-untyped-call]
-            sum_gradients([*network.parameters()])
+            all_reduce_gradients([*network.parameters()])
             optimizer.step()
-            losses.append(summed(loss))
+            losses.append(all_reduce(loss))
     assert {type(m) for m in network.modules() if "Norm" in type(m).__name__} == {nn.BatchNorm2d}
     return {**network.state_dict(), "losses": torch.stack(losses)}
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 
 from compress.data.batch import Batch
-from compress.distill.module import _of_all
+from compress.distill.gathering import gather_rows
 from compress.distributed import collectives
-from compress.distributed.collectives import gathered, gathered_in_order, rank, sorted_by
+from compress.distributed.collectives import all_gather, all_gather_in_order, rank, sort_by
 from compress.errors import UserError
 from compress.methods.crd import Contrast
 from compress.taps import Taps
@@ -61,8 +61,8 @@ def _process(_: int, number: int, folder: str) -> None:
         assert rank() == number
         found = _trained(slice(0, SHARES[0]) if number == 0 else slice(SHARES[0], None))
         rows = torch.full((SHARES[number], 2), float(number), requires_grad=True)
-        found["gathered"] = gathered(rows)
-        found["empty"] = gathered(torch.arange(4 * number))
+        found["all_gather"] = all_gather(rows)
+        found["empty"] = all_gather(torch.arange(4 * number))
         _exchange(number)
         found["loss"], *gradients = _coupled(slice(0, SHARES[0]) if number == 0 else slice(5, None))
         found["coupled weight"] = gradients[0]
@@ -82,7 +82,7 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     for name in set(first) - {"losses"}:
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
-    assert first["gathered"].tolist() == [[0, 0]] * 5 + [[1, 1]] * 3
+    assert first["all_gather"].tolist() == [[0, 0]] * 5 + [[1, 1]] * 3
     assert first["empty"].tolist() == [0, 1, 2, 3]
     loss, gradient = _coupled(slice(None))
     torch.testing.assert_close(first["loss"], loss)
@@ -103,29 +103,29 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def _exchange(number: int) -> None:
     """What each function gives, in each of two processes."""
-    assert (collectives.world(), collectives.is_first()) == (2, number == 0)
-    assert [collectives.part(5), collectives.part(1)] == [
+    assert (collectives.world_size(), collectives.is_main_process()) == (2, number == 0)
+    assert [collectives.own_rows(5), collectives.own_rows(1)] == [
         [slice(0, 2), slice(0, 0)], [slice(2, 5), slice(0, 1)]
     ][number]  # fmt: skip
     assert collectives.own_share(1 + 2 * number) == (0.25, 0.75)[number]
-    assert collectives.told(("value", number)) == ("value", 0)
-    assert collectives.joined([number] * (1 + number)) == [0, 1, 1]
+    assert collectives.broadcast(("value", number)) == ("value", 0)
+    assert collectives.all_gather_items([number] * (1 + number)) == [0, 1, 1]
     counts = torch.tensor([number, 2])
-    assert collectives.summed(counts).tolist() == [1, 4]
+    assert collectives.all_reduce(counts).tolist() == [1, 4]
     assert counts.tolist() == [number, 2]
     # The first process is alone inside: nothing there waits for the other.
-    worlds = collectives.by_first(
-        lambda: (collectives.world(), collectives.summed(torch.ones(1)).item(), number)
+    worlds = collectives.on_main_process(
+        lambda: (collectives.world_size(), collectives.all_reduce(torch.ones(1)).item(), number)
     )
     assert worlds == (1, 1.0, 0)
-    assert collectives.world() == 2
+    assert collectives.world_size() == 2
     with pytest.raises(UserError, match="said by 0"):
-        collectives.by_first(lambda: _fail(number))
+        collectives.on_main_process(lambda: _fail(number))
     read = list[int]
     batches = KeyedBatches[int, read](7, 5, 0, False, lambda index, _: index, list)
     (own,) = batches.epoch(0)
-    assert [len(own), sorted(collectives.joined(own))[0] >= 0] == [2 + number, True]
-    assert len(set(collectives.joined(own))) == 5
+    assert [len(own), sorted(collectives.all_gather_items(own))[0] >= 0] == [2 + number, True]
+    assert len(set(collectives.all_gather_items(own))) == 5
     with pytest.raises(UserError, match="too small for 2 processes"):
         KeyedBatches[int, read](7, 1, 0, False, lambda index, _: index, list)
 
@@ -139,10 +139,10 @@ def _coupled(part: slice) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(sum(SHARES), 4, generator=generator, dtype=torch.float64)[part]
     weight = torch.nn.Parameter(torch.eye(4, dtype=torch.float64))
-    features = collectives.gathered_with_gradient(rows @ weight)
+    features = collectives.all_gather_with_gradient(rows @ weight)
     loss = (features @ features.mT).sin().mean()
     (loss * collectives.own_share(len(rows))).backward()
-    collectives.sum_gradients([weight])
+    collectives.all_reduce_gradients([weight])
     assert weight.grad is not None
     return loss.detach(), weight.grad
 
@@ -155,20 +155,20 @@ def _in_parts(own: slice) -> dict[str, Tensor]:
     labels, numbers = (
         torch.cat(one) for one in zip(*[(p.index, p.rows) for p in parts], strict=True)
     )
-    found = {"queue": gathered_in_order(labels, numbers)}
+    found = {"queue": all_gather_in_order(labels, numbers)}
     for number, part in enumerate(parts):
         features = part.images[0].requires_grad_()
-        taps = Taps(features, features, None, None, None, {}, derived={"own": features})
-        if collectives.world() > 1:
-            views, teachers, part = _of_all([taps, None], [[taps]], part)
+        taps = Taps(logits=features, pooled=features, own=features)
+        if collectives.world_size() > 1:
+            views, teachers, part = gather_rows([taps, None], [[taps]], part)
             assert views[1] is None
             assert teachers[0][0] is not None
-            assert not teachers[0][0].derived["own"].requires_grad
+            assert not teachers[0][0].tensor("own").requires_grad
         else:
             views = [taps]
         assert views[0] is not None
-        found[f"part {number}"] = torch.stack([part.index, part.labels, part.slots[0]])
-        found[f"features {number}"] = views[0].derived["own"].detach()
+        found[f"part {number}"] = torch.stack([part.index, part.labels, part.view_numbers[0]])
+        found[f"features {number}"] = views[0].tensor("own").detach()
         found[f"start {number}"] = torch.tensor([part.start, part.whole])
     return found
 
@@ -196,7 +196,7 @@ def _evaluated() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     images, labels = (torch.randn(7, 5, generator=generator), torch.arange(7) % 2)
     batches = [(images[i : i + 3], labels[i : i + 3]) for i in range(0, 7, 3)]
-    top1 = Classification().evaluate(_Means(), batches[rank() :: collectives.world()])
+    top1 = Classification().evaluate(_Means(), batches[rank() :: collectives.world_size()])
     pictures = tuple(_Image(i) for i in range(11))
     found = detect(_Means(), pictures, 4, torch.device("cpu"))  # type: ignore[arg-type]
     scores = torch.cat([one["scores"] for one in found])
@@ -205,16 +205,16 @@ def _evaluated() -> dict[str, Tensor]:
 
 def test_one_process_has_its_own_rows_without_gradient() -> None:
     rows = torch.ones(3, 2, requires_grad=True)
-    assert torch.equal(gathered(rows), rows)
-    assert not gathered(rows).requires_grad
+    assert torch.equal(all_gather(rows), rows)
+    assert not all_gather(rows).requires_grad
     assert rank() == 0
 
 
 def test_rows_are_sorted_by_their_numbers_with_their_gradient() -> None:
     rows = torch.tensor([[3.0], [1.0], [2.0]], requires_grad=True)
-    ordered = sorted_by(torch.tensor([7, 2, 5]))(rows)
+    ordered = sort_by(torch.tensor([7, 2, 5]))(rows)
     assert ordered.tolist() == [[1], [2], [3]]
     (ordered * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
     assert rows.grad is not None
     assert rows.grad.tolist() == [[3], [1], [2]]
-    assert sorted_by(torch.arange(3))(rows) is rows
+    assert sort_by(torch.arange(3))(rows) is rows

@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from compress import pipeline
-from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position, drained
+from compress.engine.lockstep import drain, in_lockstep
+from compress.engine.loop import Position
 from compress.errors import UserError
 from compress.storage.files import read_tensors
 from compress.sweep import command, lockstep
@@ -81,13 +81,13 @@ def test_each_student_is_bit_equal_to_its_own_run(separate: Path, tmp_path: Path
 
 def test_the_teacher_sees_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    shows = inference.Frozen.__call__
+    shows = inference.FastTeacher.__call__
 
-    def counted(self: inference.Frozen, images: torch.Tensor) -> Any:
+    def counted(self: inference.FastTeacher, images: torch.Tensor) -> Any:
         seen.append(len(images))
         return shows(self, images)
 
-    monkeypatch.setattr(inference.Frozen, "__call__", counted)
+    monkeypatch.setattr(inference.FastTeacher, "__call__", counted)
     assert run(write(tmp_path / "small.yaml"), tmp_path / "run") == 0
     assert sum(seen) == 2 * 120, "three of the four students read the teacher, in two epochs"
 
@@ -96,16 +96,16 @@ def test_an_interrupted_student_resumes_alone_or_with_others(
     separate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write(tmp_path / "small.yaml")
-    shows, seen = inference.Frozen.__call__, []
+    shows, seen = inference.FastTeacher.__call__, []
 
-    def interrupted(self: inference.Frozen, images: torch.Tensor) -> Any:
+    def interrupted(self: inference.FastTeacher, images: torch.Tensor) -> Any:
         seen.append(1)
         if len(seen) == 12:  # in the second epoch
             raise KeyboardInterrupt
         return shows(self, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference.Frozen, "__call__", interrupted)
+        patch.setattr(inference.FastTeacher, "__call__", interrupted)
         assert run(recipe, tmp_path / "run") == 130
     assert not students(tmp_path / "run")
     alone = write(tmp_path / "alone" / "small.yaml", engine={"compile": "never"})
@@ -162,24 +162,24 @@ def test_who_is_behind_goes_first_and_draws_its_own_numbers() -> None:
     def numbers(name: str, first: int) -> list[str]:
         alone: list[str] = []
         torch.manual_seed(7)
-        drained(_counting(name, first, 4, alone))
+        drain(_counting(name, first, 4, alone))
         return alone
 
     seen: list[str] = []
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    found = drained(side_by_side([_counting("a", 2, 4, seen), _counting("b", 0, 4, seen)]))
+    found = drain(in_lockstep([_counting("a", 2, 4, seen), _counting("b", 0, 4, seen)]))
     assert found == ["a", "b"]
     assert [s.split()[0] for s in seen] == ["b0", "b1", "a2", "b2", "a3", "b3"]
     for name, first in (("a", 2), ("b", 0)):
         assert [s for s in seen if s[0] == name] == numbers(name, first)
     torch.set_rng_state(before)
-    drained(side_by_side([_counting("a", 0, 2, [])]))
+    drain(in_lockstep([_counting("a", 0, 2, [])]))
     assert torch.equal(before, torch.get_rng_state()), "nobody else's numbers move"
 
 
 def test_the_error_of_one_is_raised_when_the_others_are_done() -> None:
     seen: list[str] = []
     with pytest.raises(UserError, match="broken"):
-        drained(side_by_side([_counting("bad", 0, 4, seen), _counting("good", 0, 4, seen)]))
+        drain(in_lockstep([_counting("bad", 0, 4, seen), _counting("good", 0, 4, seen)]))
     assert len([s for s in seen if s.startswith("good")]) == 4

@@ -14,11 +14,10 @@ from compress.errors import UserError
 from compress.recipe.schema import Recipe
 from compress.run.fields import step_fields
 from compress.run.plan import make_plan
-from compress.stages import fast_teachers
 from compress.stages import teacher as teacher_stage
 from compress.stages.job import Job
 from compress.storage.files import read_json, read_tensors, write_json
-from compress.teacher import inference
+from compress.teacher import ensemble, inference
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "classes": 3, "train_images": 96, "test_images": 60, "seed": 3},
@@ -50,13 +49,13 @@ def student(out: Path, label: str = "kd") -> dict[str, torch.Tensor]:
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images the teacher is shown, batch by batch."""
     seen: list[int] = []
-    shows = inference.Frozen.__call__
+    shows = inference.FastTeacher.__call__
 
-    def counted(self: inference.Frozen, images: torch.Tensor) -> Any:
+    def counted(self: inference.FastTeacher, images: torch.Tensor) -> Any:
         seen.append(len(images))
         return shows(self, images)
 
-    monkeypatch.setattr(inference.Frozen, "__call__", counted)
+    monkeypatch.setattr(inference.FastTeacher, "__call__", counted)
     return seen
 
 
@@ -111,7 +110,7 @@ def test_with_views_an_image_has_no_others() -> None:
         found: list[set[int]] = [set() for _ in range(96)]
         for epoch in range(30):
             batch = next(batches.epoch(epoch))
-            assert batch.slots[0].max() < batches.slots
+            assert batch.view_numbers[0].max() < batches.views_per_image
             for ids in batch.view_ids:
                 for index, view in zip(batch.index.tolist(), ids.tolist(), strict=True):
                     found[index].add(view)
@@ -155,13 +154,13 @@ def test_teachers_are_made_fast_for_the_rows_of_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, rows: int
 ) -> None:
     asked: list[int | None] = []
-    freezes = inference.freeze
+    freezes = inference.make_fast
 
     def noted(*given: Any, rows: int | None = None, **options: Any) -> Any:
         asked.append(rows)
         return freezes(*given, rows=rows, **options)
 
-    monkeypatch.setattr(fast_teachers, "freeze", noted)
+    monkeypatch.setattr(ensemble, "make_fast", noted)
     train = {"epochs": 1, "lr": 0.05, "batch_size": 16, "accumulate": parts}
     run(
         tmp_path,

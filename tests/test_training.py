@@ -12,9 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.engine.checkpoint import Checkpoint, trained_state
-from compress.engine.loop import Step, train
-from compress.engine.optimization import SCHEDULES, Settings, multistep
+from compress.engine.checkpoint import Checkpoint, Selection, trained_state
+from compress.engine.loop import OptimizerStep, train
+from compress.engine.optimization import SCHEDULES, TrainSettings, multistep
 from compress.errors import UserError
 from compress.recipe.schema import Named
 from compress.storage.files import write_tensors
@@ -58,7 +58,7 @@ class Data:
 
 
 def run(folder: Path, problem: Problem, epochs: int = 4, **options: object) -> list[dict]:  # type: ignore[type-arg]
-    settings = options.pop("settings", Settings(epochs=epochs, lr=0.05))
+    settings = options.pop("settings", TrainSettings(epochs=epochs, lr=0.05))
     return train(
         problem,
         Data(),
@@ -79,7 +79,7 @@ def run(folder: Path, problem: Problem, epochs: int = 4, **options: object) -> l
 def test_a_killed_training_continues_bit_by_bit(
     tmp_path: Path, kill_at: int, optimizer: str, precision: str
 ) -> None:
-    settings = Settings(epochs=4, lr=0.05, optimizer=optimizer, precision=precision)
+    settings = TrainSettings(epochs=4, lr=0.05, optimizer=optimizer, precision=precision)
     whole = Problem()
     expected = run(tmp_path / "whole", whole, settings=settings)
     killed = Problem()
@@ -122,7 +122,7 @@ def Problem_without_reseeding() -> Problem:
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no longer finite in epoch 1.*lower the learning rate"):
-        run(tmp_path, Problem(), settings=Settings(epochs=2, lr=1e30))
+        run(tmp_path, Problem(), settings=TrainSettings(epochs=2, lr=1e30))
 
 
 def test_metrics_hold_lr_terms_and_evaluation(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_best_epoch_is_kept_where_asked(tmp_path: Path) -> None:
         seen.append(problem.net[0].weight.detach().clone())  # type: ignore[operator]
         return {"validation_top1_percent": next(values)}
 
-    run(tmp_path, problem, evaluate=evaluate, keep_best="validation_top1_percent")
+    run(tmp_path, problem, evaluate=evaluate, keep_best=Selection("validation_top1_percent"))
     assert torch.equal(problem.net[0].weight, seen[1])  # the first of equals
     assert torch.equal(trained_state(tmp_path)["net.0.weight"], seen[1])
 
@@ -153,13 +153,13 @@ def test_the_best_epoch_is_kept_where_asked(tmp_path: Path) -> None:
 def test_a_kill_between_best_and_checkpoint_loses_no_best(tmp_path: Path) -> None:
     """A redone epoch may come out worse (CUDA): the best of the history must still be there."""
     problem = Problem()
-    run(tmp_path, problem, evaluate=lambda: {"m": 1.0}, keep_best="m")
+    run(tmp_path, problem, evaluate=lambda: {"m": 1.0}, keep_best=Selection("m"))
     best = trained_state(tmp_path)
     # A fifth epoch that was the best so far was killed before its checkpoint was written.
     later = {k: torch.zeros_like(v) for k, v in best.items()}
     write_tensors(tmp_path / "best-0005.safetensors", later)
     again = Problem()
-    run(tmp_path, again, evaluate=lambda: {"m": 0.0}, keep_best="m")
+    run(tmp_path, again, evaluate=lambda: {"m": 0.0}, keep_best=Selection("m"))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in best.items())
     assert [p.name for p in tmp_path.glob("best-*")] == ["best-0001.safetensors"]
 
@@ -206,7 +206,7 @@ def test_sgd_is_nesterov_with_weight_decay_as_the_papers_write_it(tmp_path: Path
             return {"loss": 0.5 * self.w.square().sum()}
 
     module = Quadratic()
-    settings = Settings(epochs=1, lr=0.1, weight_decay=0.5, schedule=SCHEDULES["constant"]())
+    settings = TrainSettings(epochs=1, lr=0.1, weight_decay=0.5, schedule=SCHEDULES["constant"]())
     train(module, Data(), settings, directory=tmp_path, role="q", seed=0, device=CPU)
     w, velocity = 2.0, 0.0
     for _ in range(3):
@@ -217,13 +217,13 @@ def test_sgd_is_nesterov_with_weight_decay_as_the_papers_write_it(tmp_path: Path
 
 
 def test_the_scale_of_float16_gradients_continues_where_it_was(tmp_path: Path) -> None:
-    settings = Settings(epochs=1, lr=0.05, precision="float16")
+    settings = TrainSettings(epochs=1, lr=0.05, precision="float16")
     module = Problem()
-    step = Step(module, settings, CPU)
+    step = OptimizerStep(module, settings, CPU)
     step(next(Data().epoch(0)), 0.0, {})
     step.scaler.update(new_scale=128.0)
     Checkpoint(tmp_path, module, step.optimizer, step.scaler).save([{"epoch": 1}], None)
-    again = Step(Problem(), settings, CPU)
+    again = OptimizerStep(Problem(), settings, CPU)
     Checkpoint(tmp_path, again.module, again.optimizer, again.scaler).resume()
     assert again.scaler.state_dict() == step.scaler.state_dict()
     assert again.scaler.get_scale() == 128.0
@@ -262,7 +262,7 @@ def test_parts_of_a_batch_have_its_gradient(tmp_path: Path) -> None:
     found = []
     for parts in (1, 3, 100):
         module, totals = Linear(), {}
-        step = Step(module, Settings(epochs=1, lr=0.1, accumulate=parts), CPU)
+        step = OptimizerStep(module, TrainSettings(epochs=1, lr=0.1, accumulate=parts), CPU)
         step(whole, 0.0, totals)
         found.append([*module.parameters(), totals["squared"]])
     for other in found[1:]:

@@ -17,10 +17,9 @@ from compress import models
 from compress.accounting.costs import network_costs, pruning_columns
 from compress.accounting.latency import measure_latency, protocol, speedup_percent
 from compress.accounting.probing import blank_images
-from compress.distill.module import teacher_context
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
-from compress.methods.contract import Context
+from compress.methods.contract import MethodContext, teacher_context
 from compress.models.folding import fold_batchnorm
 from compress.recipe import signatures
 from compress.taps import TapSpecs
@@ -152,7 +151,7 @@ def _deployed(
     """What a method ships; it shares parameters with `student`."""
     images = max(_BATCH_SIZE, num_classes)
     try:
-        context = Context(
+        context = MethodContext(
             student=student.specs,
             teachers=(teacher_context(teacher.network, teacher.specs),),
             num_classes=num_classes,

@@ -13,7 +13,7 @@ from typing import Protocol
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from compress.console.terminal import console
-from compress.distributed.collectives import is_first
+from compress.distributed.collectives import is_main_process
 from compress.text import printable
 
 __all__ = ["Advance", "bar", "console", "log", "log_to", "note", "shows_bars", "without_bars"]
@@ -51,7 +51,7 @@ def shows_bars() -> bool:
 
 def log(message: str) -> None:
     """Print one message."""
-    if is_first():
+    if is_main_process():
         console.print(message, soft_wrap=True)
         note(message)
 
@@ -74,7 +74,7 @@ def bar(description: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    disable = not (shows_bars() and is_first())
+    disable = not (shows_bars() and is_main_process())
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task(description, total=total, note="")
 

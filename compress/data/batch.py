@@ -1,10 +1,24 @@
 """One training step's images, and the parts that processes and accumulation make of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import mode
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class BatchSource(Protocol):
+    """Batches of a training: each epoch's are a pure function of its number."""
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Any]:
+        """The batches of one epoch, counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -12,8 +26,8 @@ class Batch:
     """One training step's input, or this process's part of it.
 
     images: per view, normalised float32 (N, 3, S, S); view_ids: per view, the integer (N,) that
-    identifies each image's augmentation; slots: the same counted from 0 among the views that the
-    image has in this training; labels (N,); index (N,) of each image in the training set; epoch
+    identifies each image's augmentation; view_numbers: the same counted from 0 among the views that
+    the image has in this training; labels (N,); index (N,) of each image in the training set; epoch
     and step, counted from 0. A part begins at row `start` of the whole step's batch of `of` images
     (0: this is all of it); parts that `split` gives count the rows part by part.
     """
@@ -24,7 +38,7 @@ class Batch:
     index: Tensor
     epoch: int
     step: int
-    slots: tuple[Tensor, ...] = ()
+    view_numbers: tuple[Tensor, ...] = ()
     start: int = 0
     of: int = 0
 
@@ -40,11 +54,11 @@ class Batch:
 
     @property
     def share(self) -> float:
-        """How much of the whole step's mean this part's mean is."""
+        """The weight of this part's mean in the mean of the whole step."""
         return len(self.index) / self.whole
 
     def usual_part(self, parts: int) -> int:
-        """How many rows most of so many parts have here."""
+        """The number of rows that most of so many parts have here."""
         return mode(len(part.index) for part in self.split(parts))
 
     def split(self, parts: int) -> list["Batch"]:
@@ -53,14 +67,14 @@ class Batch:
         Part p is rows p, p + parts, ... of the whole step's batch. However many processes divide
         it, a part has the same images in all of them together, which batch norm sees together.
         """
-        found, before = [], 0
+        cut, before = [], 0
         for number in range(parts):
             first = (number - self.start) % parts
             if first < len(self.index):
                 start = before + (self.start + first) // parts
-                found.append(self._part(slice(first, None, parts), start))
+                cut.append(self._part(slice(first, None, parts), start))
             before += len(range(number, self.whole, parts))
-        return found
+        return cut
 
     def _part(self, rows: slice, start: int) -> "Batch":
         def cut(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -70,7 +84,7 @@ class Batch:
             self,
             images=cut(self.images),
             view_ids=cut(self.view_ids),
-            slots=cut(self.slots),
+            view_numbers=cut(self.view_numbers),
             labels=self.labels[rows].contiguous(),
             index=self.index[rows].contiguous(),
             start=start,

@@ -11,8 +11,8 @@ from compress.console.messages import log
 from compress.data.augment import AUGMENTATIONS
 from compress.data.batch import Batch
 from compress.data.images import Images, MemoryImages, Preprocessing
-from compress.data.reader import Plan, Reader
-from compress.distributed.collectives import rank, world
+from compress.data.reader import EpochPlan, Reader
+from compress.distributed.collectives import rank, world_size
 from compress.errors import UserError
 
 
@@ -54,7 +54,7 @@ class ImageBatches:
             views,
             views_seed,
             rank(),
-            world(),
+            world_size(),
         )
         for name in augment:
             if views is not None and views > AUGMENTATIONS[name].views:
@@ -64,13 +64,15 @@ class ImageBatches:
                 )
         self._labels = images.labels.to(device)
         full, rest = divmod(len(images), batch_size)
-        self._steps = full + (rest >= max(2, world()))
+        self._steps = full + (rest >= max(2, world_size()))
         if not self._steps:
             raise UserError(f"{len(images)} training images are too few to learn from")
-        if batch_size < world():
-            raise UserError(f"a batch of {batch_size} images is too small for {world()} processes")
-        if 2 <= rest < world():
-            _tell_left_out(rest, len(images), batch_size, world())
+        if batch_size < world_size():
+            raise UserError(
+                f"a batch of {batch_size} images is too small for {world_size()} processes"
+            )
+        if 2 <= rest < world_size():
+            _tell_left_out(rest, len(images), batch_size, world_size())
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)
@@ -88,7 +90,7 @@ class ImageBatches:
             yield Batch(
                 images=tuple(self.preprocessing.normalise(v) for v in moved),
                 view_ids=tuple(v[index] for v in plan.view_ids),
-                slots=tuple(v[index] for v in plan.slots),
+                view_numbers=tuple(v[index] for v in plan.view_numbers),
                 labels=self._labels[index],
                 index=index,
                 epoch=epoch,
@@ -98,12 +100,12 @@ class ImageBatches:
             )
 
     @property
-    def slots(self) -> int:
-        """How many different views an image has in this training, at most."""
+    def views_per_image(self) -> int:
+        """Different views that an image has in this training, at most."""
         reader = self.reader
         return reader.views or max(AUGMENTATIONS[name].views for name in reader.augment)
 
-    def _pixels(self, epoch: int, plan: Plan) -> Iterator[list[Tensor]]:
+    def _pixels(self, epoch: int, plan: EpochPlan) -> Iterator[list[Tensor]]:
         if self._files is not None:
             return self._files.epoch(epoch, len(self))
         reader = self.reader
@@ -148,7 +150,7 @@ class _Steps(Dataset["list[Tensor] | str"]):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self._epoch = -1
-        self._plan = Plan(torch.empty(0), (), ())
+        self._plan = EpochPlan(torch.empty(0), (), ())
 
     def __getitem__(self, item: tuple[int, int]) -> list[Tensor] | str:
         epoch, step = item
@@ -201,7 +203,7 @@ def evaluation_batches(
     in_memory = isinstance(images, MemoryImages)
     chunks = _Chunks(images, batch_size)
     if shared:
-        chunks.chunks = chunks.chunks[rank() :: world()]
+        chunks.chunks = chunks.chunks[rank() :: world_size()]
     loader = DataLoader(
         chunks,
         batch_size=None,

@@ -1,4 +1,4 @@
-"""Which images a step reads and how they look: a pure function of (seed, epoch, index)."""
+"""The images of a step and their augmentation: a pure function of (seed, epoch, index)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from compress.data.augment import AUGMENTATIONS
 from compress.data.images import Images
-from compress.distributed.collectives import share_of
+from compress.distributed.collectives import rows_of_part
 from compress.seeding import generator
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Which images a step reads and how they look; small, so that a worker process can hold it.
+    """The images of a step and their augmentation; small, so that a worker process can hold it.
 
     With `views` K an image has K views in all, drawn by `views_seed`. Of each step's images this
     reads the part of process `rank` of `world`.
@@ -31,21 +31,21 @@ class Reader:
     rank: int = 0
     world: int = 1
 
-    def plan(self, epoch: int) -> "Plan":
-        """What an epoch's images are and how they look; on the CPU."""
+    def plan(self, epoch: int) -> "EpochPlan":
+        """The order of an epoch's images, and the views of each; on the CPU."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
-        slots, ids = [], []
+        view_numbers, ids = [], []
         for view, name in enumerate(self.augment):
             draw = generator(self.seed, "augment", view, epoch)
             if self.views is None:
-                slots.append(AUGMENTATIONS[name].draw(count, draw))
-                ids.append(slots[-1])
+                view_numbers.append(AUGMENTATIONS[name].draw(count, draw))
+                ids.append(view_numbers[-1])
             else:
                 chosen = _chosen_views(name, count, self.views, self.views_seed)
-                slots.append(torch.randint(self.views, (count,), generator=draw))
-                ids.append(chosen.gather(1, slots[-1][:, None])[:, 0])
-        return Plan(order, tuple(ids), tuple(slots))
+                view_numbers.append(torch.randint(self.views, (count,), generator=draw))
+                ids.append(chosen.gather(1, view_numbers[-1][:, None])[:, 0])
+        return EpochPlan(order, tuple(ids), tuple(view_numbers))
 
     def read(self, index: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
         """The views of some images: per view, uint8 (N, 3, S, S)."""
@@ -58,7 +58,7 @@ class Reader:
         """Of a step's images this process's part: first, one after its last, and all of them."""
         before = step * self.batch_size
         count = min(self.batch_size, len(self.images) - before)
-        own = share_of(count, self.rank, self.world)
+        own = rows_of_part(count, self.rank, self.world)
         return own.start, own.stop, count
 
     def step(self, order: Tensor, step: int) -> Tensor:
@@ -68,17 +68,19 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An epoch: the order of its images and, per view, each image's view id and slot."""
+class EpochPlan:
+    """An epoch: the order of its images and, per view, each image's view id and view number."""
 
     order: Tensor
     view_ids: tuple[Tensor, ...]
-    slots: tuple[Tensor, ...]
+    view_numbers: tuple[Tensor, ...]
 
-    def to(self, device: torch.device) -> "Plan":
+    def to(self, device: torch.device) -> "EpochPlan":
         """The plan on a device."""
-        ids, slots = (tuple(t.to(device) for t in v) for v in (self.view_ids, self.slots))
-        return Plan(self.order.to(device), ids, slots)
+        ids, view_numbers = (
+            tuple(t.to(device) for t in v) for v in (self.view_ids, self.view_numbers)
+        )
+        return EpochPlan(self.order.to(device), ids, view_numbers)
 
 
 @lru_cache(maxsize=4)

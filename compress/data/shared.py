@@ -1,36 +1,27 @@
 """Batches that several trainings read, each made once."""
 
 from collections.abc import Iterator
-from typing import Protocol
 
-from compress.data.batch import Batch
+from compress.data.batch import Batch, BatchSource
 from compress.errors import UserError
 
 
-class Feed(Protocol):
-    """Where batches come from, see `compress.engine.loop.Batches`."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
-
-
 class SharedBatches:
-    """The batches of a feed for trainings that take the same steps in turn.
+    """The batches of a source for trainings that take the same steps in turn.
 
     A batch is made when the first of them comes to its step and kept until one goes on. A training
     that comes to a step for the second time, after others have left it, gets it made again.
     """
 
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
-        self._source: Iterator[Batch] = iter(())
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+        self._batches: Iterator[Batch] = iter(())
         self._epoch = -1
         self._step = -1
         self._batch: Batch | None = None
 
     def __len__(self) -> int:
-        return len(self.feed)
+        return len(self.source)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch."""
@@ -39,10 +30,10 @@ class SharedBatches:
 
     def _at(self, epoch: int, step: int) -> Batch:
         if epoch != self._epoch or step < self._step:
-            self._source, self._epoch, self._step = self.feed.epoch(epoch), epoch, -1
+            self._batches, self._epoch, self._step = self.source.epoch(epoch), epoch, -1
         while self._step < step:
             try:
-                self._batch = next(self._source)
+                self._batch = next(self._batches)
             except UserError:
                 self._epoch = -1  # the next that asks is told, too
                 raise

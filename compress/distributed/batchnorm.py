@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.distributed.collectives import summed, world
+from compress.distributed.collectives import all_reduce, world_size
 from compress.errors import UserError
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -27,7 +27,7 @@ def synchronised_batchnorm(network: nn.Module) -> Iterator[None]:
     Raises:
         UserError: a batch norm is of a class of its own, whose arithmetic is not known.
     """
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)] if world() > 1 else []
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)] if world_size() > 1 else []
     kinds = [type(norm) for norm in norms]
     for kind in kinds:
         if kind not in _PLAIN:
@@ -89,7 +89,7 @@ class _Normalised(torch.autograd.Function):
         # Squares of float32 are exact in float64, and so almost is their sum's small difference.
         variance, mean = (t.double() for t in torch.var_mean(wide, dims, correction=0))
         moments = torch.stack([own.expand_as(mean), own * mean, own * (variance + mean**2)])
-        count, first, second = summed(moments)
+        count, first, second = all_reduce(moments)
         if count[0] <= 1:
             raise ValueError("batch norm needs more than one value per channel when training")
         mean, variance = first / count, (second / count - (first / count) ** 2).clamp(min=0)
@@ -109,7 +109,7 @@ class _Normalised(torch.autograd.Function):
         gradient = gradient.to(standard.dtype)
         dims = _all_but_channels(standard)
         own = torch.stack([gradient.sum(dims), (gradient * standard).sum(dims)])
-        shift, tilt = summed(own) / ctx.count
+        shift, tilt = all_reduce(own) / ctx.count
         inner = gradient - _column(shift, standard) - standard * _column(tilt, standard)
         scale = deviation if weight is None else deviation * weight
         # The affine parameters' gradients are summed over the processes with all others.

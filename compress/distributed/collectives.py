@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from compress.errors import UserError
 
 Value = TypeVar("Value")
-_alone = False  # inside `by_first`
+_alone = False  # inside `on_main_process`
 
 
 def rank() -> int:
@@ -22,41 +22,41 @@ def rank() -> int:
     return distributed.get_rank() if _several() else 0
 
 
-def world() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """The number of processes."""
     return distributed.get_world_size() if _several() else 1
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes and speaks: rank 0."""
+def is_main_process() -> bool:
+    """Tell whether this is the process that writes and logs: rank 0."""
     return rank() == 0
 
 
-def share_of(count: int, number: int, parts: int) -> slice:
+def rows_of_part(count: int, number: int, parts: int) -> slice:
     """The rows of part `number` where `count` are divided: their numbers differ by at most 1."""
     return slice(count * number // parts, count * (number + 1) // parts)
 
 
-def part(count: int) -> slice:
-    """This process's rows of `count`, see `share_of`."""
-    return share_of(count, rank(), world())
+def own_rows(count: int) -> slice:
+    """This process's rows of `count`, see `rows_of_part`."""
+    return rows_of_part(count, rank(), world_size())
 
 
 def own_share(count: int) -> float:
     """This process's `count` divided by the sum of every process's; does not wait for the device.
 
     A mean over this process's rows times its share, added up over the processes, is the mean over
-    all rows: what `sum_gradients` then gives is the gradient of that mean.
+    all rows: what `all_reduce_gradients` then gives is the gradient of that mean.
     """
-    return count / float(summed(torch.tensor(count, dtype=torch.float64)))
+    return count / float(all_reduce(torch.tensor(count, dtype=torch.float64)))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    told(None)
+    broadcast(None)
 
 
-def told(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """The first process's value, in every process."""
     if not _several():
         return value
@@ -65,37 +65,37 @@ def told(value: Value) -> Value:
     return box[0]
 
 
-def joined(items: list[Value]) -> list[Value]:
+def all_gather_items(items: list[Value]) -> list[Value]:
     """The lists of all processes, one after the other in the order of their ranks."""
     if not _several():
         return items
-    found: list[list[Value]] = [[] for _ in range(world())]
-    distributed.all_gather_object(found, items)
-    return [item for items in found for item in items]
+    lists: list[list[Value]] = [[] for _ in range(world_size())]
+    distributed.all_gather_object(lists, items)
+    return [item for items in lists for item in items]
 
 
-def by_first(action: Callable[[], Value]) -> Value:
-    """What `action` gives in the first process, in every process; the others only wait for it.
+def on_main_process(action: Callable[[], Value]) -> Value:
+    """Run `action` in the first process; every process gets what it returns.
 
     Inside `action` the first process is alone, so that whatever one process can do it can do there.
     Where it raises a UserError or SystemExit, every process does.
     """
-    found: list[Value] = []
+    values: list[Value] = []
     error: UserError | SystemExit | None = None
-    if is_first():
+    if is_main_process():
         try:
-            with _by_itself():
-                found.append(action())
+            with _without_others():
+                values.append(action())
         except (UserError, SystemExit) as raised:
             error = raised
-    found, error = told((found, error))
+    values, error = broadcast((values, error))
     if error is not None:
         raise error
-    return found[0]
+    return values[0]
 
 
 @contextmanager
-def _by_itself() -> Iterator[None]:
+def _without_others() -> Iterator[None]:
     global _alone
     before, _alone = _alone, True
     try:
@@ -104,33 +104,33 @@ def _by_itself() -> Iterator[None]:
         _alone = before
 
 
-def gathered(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """The rows (N, ...) of all processes in the order of their ranks, without gradient.
 
     The processes may have different numbers of rows. With one process the result is its own rows.
     """
-    return _gathered(rows)[0]
+    return _all_gather(rows)[0]
 
 
-def gathered_with_gradient(rows: Tensor) -> Tensor:
-    """`gathered`, whose gradient on the own rows is the sum of that of every process."""
+def all_gather_with_gradient(rows: Tensor) -> Tensor:
+    """`all_gather`, whose gradient on the own rows is the sum of that of every process."""
     if not _several():
         return rows
-    found: Tensor = _Gathered.apply(rows)
-    return found
+    everyones: Tensor = _AllGather.apply(rows)
+    return everyones
 
 
-def gathered_in_order(rows: Tensor, numbers: Tensor) -> Tensor:
-    """`gathered`, sorted by the number of each row: the order in which one process has them.
+def all_gather_in_order(rows: Tensor, numbers: Tensor) -> Tensor:
+    """`all_gather`, sorted by the number of each row: the order in which one process has them.
 
     Args:
         rows: (N, ...).
         numbers: (N,) on the CPU, for images `Batch.rows`; no two of all processes are equal.
     """
-    return sorted_by(gathered(numbers))(gathered(rows))
+    return sort_by(all_gather(numbers))(all_gather(rows))
 
 
-def sorted_by(numbers: Tensor) -> Callable[[Tensor], Tensor]:
+def sort_by(numbers: Tensor) -> Callable[[Tensor], Tensor]:
     """Sorts rows as it does `numbers` (N,), which are on the CPU, so nothing waits for a device."""
     order = numbers.argsort(stable=True)
     if torch.equal(order, torch.arange(len(order))):
@@ -138,25 +138,25 @@ def sorted_by(numbers: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda rows: rows[order.to(rows.device)]
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        found, ctx.own = _gathered(rows)
-        return found
+        everyones, ctx.own = _all_gather(rows)
+        return everyones
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return summed(gradient)[ctx.own]
+        return all_reduce(gradient)[ctx.own]
 
 
-def _gathered(rows: Tensor) -> tuple[Tensor, slice]:
+def _all_gather(rows: Tensor) -> tuple[Tensor, slice]:
     """The rows of all processes, and which of them are this one's."""
     rows = rows.detach()
     if not _several():
         return rows, slice(0, len(rows))
     # The numbers go by way of the CPU: nothing waits for the device.
-    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     distributed.all_gather(numbers, torch.tensor([len(rows)]))
     counts = [int(number) for number in numbers]
     # Every process must send the same shape.
@@ -169,7 +169,7 @@ def _gathered(rows: Tensor) -> tuple[Tensor, slice]:
     return whole, slice(first, first + len(rows))
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes, without gradient."""
     # In one order of the elements everywhere, whatever their order in memory is.
     values = values.detach().clone(memory_format=torch.contiguous_format)
@@ -178,7 +178,7 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Make every process's gradients the sum of all, in one exchange.
 
     A step's loss must then be each process's share of it, see `own_share`. Which parameters have a

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first, is_first, wait
+from compress.distributed.collectives import barrier, is_main_process, on_main_process
 from compress.errors import UserError
 from compress.storage.files import read_json, read_tensors, write_tensors, write_text
 from compress.storage.fingerprints import fingerprint_of
@@ -27,9 +28,17 @@ _STATE = ("history", "optimizer", "scaler")
 _IDENTITY = ("role", "seed", "fingerprint")
 
 
-def best_row(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The first of the rows with the highest value of `metric`."""
-    return max(history, key=lambda row: row[metric])
+@dataclass(frozen=True)
+class Selection:
+    """The metric of the rows that chooses an epoch, and its direction."""
+
+    metric: str
+    higher_is_better: bool = True
+
+    def best(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """The first of the rows with the best value."""
+        choose = max if self.higher_is_better else min
+        return choose(history, key=lambda row: row[self.metric])
 
 
 def checkpoint_path(directory: Path) -> Path:
@@ -109,7 +118,7 @@ def _newest(directory: Path) -> Path:
 
 
 def _identity_of(directory: Path, role: str | None) -> dict[str, str]:
-    """What the checkpoint of a folder must say of itself, as far as the folder tells."""
+    """The identity that a folder's checkpoint must have, as far as the folder tells."""
     known = {} if role is None else {"role": role}
     fields = directory / "fields.json"
     if fields.is_file():
@@ -164,7 +173,7 @@ class Checkpoint:
         fingerprint: str = "",
     ) -> None:
         """`role`, `seed` and `fingerprint` tell trainings apart; each file names them."""
-        if is_first():
+        if is_main_process():
             directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.path = directory / FILE
@@ -173,18 +182,18 @@ class Checkpoint:
         self.scaler = scaler
         self.identity = dict(zip(_IDENTITY, (role, str(seed), fingerprint), strict=True))
 
-    def save(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
+    def save(self, history: list[dict[str, Any]], keep_best: Selection | None) -> None:
         """Write the state after an epoch.
 
         With `keep_best` the weights of the best epoch so far have a file of their own, named by
         the epoch: at every moment the one that the saved history calls the best is there.
         """
-        if is_first():
+        if is_main_process():
             self._write(history, keep_best)
-        wait()
+        barrier()
 
-    def _write(self, history: list[dict[str, Any]], keep_best: str | None) -> None:
-        best: int | None = best_row(history, keep_best)["epoch"] if keep_best is not None else None
+    def _write(self, history: list[dict[str, Any]], keep_best: Selection | None) -> None:
+        best: int | None = keep_best.best(history)["epoch"] if keep_best is not None else None
         if best == len(history):
             told = {**self.identity, "epoch": str(best)}
             write_tensors(self._best_path(best), self.module.state_dict(), told)
@@ -208,7 +217,7 @@ class Checkpoint:
         if keep_best is not None:
             # Those of this checkpoint and of the one before.
             several = [history[:end] for end in (len(history) - 1, len(history)) if end]
-            self._drop_all_but(*(best_row(rows, keep_best)["epoch"] for rows in several))
+            self._drop_all_but(*(keep_best.best(rows)["epoch"] for rows in several))
 
     def _keep_as_previous(self) -> None:
         """Give the checkpoint that is about to be replaced its other name."""
@@ -218,16 +227,16 @@ class Checkpoint:
 
     def drop_previous(self) -> None:
         """Delete what only an unfinished training needs."""
-        if is_first():
+        if is_main_process():
             self._previous.unlink(missing_ok=True)
-        wait()
+        barrier()
 
-    def resume(self, keep_best: str | None = None) -> list[dict[str, Any]]:
+    def resume(self, keep_best: Selection | None = None) -> list[dict[str, Any]]:
         """Load the state of the last whole epoch; an empty history where there is none.
 
         A file that is damaged or of another training is put aside and never loaded.
         """
-        path = by_first(lambda: self._whole(keep_best))
+        path = on_main_process(lambda: self._whole(keep_best))
         if path is None:
             return []
         try:
@@ -237,7 +246,7 @@ class Checkpoint:
                 f"{path} does not fit this training ({error}); redo the stage with --fresh"
             ) from None
 
-    def _whole(self, keep_best: str | None) -> Path | None:
+    def _whole(self, keep_best: Selection | None) -> Path | None:
         """The newest checkpoint from which the training can go on; others are put aside."""
         problems: dict[str, str] = {}
         chosen: Path | None = None
@@ -257,7 +266,7 @@ class Checkpoint:
             log(f"  {'; '.join(problems.values())}; it is now in {place}, the training {then}")
         return chosen
 
-    def _require(self, path: Path, keep_best: str | None) -> Path | None:
+    def _require(self, path: Path, keep_best: Selection | None) -> Path | None:
         """Check a checkpoint and the best epoch's weights that belong to it; returns their file.
 
         Raises:
@@ -266,7 +275,7 @@ class Checkpoint:
         tensors, metadata = read_checkpoint(path, self.identity)
         try:
             history = json.loads(metadata["history"])
-            best = best_row(history, keep_best)["epoch"] if keep_best is not None else None
+            best = keep_best.best(history)["epoch"] if keep_best is not None else None
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: its history cannot be read ({error})") from None
         if best is None:
@@ -308,9 +317,9 @@ class Checkpoint:
         _write_metrics(self.directory, history)
         return history
 
-    def restore_best(self, history: list[dict[str, Any]], metric: str) -> None:
+    def restore_best(self, history: list[dict[str, Any]], selection: Selection) -> None:
         """Load the weights of the best epoch."""
-        best = best_row(history, metric)["epoch"]
+        best = selection.best(history)["epoch"]
         self.module.load_state_dict(_read_best(self._best_path(best), self.identity))
         self._drop_all_but(best)
 
@@ -324,5 +333,5 @@ class Checkpoint:
     def _drop_all_but(self, *epochs: int) -> None:
         kept = [self._best_path(epoch) for epoch in epochs]
         for path in self.directory.glob("best-*.safetensors"):
-            if is_first() and path not in kept:
+            if is_main_process() and path not in kept:
                 path.unlink()

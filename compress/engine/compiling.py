@@ -2,21 +2,21 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from compress.console.messages import log
-from compress.distributed.collectives import world
-from compress.taps import Taps, TapSpecs
-from compress.taps.graph import TappedGraph, Untraceable
+from compress.distributed.collectives import world_size
+from compress.taps import TappedForward, Taps, TapSpecs
+from compress.taps.graph import GraphForward, TappedGraph, Untraceable
 
 # Below so much work a run ends before compiling (20 to 60 s of it) has paid: on two CPU cores it
 # saves about 15 % of 1.5e11 multiply-adds a second, on a GPU what a step costs to be launched.
 _LEAST_MACS = 1e14
 _LEAST_STEPS = 10_000
-Show: TypeAlias = Callable[[Tensor], Taps]
 
 
 def pays(
@@ -26,7 +26,7 @@ def pays(
     macs: Callable[[], float],
     steps: int,
 ) -> bool:
-    """Whether to compile networks that are run for `macs()` multiply-adds in `steps` steps.
+    """Decide whether to compile networks that are run for `macs()` multiply-adds in `steps` steps.
 
     `auto`: where each process's share of the run is long enough, and on CPU a C++ compiler is
     there. Depends on nothing that a continued run would find changed but the number of processes.
@@ -36,7 +36,7 @@ def pays(
     if device.type == "cuda":
         return steps >= _LEAST_STEPS
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl"))
-    return has_compiler and macs() / world() >= _LEAST_MACS
+    return has_compiler and macs() / world_size() >= _LEAST_MACS
 
 
 def compiled_taps(
@@ -54,8 +54,9 @@ def compiled_taps(
     the compiler little to join. The network is put in training mode. `rows`: see `CompiledTaps`.
     """
     on_cpu = next(network.parameters()).device.type == "cpu"
-    if wish == "auto" and on_cpu and world() > 1:
-        log(f"  {name}: runs uncompiled: batch norm across {world()} processes breaks it in pieces")
+    if wish == "auto" and on_cpu and world_size() > 1:
+        pieces = f"batch norm across {world_size()} processes breaks it in pieces"
+        log(f"  {name}: runs uncompiled: {pieces}")
         return None
     log(f"  {name}: is compiled, which takes up to a minute")
     try:
@@ -72,13 +73,21 @@ class ForUsualBatch:
     """
 
     def __init__(
-        self, compiled: Show, plain: Show, *, rows: int | None, tell: Callable[[str], None]
+        self,
+        compiled: TappedForward,
+        plain: TappedForward,
+        *,
+        rows: int | None,
+        report: Callable[[str], None],
     ) -> None:
-        """The usual size is `rows`, or the first batch's; `tell` hears why compiling failed."""
-        self._compiled: Show | None = compiled
+        """The usual size is `rows`, or the first batch's.
+
+        `report` is called with the reason where compiling fails.
+        """
+        self._compiled: TappedForward | None = compiled
         self._plain = plain
         self._rows = rows
-        self._tell = tell
+        self._report = report
         self._shape: tuple[int, ...] | None = None
         self._is_tried = False
 
@@ -98,11 +107,11 @@ class ForUsualBatch:
             if not is_first:
                 raise
             self._compiled = None
-            self._tell(f"torch.compile failed here ({_reason_of(error)})")
+            self._report(f"torch.compile failed here ({_reason_of(error)})")
             return self._plain(images)
 
     def rows(self) -> int | None:
-        """How many images the compiled network takes at once; None where none is compiled."""
+        """Images that the compiled network takes at once; None where none is compiled."""
         return self._rows if self._compiled is not None else None
 
 
@@ -115,11 +124,15 @@ class CompiledTaps(ForUsualBatch):
         mode = "reduce-overhead" if on_gpu else None
         compiled = torch.compile(tapped.graph, dynamic=False, mode=mode)
         super().__init__(
-            lambda images: tapped.arranged(compiled(images)),
+            GraphForward(compiled, tapped.read),
             tapped,
             rows=rows,
-            tell=lambda reason: log(f"  {name}: runs uncompiled, {reason}"),
+            report=partial(_log_uncompiled, name),
         )
+
+
+def _log_uncompiled(name: str, reason: str) -> None:
+    log(f"  {name}: runs uncompiled, {reason}")
 
 
 def _reason_of(error: Exception) -> str:

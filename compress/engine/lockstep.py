@@ -18,7 +18,7 @@ from compress.errors import UserError
 Result = TypeVar("Result")
 
 
-def side_by_side(
+def in_lockstep(
     trainings: Sequence[Generator[Position, None, Result]],
 ) -> Generator[Position, None, list[Result]]:
     """Every training's result, in the order given; stops before each step.
@@ -43,6 +43,15 @@ def side_by_side(
         if lane.error is not None:
             raise lane.error
     return [lane.result for lane in lanes]
+
+
+def drain(training: Generator[Position, None, Result]) -> Result:
+    """Take every step of a training alone; what it returns at its end."""
+    while True:
+        try:
+            next(training)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 class _Lane(Generic[Result]):

@@ -1,8 +1,8 @@
 """THE loop: every network that learns in this project learns here.
 
 A trainable is an `nn.Module` whose `forward(batch)` returns named scalar terms; the loop sums them
-and steps the optimiser. It knows nothing of methods, tasks or metrics: what a batch is, what the
-terms mean and how progress is judged come from outside.
+and steps the optimiser. It knows nothing of methods, tasks or metrics: what a batch holds, what the
+terms mean and how progress is evaluated come from outside.
 """
 
 import math
@@ -10,21 +10,26 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.console.messages import bar, log, shows_bars
+from compress.data.batch import BatchSource
 from compress.distributed.batchnorm import synchronised_batchnorm
-from compress.distributed.collectives import is_first, rank, sum_gradients, summed, world
-from compress.engine.checkpoint import Checkpoint
-from compress.engine.optimization import OPTIMIZERS, Settings
+from compress.distributed.collectives import (
+    all_reduce,
+    all_reduce_gradients,
+    is_main_process,
+    rank,
+    world_size,
+)
+from compress.engine.checkpoint import Checkpoint, Selection
+from compress.engine.optimization import OPTIMIZERS, TrainSettings
 from compress.errors import UserError
 from compress.seeding import seeded
 from compress.trackers import recall, record
-
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -36,124 +41,151 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
-class Batches(Protocol):
-    """Where batches come from: each epoch's are a pure function of its number."""
-
-    def __len__(self) -> int:
-        """Steps per epoch."""
-        ...
-
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        """The batches of one epoch, counted from 0."""
-        ...
-
-
 # What a training is about to do: main training (0) or a phase before it (below 0), epoch, step.
 Position = tuple[int, int, int]
 History = list[dict[str, Any]]
 
 
-def train(module: nn.Module, batches: Batches, settings: Settings, **options: Any) -> History:
-    """Train `module` in place and return one row per epoch; see `training_steps`."""
-    return drained(training_steps(module, batches, settings, **options))
+def train(
+    module: nn.Module, batches: BatchSource, settings: TrainSettings, **options: Any
+) -> History:
+    """Train `module` in place and return one row per epoch; arguments are those of `Training`."""
+    return Training(module, batches, settings, **options).run()
 
 
-def drained(steps: Generator[Position, None, Result]) -> Result:
-    """Take every step; what the training returns at its end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+class Training:
+    """The training of one module in place, saved after every epoch and continued from there."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: BatchSource,
+        settings: TrainSettings,
+        *,
+        directory: Path,
+        role: str,
+        seed: int,
+        device: torch.device,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        keep_best: Selection | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        """Load what was trained before.
+
+        Args:
+            module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
+                `after_step()` of it, if any, is called after each step.
+            batches: where several processes train, each gets its part of a batch, whose `share`
+                weighs its terms.
+            directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run
+                that was killed continues after its last whole epoch, bit for bit (CPU).
+            role: names this training; with `seed` and the epoch it keys the global generators.
+            evaluate: returns metrics in percent; called after every epoch.
+            keep_best: by a metric of `evaluate`; `module` ends with the weights of its best epoch
+                instead of the last one's.
+            fingerprint: of what the training depends on; its checkpoints name it, and one of
+                another training is not continued.
+        """
+        self.module = module.to(device)
+        self.batches = batches
+        self.settings = settings
+        self.role = role
+        self.evaluate = evaluate
+        self.keep_best = keep_best
+        self._learn = OptimizerStep(module, settings, device)
+        self._checkpoint = Checkpoint(
+            directory,
+            module,
+            self._learn.optimizer,
+            self._learn.scaler,
+            role=role,
+            seed=seed,
+            fingerprint=fingerprint,
+        )
+        self.history = self._checkpoint.resume(keep_best)
+        recall(role, self.history)
+        if self.history and len(self.history) < settings.epochs:
+            log(f"  {role}: continues after epoch {len(self.history)}")
+        self._steps = len(batches)
+        # Of several processes each draws its own, as a batch of one process has rows of its own.
+        self._key = (seed, role) if is_main_process() else (seed, role, rank())
+        self._advance: Callable[..., None]
+        self._feed: Iterator[Any]
+        self._totals: dict[str, Tensor] = {}
+
+    def run(self) -> History:
+        """Take every step that is left; returns one row per epoch.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        with self._prepared():
+            for epoch in range(len(self.history), self.settings.epochs):
+                with self._epoch(epoch):
+                    for step in range(self._steps):
+                        self._take(epoch, step)
+        return self._finished()
+
+    def run_in_turns(self, order: int = 0) -> Generator[Position, None, History]:
+        """`run`, stopping before each step, so that trainings can take turns at the same batches.
+
+        `order`: of several trainings that belong together, 0 for the main one, below 0 for phases.
+        """
+        with self._prepared():
+            for epoch in range(len(self.history), self.settings.epochs):
+                with self._epoch(epoch):
+                    for step in range(self._steps):
+                        yield order, epoch, step
+                        self._take(epoch, step)
+        return self._finished()
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """A bar, and batch norms that see the rows of all processes."""
+        steps = self.settings.epochs * self._steps
+        with bar(f"  {self.role}", steps) as advance, synchronised_batchnorm(self.module):
+            advance(len(self.history) * self._steps)
+            self._advance = advance
+            yield
+
+    @contextmanager
+    def _epoch(self, epoch: int) -> Iterator[None]:
+        """The random numbers of an epoch; after its steps its row, its metrics, its checkpoint."""
+        start = time.perf_counter()
+        self.module.train()
+        self._totals = {}
+        with seeded(*self._key, epoch):
+            self._feed = self.batches.epoch(epoch)
+            yield
+        row = _epoch_row(epoch, self._steps, self._learn.optimizer, self._totals, self.role)
+        if self.evaluate is not None:
+            row |= self.evaluate()
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        self.history.append(row)
+        self._checkpoint.save(self.history, self.keep_best)
+        record(self.role, row)
+        self._advance(0, note=_note(row))
+        if not shows_bars():
+            log(f"  {self.role} epoch {epoch + 1}/{self.settings.epochs}: {_note(row)}")
+
+    def _take(self, epoch: int, step: int) -> None:
+        """Take one step."""
+        progress = (epoch + step / self._steps) / self.settings.epochs
+        self._learn(next(self._feed), progress, self._totals)
+        self._advance()
+
+    def _finished(self) -> History:
+        """Load the weights that count, and drop what only an unfinished training needs."""
+        self._checkpoint.drop_previous()
+        if self.keep_best is not None:
+            self._checkpoint.restore_best(self.history, self.keep_best)
+        return self.history
 
 
-def training_steps(
-    module: nn.Module,
-    batches: Batches,
-    settings: Settings,
-    *,
-    directory: Path,
-    role: str,
-    seed: int,
-    device: torch.device,
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    keep_best: str | None = None,
-    order: int = 0,
-    fingerprint: str = "",
-) -> Generator[Position, None, History]:
-    """Train `module` in place, stopping before each step; returns one row per epoch.
-
-    Args:
-        module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
-            `after_step()` of it, if any, is called after each step.
-        batches: see `Batches`. Where several processes train, each gets its part of a batch, whose
-            `share` weighs its terms.
-        directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run that
-            was killed continues after its last whole epoch, bit for bit (CPU).
-        role: names this training; with `seed` and the epoch it keys the global generators.
-        evaluate: returns metrics in percent; called after every epoch.
-        keep_best: a metric of `evaluate`; `module` ends with the weights of its highest value
-            instead of the last epoch's.
-        order: of several trainings that belong together, 0 for the main one, below 0 for phases.
-        fingerprint: of what the training depends on; its checkpoints name it, and one of another
-            training is not continued.
-
-    Raises:
-        UserError: the loss is no longer finite.
-    """
-    module.to(device)
-    step_of = Step(module, settings, device)
-    checkpoint = Checkpoint(
-        directory,
-        module,
-        step_of.optimizer,
-        step_of.scaler,
-        role=role,
-        seed=seed,
-        fingerprint=fingerprint,
-    )
-    history = checkpoint.resume(keep_best)
-    recall(role, history)
-    if history and len(history) < settings.epochs:
-        log(f"  {role}: continues after epoch {len(history)}")
-    steps = len(batches)
-    # Of several processes each draws its own, as a batch of one process has rows of its own.
-    key = (seed, role) if is_first() else (seed, role, rank())
-    with (
-        bar(f"  {role}", settings.epochs * steps) as advance,
-        synchronised_batchnorm(module),
-    ):
-        advance(len(history) * steps)
-        for epoch in range(len(history), settings.epochs):
-            start = time.perf_counter()
-            module.train()
-            totals: dict[str, Tensor] = {}
-            with seeded(*key, epoch):
-                feed = batches.epoch(epoch)
-                for step in range(steps):
-                    yield order, epoch, step
-                    step_of(next(feed), (epoch + step / steps) / settings.epochs, totals)
-                    advance()
-            row = _epoch_row(epoch, steps, step_of.optimizer, totals, role)
-            if evaluate is not None:
-                row |= evaluate()
-            row["seconds"] = round(time.perf_counter() - start, 3)
-            history.append(row)
-            checkpoint.save(history, keep_best)
-            record(role, row)
-            advance(0, note=_note(row))
-            if not shows_bars():
-                log(f"  {role} epoch {epoch + 1}/{settings.epochs}: {_note(row)}")
-    checkpoint.drop_previous()
-    if keep_best is not None:
-        checkpoint.restore_best(history, keep_best)
-    return history
-
-
-class Step:
+class OptimizerStep:
     """One step of the optimiser: forward, backward, gradients of all processes, update."""
 
-    def __init__(self, module: nn.Module, settings: Settings, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, settings: TrainSettings, device: torch.device) -> None:
         self.module = module
         self.settings = settings
         self.device = device
@@ -170,7 +202,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         parts = settings.accumulate
         if parts > 1:  # of two images or more, for batch norm, and of one in every process
-            parts = max(1, min(parts, batch.whole // max(2, world())))
+            parts = max(1, min(parts, batch.whole // max(2, world_size())))
         for part in batch.split(parts) if parts > 1 else [batch]:
             share = getattr(part, "share", 1.0)
             with autocast(self.device, settings.precision):
@@ -179,7 +211,7 @@ class Step:
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach() * share
-        sum_gradients(self.parameters)
+        all_reduce_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         after_step = getattr(self.module, "after_step", None)
@@ -191,7 +223,7 @@ def _epoch_row(
     epoch: int, steps: int, optimizer: torch.optim.Optimizer, totals: dict[str, Tensor], role: str
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`; the only place of an epoch that waits for the device."""
-    sums = summed(torch.stack([*totals.values()])).tolist()
+    sums = all_reduce(torch.stack([*totals.values()])).tolist()
     terms = {name: total / steps for name, total in zip(totals, sums, strict=True)}
     if not all(map(math.isfinite, terms.values())):
         raise UserError(

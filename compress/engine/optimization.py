@@ -1,4 +1,4 @@
-"""How a network learns: schedules of the learning rate, optimisers, and a training's settings."""
+"""Schedules of the learning rate, optimisers, and the settings of a training."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -53,7 +53,7 @@ SCHEDULES: Mapping[str, Callable[..., Callable[[float], float]]] = {
 }
 
 
-def sgd(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
+def sgd(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.optim.Optimizer:
     """SGD with momentum, as every paper of the CIFAR protocol uses it."""
     return torch.optim.SGD(
         parameters,
@@ -65,20 +65,23 @@ def sgd(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Opt
     )
 
 
-def adamw(parameters: list[nn.Parameter], settings: "Settings") -> torch.optim.Optimizer:
+def adamw(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.optim.Optimizer:
     """AdamW with its usual betas; `momentum` and `nesterov` do not apply."""
     return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "Settings"], torch.optim.Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "TrainSettings"], torch.optim.Optimizer]] = {
     "sgd": sgd,
     "adamw": adamw,
 }
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to train. `schedule` maps the share of the run that is done to a factor of `lr`."""
+class TrainSettings:
+    """Settings of one training.
+
+    `schedule` maps the share of the run that is done to a factor of `lr`.
+    """
 
     epochs: int
     lr: float

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import MapRegressor, left_out, pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, PretrainedMethod, Views, pre_activations
+from compress.methods.contract import MethodContext, PretrainedMethod, Views, pre_activations
 from compress.precision import in_float32
 from compress.taps import MapSpec
 
@@ -60,7 +60,9 @@ class AB(PretrainedMethod):
     student_taps = ("pre_activations",)
     teacher_taps = ("pre_activations",)
 
-    def __init__(self, context: Context, *, margin: float = 1.0, pretrain_epochs: int = 30) -> None:
+    def __init__(
+        self, context: MethodContext, *, margin: float = 1.0, pretrain_epochs: int = 30
+    ) -> None:
         super().__init__(context, pretrain_epochs)
         pairs = stage_pairs(context, kind="pre_activations")
         if not 0 < margin < math.inf:
@@ -77,8 +79,8 @@ class AB(PretrainedMethod):
         own, target = [pair[0] for pair in aligned], [pair[1] for pair in aligned]
         return {"ab": ab_loss(own, target, self.margin)}
 
-    def remarks(self) -> list[str]:
-        """See `Method.remarks`."""
+    def notes(self) -> list[str]:
+        """See `Method.notes`."""
         return left_out(self.context)
 
 

@@ -24,7 +24,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
 
@@ -53,9 +53,9 @@ class AT(Method):
 
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(1000)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(1000)
 
-    def __init__(self, context: Context, *, power: float = 2.0) -> None:
+    def __init__(self, context: MethodContext, *, power: float = 2.0) -> None:
         super().__init__(context)
         if power < 1:
             raise ValueError(f"power is 1 or more, got {power}")
@@ -67,6 +67,6 @@ class AT(Method):
         pairs = zip(stages(student), stages(teachers[0]), strict=False)
         return {"at": torch.stack([at_loss(s, t, self.power) for s, t in pairs]).sum()}
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Stages that find no partner."""
         return left_out(self.context)

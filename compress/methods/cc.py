@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
-    Terms,
+    MethodContext,
     Views,
     pooled,
     pooled_widths,
@@ -53,9 +53,9 @@ class CC(Method):
     batch_coupled = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(0.02)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(0.02)
 
-    def __init__(self, context: Context, *, feature_width: int = 128) -> None:
+    def __init__(self, context: MethodContext, *, feature_width: int = 128) -> None:
         super().__init__(context)
         student, teacher = pooled_widths(context)
         if feature_width < 1:

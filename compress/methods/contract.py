@@ -7,19 +7,19 @@ paper's defaults, are its arguments in a recipe.
 
 A method never draws from the global generators in a step: `draw` gives numbers that depend on the
 seed, the epoch and the step alone, and that an image has in any number of processes and parts of a
-batch. What keeps rows of a batch gathers them with `distributed.collectives.gathered_in_order`.
+batch. What keeps rows of a batch gathers them with `distributed.collectives.all_gather_in_order`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.seeding import seed_for
-from compress.taps import MapSpec, Tapped, Taps, TapSpecs
+from compress.taps import MapSpec, Tapped, TappedForward, Taps, TapSpecs
 
 # Per view: what the network showed, None where it does not see the view.
 Views = Sequence[Taps | None]
@@ -37,7 +37,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossWeights:
     """Weights of hard labels, soft targets and the method's own terms."""
 
     ce: float
@@ -45,17 +45,20 @@ class Terms:
     method: float
 
 
-def published(weight: float) -> Mapping[str, Terms]:
+def published(weight: float) -> Mapping[str, LossWeights]:
     """The two protocols for a method whose term has this weight: CE alone, or CE + KD, beside it.
 
     `crd` is that of the CRD paper's tables, `simkd` that of the SimKD paper's.
     """
-    return {"crd": Terms(ce=1, kd=0, method=weight), "simkd": Terms(ce=1, kd=1, method=weight)}
+    return {
+        "crd": LossWeights(ce=1, kd=0, method=weight),
+        "simkd": LossWeights(ce=1, kd=1, method=weight),
+    }
 
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a method may know of a teacher: its taps and its linear classifier (K, D), (K,).
+    """A teacher as a method knows it: its taps and its linear classifier (K, D), (K,).
 
     Weight and bias are None where it has none.
     """
@@ -65,9 +68,35 @@ class TeacherContext:
     bias: Tensor | None
 
 
+def teacher_context(network: nn.Module, specs: TapSpecs) -> TeacherContext:
+    """A teacher's taps and a copy of its linear classifier (if it has one), on the CPU."""
+    if specs.classifier is None:
+        return TeacherContext(specs, None, None)
+    state = network.get_submodule(specs.classifier).state_dict()
+    bias = state["bias"].cpu().clone() if "bias" in state else None
+    return TeacherContext(specs, state["weight"].cpu().clone(), bias)
+
+
+class TeacherForward(Protocol):
+    """Gives the taps of one teacher for a view of a batch, by the view's number."""
+
+    def __call__(self, batch: Batch, view: int) -> Taps: ...
+
+
 @dataclass(frozen=True)
-class Context:
-    """What a method is built from.
+class NetworkForward:
+    """A network that runs on the images of each batch."""
+
+    network: TappedForward
+
+    def __call__(self, batch: Batch, view: int) -> Taps:
+        """Run the network on the images of a view."""
+        return self.network(batch.images[view])
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """All that a method is built from.
 
     `labels` (train_size,) are those of the training images; they are empty where a method is
     rebuilt from a model file, which holds numbers and shapes but no data.
@@ -112,15 +141,15 @@ class Method(nn.Module):
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
-    protocols: ClassVar[Mapping[str, Terms]] = published(1)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__()
         self.context = context
         self.seed = 0  # of `draw`; whoever builds the method for a training sets it
 
     def extend(self, student: Taps) -> Taps:
-        """Add to `student.derived` what the terms and the prediction both need, e.g. a projection.
+        """Return the taps with what the terms and the prediction both need, e.g. a projection.
 
         Called once in a step for each view that the student sees, before the rows of processes are
         gathered, so that batch norm in it moves once. `forward`, the losses, `logits` and the
@@ -151,8 +180,8 @@ class Method(nn.Module):
         """Trainings before the main one."""
         return []
 
-    def remarks(self) -> list[str]:
-        """What a user should know of this method on these networks: printed and logged."""
+    def notes(self) -> list[str]:
+        """Sentences for the user on this method on these networks: printed and logged."""
         return []
 
     def bind(self, student: Tapped) -> None:
@@ -221,9 +250,9 @@ class PretrainedMethod(Method):
     published weight is 0.
     """
 
-    protocols: ClassVar[Mapping[str, Terms]] = published(0)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(0)
 
-    def __init__(self, context: Context, pretrain_epochs: int) -> None:
+    def __init__(self, context: MethodContext, pretrain_epochs: int) -> None:
         super().__init__(context)
         if pretrain_epochs < 0:
             raise ValueError(f"pretrain_epochs is at least 0, got {pretrain_epochs}")
@@ -243,9 +272,6 @@ class PretrainedMethod(Method):
         return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
 
 
-Value = TypeVar("Value")
-
-
 def first(views: Views) -> Taps:
     """The taps of the first view that the network sees."""
     return next(taps for taps in views if taps is not None)
@@ -253,36 +279,30 @@ def first(views: Views) -> Taps:
 
 def logits_of(taps: Taps) -> Tensor:
     """The logits (N, K) of one view."""
-    return _shown(taps.logits, "logits")
+    return taps.tensor("logits")
 
 
 def pooled(views: Views) -> Tensor:
-    """What the classifier reads of the first view, (N, D)."""
-    return _shown(first(views).pooled, "pooled")
+    """The embedding of the first view, which the classifier reads: (N, D)."""
+    return first(views).tensor("pooled")
 
 
 def last_map(views: Views) -> Tensor:
-    """What the global pooling of the first view reads, (N, C, H, W)."""
-    return _shown(first(views).last_map, "last_map")
+    """The map of the first view that the global pooling reads: (N, C, H, W)."""
+    return first(views).tensor("last_map")
 
 
 def stages(views: Views) -> list[Tensor]:
     """The stage maps of the first view, fine to coarse, each (N, C, H, W)."""
-    return _shown(first(views).stages, "stages")
+    return first(views).tensors("stages")
 
 
 def pre_activations(views: Views) -> list[Tensor]:
     """The stage maps of the first view before their activation."""
-    return _shown(first(views).pre_activations, "pre_activations")
+    return first(views).tensors("pre_activations")
 
 
-def _shown(value: Value | None, kind: str) -> Value:
-    if value is None:
-        raise ValueError(f"'{kind}' was not tapped")
-    return value
-
-
-def only_teacher(context: Context) -> TeacherContext:
+def only_teacher(context: MethodContext) -> TeacherContext:
     """The one teacher of a method that reads one.
 
     Raises:
@@ -293,7 +313,7 @@ def only_teacher(context: Context) -> TeacherContext:
     return context.teachers[0]
 
 
-def last_maps(context: Context) -> tuple[MapSpec, MapSpec]:
+def last_maps(context: MethodContext) -> tuple[MapSpec, MapSpec]:
     """Last maps of student and teacher, for a method that reads one teacher.
 
     Raises:
@@ -310,7 +330,7 @@ def last_maps(context: Context) -> tuple[MapSpec, MapSpec]:
     return context.student.last_map, teacher.last_map
 
 
-def pooled_widths(context: Context) -> tuple[int, int]:
+def pooled_widths(context: MethodContext) -> tuple[int, int]:
     """Widths D of the pooled vectors of student and teacher, for a method that reads one teacher.
 
     Raises:

@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from compress.data.batch import Batch
-from compress.distributed.collectives import gathered
+from compress.distributed.collectives import all_gather
 from compress.methods.blocks import memory_bank
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
-    Terms,
+    MethodContext,
     Views,
     pooled,
     pooled_widths,
@@ -101,7 +101,7 @@ class Contrast(nn.Module):
         by_student = memory_bank.bank_scores(v_s, self.teacher_bank, drawn) / temperature
         by_teacher = memory_bank.bank_scores(v_t, self.student_bank, drawn) / temperature
         means = torch.stack([s.detach().exp().mean(1) for s in (by_student, by_teacher)], 1)
-        z_s, z_t = self._normalisers(gathered(means) if self._is_first else means)
+        z_s, z_t = self._normalisers(all_gather(means) if self._is_first else means)
         if self.training:
             self._seen.append((images, torch.cat([v_s, v_t, means], 1).detach()))
         return crd_loss(by_student, z_s, self.rows) + crd_loss(by_teacher, z_t, self.rows)
@@ -114,7 +114,7 @@ class Contrast(nn.Module):
         """Set what is not set, and write the rows of what was seen in training since the last."""
         if not self._seen:
             return
-        images, seen = (gathered(torch.cat(rows)) for rows in zip(*self._seen, strict=True))
+        images, seen = (all_gather(torch.cat(rows)) for rows in zip(*self._seen, strict=True))
         self._seen = []
         self._is_first = False
         v_s, v_t, means = torch.split(seen, [self.features, self.features, 2], dim=1)
@@ -134,11 +134,11 @@ class CRD(Method):
     knows_images = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(0.8)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(0.8)
 
     def __init__(
         self,
-        context: Context,
+        context: MethodContext,
         *,
         negatives: int = 16384,
         temperature: float = 0.07,
@@ -157,7 +157,7 @@ class CRD(Method):
         self.contrasts = nn.ModuleList(
             Contrast(*pooled_widths(pair), features, rows) for pair in pairs
         )
-        self._bank_remark = memory_bank.bank_remark(rows, features, len(context.teachers))
+        self._bank_note = memory_bank.bank_note(rows, features, len(context.teachers))
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `crd`."""
@@ -181,9 +181,9 @@ class CRD(Method):
         for contrast in self.contrasts:
             contrast.after_step(self.momentum)  # type: ignore[operator]
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What the banks take, and where draws repeat."""
-        return [self._bank_remark, *self.sampler.remarks()]
+        return [self._bank_note, *self.sampler.notes()]
 
 
 def _refuse_impossible(temperature: float, momentum: float, features: int, mode: str) -> None:

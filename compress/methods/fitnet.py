@@ -25,7 +25,7 @@ from torch.nn.functional import mse_loss
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import MapRegressor, pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
 
@@ -48,9 +48,9 @@ class FitNet(Method):
 
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(100)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(100)
 
-    def __init__(self, context: Context, *, hint: int = 2) -> None:
+    def __init__(self, context: MethodContext, *, hint: int = 2) -> None:
         super().__init__(context)
         pairs = stage_pairs(context)
         if not 1 <= hint <= len(pairs):

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import pool_to_smaller
-from compress.methods.contract import Context, PretrainedMethod, Views, first, only_teacher, stages
+from compress.methods.contract import (
+    MethodContext,
+    PretrainedMethod,
+    Views,
+    first,
+    only_teacher,
+    stages,
+)
 from compress.precision import in_float32
 from compress.taps import TapSpecs
 
@@ -63,7 +70,7 @@ class FSP(PretrainedMethod):
     student_taps = ("stem", "stages")
     teacher_taps = ("stem", "stages")
 
-    def __init__(self, context: Context, *, pretrain_epochs: int = 30) -> None:
+    def __init__(self, context: MethodContext, *, pretrain_epochs: int = 30) -> None:
         super().__init__(context, pretrain_epochs)
         own, target = context.student, only_teacher(context).taps
         self.with_stem = own.stem is not None and target.stem is not None
@@ -78,8 +85,8 @@ class FSP(PretrainedMethod):
         """The term `fsp`."""
         return {"fsp": fsp_loss(self._maps(student), self._maps(teachers[0]))}
 
-    def remarks(self) -> list[str]:
-        """See `Method.remarks`."""
+    def notes(self) -> list[str]:
+        """See `Method.notes`."""
         stems = [specs.stem for specs in (self.context.student, self.context.teachers[0].taps)]
         if self.with_stem or stems == [None, None]:
             return []
@@ -91,8 +98,8 @@ class FSP(PretrainedMethod):
         return [m.channels for m in maps if m is not None]
 
     def _maps(self, views: Views) -> list[Tensor]:
-        stem = first(views).stem
-        return [*([stem] if self.with_stem and stem is not None else ()), *stages(views)]
+        stem = [first(views).tensor("stem")] if self.with_stem else []
+        return [*stem, *stages(views)]
 
 
 def _listed(widths: list[int]) -> str:

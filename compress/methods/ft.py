@@ -31,7 +31,15 @@ from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, Method, Phase, Terms, Views, published, stages
+from compress.methods.contract import (
+    LossWeights,
+    Method,
+    MethodContext,
+    Phase,
+    Views,
+    published,
+    stages,
+)
 from compress.precision import in_float32
 
 
@@ -77,11 +85,11 @@ class FT(Method):
 
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(200)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(200)
 
     def __init__(
         self,
-        context: Context,
+        context: MethodContext,
         *,
         paraphrase_rate: float = 0.5,
         paraphraser_epochs: int = 30,

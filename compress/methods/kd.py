@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views
+from compress.methods.contract import LossWeights, Method, MethodContext, Views
 from compress.precision import in_float32
 
 
@@ -46,12 +46,12 @@ class KD(Method):
     is_soft_term = True
     student_taps = ("logits",)
     teacher_taps = ("logits",)
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=0.1, kd=0, method=0.9),
-        "simkd": Terms(ce=1, kd=0, method=1),
+    protocols: ClassVar[Mapping[str, LossWeights]] = {
+        "crd": LossWeights(ce=0.1, kd=0, method=0.9),
+        "simkd": LossWeights(ce=1, kd=0, method=1),
     }
 
-    def __init__(self, context: Context, *, temperature: float = 4.0) -> None:
+    def __init__(self, context: MethodContext, *, temperature: float = 4.0) -> None:
         super().__init__(context)
         if temperature <= 0:
             raise ValueError(f"temperature is above 0, got {temperature}")

@@ -6,16 +6,16 @@ L = CE(z_s, y). The baseline of every table ("Student" in the papers).
 from collections.abc import Mapping
 from typing import ClassVar
 
-from compress.methods.contract import Context, Method, Terms
+from compress.methods.contract import LossWeights, Method, MethodContext
 
 
 class Alone(Method):
     """No terms of its own; no teacher is run."""
 
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=1, kd=0, method=0),
-        "simkd": Terms(ce=1, kd=0, method=0),
+    protocols: ClassVar[Mapping[str, LossWeights]] = {
+        "crd": LossWeights(ce=1, kd=0, method=0),
+        "simkd": LossWeights(ce=1, kd=0, method=0),
     }
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

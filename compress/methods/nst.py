@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
 
@@ -64,9 +64,9 @@ class NST(Method):
 
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(50)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(50)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         stage_pairs(context)  # refuses networks that it cannot pair
 
@@ -75,6 +75,6 @@ class NST(Method):
         pairs = zip(stages(student), stages(teachers[0]), strict=False)
         return {"nst": torch.stack([nst_loss(s, t) for s, t in pairs]).sum()}
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Stages that find no partner."""
         return left_out(self.context)

@@ -23,9 +23,9 @@ from torch import Tensor
 from compress.data.batch import Batch
 from compress.methods.blocks.directions import fading
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
-    Terms,
+    MethodContext,
     Views,
     pooled,
     pooled_widths,
@@ -66,9 +66,9 @@ class PKT(Method):
     batch_coupled = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(30000)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(30000)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         pooled_widths(context)
 

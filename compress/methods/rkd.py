@@ -31,9 +31,9 @@ from torch.nn.functional import smooth_l1_loss
 from compress.data.batch import Batch
 from compress.methods.blocks.directions import fading
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
-    Terms,
+    MethodContext,
     Views,
     pooled,
     pooled_widths,
@@ -92,10 +92,10 @@ class RKD(Method):
     batch_coupled = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(1)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
 
     def __init__(
-        self, context: Context, *, distance_weight: float = 25.0, angle_weight: float = 50.0
+        self, context: MethodContext, *, distance_weight: float = 25.0, angle_weight: float = 50.0
     ) -> None:
         super().__init__(context)
         pooled_widths(context)

@@ -30,7 +30,7 @@ from torch.nn.functional import normalize, pad
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
 
@@ -117,9 +117,9 @@ class SemCKD(Method):
     batch_coupled = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(400)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(400)
 
-    def __init__(self, context: Context, *, temperature: float = 1.0) -> None:
+    def __init__(self, context: MethodContext, *, temperature: float = 1.0) -> None:
         super().__init__(context)
         stage_pairs(context)  # refuses several teachers, and networks without maps
         if not 0 < temperature < math.inf:

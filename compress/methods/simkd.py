@@ -20,7 +20,6 @@ Measured here on 20 classes with small networks: see pipelines/simkd_cifar_cpu.y
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -28,7 +27,15 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.contract import Context, Method, Terms, Views, first, last_map, last_maps
+from compress.methods.contract import (
+    LossWeights,
+    Method,
+    MethodContext,
+    Views,
+    first,
+    last_map,
+    last_maps,
+)
 from compress.precision import in_float32
 from compress.taps import Taps, encoder_until
 
@@ -94,12 +101,14 @@ class SimKD(Method):
 
     student_taps = ("last_map",)
     teacher_taps = ("last_map",)
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=0, kd=0, method=1),
-        "simkd": Terms(ce=0, kd=0, method=1),
+    protocols: ClassVar[Mapping[str, LossWeights]] = {
+        "crd": LossWeights(ce=0, kd=0, method=1),
+        "simkd": LossWeights(ce=0, kd=0, method=1),
     }
 
-    def __init__(self, context: Context, *, reduction: int = 2, depthwise: bool = False) -> None:
+    def __init__(
+        self, context: MethodContext, *, reduction: int = 2, depthwise: bool = False
+    ) -> None:
         super().__init__(context)
         student_map, teacher_map = last_maps(context)
         teacher = context.teachers[0]
@@ -128,15 +137,15 @@ class SimKD(Method):
     def extend(self, student: Taps) -> Taps:
         """Add `projected`, P(F_s)."""
         projected = self.projector(self.shrink(last_map([student])))
-        return replace(student, derived={"projected": projected})
+        return Taps(student, projected=projected)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `simkd`."""
-        return {"simkd": simkd_loss(first(student).derived["projected"], last_map(teachers[0]))}
+        return {"simkd": simkd_loss(first(student).tensor("projected"), last_map(teachers[0]))}
 
     def logits(self, student: Taps) -> Tensor:
         """See `Method.logits`."""
-        logits: Tensor = self.classifier(student.derived["projected"].mean((2, 3)))
+        logits: Tensor = self.classifier(student.tensor("projected").mean((2, 3)))
         return logits
 
     def deploy(self, student: nn.Module) -> nn.Module:

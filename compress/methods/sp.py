@@ -24,7 +24,7 @@ from torch.nn.functional import mse_loss, normalize
 from compress.data.batch import Batch
 from compress.methods.blocks.directions import fading
 from compress.methods.blocks.maps import stage_pairs
-from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
 
@@ -55,9 +55,9 @@ class SP(Method):
     batch_coupled = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(3000)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(3000)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         stage_pairs(context)  # refuses several teachers and networks without stage maps
 

@@ -27,9 +27,9 @@ from torch.nn.functional import linear, mse_loss
 
 from compress.data.batch import Batch
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
-    Terms,
+    MethodContext,
     Views,
     first,
     last_map,
@@ -85,11 +85,13 @@ class SRRL(Method):
 
     student_taps = ("pooled",)
     teacher_taps = ("pooled", "logits")
-    protocols: ClassVar[Mapping[str, Terms]] = published(1)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, context: Context, *, connect: Literal["pooled", "map"] = "pooled") -> None:
+    def __init__(
+        self, context: MethodContext, *, connect: Literal["pooled", "map"] = "pooled"
+    ) -> None:
         super().__init__(context)
         student_width, teacher_width = pooled_widths(context)
         teacher = only_teacher(context)

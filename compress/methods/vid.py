@@ -27,7 +27,7 @@ from torch.nn.functional import softplus
 
 from compress.data.batch import Batch
 from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
-from compress.methods.contract import Context, Method, Terms, Views, published, stages
+from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
 
@@ -80,11 +80,11 @@ class VID(Method):
 
     student_taps = ("stages",)
     teacher_taps = ("stages",)
-    protocols: ClassVar[Mapping[str, Terms]] = published(1)
+    protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
 
     def __init__(
         self,
-        context: Context,
+        context: MethodContext,
         *,
         initial_variance: float = 5.0,
         minimum_variance: float = 1e-5,
@@ -108,6 +108,6 @@ class VID(Method):
         ]
         return {"vid": torch.stack(terms).sum()}
 
-    def remarks(self) -> list[str]:
-        """See `Method.remarks`."""
+    def notes(self) -> list[str]:
+        """See `Method.notes`."""
         return left_out(self.context)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compress import __version__, models
 from compress.data.images import Preprocessing
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.engine.checkpoint import (
     checkpoint_path,
     part_of,
@@ -28,7 +28,7 @@ from compress.engine.checkpoint import (
 )
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, TeacherContext
+from compress.methods.contract import Method, MethodContext, TeacherContext
 from compress.model_files.descriptions import FORMAT, read_description
 from compress.models import user_code
 from compress.models.arguments import without_sources
@@ -126,7 +126,7 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         weight = torch.zeros(taps.num_classes, width) if width is not None else None
         bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
         teachers.append(TeacherContext(taps, weight, bias))
-    context = Context(
+    context = MethodContext(
         TapSpecs.from_dict(content["student"]),
         tuple(teachers),
         labels=torch.zeros(0, dtype=torch.long),
@@ -146,7 +146,7 @@ def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, 
     path = folder / f"{name}.safetensors"
     write_tensors(path, network.state_dict())
     write_json(folder / f"{name}.json", dict(description))
-    return by_first(lambda: sha256_file(path))
+    return on_main_process(lambda: sha256_file(path))
 
 
 def is_described(path: Path) -> bool:

@@ -16,8 +16,9 @@ import yaml
 from compress.console.ending import doing, stop_sentence
 from compress.console.messages import log, log_to, note
 from compress.console.terminal import console
-from compress.distributed.collectives import by_first, world
-from compress.engine.loop import Position, drained
+from compress.distributed.collectives import on_main_process, world_size
+from compress.engine.lockstep import drain
+from compress.engine.loop import Position
 from compress.environment import environment
 from compress.errors import UserError, nearest
 from compress.models import user_code
@@ -32,8 +33,8 @@ from compress.run.plan import RecipePlan, make_plan
 from compress.run.probe import Shapes, can_be_built, probe
 from compress.run.schema import schema
 from compress.run.stages import StageTable
-from compress.stages.fast_teachers import check_arithmetic
 from compress.storage.files import write_json, write_text
+from compress.teacher.settings import check_arithmetic
 from compress.trackers import track_to
 
 
@@ -62,15 +63,15 @@ def run_steps(
 
 def _command(request: RecipeRequest, stages: StageTable) -> int:
     if request.values is None:
-        by_first(lambda: print(json.dumps(schema(stages), indent=2)))
+        on_main_process(lambda: print(json.dumps(schema(stages), indent=2)))
         return 0
     device = usable_device(request.options.device)
     plan, shapes = _checked_plan(request, stages, device)
-    check_arithmetic(plan.recipe.engine, device)
+    check_arithmetic(plan.recipe.engine.teacher, device)
     if request.options.check:
-        by_first(lambda: preview.show(plan, shapes))
+        on_main_process(lambda: preview.show(plan, shapes))
         return 0
-    drained(_run(request, plan, stages, device, {}))
+    drain(_run(request, plan, stages, device, {}))
     return 0
 
 
@@ -114,7 +115,7 @@ def _run(
         resolved = recipe.model_dump(mode="json")
         write_text(folder / "resolved.yaml", yaml.safe_dump(resolved, sort_keys=False))
         write_json(folder / "environment.json", environment(device))
-        among = f", {world()} processes" if world() > 1 else ""
+        among = f", {world_size()} processes" if world_size() > 1 else ""
         log(f"{options.recipe} -> {folder} ({device}{among})")
         executor = Executor(
             plan,
@@ -130,7 +131,7 @@ def _run(
             with track_to(recipe.trackers, folder, str(folder), resolved):
                 current = yield from executor.steps()
             with doing("the report"):
-                by_first(lambda: _report(directory, current))
+                on_main_process(lambda: _report(directory, current))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_mapping, write_json
@@ -44,7 +44,7 @@ class RunDirectory:
     def open(self) -> Iterator[None]:
         """Create or re-enter the directory; one run at a time."""
         with ExitStack() as held:
-            by_first(lambda: held.enter_context(self._held()))
+            on_main_process(lambda: held.enter_context(self._held()))
             yield
 
     @contextmanager

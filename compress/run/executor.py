@@ -16,9 +16,9 @@ import torch
 
 from compress.console.ending import doing
 from compress.console.messages import log
-from compress.distributed.collectives import by_first, world
-from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position, drained
+from compress.distributed.collectives import on_main_process, world_size
+from compress.engine.lockstep import drain, in_lockstep
+from compress.engine.loop import Position
 from compress.environment import environment
 from compress.errors import UserError
 from compress.recipe.schema import Recipe
@@ -85,7 +85,9 @@ class Progress:
 
     def note(self, step: PlannedStep) -> None:
         """Read the result of a finished step, which those after it depend on."""
-        self.digests[step.name] = by_first(lambda: self.directory.digest_of_result(step.name))
+        self.digests[step.name] = on_main_process(
+            lambda: self.directory.digest_of_result(step.name)
+        )
 
 
 @dataclass(frozen=True)
@@ -114,18 +116,18 @@ class Executor:
         progress, every = Progress(self.plan, self.stages, self.directory), self.plan.steps
         if self._recipe is not None:
             names = [step.name for step in every]
-            by_first(lambda: self.directory.shelve_unplanned(names))
+            on_main_process(lambda: self.directory.shelve_unplanned(names))
         last = max(i for i, s in enumerate(every) if self.until in (None, s.name, s.stage))
         for group in self._groups(every[: last + 1]):
             tasks = [self._step(step, progress) for step in group]
             with doing(", ".join(step.name for step in group)):
-                yield from side_by_side(tasks) if len(tasks) > 1 else tasks[0]
+                yield from in_lockstep(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
                 progress.note(step)
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:
-            if by_first(partial(_is_whole, progress, step)):
+            if on_main_process(partial(_is_whole, progress, step)):
                 progress.note(step)
         return list(progress.digests)
 
@@ -135,7 +137,7 @@ class Executor:
 
     def run(self) -> list[str]:
         """Run the plan to its end; returns what `steps` does."""
-        return drained(self.steps())
+        return drain(self.steps())
 
     def _groups(self, steps: Sequence[PlannedStep]) -> list[list[PlannedStep]]:
         """Steps that are done in lockstep: students of the same batches that share a teacher."""
@@ -151,7 +153,7 @@ class Executor:
         return [[step for _, step in group] for _, group in grouped]
 
     def _step(self, step: PlannedStep, progress: Progress) -> Generator[Position, None, None]:
-        if not by_first(partial(self._prepare, step, progress)):
+        if not on_main_process(partial(self._prepare, step, progress)):
             return
         job = self._job(step, progress.fields(step).folder)
         start, clock = time.perf_counter(), list[float]()
@@ -162,16 +164,16 @@ class Executor:
         elif stage.IN_EVERY_PROCESS:
             outcome = stage.run(job)
         else:
-            outcome = by_first(lambda: stage.run(job))
+            outcome = on_main_process(lambda: stage.run(job))
         # Of students in lockstep each has the time of its own steps; the teacher's is the first's.
         seconds = clock[0] if clock else time.perf_counter() - start
         measured = {
             **outcome.measured,
             "seconds": seconds,
-            "processes": world(),
+            "processes": world_size(),
             "environment": environment(self.device),
         }
-        by_first(lambda: progress.finish(step, Outcome(outcome.values, measured)))
+        on_main_process(lambda: progress.finish(step, Outcome(outcome.values, measured)))
         log(f"{step.name}: {seconds:.1f} s")
 
     def _job(self, step: PlannedStep, fields: Mapping[str, Any]) -> StepJob:

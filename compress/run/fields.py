@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.methods import METHODS
-from compress.methods.contract import Terms
+from compress.methods.contract import LossWeights
 from compress.models import user_code
 from compress.recipe.schema import Engine, MethodPart, Recipe
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan
 from compress.stages.distill import terms_for
-from compress.stages.fast_teachers import arithmetic
 from compress.storage.fingerprints import fingerprint_of, fingerprint_of_folder, sha256_file
+from compress.teacher.settings import arithmetic_name
 
 Fields = dict[str, Any]
 
@@ -139,7 +139,7 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     return fingerprint_of(content)
 
 
-def _reads_teachers(part: MethodPart, terms: Terms) -> bool:
+def _reads_teachers(part: MethodPart, terms: LossWeights) -> bool:
     """Whether a method's terms of weight, or its phases, read a teacher."""
     return terms.kd != 0 or bool(METHODS[part.name].teacher_taps)
 
@@ -147,7 +147,7 @@ def _reads_teachers(part: MethodPart, terms: Terms) -> bool:
 def _targets(engine: Engine) -> dict[str, str]:
     """What of the engine changes the targets that students learn from."""
     stored = engine.cache.dtype if engine.cache else "float32"
-    return {"engine.teacher": arithmetic(engine), "engine.cache.dtype": stored}
+    return {"engine.teacher": arithmetic_name(engine.teacher), "engine.cache.dtype": stored}
 
 
 def _with_digests(part: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import distributed
 
 from compress.console.ending import exit_code
 from compress.console.terminal import tell, tell_stop
-from compress.distributed.collectives import by_first, is_first, world
+from compress.distributed.collectives import is_main_process, on_main_process, world_size
 from compress.errors import UserError
 
 Request = TypeVar("Request")
@@ -40,7 +40,7 @@ def launch(read: Callable[[], Request], command: Callable[[Request], int]) -> in
     """
     with _joined_processes():
         return exit_code(
-            lambda: command(by_first(read)),
+            lambda: command(on_main_process(read)),
             lambda message: say_once(lambda: tell(message)),
             lambda sentence: say_once(lambda: tell_stop(sentence)),
         )
@@ -78,7 +78,7 @@ def own_device(device: torch.device) -> torch.device:
     Raises:
         UserError: there are more processes than GPUs, or one GPU was named for all.
     """
-    if device.type != "cuda" or world() == 1:
+    if device.type != "cuda" or world_size() == 1:
         return device
     if device.index is not None:
         raise UserError(f"several processes cannot share {device}; give --device cuda")
@@ -112,7 +112,7 @@ def say_once(say: Callable[[], None], where: str = "console") -> None:
     """
     if _board is None:
         say()
-    elif not is_first() and _is_said(where, _PATIENCE):
+    elif not is_main_process() and _is_said(where, _PATIENCE):
         return
     elif _board.add(f"speakers, {where}", 1) == 1:
         say()

@@ -10,19 +10,18 @@ from torch import nn
 
 from compress import models
 from compress.data import IMAGE_SIZES
-from compress.distill.module import teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method
+from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.model_files.weights import load_state, published_weights, read_state
 from compress.models.layout import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths
 from compress.run.place_checks import check_batches
 from compress.seeding import seeded
 from compress.stages.distill import terms_for
-from compress.stages.fast_teachers import check_int8
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
+from compress.teacher.settings import check_int8
 
 # Any class count will do where only shapes are looked at and the data are not open yet.
 _CLASSES = 10
@@ -126,7 +125,7 @@ def _build_methods(
     recipe: Recipe, num_classes: int, student: _Network, teachers: list[_Network]
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods by label, and why others cannot be built for these networks."""
-    context = Context(
+    context = MethodContext(
         student=student[1],
         teachers=tuple(teacher_context(*teacher) for teacher in teachers),
         num_classes=num_classes,

@@ -1,6 +1,6 @@
 """Problems of a training of a recipe or a transfer command, beyond its shape."""
 
-from compress.engine.optimization import OPTIMIZERS, SCHEDULES, Settings
+from compress.engine.optimization import OPTIMIZERS, SCHEDULES, TrainSettings
 from compress.errors import nearest
 from compress.recipe.schema import Train
 from compress.recipe.signatures import check_named
@@ -38,7 +38,7 @@ def check_train(train: Train, path: str) -> list[str]:
     return problems
 
 
-def _check_schedule(settings: Settings) -> None:
+def _check_schedule(settings: TrainSettings) -> None:
     """Look at the learning rate over the whole run: an absurd argument shows late in it."""
     for percent in range(100):
         lr = settings.lr * settings.schedule(percent / 100)

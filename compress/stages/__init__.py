@@ -5,6 +5,7 @@ recipes. What two stages need of a recipe stands here.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,20 +13,21 @@ import torch
 from torch import nn
 
 from compress.accounting import count_macs
-from compress.data import Dataset, evaluation_batches, open_data
-from compress.engine.checkpoint import best_row
-from compress.engine.compiling import pays
-from compress.engine.optimization import SCHEDULES, Settings
+from compress.data import Dataset, ImageBatches, evaluation_batches, open_data
+from compress.engine.checkpoint import Selection
+from compress.engine.compiling import compiled_taps, pays
+from compress.engine.optimization import SCHEDULES, TrainSettings
 from compress.recipe.schema import Recipe, Train
 from compress.stages.job import Job
-from compress.tasks import Classification
+from compress.taps import TappedForward, TapSpecs
+from compress.tasks import Classification, Task
 
 EVALUATION_BATCH = 256
 
 
-def settings_from(train: Train) -> Settings:
+def settings_from(train: Train) -> TrainSettings:
     """The loop's settings from a recipe's `train` section."""
-    return Settings(
+    return TrainSettings(
         epochs=train.epochs,
         lr=train.lr,
         batch_size=train.batch_size,
@@ -39,8 +41,8 @@ def settings_from(train: Train) -> Settings:
     )
 
 
-def task_of(recipe: Recipe) -> Classification:
-    """What the recipe's networks are trained for; its metric is better where higher."""
+def task_of(recipe: Recipe) -> Task:
+    """The task that the recipe's networks are trained for."""
     return Classification()
 
 
@@ -61,7 +63,7 @@ def _moved(data: Dataset, device: torch.device) -> Dataset:
 
 
 def compiles(job: Job, data: Dataset, network: nn.Module, train: Train, *, passes: int) -> bool:
-    """Whether the recipe's engine compiles a network that is run `passes` times an image."""
+    """Decide whether the recipe's engine compiles a network that is run `passes` times an image."""
     images = train.epochs * len(data.train)
 
     def macs() -> float:
@@ -70,12 +72,48 @@ def compiles(job: Job, data: Dataset, network: nn.Module, train: Train, *, passe
     return pays(job.recipe.engine.compile, job.device, macs=macs, steps=images // train.batch_size)
 
 
+def compiled_forward(
+    job: Job,
+    data: Dataset,
+    network: nn.Module,
+    specs: TapSpecs,
+    wanted: Sequence[str],
+    train: Train,
+    *,
+    name: str,
+    rows: Callable[[], int],
+) -> TappedForward | None:
+    """A network that learns, compiled for `rows()` images; None where it is not or cannot be."""
+    if not compiles(job, data, network, train, passes=3):  # backward is two
+        return None
+    network.to(job.device)
+    wish = job.recipe.engine.compile
+    return compiled_taps(network, specs, wanted, name, wish=wish, rows=rows())
+
+
+def training_batches(
+    job: Job, data: Dataset, train: Train, *, augment: Sequence[str], trial: int
+) -> ImageBatches:
+    """Augmented batches of the training split, one augmentation per view."""
+    return ImageBatches(
+        data.train,
+        data.preprocessing,
+        batch_size=train.batch_size,
+        augment=augment,
+        seed=order_seed(job.recipe, trial),
+        device=job.device,
+        workers=job.workers,
+        views=job.recipe.data.views,
+        views_seed=order_seed(job.recipe, 0),
+    )
+
+
 def order_seed(recipe: Recipe, trial: int) -> int:
-    """What order and augmentation are keyed by: the trial, unless the recipe fixes them."""
+    """The seed of order and augmentation: that of the trial, unless the recipe fixes it."""
     return recipe.seed + trial if recipe.data.seed is None else recipe.data.seed
 
 
-def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
+def evaluate(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     """The task's metric on the test split and, where there is one, on the validation split."""
     task = task_of(job.recipe)
     result: dict[str, float] = {}
@@ -93,14 +131,23 @@ def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     return result
 
 
-def summary(history: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Headline and best-on-test of a training whose rows hold `metric`.
+def selection_of(task: Task, data: Dataset) -> Selection | None:
+    """The epoch of a training that counts: the best on the validation split, where there is one."""
+    if data.validation is None:
+        return None
+    return Selection(f"validation_{task.metric}", task.higher_is_better)
+
+
+def summary(history: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """Headline and best-on-test of a training whose rows hold the task's metric.
 
     The headline is the last epoch's, or that of the epoch with the best validation result.
     """
-    validation = f"validation_{metric}"
-    chosen = best_row(history, validation) if validation in history[-1] else history[-1]
-    best = best_row(history, metric)
+    metric, validation = task.metric, f"validation_{task.metric}"
+    chosen = history[-1]
+    if validation in chosen:
+        chosen = Selection(validation, task.higher_is_better).best(history)
+    best = Selection(metric, task.higher_is_better).best(history)
     return {
         metric: chosen[metric],
         "selected_epoch": int(chosen["epoch"]),

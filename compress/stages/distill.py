@@ -2,27 +2,30 @@
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from compress.accounting.memory import peak_step_bytes
 from compress.console.messages import log
 from compress.data import Batch, Dataset, evenly
 from compress.distill.module import Distillation
-from compress.engine.loop import History, Position, autocast, drained, training_steps
-from compress.engine.optimization import Settings, constant
+from compress.engine.lockstep import drain
+from compress.engine.loop import History, Position, Training, autocast
+from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
-from compress.methods.contract import Method, Terms
+from compress.methods.contract import LossWeights, Method, Phase
 from compress.model_files import artifacts
 from compress.recipe.schema import Distill, MethodPart
 from compress.seeding import seeded
-from compress.stages import dataset_of, judge, settings_from, summary, task_of
+from compress.stages import dataset_of, evaluate, selection_of, settings_from, summary, task_of
+from compress.stages.inputs import StudentInputs
 from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
 from compress.stages.teacher import load_teachers
-from compress.stages.teaching import Teaching
 from compress.storage.files import write_json
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import seal
@@ -31,7 +34,7 @@ RESULT_VERSION = 4
 IN_EVERY_PROCESS = True
 
 
-def terms_for(part: MethodPart, distill: Distill) -> Terms:
+def terms_for(part: MethodPart, distill: Distill) -> LossWeights:
     """The weights of a method: those of the published protocol where the recipe gives no other.
 
     `distill.weights` is for the method that ships; a method beside it has its own `weights`.
@@ -50,7 +53,7 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
 
 def run(job: Job) -> Outcome:
     """Train the student that `job.arguments` names: {"part": MethodPart, "label", "trial"}."""
-    return drained(learn(job))
+    return drain(learn(job))
 
 
 def learn(job: Job) -> Generator[Position, None, Outcome]:
@@ -60,8 +63,8 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     data = dataset_of(recipe, job.device)
     seed = recipe.seed + trial
     teachers = load_teachers(job.run_folder)
-    teaching = Teaching(job, data, teachers)
-    student, method = build_student(job, data, seed, teachers, len(teaching.batches))
+    inputs = StudentInputs(job, data, teachers)
+    student, method = build_student(job, data, seed, teachers, len(inputs.batches))
     task = task_of(recipe)
     weights = terms_for(part, recipe.distill)
     module = Distillation(
@@ -72,17 +75,17 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         task,
         kd_temperature=recipe.distill.kd_temperature,
     ).to(job.device)
-    for remark in method.remarks():
-        log(f"  {job.name}: {remark}")
+    for note in method.notes():
+        log(f"  {job.name}: {note}")
     deployed = method.deploy(student)
     description = describe_student(job, data, deployed is student, method, weights)
     # Written before the first step: an interrupted training can be exported.
     write_json(job.folder / "description.json", seal(description))
-    training = _Training(job, module, teaching, data, deployed)
+    training = _Distilling(job, module, inputs, data, deployed)
     history, terms = yield from training.run()
-    found = summary(history, task.metric)
-    log(f"  {job.name}: {found[task.metric]:.2f} % on {len(data.test)} test images")
-    description["metrics"] = {k: v for k, v in found.items() if "percent" in k}
+    results = summary(history, task)
+    log(f"  {job.name}: {task.format(results[task.metric])} on {len(data.test)} test images")
+    description["metrics"] = {k: v for k, v in results.items() if "percent" in k}
     digest = artifacts.save(job.folder, "student", deployed, description)
     values = {
         "label": job.arguments["label"],
@@ -91,19 +94,19 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         **description["distillation"],
         "terms": terms,
         "test_images": len(data.test),
-        **found,
+        **results,
         "sha256": digest,
     }
-    return Outcome(values, {**teaching.measured(), "memory": training.memory})
+    return Outcome(values, {"teaching": inputs.ensemble.notes(), "memory": training.memory})
 
 
 @dataclass
-class _Training:
+class _Distilling:
     """The phases, then the main training, and the method's own terms before, between and after."""
 
     job: Job
     module: Distillation
-    teaching: Teaching
+    inputs: StudentInputs
     data: Dataset
     deployed: nn.Module
     memory: dict[str, int] = field(default_factory=dict)
@@ -117,63 +120,80 @@ class _Training:
         fixed = _fixed_batch(self.data, self.module.method, settings.batch_size, self.job)
         terms = {"initial": self._measure(fixed)}
         for number, phase in enumerate(phases):
-            epochs, lr = phase.epochs, phase.lr or settings.lr
-            self._enter(phase)
-            yield from training_steps(
-                self.module,
-                self.teaching.batches,
-                replace(settings, epochs=epochs, lr=lr, schedule=constant()),
-                directory=self.job.folder / f"phase-{phase.name}",
-                role=f"{self.job.name} {phase.name}",
-                seed=self._seed,
-                device=self.job.device,
-                order=number - len(phases),
-                fingerprint=fingerprint_of(self.job.fields),
-            )
-        self._enter(None)
+            yield from self._phase(phase, settings).run_in_turns(number - len(phases))
+        self._begin(None)
         terms["start"] = self._measure(fixed)
         self._measure_memory(settings)
-        metric = task_of(self.job.recipe).metric
-        history = yield from training_steps(
+        history = yield from self._main(settings).run_in_turns()
+        if self.job.device.type == "cuda":
+            self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)
+        terms["end"] = self._measure(fixed)
+        return history, terms
+
+    def _phase(self, phase: Phase, settings: TrainSettings) -> Training:
+        """A training before the main one, at a constant learning rate."""
+        self._begin(phase)
+        lr = phase.lr or settings.lr
+        return Training(
             self.module,
-            self.teaching.shared_batches,
+            self.inputs.batches,
+            replace(settings, epochs=phase.epochs, lr=lr, schedule=constant()),
+            directory=self.job.folder / f"phase-{phase.name}",
+            role=f"{self.job.name} {phase.name}",
+            seed=self._seed,
+            device=self.job.device,
+            fingerprint=fingerprint_of(self.job.fields),
+        )
+
+    def _main(self, settings: TrainSettings) -> Training:
+        return Training(
+            self.module,
+            self.inputs.main_batches,
             settings,
             directory=self.job.folder,
             role=self.job.name,
             seed=self._seed,
             device=self.job.device,
-            evaluate=lambda: judge(self.deployed, self.data, self.job),
-            keep_best=f"validation_{metric}" if self.data.validation else None,
+            evaluate=partial(evaluate, self.deployed, self.data, self.job),
+            keep_best=selection_of(task_of(self.job.recipe), self.data),
             fingerprint=fingerprint_of(self.job.fields),
         )
-        if self.job.device.type == "cuda":
-            self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)
-        terms["end"] = self._measure(fixed)
-        return history, terms
 
     @property
     def _seed(self) -> int:
         seed: int = self.job.recipe.seed + self.job.arguments["trial"]
         return seed
 
-    def _enter(self, phase: Any) -> None:
+    def _begin(self, phase: Phase | None) -> None:
+        inputs, module = self.inputs, self.module
+        student = inputs.student_forward(module)
+        teachers = inputs.teacher_forwards(module, phase)
         with seeded(self._seed, self.job.name, "probe"):
-            self.module.enter(phase, self.teaching.probe)
-        self.teaching.teach(self.module, is_main=phase is None)
+            module.begin_phase(phase, inputs.probe, student=student, teachers=teachers)
 
     def _measure(self, batch: Batch) -> dict[str, float | None]:
         with seeded(self._seed, self.job.name, "measure"):
             return self.module.measure(batch)
 
-    def _measure_memory(self, settings: Settings) -> None:
+    def _measure_memory(self, settings: TrainSettings) -> None:
         """Bytes of a step's tensors and of the method's state; the device's peak starts anew."""
-        batch, device = self.teaching.probe.split(settings.accumulate)[0], self.job.device
+        batch, device = self.inputs.probe.split(settings.accumulate)[0], self.job.device
         with seeded(self._seed, self.job.name, "memory"), autocast(device, settings.precision):
-            step = self.module.peak_bytes(batch)
+            step = step_bytes(self.module, batch)
         state = self.module.method_bytes()
         self.memory = {"step_bytes": step, "method_bytes": state, "batch": len(batch.index)}
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+
+
+def step_bytes(module: Distillation, batch: Batch) -> int:
+    """Most bytes of tensors alive at once in forward and backward of a batch.
+
+    Parameters, buffers and the batch are not counted. It is that of the networks themselves, eager
+    and not cached, whatever gives the taps. Every state is left as it was.
+    """
+    with module.rehearsal():
+        return peak_step_bytes(partial(module.backward, batch), module.resident_tensors(batch))
 
 
 def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:

@@ -90,7 +90,8 @@ def _trained_logits(folder: Path, name: str, description: dict[str, Any], images
         logits: Tensor = network(images)
         return logits
     method = artifacts.rebuild_method(description["method"])
-    tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), method.student_taps)
+    wanted = (*method.student_taps, "logits")
+    tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), wanted)
     method.bind(tapped)
     method.load_state_dict(part_of(state, "method."))
     method.eval()

@@ -12,7 +12,7 @@ from compress.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage found: `values` are reproducible bit by bit, `measured` holds every time."""
+    """The result of a stage: `values` are reproducible bit by bit, `measured` holds every time."""
 
     values: dict[str, Any]
     measured: dict[str, Any]

@@ -8,10 +8,9 @@ from torch import nn
 
 from compress import models
 from compress.data import Dataset
-from compress.distill.module import teacher_context
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, Terms
+from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
 from compress.model_files.weights import load_initial
 from compress.models.layout import lay_channels_last
@@ -38,7 +37,7 @@ def build_student(
     given = recipe.student.weights
     if given is not None:
         load_initial(student, model.name, given, shape)
-    context = Context(
+    context = MethodContext(
         student=specs,
         teachers=tuple(
             teacher_context(t.network, TapSpecs.from_dict(t.description["taps"])) for t in teachers
@@ -62,9 +61,9 @@ def build_student(
 
 
 def describe_student(
-    job: Job, data: Dataset, bare: bool, method: Method, weights: Terms
+    job: Job, data: Dataset, bare: bool, method: Method, weights: LossWeights
 ) -> dict[str, Any]:
-    """What the student's file says of itself; its metrics are still to come."""
+    """Describe the student for its model file; its metrics are still to come."""
     model = job.recipe.student.model
     part: MethodPart = job.arguments["part"]
     description = artifacts.describe(

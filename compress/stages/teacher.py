@@ -1,6 +1,7 @@
-"""The teachers: trained here, or read from a file; each judged before any student is trained."""
+"""The teachers: trained here, or read from a file; each evaluated before any student is trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,30 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.console.messages import log
-from compress.data import Dataset, ImageBatches, Preprocessing
-from compress.engine.compiling import compiled_taps
-from compress.engine.loop import train
+from compress.data import Batch, Dataset, Preprocessing
+from compress.engine.loop import History, train
 from compress.errors import UserError
 from compress.methods.contract import logits_of
 from compress.model_files import artifacts
 from compress.model_files.weights import load_initial
 from compress.models.layout import check_forward, lay_channels_last
-from compress.recipe.schema import Teacher
-from compress.stages import compiles, dataset_of, judge, order_seed, settings_from, summary, task_of
-from compress.stages.fast_teachers import check_arithmetic, check_int8
+from compress.recipe.schema import Teacher, Train
+from compress.stages import (
+    compiled_forward,
+    dataset_of,
+    evaluate,
+    selection_of,
+    settings_from,
+    summary,
+    task_of,
+    training_batches,
+)
 from compress.stages.job import Job, Outcome
 from compress.storage.fingerprints import fingerprint_of
-from compress.taps import Tapped, Taps, TapSpecs
+from compress.taps import Tapped, TappedForward, TapSpecs
 from compress.taps.discovery import discover
-from compress.tasks import Classification
+from compress.tasks import Task
+from compress.teacher.settings import check_arithmetic, check_int8
 
 RESULT_VERSION = 3
 IN_EVERY_PROCESS = True
@@ -44,7 +53,7 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
 
 def run(job: Job) -> Outcome:
     """Obtain every teacher of the recipe."""
-    check_arithmetic(job.recipe.engine, job.device)
+    check_arithmetic(job.recipe.engine.teacher, job.device)
     data = dataset_of(job.recipe, job.device)
     rows = [_teacher(job, data, i, part) for i, part in enumerate(job.recipe.teacher)]
     return Outcome({"teachers": rows}, {})
@@ -60,84 +69,97 @@ def load_teachers(run_folder: Path) -> list[artifacts.Student]:
 
 
 def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, Any]:
+    """Obtain, evaluate and save one teacher; returns its row of the result."""
     folder = job.folder / str(index)
     folder.mkdir(exist_ok=True)
     label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
     network, architecture, method = _build(job, data, index, part)
-    shape, name = data.preprocessing.input_shape, architecture["name"]
-    specs = discover(network, shape, name, **part.taps.model_dump())
-    learns = part.train is not None
-    check_forward(network, shape, learns=learns)
-    if job.recipe.engine.teacher == "int8":
-        check_int8(network, specs, ())
-    lay_channels_last(network, shape, learns=learns)
+    name = architecture["name"]
+    specs = _prepare(job, data, part, network, name)
     task = task_of(job.recipe)
-    row: dict[str, Any] = {"label": label, "model": architecture["name"], "source": _source(part)}
+    row: dict[str, Any] = {"label": label, "model": name, "source": _source(part)}
     if part.train is not None:
         seed = job.recipe.seed + index
-        learner = _Learner(network, specs, task)
-        batches = ImageBatches(
-            data.train,
-            data.preprocessing,
-            batch_size=part.train.batch_size,
-            augment=[data.augment],
-            seed=order_seed(job.recipe, 0),
-            device=job.device,
-            workers=job.workers,
-            views=job.recipe.data.views,
-            views_seed=order_seed(job.recipe, 0),
-        )
-        if compiles(job, data, network, part.train, passes=3):
-            network.to(job.device)
-            wish = job.recipe.engine.compile
-            rows = None  # as many as the first batch has, unless that is shown in parts
-            if part.train.accumulate > 1:
-                rows = next(iter(batches.epoch(0))).usual_part(part.train.accumulate)
-            look = compiled_taps(network, specs, ("logits",), label, wish=wish, rows=rows)
-            learner.look = look or learner.look
-        history = train(
-            learner,
-            batches,
-            settings_from(part.train),
-            directory=folder,
-            role=label,
-            seed=seed,
-            device=job.device,
-            evaluate=lambda: judge(network, data, job),
-            keep_best=f"validation_{task.metric}" if data.validation else None,
-            fingerprint=fingerprint_of(job.fields),
-        )
-        row |= summary(history, task.metric)
+        history = _train(job, data, part.train, network, specs, folder, label, seed)
+        row |= summary(history, task)
     else:
-        network.to(job.device)
-        found = judge(network, data, job)
-        row |= summary([{"epoch": 0, **found}], task.metric) | {"epochs": 0}
+        results = evaluate(network.to(job.device), data, job)
+        row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
     row["test_images"] = len(data.test)
-    log(f"  {label} {architecture['name']}: {row[task.metric]:.2f} % on {len(data.test)} images")
-    _refuse_chance(row[task.metric], task, data, label)
+    value = row[task.metric]
+    log(f"  {label} {name}: {task.format(value)} on {len(data.test)} images")
+    _refuse_chance(value, task, data, label)
     description = artifacts.describe(
         architecture,
         specs,
         data.class_names,
         data.preprocessing,
-        metrics={task.metric: row[task.metric]},
+        metrics={task.metric: value},
         fingerprint=job.recipe_fingerprint,
     )
     description |= {"method": method, "encoder_prefix": "", "label": label}
     return row | {"sha256": artifacts.save(folder, "teacher", network, description)}
 
 
-class _Learner(nn.Module):
+def _prepare(job: Job, data: Dataset, part: Teacher, network: nn.Module, name: str) -> TapSpecs:
+    """Find the taps, refuse what cannot serve, and lay the network out in memory."""
+    shape, learns = data.preprocessing.input_shape, part.train is not None
+    specs = discover(network, shape, name, **part.taps.model_dump())
+    check_forward(network, shape, learns=learns)
+    if job.recipe.engine.teacher == "int8":
+        check_int8(network, specs, ())
+    lay_channels_last(network, shape, learns=learns)
+    return specs
+
+
+def _train(
+    job: Job,
+    data: Dataset,
+    settings: Train,
+    network: nn.Module,
+    specs: TapSpecs,
+    folder: Path,
+    label: str,
+    seed: int,
+) -> History:
+    """Train a teacher on hard labels."""
+    task, wanted = task_of(job.recipe), ("logits",)
+    batches = training_batches(job, data, settings, augment=[data.augment], trial=0)
+    forward = compiled_forward(
+        job,
+        data,
+        network,
+        specs,
+        wanted,
+        settings,
+        name=label,
+        rows=lambda: next(iter(batches.epoch(0))).usual_part(settings.accumulate),
+    )
+    return train(
+        _Supervised(network, forward or Tapped(network, specs, wanted), task),
+        batches,
+        settings_from(settings),
+        directory=folder,
+        role=label,
+        seed=seed,
+        device=job.device,
+        evaluate=partial(evaluate, network, data, job),
+        keep_best=selection_of(task, data),
+        fingerprint=fingerprint_of(job.fields),
+    )
+
+
+class _Supervised(nn.Module):
     """A network with its hard loss, as the loop wants it."""
 
-    def __init__(self, network: nn.Module, specs: TapSpecs, task: Classification) -> None:
+    def __init__(self, network: nn.Module, forward: TappedForward, task: Task) -> None:
         super().__init__()
         self.network = network
         self.task = task
-        self.look: Callable[[Tensor], Taps] = Tapped(network, specs, ("logits",))
+        self._taps = forward
 
-    def forward(self, batch: Any) -> dict[str, Any]:
-        return {"ce": self.task.loss(logits_of(self.look(batch.images[0])), batch.labels)}
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": self.task.loss(logits_of(self._taps(batch.images[0])), batch.labels)}
 
 
 def _build(
@@ -149,9 +171,9 @@ def _build(
     known = own_description(part)
     if known is not None and part.checkpoint is not None:
         path = Path(part.checkpoint)
-        remark = normalised_otherwise(part.checkpoint, known, data.preprocessing)
-        if remark is not None:
-            log(f"  {remark}")
+        note = normalised_otherwise(part.checkpoint, known, data.preprocessing)
+        if note is not None:
+            log(f"  {note}")
         if known["num_classes"] == classes:
             loaded = artifacts.load_student(path.parent, path.stem)
             return loaded.network, known["architecture"], known["method"]
@@ -188,10 +210,10 @@ def _build(
 
 
 def normalised_otherwise(
-    given: str, description: Mapping[str, Any], shown: Preprocessing
+    given: str, description: Mapping[str, Any], used: Preprocessing
 ) -> str | None:
-    """What a teacher's file says of the images it learned from, where it is `shown` others."""
-    own, now = description["preprocessing"], shown.as_dict()
+    """A note on the images that a teacher learned from, where those of the run are others."""
+    own, now = description["preprocessing"], used.as_dict()
     differing = [key for key in ("mean", "std", "image_size") if own.get(key) != now[key]]
     if not differing:
         return None
@@ -205,7 +227,7 @@ def normalised_otherwise(
 
 
 def own_description(part: Teacher) -> dict[str, Any] | None:
-    """What a checkpoint written by this project says of itself."""
+    """Read the description of a checkpoint that this project wrote; None for others."""
     path = Path(part.checkpoint) if part.checkpoint else None
     if path is None or not artifacts.is_described(path) or part.model is not None:
         return None
@@ -224,12 +246,12 @@ def _source(part: Teacher) -> str:
     return "trained" if given is None else f"{given}{', then trained' if part.train else ''}"
 
 
-def _refuse_chance(value: float, task: Classification, data: Dataset, label: str) -> None:
-    chance = task.chance_percent(len(data.class_names), len(data.test))
-    if value <= chance:
+def _refuse_chance(value: float, task: Task, data: Dataset, label: str) -> None:
+    chance = task.chance_level(len(data.class_names), len(data.test))
+    if not task.is_better(value, chance):
         raise UserError(
-            f"{label} is at chance: {value:.2f} % on {len(data.test)} test images of "
-            f"{len(data.class_names)} classes (guessing reaches up to {chance:.2f} %); nothing "
-            "can be distilled from it. Train it longer, or check its weights, classes and "
+            f"{label} is at chance: {task.format(value)} on {len(data.test)} test images of "
+            f"{len(data.class_names)} classes (guessing reaches up to {task.format(chance)}); "
+            "nothing can be distilled from it. Train it longer, or check its weights, classes and "
             "preprocessing"
         )

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from compress.distributed.collectives import is_first
+from compress.distributed.collectives import is_main_process
 from compress.errors import UserError
 
 _CHECKSUM = "checksum"
@@ -22,7 +22,7 @@ _CHECKSUM = "checksum"
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader or a kill sees the old content or the new."""
-    if not is_first():
+    if not is_main_process():
         return
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -57,7 +57,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors in one step; with metadata, also a checksum of all of it."""
-    if not is_first():
+    if not is_main_process():
         return
     partial = path.with_name(path.name + ".partial")
     # safetensors refuses channels_last and shared storage.

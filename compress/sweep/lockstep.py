@@ -15,8 +15,8 @@ from typing import Any
 
 from compress.console.messages import console
 from compress.console.terminal import tell
-from compress.engine.lockstep import side_by_side
-from compress.engine.loop import Position, drained
+from compress.engine.lockstep import drain, in_lockstep
+from compress.engine.loop import Position
 from compress.errors import UserError
 from compress.pipeline import STAGES
 from compress.run import command
@@ -35,7 +35,7 @@ def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
     failed: dict[Path, str] = {}
     companions: dict[Any, Any] = {}
     runs = [_one(path, options, companions, failed) for path in recipes]
-    drained(side_by_side(runs))
+    drain(in_lockstep(runs))
     for path, message in failed.items():
         tell(f"{path}: {message}")
     return 2 if failed else 0

@@ -1,4 +1,4 @@
-"""Where a network can be tapped, found by running it once and comparing values."""
+"""Discovery of taps: a network is run once, and the values of its modules are compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError, nearest
-from compress.taps import MapSpec, TapSpecs
+from compress.taps.specs import MapSpec, TapSpecs
 
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU)
@@ -39,41 +39,27 @@ def discover(
             module that puts out one map.
     """
     switch_off_inplace(network)
-    device = next(network.parameters()).device
-    noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    shown = _record(network, noise)
-    if not isinstance(shown.logits, Tensor) or shown.logits.dim() != 2:
+    seen = _run(network, input_shape)
+    if not isinstance(seen.logits, Tensor) or seen.logits.dim() != 2:
         raise UserError(f"{name} does not give logits of shape (images, classes)")
-    modules = dict(network.named_modules())
-    linear = [
-        path
-        for path, output in shown.outputs.items()
-        if isinstance(modules[path], nn.Linear) and torch.equal(output, shown.logits)
-    ]
-    classifier = linear[-1] if linear else None
-    pooled = shown.inputs[classifier] if classifier else None
-    maps = {
-        path: output
-        for path, output in shown.outputs.items()
-        if output.dim() == 4 and not isinstance(modules[path], _POOLING)
-    }
-    for path in (*(stages or ()), *([last_map] if last_map else [])):
-        if path not in maps:
-            raise UserError(f"{name} has no feature map at '{path}'{nearest(path, maps)}")
+    classifier = _classifier(seen)
+    embedding = seen.inputs[classifier] if classifier else None
+    maps = _maps(seen)
+    _require(maps, [*(stages or ()), *([last_map] if last_map else [])], name)
     last = last_map
-    if last is None and pooled is not None:
-        last = _last_map(maps, pooled, shown.order)
+    if last is None and embedding is not None:
+        last = _last_map(maps, embedding, seen.order)
     paths = list(stages) if stages else _stage_paths(network, maps)
     return TapSpecs(
         stages=tuple(_spec(path, maps[path], input_shape) for path in paths),
         pre_activations=tuple(
-            _pre_activation(path, maps[path], shown, modules, input_shape) for path in paths
+            _pre_activation(path, maps[path], seen, input_shape) for path in paths
         ),
         last_map=_spec(last, maps[last], input_shape) if last else None,
-        pooled_width=pooled.shape[-1] if pooled is not None else None,
+        pooled_width=embedding.shape[-1] if embedding is not None else None,
         classifier=classifier,
-        num_classes=shown.logits.shape[-1],
-        stem=_stem(maps, paths, shown, modules, input_shape),
+        num_classes=seen.logits.shape[-1],
+        stem=_stem(maps, paths, seen, input_shape),
     )
 
 
@@ -85,45 +71,74 @@ def switch_off_inplace(network: nn.Module) -> None:
 
 
 @dataclass
-class _Shown:
-    """Each module's output, first input and turn, outermost modules first; the logits."""
+class _Forward:
+    """One forward pass: each module's output, first input and turn, outermost first; the logits."""
 
+    modules: dict[str, nn.Module]
     outputs: dict[str, Tensor]
     inputs: dict[str, Tensor]
     order: dict[str, int]
     logits: Any
 
 
-def _record(network: nn.Module, images: Tensor) -> _Shown:
-    shown = _Shown({}, {}, {}, None)
+def _run(network: nn.Module, input_shape: tuple[int, int, int]) -> _Forward:
+    """Run the network once in eval mode on noise."""
+    device = next(network.parameters()).device
+    noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    seen = _Forward(dict(network.named_modules()), {}, {}, {}, None)
     versions: dict[str, int] = {}
 
     def hook_for(path: str) -> Any:
-        def hook(_module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and given and isinstance(given[0], Tensor):
-                shown.outputs[path], shown.inputs[path] = output, given[0]
-                shown.order[path] = len(versions)
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
+                seen.outputs[path], seen.inputs[path] = output, inputs[0]
+                seen.order[path] = len(versions)
                 versions[path] = output._version
 
         return hook
 
-    handles = [m.register_forward_hook(hook_for(p)) for p, m in network.named_modules() if p]
+    handles = [m.register_forward_hook(hook_for(p)) for p, m in seen.modules.items() if p]
     training = network.training
     try:
         with torch.no_grad():
-            shown.logits = network.eval()(images)
+            seen.logits = network.eval()(noise)
     finally:
         network.train(training)
         for handle in handles:
             handle.remove()
     # named_modules order (parents before children): the first of several equal maps is the
     # outermost module, which is the stable name.
-    shown.outputs = {
-        path: shown.outputs[path]
-        for path, _ in network.named_modules()
-        if path in versions and shown.outputs[path]._version == versions[path]
+    seen.outputs = {
+        path: seen.outputs[path]
+        for path in seen.modules
+        if path in versions and seen.outputs[path]._version == versions[path]
     }
-    return shown
+    return seen
+
+
+def _classifier(seen: _Forward) -> str | None:
+    """The last linear layer whose output is the network's."""
+    linear = [
+        path
+        for path, output in seen.outputs.items()
+        if isinstance(seen.modules[path], nn.Linear) and torch.equal(output, seen.logits)
+    ]
+    return linear[-1] if linear else None
+
+
+def _maps(seen: _Forward) -> dict[str, Tensor]:
+    """Outputs (N, C, H, W) that are no mere pooling of another."""
+    return {
+        path: output
+        for path, output in seen.outputs.items()
+        if output.dim() == 4 and not isinstance(seen.modules[path], _POOLING)
+    }
+
+
+def _require(maps: Mapping[str, Tensor], paths: Sequence[str], name: str) -> None:
+    for path in paths:
+        if path not in maps:
+            raise UserError(f"{name} has no feature map at '{path}'{nearest(path, maps)}")
 
 
 def _last_map(maps: Mapping[str, Tensor], pooled: Tensor, order: Mapping[str, int]) -> str | None:
@@ -157,36 +172,34 @@ def _spec(
 def _pre_activation(
     path: str,
     output: Tensor,
-    shown: _Shown,
-    modules: Mapping[str, nn.Module],
+    seen: _Forward,
     input_shape: tuple[int, int, int],
 ) -> MapSpec:
     # Where a norm and an activation follow in the next stage, the architecture says which.
-    declared: Mapping[str, str] = getattr(modules[""], "pre_activation_paths", {})
+    declared: Mapping[str, str] = getattr(seen.modules[""], "pre_activation_paths", {})
     if path in declared:
-        return _spec(declared[path], shown.inputs[declared[path]], input_shape, "input")
-    for other, candidate in shown.outputs.items():
-        is_activation = isinstance(modules[other], _ACTIVATIONS)
+        return _spec(declared[path], seen.inputs[declared[path]], input_shape, "input")
+    for other, candidate in seen.outputs.items():
+        is_activation = isinstance(seen.modules[other], _ACTIVATIONS)
         if is_activation and candidate.shape == output.shape and torch.equal(candidate, output):
-            return _spec(other, shown.inputs[other], input_shape, "input")
+            return _spec(other, seen.inputs[other], input_shape, "input")
     return _spec(path, output, input_shape)
 
 
 def _stem(
     maps: Mapping[str, Tensor],
     stages: Sequence[str],
-    shown: _Shown,
-    modules: Mapping[str, nn.Module],
+    seen: _Forward,
     input_shape: tuple[int, int, int],
 ) -> MapSpec | None:
     """The first activated map (or the one that the architecture declares) before the stages."""
-    declared: str | None = getattr(modules[""], "stem_path", None)
-    activated = [p for p in maps if isinstance(modules[p], _ACTIVATIONS)]
-    path = declared or min(activated, key=lambda p: shown.order[p], default=None)
+    declared: str | None = getattr(seen.modules[""], "stem_path", None)
+    activated = [p for p in maps if isinstance(seen.modules[p], _ACTIVATIONS)]
+    path = declared or min(activated, key=lambda p: seen.order[p], default=None)
     if path is None or not stages or path in stages:
         return None
     # Inside the first stage (or after it) a map is no stem.
-    if path.startswith(f"{stages[0]}.") or shown.order[path] > shown.order[stages[0]]:
+    if path.startswith(f"{stages[0]}.") or seen.order[path] > seen.order[stages[0]]:
         return None
     return _spec(path, maps[path], input_shape)
 

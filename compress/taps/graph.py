@@ -6,17 +6,15 @@ torch.fx, so a network whose control flow depends on its input has none, and sta
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from compress.taps import MapSpec, Tapped, Taps, TapSpecs
-
-Place = tuple[str, str]  # dotted module path, and which side of the module: input or output
-WHOLE: Place = ("", "output")  # the network itself
-KINDS = ("logits", "pooled", "last_map", "stages", "pre_activations", "stem")
+from compress.errors import UserError, nearest
+from compress.taps.specs import NETWORK, Place, TapSpecs
+from compress.taps.tapped import Tapped, TapReader, Taps
 
 
 class Untraceable(Exception):
@@ -24,41 +22,21 @@ class Untraceable(Exception):
 
 
 @dataclass(frozen=True)
-class Arrangement:
-    """Which of a graph's outputs is which tap; several taps may be one output."""
+class GraphForward:
+    """Images (N, 3, H, W) -> taps: `run` gives the graph's outputs, which `read` names."""
 
-    wanted: tuple[str, ...]
-    specs: TapSpecs
-    index: Mapping[Place, int]
+    run: Callable[[Tensor], Sequence[Tensor]]
+    read: TapReader
 
-    def __call__(self, outputs: Sequence[Tensor]) -> Taps:
-        """What the graph gave, as taps; a kind that is not wanted is None."""
-
-        def one(path: str, side: str) -> Tensor:
-            return outputs[self.index[path, side]]
-
-        def maps(kind: str, specs: Sequence[MapSpec]) -> list[Tensor] | None:
-            return [one(s.path, s.side) for s in specs] if kind in wanted else None
-
-        def single(kind: str, spec: MapSpec | None) -> Tensor | None:
-            return one(spec.path, spec.side) if spec and kind in wanted else None
-
-        wanted, specs = self.wanted, self.specs
-        return Taps(
-            logits=one(*WHOLE) if "logits" in wanted else None,
-            pooled=one(specs.classifier or "", "input") if "pooled" in wanted else None,
-            last_map=single("last_map", specs.last_map),
-            stages=maps("stages", specs.stages),
-            pre_activations=maps("pre_activations", specs.pre_activations),
-            paths={w: one(w, "output") for w in wanted if w not in KINDS},
-            stem=single("stem", specs.stem),
-        )
+    def __call__(self, images: Tensor) -> Taps:
+        """Run the graph."""
+        return self.read(self.run(images))
 
 
 class TappedGraph(Tapped):
-    """`Tapped` without hooks: equal values, but logits are None unless they are wanted.
+    """`Tapped` without hooks: equal values, and nothing is run past the last wanted tap.
 
-    `graph` takes images (N, 3, H, W), gives the tuple that `arranged` makes taps of, and can be
+    `graph` takes images (N, 3, H, W), gives the tuple that `read` makes taps of, and can be
     compiled. It shares the network's parameters and buffers. Its control flow is fixed
     as in the mode that the network was in: functional dropout, and what else reads `self.training`
     in a `forward`; submodules (batch norm, dropout modules) still follow `.train()`. Numbers drawn
@@ -74,25 +52,18 @@ class TappedGraph(Tapped):
             Untraceable: torch.fx cannot trace the network, or not down to a wanted module.
         """
         super().__init__(network, specs, wanted)
-        recorder = _recorded(network)
-        shown = recorder.shown
-        places: list[Place] = [(path, side) for path, side, _ in self._hooked]
-        if "logits" in self.wanted:
-            places.append(WHOLE)
-        for path, side in places:
-            if not isinstance(shown.get((path, side)), fx.Proxy):
-                raise Untraceable(f"torch.fx does not see the {side} of '{path}'")
-        nodes = [shown[place].node for place in places]
+        tracer = _trace(network)
+        nodes = [tracer.node_at(place) for place in self.order]
         outputs = list(dict.fromkeys(nodes))  # two taps may be one tensor
-        index = {place: outputs.index(node) for place, node in zip(places, nodes, strict=True)}
-        self.arranged = Arrangement(self.wanted, specs, index)
-        called = _called(recorder.graph)
-        _cut(recorder.graph, outputs, network)
-        gone = called - _called(recorder.graph)
+        numbers = {place: outputs.index(n) for place, n in zip(self.order, nodes, strict=True)}
+        self.read = TapReader.of(self.places, numbers)
+        called = _called(tracer.graph)
+        _cut(tracer.graph, outputs, tuple(outputs), network)
+        gone = called - _called(tracer.graph)
         # Modules that are not run, without those inside another of them.
         self.skipped = sorted(path for path in gone if path.rpartition(".")[0] not in gone)
-        self.graph = fx.GraphModule(network, recorder.graph, class_name="TappedGraph")
-        recorder.clean()
+        self.graph = fx.GraphModule(network, tracer.graph, class_name="TappedGraph")
+        tracer.remove_constants()
 
     def with_network(self, network: nn.Module) -> "TappedGraph":
         """The same taps of another instance of the architecture (a momentum copy)."""
@@ -100,24 +71,69 @@ class TappedGraph(Tapped):
 
     def __call__(self, images: Tensor) -> Taps:
         """Run the network on normalised images (N, 3, H, W), as far as the last wanted tap."""
-        return self.arranged(self.graph(images))
+        return self.read(self.graph(images))
 
 
-class _Recorder(fx.Tracer):
-    """A tracer that notes each module's first input and its output, those of the last call."""
+def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
+    """The part of a network up to the output of module `path`, sharing its parameters.
 
-    def __init__(self, network: nn.Module, whole: set[str]) -> None:
+    Modules past it (pooling, classifier) are not in the result; names of those before it stay.
+    Control flow is fixed as in eval mode: functional dropout is off, modules still follow
+    `.train()`.
+
+    Raises:
+        UserError: the network's control flow depends on its input, so it cannot be traced; or its
+            forward runs no module of this path.
+    """
+    name = type(network).__name__
+    training, place = network.training, (path, "output")
+    try:
+        tracer = _trace(network.eval())
+        if place not in tracer.values:
+            known = dict(network.named_modules())
+            raise UserError(
+                f"{name} cannot be cut after '{path}', which is no module that its forward runs"
+                f"{nearest(path, known)}"
+            )
+        node = tracer.node_at(place)
+    except Untraceable as reason:
+        raise UserError(f"{name} cannot be cut after '{path}': {reason}") from None
+    finally:
+        network.train(training)
+    _cut(tracer.graph, [node], node, network)
+    encoder = fx.GraphModule(network, tracer.graph, class_name="Encoder")
+    tracer.remove_constants()
+    return encoder
+
+
+class _Tracer(fx.Tracer):
+    """A tracer that keeps each module's first input and its output, those of the last call."""
+
+    def __init__(self, network: nn.Module, opaque: set[str]) -> None:
+        """Trace `network`, whose `opaque` submodules are single calls in the graph."""
         super().__init__()
         self.proxy_buffer_attributes = True  # else arithmetic on a buffer would be done just once
-        self.whole = whole
+        self.opaque = opaque
         self.failed: str | None = None
-        self.shown: dict[Place, Any] = {}
+        self.values: dict[Place, Any] = {}
         self._network = network
         self._names = {module: path for path, module in network.named_modules()}
         self._attributes = set(vars(network))
 
+    def node_at(self, place: Place) -> fx.Node:
+        """The node whose value is the tensor at a place.
+
+        Raises:
+            Untraceable: it is inside an opaque module, is not run, or is no tensor.
+        """
+        value = self.values.get(place)
+        if not isinstance(value, fx.Proxy):
+            path, side = place
+            raise Untraceable(f"torch.fx does not see the {side} of '{path}'")
+        return value.node
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._names[m] in self.whole or super().is_leaf_module(m, module_qualified_name)
+        return self._names[m] in self.opaque or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
@@ -129,8 +145,8 @@ class _Recorder(fx.Tracer):
             # The innermost module is the first to see the error on its way out.
             self.failed = self.failed or path
             raise
-        self.shown[path, "input"] = args[0] if args else None
-        self.shown[path, "output"] = output
+        self.values[path, "input"] = args[0] if args else None
+        self.values[path, "output"] = output
         return output
 
     def run(self) -> None:
@@ -139,37 +155,39 @@ class _Recorder(fx.Tracer):
         defaults = {p.name: p.default for p in given[1:] if p.default is not p.empty}
         self.graph = self.trace(self._network, defaults or None)
         result = next(iter(reversed(self.graph.nodes))).args[0]
-        self.shown[WHOLE] = fx.Proxy(result, self) if isinstance(result, fx.Node) else None
+        self.values[NETWORK] = fx.Proxy(result, self) if isinstance(result, fx.Node) else None
 
-    def clean(self) -> None:
+    def remove_constants(self) -> None:
         """Take from the network the constants that tracing left on it."""
         for name in set(vars(self._network)) - self._attributes:
             delattr(self._network, name)
 
 
-def _recorded(network: nn.Module) -> _Recorder:
+def _trace(network: nn.Module) -> _Tracer:
     """The traced network; submodules that cannot be traced are single calls in it."""
-    whole: set[str] = set()
+    opaque: set[str] = set()
     while True:
-        recorder = _Recorder(network, whole)
+        tracer = _Tracer(network, opaque)
         try:
-            recorder.run()
-            return recorder
+            tracer.run()
+            return tracer
         except Exception as error:  # a user's forward may raise anything when it meets a proxy
-            recorder.clean()
-            if recorder.failed is None or recorder.failed in whole:
+            tracer.remove_constants()
+            if tracer.failed is None or tracer.failed in opaque:
                 cause = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
                 raise Untraceable(f"torch.fx cannot trace it ({cause})") from None
-            whole.add(recorder.failed)
+            opaque.add(tracer.failed)
 
 
-def _cut(graph: fx.Graph, outputs: Sequence[fx.Node], network: nn.Module) -> None:
-    """End the graph at the last of `outputs`, and take out what none of them needs."""
+def _cut(
+    graph: fx.Graph, outputs: Sequence[fx.Node], result: fx.node.Argument, network: nn.Module
+) -> None:
+    """End the graph at the last of `outputs`, return `result`, and drop what none of them needs."""
     nodes = list(graph.nodes)
     last = max((nodes.index(node) for node in outputs), default=0)
     for node in reversed(nodes[last + 1 :]):
         graph.erase_node(node)
-    graph.output(tuple(outputs))
+    graph.output(result)
     graph.eliminate_dead_code(lambda node: _overwrites(node, network))
     for node in graph.find_nodes(op="placeholder")[1:]:
         if not node.users:  # an argument whose default is fixed
@@ -178,7 +196,7 @@ def _cut(graph: fx.Graph, outputs: Sequence[fx.Node], network: nn.Module) -> Non
 
 
 def _overwrites(node: fx.Node, network: nn.Module) -> bool:
-    """Whether a node counts even where nobody reads its value, since it may change another's."""
+    """Tell whether a node may change another's value, so that it stays though nobody reads it."""
     if node.op in ("placeholder", "output"):
         return True
     if node.op == "call_module":

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from compress.console.messages import log
-from compress.engine.compiling import ForUsualBatch, Show
+from compress.engine.compiling import ForUsualBatch
 from compress.models.folding import Folded, fold_batchnorm
-from compress.taps import Tapped, Taps, TapSpecs
-from compress.taps.graph import Arrangement, TappedGraph, Untraceable
+from compress.taps import Tapped, TappedForward, Taps, TapSpecs
+from compress.taps.graph import GraphForward, TappedGraph, Untraceable
 
 Precision = Literal["float32", "bfloat16"]
-_NAMED = 3  # modules that a remark names before it only counts them
+_NAMED = 3  # modules that a note names before it only counts them
 
 
-class Frozen:
-    """Normalised images (N, 3, H, W) -> taps in float32, without gradient; made by `freeze`.
+class FastTeacher:
+    """Normalised images (N, 3, H, W) -> taps in float32, without gradient; made by `make_fast`.
 
     Not in inference mode: autograd refuses to save its tensors for a student's backward pass.
     The maps may be channels last in memory: they take `reshape` and `flatten`, not always `view`.
@@ -32,25 +32,26 @@ class Frozen:
     def __init__(
         self,
         body: nn.Module,
-        show: Show,
-        compiled: Show | None,
+        show: TappedForward,
+        compiled: TappedForward | None,
         *,
         precision: Precision,
         rows: int | None,
         name: str,
-        remark: str,
+        note: str,
     ) -> None:
         """Run `compiled` on batches of `rows` images, `show` on others, both of `body`."""
         self._body = body.to(memory_format=torch.channels_last)
         self._show = show
         self._compiled: ForUsualBatch | None = None
         if compiled is not None:
-            tell: Callable[[str], None] = lambda reason: self._tell(f"not compiled, {reason}")  # noqa: E731
-            self._compiled = ForUsualBatch(compiled, show, rows=rows, tell=tell)
+            self._compiled = ForUsualBatch(
+                compiled, show, rows=rows, report=self._report_uncompiled
+            )
         self._precision = precision
         self._name = name
         self._layout: torch.memory_format | None = None  # the first batch shows which
-        self._remarks = [remark]
+        self._notes = [note]
 
     def __call__(self, images: Tensor) -> Taps:
         """Compute the taps; only the first batch of the usual size ever compiles anything."""
@@ -64,15 +65,15 @@ class Frozen:
         return taps.map(Tensor.float)
 
     def compiled_rows(self) -> int | None:
-        """How many images the compiled network takes at once; None where none is compiled."""
+        """Images that the compiled network takes at once; None where none is compiled."""
         return self._compiled.rows() if self._compiled is not None else None
 
-    def remarks(self) -> list[str]:
-        """What was done to the network and what could not be done, in plain sentences."""
-        return [f"{self._name}: {remark}" for remark in self._remarks]
+    def notes(self) -> list[str]:
+        """Sentences on what was done to the network and what could not be done."""
+        return [f"{self._name}: {note}" for note in self._notes]
 
     def _settled(self, images: Tensor) -> torch.memory_format:
-        """How maps lie in memory: channels last, where the network runs so."""
+        """Choose how maps lie in memory: channels last, where the network runs so."""
         try:
             self._show(images.contiguous(memory_format=torch.channels_last))
         except torch.OutOfMemoryError:
@@ -80,16 +81,19 @@ class Frozen:
         except RuntimeError:  # most likely a `view` of a map
             self._body.to(memory_format=torch.contiguous_format)
             self._show(images.contiguous())  # an error of another kind comes again
-            self._tell("maps stay contiguous, since it does not run with channels last")
+            self._report("maps stay contiguous, since it does not run with channels last")
             return torch.contiguous_format
         return torch.channels_last
 
-    def _tell(self, remark: str) -> None:
-        self._remarks.append(remark)
-        log(f"{self._name}: {remark}")
+    def _report_uncompiled(self, reason: str) -> None:
+        self._report(f"not compiled, {reason}")
+
+    def _report(self, note: str) -> None:
+        self._notes.append(note)
+        log(f"{self._name}: {note}")
 
 
-def freeze(
+def make_fast(
     network: nn.Module,
     specs: TapSpecs,
     wanted: Sequence[str],
@@ -98,8 +102,8 @@ def freeze(
     precision: Precision,
     rows: int | None = None,
     name: str = "teacher",
-) -> Frozen:
-    """A fast copy of `network` in eval mode that shows the wanted taps; `network` stays as it is.
+) -> FastTeacher:
+    """Make a fast copy of `network` in eval mode with the wanted taps; `network` stays as it is.
 
     A network that torch.fx cannot trace runs whole and uncompiled, with hooks.
 
@@ -108,30 +112,28 @@ def freeze(
         compile: for batches of `rows` images; where that fails, one sentence says so.
         precision: that of convolutions and matrix products (autocast); taps are float32.
         rows: how many images a batch usually has; default: as many as the first one.
-        name: what remarks call it.
+        name: what notes call it.
 
     Raises:
         UserError: the network has no such module, or no such place.
     """
     copied = copy.deepcopy(network).eval().requires_grad_(False)
-    compiled: Show | None = None
+    compiled: TappedForward | None = None
     try:
         tapped = TappedGraph(copied, specs, wanted)
     except Untraceable as reason:
         body: nn.Module = copied
-        show: Show = Tapped(copied, specs, wanted)
-        remark = f"runs whole, with hooks, unfolded and uncompiled: {reason}"
+        show: TappedForward = Tapped(copied, specs, wanted)
+        note = f"runs whole, with hooks, unfolded and uncompiled: {reason}"
     else:
         folded = fold_batchnorm(tapped.graph)
-        body, arranged = folded.network, tapped.arranged
-        remark = _done(folded, tapped.skipped)
-        show = _chain(body.forward, arranged)  # __call__ would print errors that are expected
-        compiled = _chain(_compiled(body), arranged) if compile else None
-    return Frozen(body, show, compiled, precision=precision, rows=rows, name=name, remark=remark)
-
-
-def _chain(run: Callable[[Tensor], Sequence[Tensor]], arranged: Arrangement) -> Show:
-    return lambda images: arranged(run(images))
+        body = folded.network
+        note = _done(folded, tapped.skipped)
+        show = GraphForward(
+            body.forward, tapped.read
+        )  # __call__ would print errors that are expected
+        compiled = GraphForward(_compiled(body), tapped.read) if compile else None
+    return FastTeacher(body, show, compiled, precision=precision, rows=rows, name=name, note=note)
 
 
 def _compiled(body: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -141,7 +143,7 @@ def _compiled(body: nn.Module) -> Callable[[Tensor], Sequence[Tensor]]:
 
 
 def _done(folded: Folded, skipped: Sequence[str]) -> str:
-    """What became of batch norms and of the modules past the last tap."""
+    """Say what became of batch norms and of the modules past the last tap."""
     norms, left = len(folded.folded), len(folded.not_folded)
     text = f"{norms} batch norms are folded" + (f", {left} are not" if left else "")
     if not skipped:
@@ -151,26 +153,25 @@ def _done(folded: Folded, skipped: Sequence[str]) -> str:
     return f"{text}; not run: {named}"
 
 
-def difference(fast: Show, plain: Tapped, images: Tensor) -> dict[str, float]:
-    """How far the taps of `fast` are from those of `plain`, in eval mode, on normalised images.
+def difference(fast: TappedForward, exact: Tapped, images: Tensor) -> dict[str, float]:
+    """Measure how far the taps of `fast` are from those of `exact`, on normalised images.
 
     Returns:
-        For each tap that `fast` shows (kind or path) the largest absolute difference over the
+        For each tap of `fast` (kind or path) the largest absolute difference over the
         largest absolute value; `same_class_percent` of the images, where there are logits.
     """
     with torch.no_grad():
-        found, expected = _by_tap(fast(images)), _by_tap(plain(images))
+        taps, expected = _by_tap(fast(images)), _by_tap(exact(images))
     result = {}
-    for tap, maps in found.items():
+    for tap, maps in taps.items():
         pairs = zip(maps, expected[tap], strict=True)
         result[tap] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     if "logits" in result:
-        same = found["logits"][0].argmax(1) == expected["logits"][0].argmax(1)
+        same = taps["logits"][0].argmax(1) == expected["logits"][0].argmax(1)
         result["same_class_percent"] = 100 * float(same.float().mean())
     return result
 
 
 def _by_tap(taps: Taps) -> dict[str, list[Tensor]]:
-    shown = {name: value for name, value in vars(taps).items() if name != "paths"} | taps.paths
-    several = {k: v if isinstance(v, list) else [v] for k, v in shown.items() if v is not None}
-    return {name: maps for name, maps in several.items() if maps}
+    several = {kind: tap if isinstance(tap, list) else [tap] for kind, tap in taps.items()}
+    return {kind: tensors for kind, tensors in several.items() if tensors}

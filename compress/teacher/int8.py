@@ -26,7 +26,8 @@ from compress.onnx.files import open_session, write_model
 from compress.onnx.graphs import INPUT, translate
 from compress.onnx.quantize import QuantizationInfo, quantize_onnx
 from compress.taps import Taps, TapSpecs
-from compress.taps.graph import Arrangement, TappedGraph, Untraceable
+from compress.taps.graph import TappedGraph, Untraceable
+from compress.taps.tapped import TapReader
 
 _FLOAT, _INT8 = "teacher.onnx", "teacher.int8.onnx"
 _OPSET = 18
@@ -38,27 +39,29 @@ class Int8Teacher:
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
-        arranged: Arrangement,
+        read: TapReader,
         info: QuantizationInfo,
         *,
         name: str,
     ) -> None:
-        """Run `session`, whose outputs are those that `arranged` takes."""
+        """Run `session`, whose first outputs are those that `read` takes."""
         self.info = info
         self._session = session
-        count = 1 + max(arranged.index.values())
-        self._names = [output.name for output in session.get_outputs()][:count]
-        self._arranged = arranged
+        self._names = [output.name for output in session.get_outputs()][: read.count]
+        self._read = read
         self._name = name
 
     def __call__(self, images: Tensor) -> Taps:
         """Compute the taps of images on the CPU."""
         pixels: NDArray[Any] = images.detach().contiguous().numpy()
         outputs = self._session.run(self._names, {INPUT: pixels})
-        return self._arranged([torch.from_numpy(output) for output in outputs])
+        return self._read([torch.from_numpy(output) for output in outputs])
 
-    def remarks(self) -> list[str]:
-        """What was done to the network, in a plain sentence."""
+    def compiled_rows(self) -> None:
+        """See `compress.teacher.ensemble.TeacherNetwork`; ONNX Runtime takes any number at once."""
+
+    def notes(self) -> list[str]:
+        """A sentence on what was done to the network."""
         info = self.info
         return [
             f"{self._name}: {info.quantized_layers} of {info.layers} layers are int8 with 7-bit "
@@ -87,7 +90,7 @@ def int8_teacher(
             see them; all are held in memory.
         folder: keeps the float and the int8 file (default: neither is kept).
         method: as `compress.onnx.quantize.quantize_onnx` takes it.
-        name: what remarks call it.
+        name: what notes call it.
 
     Raises:
         UserError: the network is not on the CPU, cannot be expressed in ONNX or quantised, has no
@@ -122,7 +125,7 @@ def int8_teacher(
         info = quantize_onnx(source, target, batches, method=method)
         # Threads that wait asleep: between two batches the student needs the cores.
         session = open_session(target, spin=False)
-    return Int8Teacher(session, tapped.arranged, info, name=name)
+    return Int8Teacher(session, tapped.read, info, name=name)
 
 
 def _keep_ranges(graph: onnx.GraphProto) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from compress.errors import UserError
 from compress.seeding import generator
-from compress.distributed.collectives import part, world
-from compress.engine.loop import Batches
+from compress.distributed.collectives import own_rows, world_size
+from compress.data.batch import BatchSource
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -33,8 +33,8 @@ class KeyedBatches(Generic[Example, Batch]):
     collate: Callable[[list[Example]], Batch]
 
     def __post_init__(self) -> None:
-        if (whole := min(self.count, self.batch_size)) < world():
-            raise UserError(f"a batch of {whole} images is too small for {world()} processes")
+        if (whole := min(self.count, self.batch_size)) < world_size():
+            raise UserError(f"a batch of {whole} images is too small for {world_size()} processes")
 
     def __len__(self) -> int:
         return max(1, self.count // self.batch_size)
@@ -44,7 +44,7 @@ class KeyedBatches(Generic[Example, Batch]):
         order = torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).tolist()
         for step in range(len(self)):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            own = indices[part(len(indices))]
+            own = indices[own_rows(len(indices))]
             yield self.collate([self.read(index, self._mirrored(epoch, index)) for index in own])
 
     def _mirrored(self, epoch: int, index: int) -> bool:
@@ -57,7 +57,7 @@ class KeyedBatches(Generic[Example, Batch]):
 class _Stretched:
     """The same stream of batches, cut into epochs of another length."""
 
-    batches: Batches
+    batches: BatchSource
     steps: int
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class _Stretched:
         return islice(stream, skipped, skipped + self.steps)
 
 
-def in_iterations(batches: Batches, iterations: int) -> tuple[Batches, int]:
+def in_iterations(batches: BatchSource, iterations: int) -> tuple[BatchSource, int]:
     """Batches and epochs that make `iterations` steps in all.
 
     The epochs, after each of which a checkpoint is written, are about as long as one pass over the

@@ -5,7 +5,7 @@ Plain values that need no detectron2.
 
 from typing import Any
 
-from compress.distributed.collectives import world
+from compress.distributed.collectives import world_size
 from compress.errors import UserError
 from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.masks import encoded
@@ -30,7 +30,7 @@ def check_job(context: TransferContext, design: Design) -> None:
         f"optimizer: {settings.optimizer}": settings.optimizer != "sgd",
         f"accumulate: {settings.accumulate}": settings.accumulate != 1,
         f"precision: {settings.precision}": settings.precision != "float32",
-        f"{world()} processes": world() > 1,
+        f"{world_size()} processes": world_size() > 1,
     }
     for what, is_asked in refused.items():
         if is_asked:

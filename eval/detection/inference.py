@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from compress.distributed.collectives import joined, part
+from compress.distributed.collectives import all_gather_items, own_rows
 from eval.data.annotations import AnnotatedImage
 from eval.data.masks import encode_masks
 
@@ -23,12 +23,12 @@ def detect(
     detector.eval()
     found: list[dict[str, Any]] = []
     firsts = range(0, len(images), batch_size)
-    for first in firsts[part(len(firsts))]:
+    for first in firsts[own_rows(len(firsts))]:
         chunk = [
             image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
         ]
         found += [_packed(output) for output in detector(chunk)]
-    return joined(found)
+    return all_gather_items(found)
 
 
 def _packed(output: dict[str, Tensor]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 from functools import partial
 from typing import Any, Literal
 
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from eval.data.annotations import DetectionData
 from eval.data.batches import KeyedBatches
@@ -211,7 +211,7 @@ def _with_torchvision(
     )
     fine_tune(context, start, DetectorLoss(detector), batches, "detection")
     found = detect(detector, data.test, context.settings.batch_size, context.device)
-    return by_first(lambda: judged(start, data, found, metric, masks=has_masks))
+    return on_main_process(lambda: judged(start, data, found, metric, masks=has_masks))
 
 
 def judged(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sklearn.neighbors import KNeighborsClassifier
 
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from eval.data.labelled import DATASETS
 from eval.linear_probe.features import Features, features_of, open_pictures
@@ -31,7 +31,7 @@ def neighbours(
             raise UserError(
                 f"neighbours: k is {k}, but there are {len(features.train)} training pictures"
             )
-        return by_first(lambda: {"top1_percent": knn_accuracy(features, k=k, metric=metric)})
+        return on_main_process(lambda: {"top1_percent": knn_accuracy(features, k=k, metric=metric)})
 
     rows = compare_inits(context, evaluate)
     protocol = (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress.console.messages import log
 from compress.data import Dataset, Images, Preprocessing, evaluation_batches
-from compress.distributed.collectives import by_first, gathered, part
+from compress.distributed.collectives import all_gather, on_main_process, own_rows
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.storage.files import read_tensors, write_tensors
@@ -68,7 +68,7 @@ def features_of(context: TransferContext, start: Start, data: Dataset) -> Featur
             "size": data.preprocessing.as_dict(),
         }
     )
-    if not by_first(partial(_is_kept, path, digest)):
+    if not on_main_process(partial(_is_kept, path, digest)):
         pairs = zip(("train", "test"), (data.train, data.test), strict=True)
         found = {split: pooled_features(encoder, images, context.device) for split, images in pairs}
         write_tensors(path, found, {"digest": digest})
@@ -107,8 +107,8 @@ def pooled_features(encoder: Encoder, images: Images, device: torch.device) -> T
     encoder.eval()
     batches = torch.split(torch.arange(len(images)), _BATCH)
     features = [torch.empty(0, encoder.channels, device=device)]  # where there are few images
-    if own := batches[part(len(batches))]:
+    if own := batches[own_rows(len(batches))]:
         share = images.subset(torch.cat(own))
         shown = evaluation_batches(share, _BATCH, encoder.preprocessing, device)
         features += [encoder(pixels).float().mean((2, 3)) for pixels, _ in shown]
-    return gathered(torch.cat(features))
+    return all_gather(torch.cat(features))

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.distributed.collectives import by_first, own_share
+from compress.distributed.collectives import on_main_process, own_share
 from compress.seeding import seeded
 from eval.data.batches import KeyedBatches
 from eval.data.labelled import DATASETS
@@ -44,7 +44,7 @@ def linear_probe(
             features = features.standardised()
         if solver == "lbfgs":
             weight_decay = context.settings.weight_decay
-            predicted = by_first(lambda: _by_lbfgs(features, weight_decay))
+            predicted = on_main_process(lambda: _by_lbfgs(features, weight_decay))
         else:
             predicted = _by_sgd(context, start, features)
         correct = (predicted.cpu() == features.test_labels.cpu()).sum()

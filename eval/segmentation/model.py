@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.distributed.collectives import summed
+from compress.distributed.collectives import all_reduce
 from compress.model_files.artifacts import Encoder
 from compress.seeding import seeded
 from compress.taps import MapSpec
@@ -128,7 +128,7 @@ class SegmentationLoss(nn.Module):
         void throughout has the loss 0.
         """
         images, masks = batch
-        count = summed((masks != self.void).sum()).clamp(min=1)
+        count = all_reduce((masks != self.void).sum()).clamp(min=1)
 
         def mean(logits: Tensor) -> Tensor:
             return self._summed(logits, masks) / count

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.distributed.collectives import is_first, part, summed
+from compress.distributed.collectives import all_reduce, is_main_process, own_rows
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from eval.data.masked_images import VOID, SegmentationData
@@ -174,10 +174,10 @@ def _evaluate(
     """Metrics over the test images, of which each process sees its part; some are drawn."""
     classes = len(data.class_names)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    for item in data.test[part(len(data.test))]:
+    for item in data.test[own_rows(len(data.test))]:
         prediction = predict(segmenter, item.pixels(), image_size, device)
         confusion += confusion_matrix(item.classes(), prediction, classes=classes, void=VOID)
-    if is_first():
+    if is_main_process():
         shown = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
         draw_overlays(
             picture,
@@ -187,7 +187,7 @@ def _evaluate(
             data.class_names,
             background=data.background,
         )
-    return segmentation_metrics(summed(confusion))
+    return segmentation_metrics(all_reduce(confusion))
 
 
 @torch.no_grad()

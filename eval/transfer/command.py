@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.console.messages import console, log, log_to
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.models import user_code
 from compress.recipe.schema import TRANSFER_TRAIN, TransferTrain
 from compress.run.executor import Executor
@@ -77,8 +77,8 @@ def _command(task: str, options: argparse.Namespace) -> int:
     directory = request.directory
     with directory.open(), log_to(directory.folder / "log.txt"):
         log(f"eval.{task} {' '.join(options.origins)} -> {directory.folder} ({device})")
-        Executor(by_first(request.plan), STAGES, directory, device).run()
-        table = by_first(lambda: _write_results(task, directory.folder, list(request.data)))
+        Executor(on_main_process(request.plan), STAGES, directory, device).run()
+        table = on_main_process(lambda: _write_results(task, directory.folder, list(request.data)))
         log(f"table: {table}")
     return 0
 

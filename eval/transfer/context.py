@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first, is_first
-from compress.engine.loop import Batches, train
-from compress.engine.optimization import Settings
+from compress.distributed.collectives import is_main_process, on_main_process
+from compress.engine.loop import train
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import Origin, open_origin
@@ -59,7 +59,7 @@ class TransferContext:
     main: str
     inits: tuple[str, ...]
     data: Mapping[str, Any]
-    settings: Settings
+    settings: TrainSettings
     device: torch.device
     seeds: tuple[int, ...] = (0,)
     iterations: int | None = None
@@ -105,8 +105,8 @@ def open_in_order(context: TransferContext, make: Callable[[Path], Data]) -> Dat
     The first process reads before the others, as it may have to write the files.
     """
     found: list[Data] = []
-    by_first(lambda: found.append(make(context.folder / "data")))
-    return found[0] if is_first() else make(context.folder / "data")
+    on_main_process(lambda: found.append(make(context.folder / "data")))
+    return found[0] if is_main_process() else make(context.folder / "data")
 
 
 def compare_inits(
@@ -121,7 +121,7 @@ def compare_inits(
     Of several processes all train and evaluate; the first decides and keeps the metrics.
     """
     labels = {init: student_of(context, init) for init in context.inits}
-    digests = by_first(
+    digests = on_main_process(
         lambda: {i: digest_of_init(i, context.origin(label)) for i, label in labels.items()}
     )
     outcomes = {
@@ -157,8 +157,8 @@ def _outcome(
     """The outcome of one training: its seed, its metrics, how much of the encoder was loaded."""
     stage = f"{context.stage}/{init}/seed-{seed}"
     fields = training_fields(context.fields, init=init, origin=digest, seed=seed)
-    folder = by_first(partial(_training_folder, context, stage, fields))
-    outcome: dict[str, Any] | None = by_first(partial(_read_outcome, folder, stage))
+    folder = on_main_process(partial(_training_folder, context, stage, fields))
+    outcome: dict[str, Any] | None = on_main_process(partial(_read_outcome, folder, stage))
     if outcome is None:
         student = student_of(context, init)
         origin = context.origin(student)
@@ -167,7 +167,7 @@ def _outcome(
         metrics = evaluate(start)
         matched = float(encoder.matched_percent)
         done = {"seed": seed, "metrics": metrics, "matched_percent": matched}
-        outcome = by_first(partial(_write_outcome, folder, done))
+        outcome = on_main_process(partial(_write_outcome, folder, done))
     shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
     log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
     return outcome
@@ -213,7 +213,7 @@ def files_of_training(folder: Path) -> list[str]:
 
 
 def fine_tune(
-    context: TransferContext, start: Start, module: nn.Module, batches: Batches, task: str
+    context: TransferContext, start: Start, module: nn.Module, batches: BatchSource, task: str
 ) -> None:
     """Train `module` in place from one initialisation, in that initialisation's folder."""
     settings = context.settings

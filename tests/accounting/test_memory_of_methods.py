@@ -10,18 +10,18 @@ import torch
 
 from compress.data import Batch
 from compress.distill.module import Distillation
-from compress.engine.optimization import Settings, constant
+from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
-from compress.methods.contract import Terms
-from compress.stages.distill import _Training
+from compress.methods.contract import LossWeights
+from compress.stages.distill import _Distilling, step_bytes
 from compress.stages.job import Job
 from tests.methods import building
 
 
-def _module(name: str, weights: Terms | None = None) -> tuple[Distillation, Batch]:
+def _module(name: str, weights: LossWeights | None = None) -> tuple[Distillation, Batch]:
     module = building.distillation(METHODS[name], weights=weights)
     batch = building.first_batch(module)
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     return module, batch
 
 
@@ -32,7 +32,7 @@ def test_measuring_moves_no_state(name: str) -> None:
     learning = [p.requires_grad for p in module.parameters()]
     expected = module(batch)
     module.load_state_dict(before)
-    assert module.peak_bytes(batch) == module.peak_bytes(batch) > 0
+    assert step_bytes(module, batch) == step_bytes(module, batch) > 0
     module.after_step()
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert [p.requires_grad for p in module.parameters()] == learning
@@ -43,25 +43,24 @@ def test_measuring_moves_no_state(name: str) -> None:
 
 def test_a_step_takes_what_its_images_and_its_method_need() -> None:
     module, batch = _module("none")
-    alone, half = module.peak_bytes(batch), module.peak_bytes(batch.split(2)[0])
+    alone, half = step_bytes(module, batch), step_bytes(module, batch.split(2)[0])
     assert 0.45 * alone < half < 0.65 * alone
     # At least what the student keeps of each image: a map (16, 16, 16) around each convolution.
     assert alone > len(batch.labels) * 7 * 16 * 16 * 16 * 4
     frozen = sum(p.nbytes for p in module.student.parameters())
     assert alone > frozen  # a gradient for each parameter, in the end
-    assert _module("nst")[0].peak_bytes(batch) > alone
+    assert step_bytes(_module("nst")[0], batch) > alone
 
 
 def test_it_is_that_of_the_plain_networks_whatever_shows_the_taps() -> None:
     module, batch = _module("kd")
-    expected = module.peak_bytes(batch)
+    expected = step_bytes(module, batch)
 
     def refuse(*_: Any) -> Any:
         pytest.fail("a fast network was asked")
 
-    module.learn_from([refuse])
-    module.look_with(refuse)
-    assert module.peak_bytes(batch) == expected
+    module.begin_phase(None, batch, student=refuse, teachers=[refuse])
+    assert step_bytes(module, batch) == expected
     with pytest.raises(pytest.fail.Exception, match="fast network"):
         module(batch)
 
@@ -76,7 +75,7 @@ def test_bytes_of_a_methods_own_state_by_hand() -> None:
     assert module.method_bytes() == 4 * numbers + 8 * indices
 
 
-def _stage(module: Distillation, batch: Batch, settings: Settings) -> dict[str, int]:
+def _stage(module: Distillation, batch: Batch, settings: TrainSettings) -> dict[str, int]:
     recipe = SimpleNamespace(seed=0)
     job = Job(
         name="distill/kd",
@@ -88,19 +87,19 @@ def _stage(module: Distillation, batch: Batch, settings: Settings) -> dict[str, 
         workers=0,
         recipe_fingerprint="",
     )
-    teaching: Any = SimpleNamespace(probe=batch)
-    training = _Training(job, module, teaching, None, module.student)  # type: ignore[arg-type]
+    inputs: Any = SimpleNamespace(probe=batch)
+    training = _Distilling(job, module, inputs, None, module.student)  # type: ignore[arg-type]
     training._measure_memory(settings)
     return training.memory
 
 
 def test_the_stage_measures_the_step_that_it_will_take() -> None:
     module, batch = _module("kd")
-    settings = Settings(epochs=1, lr=0.1, batch_size=8, schedule=constant())
+    settings = TrainSettings(epochs=1, lr=0.1, batch_size=8, schedule=constant())
     generator = torch.get_rng_state()
     found = _stage(module, batch, settings)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert found == {"step_bytes": module.peak_bytes(batch), "method_bytes": 0, "batch": 8}
+    assert found == {"step_bytes": step_bytes(module, batch), "method_bytes": 0, "batch": 8}
     parts = _stage(module, batch, replace(settings, accumulate=4))
     assert parts["batch"] == 2 and parts["step_bytes"] < 0.5 * found["step_bytes"]
     half = _stage(module, batch, replace(settings, precision="bfloat16"))

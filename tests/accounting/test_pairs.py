@@ -15,7 +15,7 @@ from compress.accounting import account_pair, count_macs, count_parameters, spee
 from compress.accounting.__main__ import main
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method
+from compress.methods.contract import Method, MethodContext
 
 PAIR: dict[str, Any] = {"teacher": "resnet14", "student": "resnet8", "num_classes": 10}
 COMMAND = ["--teacher", "resnet14", "--student", "resnet8", "--classes", "10"]
@@ -61,7 +61,7 @@ class Behind(nn.Module):
 class Added(Method):
     """A method that no module of the accounting can know."""
 
-    def __init__(self, context: Context, *, bias: bool = False) -> None:
+    def __init__(self, context: MethodContext, *, bias: bool = False) -> None:
         super().__init__(context)
         self.layer = nn.Linear(context.num_classes, context.num_classes, bias=bias)
 

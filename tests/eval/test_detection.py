@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import origins_of
@@ -243,7 +243,7 @@ def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
         main="kd",
         inits=("distilled", "scratch"),
         data={"name": "coco", "root": str(root)},
-        settings=Settings(epochs=1, lr=0.01, batch_size=2),
+        settings=TrainSettings(epochs=1, lr=0.01, batch_size=2),
         device=torch.device("cpu"),
         seeds=(0, 1),
     )
@@ -267,7 +267,7 @@ def test_inits_that_would_get_different_heads_are_refused_before_anything(tmp_pa
         main="kd",
         inits=("distilled", "alone"),
         data={"name": "coco", "root": "not even opened"},
-        settings=Settings(epochs=1, lr=0.01, batch_size=2),
+        settings=TrainSettings(epochs=1, lr=0.01, batch_size=2),
         device=torch.device("cpu"),
     )
     with pytest.raises(UserError, match=r"distilled c4, alone two_fc.*--head two_fc"):

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from compress.data import Preprocessing
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import Origin
@@ -47,7 +47,7 @@ def context(folder: Path, **changes: Any) -> TransferContext:
         main="kd",
         inits=("distilled",),
         data={"name": "coco"},
-        settings=Settings(**settings),
+        settings=TrainSettings(**settings),
         device=torch.device("cpu"),
     )
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data import MemoryImages
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.model_files.origins import open_origin, origins_of
@@ -36,7 +36,7 @@ def context(tmp_path: Path, data: dict[str, Any]) -> TransferContext:
         main="kd",
         inits=("distilled", "alone", "scratch"),
         data=data,
-        settings=Settings(epochs=2, lr=0.05, batch_size=4),
+        settings=TrainSettings(epochs=2, lr=0.05, batch_size=4),
         device=torch.device("cpu"),
         seeds=(0, 1),
     )
@@ -85,7 +85,7 @@ def test_features_are_computed_once(
 
     for outcome in entry.folder.glob("*/*/outcome.json"):
         outcome.unlink()
-    again = linear_probe(replace(entry, settings=Settings(epochs=2, lr=0.05, batch_size=4)))
+    again = linear_probe(replace(entry, settings=TrainSettings(epochs=2, lr=0.05, batch_size=4)))
     assert again == first and not computed
 
     start = Start("distilled", "kd", open_origin(str(entry.students["none"])).encoder(),

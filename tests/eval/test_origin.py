@@ -28,7 +28,9 @@ def test_maps_are_those_of_the_stored_network_to_the_bit(run: Path) -> None:
         origin = open_origin(str(given))
         assert origin.name == "kd" and origin.preprocessing.image_size == 16
         with torch.no_grad():
-            expected = Tapped(student.network, origin.taps, ("last_map",))(images).last_map
+            expected = Tapped(student.network, origin.taps, ("last_map",))(images).tensor(
+                "last_map"
+            )
             assert torch.equal(origin.encoder().eval()(images), expected)
             assert torch.equal(origin.network().eval()(images), student.network(images))
     assert origin.describe()["architecture"] == {"name": "resnet8", "arguments": {}}

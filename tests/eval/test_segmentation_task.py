@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from compress import models
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.run.directory import RunDirectory
 from eval.segmentation.overlays import draw_overlays, palette
@@ -35,7 +35,7 @@ def context(root: Path, name: str, **changes: Any) -> TransferContext:
             "root": str(root),
             "classes": ["background", "0", "1", "2"],
         },
-        "settings": Settings(epochs=1, lr=0.01, batch_size=2),
+        "settings": TrainSettings(epochs=1, lr=0.01, batch_size=2),
         "device": torch.device("cpu"),
     }
     return TransferContext(**{**given, **changes})
@@ -90,7 +90,7 @@ def test_arguments_that_are_too_small_are_refused_before_the_data(
 
 
 def test_batches_of_one_image_are_refused(scenes: Write) -> None:
-    settings = Settings(epochs=1, lr=0.01, batch_size=1)
+    settings = TrainSettings(epochs=1, lr=0.01, batch_size=1)
     with pytest.raises(UserError, match="batches of two or more"):
         segmentation(context(scenes(), "resnet8", settings=settings))
 

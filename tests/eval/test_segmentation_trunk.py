@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.data import Preprocessing
-from compress.engine.loop import Step
-from compress.engine.optimization import Settings
+from compress.engine.loop import OptimizerStep
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder, cut_encoder
 from compress.taps import TapSpecs
@@ -181,7 +181,7 @@ def test_auxiliary_loss_counts_with_its_weight_and_void_does_not() -> None:
 
 def steps(segmenter: Segmenter, count: int = 3) -> None:
     module = SegmentationLoss(segmenter, 255).train()
-    step = Step(module, Settings(epochs=1, lr=0.1), torch.device("cpu"))
+    step = OptimizerStep(module, TrainSettings(epochs=1, lr=0.1), torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     totals: dict[str, Tensor] = {}
     for _ in range(count):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.model_files.origins import origins_of
 from compress.run.directory import RunDirectory
@@ -49,7 +49,7 @@ def asked(tmp_path: Path) -> TransferContext:
         main="kd",
         inits=("distilled", "scratch"),
         data={"name": "none"},
-        settings=Settings(epochs=1, lr=0.1),
+        settings=TrainSettings(epochs=1, lr=0.1),
         device=torch.device("cpu"),
         fields={"seed": 0, "lr": 0.1},
     )

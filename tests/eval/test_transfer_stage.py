@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.engine.optimization import Settings
+from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.model_files.origins import origins_of
 from compress.recipe import signatures
@@ -125,7 +125,7 @@ def context(
         main="kd",
         inits=inits,
         data={"name": "none"},
-        settings=Settings(epochs=1, lr=0.1),
+        settings=TrainSettings(epochs=1, lr=0.1),
         device=torch.device("cpu"),
         seeds=seeds,
     )

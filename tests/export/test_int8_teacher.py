@@ -46,7 +46,7 @@ def test_taps_are_near_for_any_batch_and_the_network_is_as_it_was(
         found = difference(fast, plain, batch.contiguous(memory_format=torch.channels_last))
         assert set(found) == {*KINDS, "same_class_percent"}
         assert all(0 < found[kind] < 0.2 for kind in KINDS)
-    assert fast.remarks() == [
+    assert fast.notes() == [
         "teacher: 10 of 10 layers are int8 with 7-bit weights (minmax over 24 images), run by "
         "ONNX Runtime"
     ]
@@ -58,9 +58,9 @@ def test_only_what_is_wanted_is_in_the_file(
     network, specs = teacher
     fast = int8_teacher(network, specs, ["layer2"], images(0, 1), folder=tmp_path / "int8")
     taps = fast(images(1, 1)[0])
-    assert taps.logits is None
-    assert taps.paths["layer2"].dtype == torch.float32
-    assert "6 of 6 layers" in fast.remarks()[0]  # stem, two blocks and a shortcut
+    assert list(taps) == ["layer2"]
+    assert taps.tensor("layer2").dtype == torch.float32
+    assert "6 of 6 layers" in fast.notes()[0]  # stem, two blocks and a shortcut
     kept = {path.name for path in (tmp_path / "int8").iterdir()}
     assert kept == {"teacher.onnx", "teacher.int8.onnx"}
 
@@ -73,7 +73,7 @@ def test_kernels_of_this_machine_show_what_the_file_says(
     path, (batch,) = tmp_path / "teacher.int8.onnx", batches(1, 1)
     assert largest_weight(onnx.load(path).graph) == 64
     exact = open_session(path, exact=True).run(["taps"], {INPUT: batch})[0]
-    found = fast(torch.from_numpy(batch)).logits
+    found = fast(torch.from_numpy(batch)).tensor("logits")
     assert found is not None
     assert np.abs(found.numpy() - exact).max() < 0.03 * np.abs(exact).max()
 
@@ -82,7 +82,8 @@ def test_deterministic_and_usable_in_a_backward_pass(teacher: tuple[nn.Module, T
     network, specs = teacher
     batch = images(1, 1)[0]
     first, second = (
-        int8_teacher(network, specs, ["last_map"], images(0, 2))(batch).last_map for _ in range(2)
+        int8_teacher(network, specs, ["last_map"], images(0, 2))(batch).tensor("last_map")
+        for _ in range(2)
     )
     assert first is not None
     assert second is not None

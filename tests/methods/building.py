@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from compress.data.batch import Batch
 from compress.data.batches import ImageBatches
 from compress.data.images import MemoryImages, Preprocessing
-from compress.distill.module import Distillation, teacher_context
-from compress.methods.contract import Context, Method, Terms
+from compress.distill.module import Distillation
+from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.methods.fsp import FSP
 from compress.models import build
 from compress.taps.discovery import discover
@@ -36,8 +36,10 @@ def networks(
     return build(student, num_classes=CLASSES, seed=1), built
 
 
-def context(student: nn.Module, teachers: Sequence[nn.Module], batch_size: int = 8) -> Context:
-    return Context(
+def context(
+    student: nn.Module, teachers: Sequence[nn.Module], batch_size: int = 8
+) -> MethodContext:
+    return MethodContext(
         student=discover(student, SHAPE, "student"),
         teachers=tuple(teacher_context(t, discover(t, SHAPE, "teacher")) for t in teachers),
         num_classes=CLASSES,
@@ -70,7 +72,7 @@ def part(batch: Batch, rows: slice) -> Batch:
         batch,
         images=cut(batch.images),
         view_ids=cut(batch.view_ids),
-        slots=cut(batch.slots),
+        view_numbers=cut(batch.view_numbers),
         labels=batch.labels[rows],
         index=batch.index[rows],
         start=rows.start,
@@ -81,7 +83,7 @@ def part(batch: Batch, rows: slice) -> Batch:
 def distillation(
     method_class: type[Method],
     teachers: int = 1,
-    weights: Terms | None = None,
+    weights: LossWeights | None = None,
 ) -> Distillation:
     # The one method that takes equal widths alone.
     teacher = "resnet14" if method_class is FSP else "resnet8x4"

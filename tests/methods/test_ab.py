@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.methods.ab import AB, ab_loss
 from compress.methods.blocks.maps import MapRegressor
-from compress.methods.contract import Method, Terms
+from compress.methods.contract import LossWeights, Method
 from compress.models import build
 from tests.methods import building
 
@@ -77,9 +77,14 @@ def test_unequal_sizes_and_stage_counts_meet(teacher: str) -> None:
     count = len(context.teachers[0].taps.stages)
     method = AB(context)
     assert len(method.connectors) == 3
-    assert bool(method.remarks()) == (count != 3)
+    assert bool(method.notes()) == (count != 3)
     module = building.Distillation(
-        student, [network], method, Terms(0, 0, 1), building.Classification(), kd_temperature=4.0
+        student,
+        [network],
+        method,
+        LossWeights(0, 0, 1),
+        building.Classification(),
+        kd_temperature=4.0,
     )
     terms = module(next(building.batches(method).epoch(0)))
     assert terms["ab"].isfinite()
@@ -90,12 +95,12 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
         module = building.distillation(AB, weights=AB.protocols[protocol])
         batch = building.first_batch(module)
         assert [*module(batch)] == named
-        module.enter(None, batch)
+        module.begin_phase(None, batch)
         assert not any(p.requires_grad for p in module.method.parameters())
-    module = building.distillation(AB, weights=Terms(1, 0, 2))
+    module = building.distillation(AB, weights=LossWeights(1, 0, 2))
     main = module.eval()(batch)["ab"]
     (phase,) = module.method.phases()
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     torch.testing.assert_close(main, 2 * module.eval()(batch)["ab"])
 
 
@@ -103,7 +108,7 @@ def test_the_phase_trains_all_that_the_stages_read_and_the_connectors() -> None:
     module = building.distillation(AB)
     (phase,) = module.method.phases()
     assert (phase.epochs, phase.lr) == (30, None)
-    module.enter(phase, building.first_batch(module))
+    module.begin_phase(phase, building.first_batch(module))
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learning == {n for n, _ in module.named_parameters()} - {
         "student.fc.weight",
@@ -117,10 +122,15 @@ def test_a_frozen_student_parameter_stays_frozen() -> None:
     first = student.get_submodule("conv1").weight
     first.requires_grad_(False)  # type: ignore[operator]
     module = building.Distillation(
-        student, teachers, method, Terms(1, 0, 0), building.Classification(), kd_temperature=4.0
+        student,
+        teachers,
+        method,
+        LossWeights(1, 0, 0),
+        building.Classification(),
+        kd_temperature=4.0,
     )
     (phase,) = method.phases()
-    module.enter(phase, next(building.batches(method).epoch(0)))
+    module.begin_phase(phase, next(building.batches(method).epoch(0)))
     assert not first.requires_grad
     assert not any("_student" in key for key in module.state_dict())
 

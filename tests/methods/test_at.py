@@ -74,11 +74,11 @@ def test_sums_the_pairs_of_stages_from_the_fine_end(names: tuple[str, str]) -> N
     batch = next(building.batches(method, batch_size=2).epoch(0))
     own = Tapped(student, context.student, method.student_taps)(batch.images[0])
     known = Tapped(teachers[0], context.teachers[0].taps, method.teacher_taps)(batch.images[0])
-    assert own.stages is not None
-    assert known.stages is not None
-    expected = sum(float(at_loss(own.stages[i], known.stages[i])) for i in range(3))
+    expected = sum(
+        float(at_loss(own.tensors("stages")[i], known.tensors("stages")[i])) for i in range(3)
+    )
     assert float(method([own], [[known]], batch)["at"]) == pytest.approx(expected, rel=1e-6)
-    assert bool(method.remarks()) == (names[0] == "vgg8")  # which has a fourth stage
+    assert bool(method.notes()) == (names[0] == "vgg8")  # which has a fourth stage
 
 
 def test_refusals() -> None:

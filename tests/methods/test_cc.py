@@ -55,7 +55,7 @@ def test_a_batch_of_one_has_the_term_zero() -> None:
 def test_both_embeddings_are_trained() -> None:
     module = building.distillation(CC)
     batch = building.first_batch(module)
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     learning = {name for name, p in module.named_parameters() if p.requires_grad}
     assert {
         f"method.{who}_embedding.{part}"
@@ -68,9 +68,9 @@ def test_the_term_is_that_of_the_embedded_pooled_vectors() -> None:
     module = building.distillation(CC).eval()
     batch = building.first_batch(module)
     shown = [tapped(batch.images[0]) for tapped in (module._tapped, module._teachers[0])]
-    assert [t.pooled.shape[1] for t in shown if t.pooled is not None] == [64, 256]
+    assert [t.tensor("pooled").shape[1] for t in shown] == [64, 256]
     embeddings = (module.method.student_embedding, module.method.teacher_embedding)
-    embedded = [e(t.pooled).double() for e, t in zip(embeddings, shown, strict=True)]  # type: ignore[operator]
+    embedded = [e(t.tensor("pooled")).double() for e, t in zip(embeddings, shown, strict=True)]  # type: ignore[operator]
     assert embedded[0].shape == (8, 128)
     got = module.method([shown[0]], [[shown[1]]], batch)["cc"]
     assert float(got.detach()) == pytest.approx(_oracle(*embedded), rel=1e-5)

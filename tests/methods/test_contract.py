@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.engine.loop import train
-from compress.engine.optimization import Settings, constant
+from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
 from compress.methods.contract import Method
 from compress.taps import Tapped
@@ -57,7 +57,7 @@ def test_terms_are_finite_named_scalars(method_class: type[Method]) -> None:
 def test_gradient_reaches_what_learns_and_no_teacher(method_class: type[Method]) -> None:
     module = _module(method_class)
     batch = building.first_batch(module)
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     before = [copy.deepcopy(t.network.state_dict()) for t in module._teachers]
     module.train()
     _sum(module(batch)).backward()
@@ -138,7 +138,7 @@ def test_deploy_gives_logits_equal_to_the_training_path(method_class: type[Metho
     network = module.method.deploy(module.student).eval()
     images = torch.randn(3, *building.SHAPE)
     with torch.no_grad():
-        tapped = Tapped(module.student, module.method.context.student, module.method.student_taps)
+        tapped = Tapped(module.student, module.method.context.student, module.student_taps)
         expected = module.method.logits(module.method.extend(tapped(images)))
         got = network(images)
     assert got.shape == (3, building.CLASSES)
@@ -155,7 +155,7 @@ def test_batch_of_one(method_class: type[Method]) -> None:
 def test_entering_leaves_every_state_as_it_was(method_class: type[Method]) -> None:
     module = _module(method_class)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    module.enter(None, building.first_batch(module))
+    module.begin_phase(None, building.first_batch(module))
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
@@ -164,7 +164,7 @@ def test_a_term_of_weight_zero_is_not_computed() -> None:
     module = building.distillation(METHODS["simkd"], weights=weights)
     batch = building.first_batch(module)
     assert [*module(batch)] == ["simkd"]
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     # The student's own classifier is reached by no term.
     assert not module.student.get_submodule("fc").weight.requires_grad  # type: ignore[union-attr]
 
@@ -184,11 +184,11 @@ def test_a_phase_trains_its_parameters_alone() -> None:
     batches = building.batches(module.method)
     batch = next(batches.epoch(0))
     (phase,) = module.method.phases()
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learning == {"method.teacher_head.weight", "method.teacher_head.bias"}
     assert [*module(batch)] == ["warm"]
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     assert any(p.requires_grad for p in module.student.parameters())
     assert not any(p.requires_grad for p in module.method.slow.parameters())
 
@@ -197,7 +197,7 @@ def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[M
     module = _module(method_class)
     batch = building.first_batch(module)
     for phase in module.method.phases():
-        module.enter(phase, batch)
+        module.begin_phase(phase, batch)
         learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
         named = {id(p) for p in phase.parameters}
         assert learning
@@ -220,14 +220,14 @@ def test_a_phase_has_its_own_after_step() -> None:
     module = building.distillation(ThreeViews)
     method, batch = module.method, building.first_batch(module)
     assert isinstance(method, ThreeViews)
-    module.enter(method.phases()[0], batch)
+    module.begin_phase(method.phases()[0], batch)
     module(batch)
     module.after_step()
     assert (int(method.warmed), int(method.steps)) == (1, 0)
-    module.enter(replace(method.phases()[0], after_step=None), batch)
+    module.begin_phase(replace(method.phases()[0], after_step=None), batch)
     module.after_step()
     assert (int(method.warmed), int(method.steps)) == (1, 0)
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     module(batch)
     module.after_step()
     assert (int(method.warmed), int(method.steps)) == (1, 1)
@@ -237,11 +237,11 @@ def test_a_term_that_is_not_in_the_first_batch_learns_and_resumes(tmp_path: Path
     def learnt(folder: Path, *epochs: int) -> dict[str, Tensor]:
         for count in epochs:
             module = building.distillation(Alternating)
-            module.enter(None, building.first_batch(module))
+            module.begin_phase(None, building.first_batch(module))
             train(
                 module,
                 building.batches(module.method),
-                Settings(count, lr=0.1, batch_size=8, schedule=constant()),
+                TrainSettings(count, lr=0.1, batch_size=8, schedule=constant()),
                 directory=folder,
                 role="alternating",
                 seed=0,
@@ -276,7 +276,7 @@ def test_draws_are_a_function_of_seed_epoch_step_and_key() -> None:
 def test_every_method_has_its_file_test_and_readme_row() -> None:
     root = Path(__file__).parents[2]
     files = (root / "compress/methods").glob("*.py")
-    stems = {p.stem for p in files} - {"__init__", "__main__", "base"}
+    stems = {p.stem for p in files} - {"__init__", "__main__", "contract"}
     tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert set(METHODS) == stems

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.data.batch import Batch
 from compress.distill.module import Distillation
-from compress.methods.contract import Context
+from compress.methods.contract import MethodContext
 from compress.methods.crd import CRD, Contrast, crd_loss
 from tests.methods import building
 
@@ -61,7 +61,7 @@ def _case() -> tuple[Contrast, tuple[Tensor, Tensor], Tensor, Tensor]:
 
 
 @cache
-def _context() -> Context:
+def _context() -> MethodContext:
     student, teachers = building.networks()
     return building.context(student, teachers)
 
@@ -162,18 +162,18 @@ def test_several_teachers_add_up_with_banks_of_their_own() -> None:
     assert isinstance(method, CRD)
     taps = [[tapped(batch.images[0])] for tapped in (module._tapped, *module._teachers)]
     whole = method(taps[0], taps[1:], batch)["crd"].detach()
-    drawn, own = method.draw_rows(batch), taps[0][0].pooled
+    drawn, own = method.draw_rows(batch), taps[0][0].tensor("pooled")
     parts = [
-        contrast(own, teacher[0].pooled, batch.index, drawn, method.temperature).detach()
+        contrast(own, teacher[0].tensor("pooled"), batch.index, drawn, method.temperature).detach()
         for contrast, teacher in zip(method.contrasts, taps[1:], strict=True)
     ]
     assert float(whole) == pytest.approx(float(sum(parts)), rel=1e-6)
     assert float(parts[0]) != float(parts[1])
-    assert "for each of 2 teachers" in method.remarks()[0]
+    assert "for each of 2 teachers" in method.notes()[0]
 
 
 def test_the_banks_are_printed_and_repeats_are_said() -> None:
-    banks, repeats = _built().remarks()
+    banks, repeats = _built().notes()
     assert banks == "two memory banks of 24 x 128 float32: 0.02 MB"
     assert "16,384 negatives per image with repeats, from 19 or more" in repeats
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.methods.contract import Context
+from compress.methods.contract import MethodContext
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.taps import Taps
 from tests.methods import building
@@ -18,7 +18,7 @@ def _oracle(first: Tensor, second: Tensor) -> float:
     return total / len(pairs)
 
 
-def _context(student_sizes: list[int], teacher_sizes: list[int]) -> Context:
+def _context(student_sizes: list[int], teacher_sizes: list[int]) -> MethodContext:
     """Stages of these heights, one after the other, with 2 and 3 channels."""
     student, teachers = building.networks()
     context = building.context(student, teachers)
@@ -42,14 +42,7 @@ def _context(student_sizes: list[int], teacher_sizes: list[int]) -> Context:
 
 def _taps(sizes: list[int], channels: int) -> Taps:
     maps = [torch.randn(2, channels, s, s, dtype=torch.float64) for s in sizes]
-    return Taps(
-        logits=torch.randn(2, building.CLASSES),
-        pooled=None,
-        last_map=None,
-        stages=maps,
-        pre_activations=None,
-        paths={},
-    )
+    return Taps(logits=torch.randn(2, building.CLASSES), stages=maps)
 
 
 def test_equals_the_formula() -> None:
@@ -89,9 +82,7 @@ def test_the_regressor_meets_width_and_size(
     assert isinstance(convolution, kind)
     assert convolution.kernel_size == (kernel, kernel)
     own, known = _taps(sizes[0], 2), _taps(sizes[1], 3)
-    assert own.stages is not None
-    assert known.stages is not None
-    regressed, target = method.regressor(own.stages[1]), known.stages[1]
+    regressed, target = method.regressor(own.tensors("stages")[1]), known.tensors("stages")[1]
     assert min(regressed.shape[-1], target.shape[-1]) == compared
     expected = fitnet_loss(regressed, target)
     batch = next(building.batches(method, batch_size=2).epoch(0))
@@ -103,8 +94,7 @@ def test_reads_the_hint_stage_alone(hint: int) -> None:
     sizes = [8, 4, 2]
     method = FitNet(_context(sizes, sizes), hint=hint).double()
     own, known = _taps(sizes, 2), _taps(sizes, 3)
-    assert own.stages is not None
-    maps = [m.requires_grad_(True) for m in own.stages]
+    maps = [m.requires_grad_(True) for m in own.tensors("stages")]
     batch = next(building.batches(method, batch_size=2).epoch(0))
     method([own], [[known]], batch)["fitnet"].backward()
     assert [m.grad is not None for m in maps] == [i == hint - 1 for i in range(3)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.contract import Context, Terms
+from compress.methods.contract import LossWeights, MethodContext
 from compress.methods.fsp import FSP, fsp_loss
 from compress.taps import MapSpec, TapSpecs
 from tests.methods import building
@@ -84,12 +84,12 @@ def test_zero_for_equal_negated_and_mirrored_maps() -> None:
     assert float(fsp_loss([m + 1 for m in maps], maps)) > 1e-2
 
 
-def _context(student: str, teacher: str) -> Context:
+def _context(student: str, teacher: str) -> MethodContext:
     own, teachers = building.networks(student=student, teacher=teacher)
     return building.context(own, teachers)
 
 
-def _without_stem(context: Context, *who: str) -> Context:
+def _without_stem(context: MethodContext, *who: str) -> MethodContext:
     teacher = context.teachers[0]
     if "student" in who:
         context = dataclasses.replace(context, student=_stemless(context.student))
@@ -108,7 +108,12 @@ def test_a_stem_that_one_network_lacks_is_left_out_for_both(who: tuple[str, ...]
     student, teachers = building.networks(student=EQUAL[0], teacher=EQUAL[1])
     method = FSP(_without_stem(building.context(student, teachers), *who))
     module = building.Distillation(
-        student, teachers, method, Terms(0, 0, 1), building.Classification(), kd_temperature=4.0
+        student,
+        teachers,
+        method,
+        LossWeights(0, 0, 1),
+        building.Classification(),
+        kd_temperature=4.0,
     ).eval()
     batch = next(building.batches(method).epoch(0))
     with torch.no_grad():
@@ -118,8 +123,8 @@ def test_a_stem_that_one_network_lacks_is_left_out_for_both(who: tuple[str, ...]
         names = names if who else ["relu", *names]
         maps = [_outputs(t.network, names, batch.images[0]) for t in tapped]
     torch.testing.assert_close(got, fsp_loss(*maps))
-    assert bool(method.remarks()) == (len(who) == 1)
-    assert all(f"the {name} has no stem map" in method.remarks()[0] for name in who[: 2 - len(who)])
+    assert bool(method.notes()) == (len(who) == 1)
+    assert all(f"the {name} has no stem map" in method.notes()[0] for name in who[: 2 - len(who)])
 
 
 def _outputs(network: torch.nn.Module, names: list[str], images: Tensor) -> list[Tensor]:
@@ -139,7 +144,7 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
     for weights, named in (
         (FSP.protocols["crd"], ["ce"]),
         (FSP.protocols["simkd"], ["ce", "soft"]),
-        (Terms(1, 0, 2), ["ce", "fsp"]),
+        (LossWeights(1, 0, 2), ["ce", "fsp"]),
     ):
         method = FSP(building.context(student, teachers))
         module = building.Distillation(
@@ -150,7 +155,7 @@ def test_the_main_training_has_no_term_unless_asked() -> None:
         assert [*terms] == named
     (phase,) = method.phases()
     assert (phase.epochs, phase.lr) == (30, None)
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     torch.testing.assert_close(terms["fsp"], 2 * module.eval()(batch)["fsp"])
     learning = {n for n, p in student.named_parameters() if p.requires_grad}
     assert learning == {n for n, _ in student.named_parameters()} - {"fc.weight", "fc.bias"}

@@ -103,12 +103,11 @@ def test_the_phase_trains_the_autoencoder_alone_on_the_teachers_last_stage() -> 
     (phase,) = module.method.phases()
     assert (phase.name, phase.epochs, phase.lr) == ("paraphraser", 30, 0.01)
     assert not phase.reads_student
-    module.enter(phase, batch)
+    module.begin_phase(phase, batch)
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert {n.split(".")[1] for n in learning} == {"paraphraser", "decoder"}
     assert len(learning) == 2 * 6
-    maps = module._teachers[0](batch.images[0]).stages
-    assert maps is not None
+    maps = module._teachers[0](batch.images[0]).tensors("stages")
     reconstructed = module.method.decoder(module.method.paraphraser(maps[-1]))  # type: ignore[operator]
     expected = (reconstructed - maps[-1]).square().mean()
     torch.testing.assert_close(module(batch), {"paraphraser": expected})
@@ -123,8 +122,8 @@ def test_a_perfect_reconstruction_costs_nothing() -> None:
 def test_the_paraphraser_is_frozen_in_the_main_training() -> None:
     module = building.distillation(FT)
     batch = building.first_batch(module)
-    module.enter(module.method.phases()[0], batch)
-    module.enter(None, batch)
+    module.begin_phase(module.method.phases()[0], batch)
+    module.begin_phase(None, batch)
     learning = {n.split(".")[1] for n, p in module.method.named_parameters("m") if p.requires_grad}
     assert learning == {"translator"}
 
@@ -134,7 +133,7 @@ def test_the_last_stages_are_compared_whatever_their_number() -> None:
     method = FT(building.context(student, [teacher]), paraphraser_lr=None)
     assert method.translator[-3].out_channels == 512 // 2  # the teacher's fourth stage
     assert method.phases()[0].lr is None
-    assert method.remarks() == []
+    assert method.notes() == []
 
 
 def test_a_last_map_of_one_pixel_is_refused_in_words() -> None:

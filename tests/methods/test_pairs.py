@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.methods import METHODS
-from compress.methods.contract import Context, Method, TeacherContext
+from compress.methods.contract import Method, MethodContext, TeacherContext
 from compress.models import build
 from compress.recipe.files import read_yaml
 from compress.sweep.schema import check_sweep
-from compress.taps import MapSpec, Tapped, Taps, TapSpecs
+from compress.taps import KINDS, MapSpec, Tapped, Taps, TapSpecs, VectorSpec
 from compress.taps.discovery import discover
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
@@ -48,27 +48,28 @@ def _specs(name: str) -> TapSpecs:
     return discover(build(name, num_classes=CLASSES), SHAPE, name)
 
 
-def _map(spec: MapSpec, *, learns: bool) -> Tensor:
-    return torch.rand(IMAGES, spec.channels, spec.height, spec.width, requires_grad=learns)
+def _tap(kind: str, spec: MapSpec | VectorSpec, *, learns: bool) -> Tensor:
+    sample = torch.randn if kind == "logits" else torch.rand
+    drawn = sample(IMAGES, *spec.shape) - (0.5 if kind == "pre_activations" else 0)
+    return drawn.requires_grad_(learns)
 
 
 def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
-    assert specs.pooled_width is not None
-    return Taps(
-        logits=torch.randn(IMAGES, CLASSES, requires_grad=learns),
-        pooled=torch.rand(IMAGES, specs.pooled_width, requires_grad=learns),
-        last_map=_map(specs.last_map, learns=learns) if specs.last_map else None,
-        stages=[_map(spec, learns=learns) for spec in specs.stages],
-        pre_activations=[_map(spec, learns=learns) - 0.5 for spec in specs.pre_activations],
-        paths={},
-        stem=_map(specs.stem, learns=learns) if specs.stem else None,
-    )
+    """Random numbers of every kind that the network has."""
+    taps = Taps()
+    for kind in KINDS:
+        found = specs.of(kind)
+        if isinstance(found, tuple):
+            taps[kind] = [_tap(kind, spec, learns=learns) for spec in found]
+        elif found is not None:
+            taps[kind] = _tap(kind, found, learns=learns)
+    return taps
 
 
 def _method(name: str, teacher: str, student: str) -> Method:
     known, classes = _specs(teacher), torch.arange(60) % CLASSES
     assert known.pooled_width is not None
-    context = Context(
+    context = MethodContext(
         student=_specs(student),
         teachers=(
             TeacherContext(known, torch.randn(CLASSES, known.pooled_width), torch.randn(CLASSES)),
@@ -110,10 +111,9 @@ def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None
         total = torch.stack([*terms.values()]).sum()
         assert torch.isfinite(total), f"{teacher} -> {student}"
         total.backward()  # type: ignore[no-untyped-call]
-        learned = [own.logits, own.pooled, own.last_map, own.stem]
-        learned += [*(own.stages or ())]
-        reached = any(t is not None and t.grad is not None for t in learned)
-        assert reached or name == "ab", f"{teacher} -> {student}: nothing reaches the student"
+        learned = [t for tap in own.values() for t in (tap if isinstance(tap, list) else [tap])]
+        reached = any(t.grad is not None for t in learned)
+        assert reached, f"{teacher} -> {student}: nothing reaches the student"
 
 
 def _may_refuse(name: str, teacher: str, student: str) -> bool:

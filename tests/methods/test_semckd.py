@@ -104,7 +104,7 @@ def test_every_student_stage_meets_every_teacher_stage() -> None:
     widths = [(p[0].in_channels, p[-1].out_channels) for p in method.projections]  # type: ignore[index]
     assert widths == [*product((16, 32, 64), (128, 256, 512, 512))]
     assert (len(method.queries), len(method.keys)) == (3, 4)
-    assert method.remarks() == []
+    assert method.notes() == []
     assert len(_method("vgg8", "resnet8").projections) == 12
 
 
@@ -115,7 +115,7 @@ def test_term_equals_a_loop_over_pairs() -> None:
     assert isinstance(method, SemCKD)
     with torch.no_grad():
         student, teacher = module._tapped(batch.images[0]), module._teachers[0](batch.images[0])
-        own, target = student.stages or [], teacher.stages or []
+        own, target = student.tensors("stages"), teacher.tensors("stages")
         queries, keys = (
             [embed(similarity_rows(m, 8), mlp) for m, mlp in zip(maps, mlps, strict=True)]
             for maps, mlps in ((own, method.queries), (target, method.keys))
@@ -136,7 +136,7 @@ def test_everything_learns_in_a_full_and_in_a_short_batch() -> None:
     module = building.distillation(SemCKD)
     for size in (8, 3):
         batch = next(building.batches(module.method, batch_size=size).epoch(0))
-        module.enter(None, batch)
+        module.begin_phase(None, batch)
         assert all(p.requires_grad for p in module.method.parameters()), size
 
 

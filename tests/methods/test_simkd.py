@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.contract import Terms
+from compress.methods.contract import LossWeights
 from compress.methods.simkd import Projector, SimKD, simkd_loss
 from compress.models import build
 from compress.taps import TapSpecs
@@ -92,9 +92,8 @@ def test_a_perfect_projection_has_the_teachers_logits() -> None:
     images = torch.randn(2, *building.SHAPE)
     with torch.no_grad():
         shown = teacher(images)
-        assert shown.last_map is not None
-        logits = module.method.classifier(shown.last_map.mean((2, 3)))  # type: ignore[operator]
-    torch.testing.assert_close(logits, shown.logits)
+        logits = module.method.classifier(shown.tensor("last_map").mean((2, 3)))  # type: ignore[operator]
+    torch.testing.assert_close(logits, shown.tensor("logits"))
 
 
 def test_deployed_network_takes_other_image_sizes() -> None:
@@ -125,7 +124,9 @@ def test_an_impossible_reduction_is_refused_in_words() -> None:
 
 
 def test_prediction_and_term_come_from_one_pass_of_the_projector() -> None:
-    module = building.distillation(SimKD, weights=Terms(ce=1, kd=1, method=1)).double().train()
+    module = (
+        building.distillation(SimKD, weights=LossWeights(ce=1, kd=1, method=1)).double().train()
+    )
     module._teachers[0].network.double()
     method, batch = module.method, building.first_batch(module)
     batch = dataclasses.replace(batch, images=tuple(i.double() for i in batch.images))
@@ -149,10 +150,10 @@ def _expected_terms(
     own, known = copy.deepcopy(module._tapped), module._teachers[0]
     projector, classifier = copy.deepcopy(module.method.projector), module.method.classifier
     with torch.no_grad():
-        projected = projector(own(images).last_map)  # type: ignore[operator]
+        projected = projector(own(images).tensor("last_map"))  # type: ignore[operator]
         z_s = classifier(projected.mean((2, 3))).tolist()  # type: ignore[operator]
         teacher = known(images)
-    z_t = teacher.logits.tolist()  # type: ignore[union-attr]
+    z_t = teacher.tensor("logits").tolist()  # type: ignore[union-attr]
 
     def softmax(row: list[float], temperature: float) -> list[float]:
         powers = [math.exp(z / temperature) for z in row]
@@ -163,8 +164,7 @@ def _expected_terms(
         ce -= math.log(softmax(own_row, 1)[label]) / count
         pairs = zip(softmax(known_row, 4), softmax(own_row, 4), strict=True)
         soft += 16 * sum(p * math.log(p / q) for p, q in pairs) / count
-    assert teacher.last_map is not None
-    return {"ce": ce, "soft": soft, "simkd": _oracle(projected, teacher.last_map)}
+    return {"ce": ce, "soft": soft, "simkd": _oracle(projected, teacher.tensor("last_map"))}
 
 
 def test_a_map_that_is_not_square_is_shrunk_by_a_stride_for_each_side() -> None:

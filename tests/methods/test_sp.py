@@ -66,9 +66,7 @@ def test_reads_the_deepest_stage_of_both(names: tuple[str, str]) -> None:
     batch = next(building.batches(method, batch_size=3).epoch(0))
     own = Tapped(student, context.student, ("stages",))(batch.images[0])
     known = Tapped(teachers[0], context.teachers[0].taps, ("stages",))(batch.images[0])
-    assert own.stages is not None
-    assert known.stages is not None
-    maps = own.stages[2].double(), known.stages[2].double()
+    maps = own.tensors("stages")[2].double(), known.tensors("stages")[2].double()
     got = float(method([own], [[known]], batch)["sp"])
     assert got == pytest.approx(_oracle(*maps), rel=1e-3, abs=1e-8)
 

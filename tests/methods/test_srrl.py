@@ -55,8 +55,13 @@ def test_the_teachers_own_features_cost_nothing() -> None:
     assert isinstance(method, SRRL)
     with torch.no_grad():
         shown = module._teachers[0](torch.randn(4, *building.SHAPE))
-        assert shown.pooled is not None
-        loss = srrl_loss(shown.pooled, shown.pooled, shown.logits, method.weight, method.bias)
+        loss = srrl_loss(
+            shown.tensor("pooled"),
+            shown.tensor("pooled"),
+            shown.tensor("logits"),
+            method.weight,
+            method.bias,
+        )
     assert float(loss) == pytest.approx(0, abs=1e-10)
 
 
@@ -70,14 +75,12 @@ def test_term_is_the_loss_of_the_connected_features() -> None:
     state["1.running_var"].uniform_(0.5, 2.0)
     with torch.no_grad():
         student, teacher = module._tapped(batch.images[0]), module._teachers[0](batch.images[0])
-        assert student.pooled is not None
-        assert teacher.pooled is not None
-        before = student.pooled @ state["0.weight"].T - state["1.running_mean"]
+        before = student.tensor("pooled") @ state["0.weight"].T - state["1.running_mean"]
         projected = (before / (state["1.running_var"] + 1e-5).sqrt()).relu()
         assert method.bias is not None
         judged = projected @ method.weight.T + method.bias
-        expected = (projected - teacher.pooled).square().mean()
-        expected += (judged - teacher.logits).square().mean()
+        expected = (projected - teacher.tensor("pooled")).square().mean()
+        expected += (judged - teacher.tensor("logits")).square().mean()
         got = method([student], [[teacher]], batch)["srrl"]
     torch.testing.assert_close(got, expected)
 
@@ -105,7 +108,7 @@ def test_the_classifier_is_a_copy_that_does_not_learn() -> None:
     assert method.bias is not None
     assert torch.equal(method.bias, classifier["bias"])
     assert {"weight", "bias"} <= set(method.state_dict())
-    module.enter(None, next(building.batches(method).epoch(0)))
+    module.begin_phase(None, next(building.batches(method).epoch(0)))
     learning = {n.split(".")[0] for n, p in method.named_parameters() if p.requires_grad}
     assert learning == {"connector"}
     assert module.student.get_submodule("fc").weight.requires_grad

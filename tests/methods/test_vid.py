@@ -73,13 +73,13 @@ def test_every_pair_counts_once_and_its_variances_learn() -> None:
     method = module.method
     assert isinstance(method, VID)
     batch = next(building.batches(method).epoch(0))
-    module.enter(None, batch)
+    module.begin_phase(None, batch)
     names = {n for n, p in method.named_parameters() if p.requires_grad}
     assert names >= {f"predictions.{i}.log_scale" for i in range(3)}
     with torch.no_grad():
         student, teacher = module._tapped(batch.images[0]), module._teachers[0](batch.images[0])
         got = method([student], [[teacher]], batch)["vid"]
-        pairs = zip(student.stages or [], teacher.stages or [], strict=True)
+        pairs = zip(student.tensors("stages"), teacher.tensors("stages"), strict=True)
         terms = [p(*pair) for p, pair in zip(method.predictions, pairs, strict=True)]
     assert len(terms) == 3
     torch.testing.assert_close(got, terms[0] + terms[1] + terms[2])
@@ -89,7 +89,7 @@ def test_stages_without_partner_are_named() -> None:
     student, teacher = build("resnet8", num_classes=5), build("vgg8", num_classes=5)
     method = VID(building.context(student, [teacher]))
     assert len(method.predictions) == 3
-    assert method.remarks() == [
+    assert method.notes() == [
         "compares the first 3 stages; the teacher has 4, its deepest are left out"
     ]
 

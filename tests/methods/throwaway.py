@@ -10,11 +10,11 @@ from torch.nn.functional import cosine_similarity
 
 from compress.data.batch import Batch
 from compress.methods.contract import (
-    Context,
+    LossWeights,
     Method,
+    MethodContext,
     Phase,
     SoftLoss,
-    Terms,
     View,
     Views,
     last_map,
@@ -42,12 +42,12 @@ class ThreeViews(Method):
     batch_coupled = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
-    protocols: ClassVar[Mapping[str, Terms]] = {
-        "crd": Terms(ce=1, kd=0, method=1),
-        "simkd": Terms(ce=1, kd=0, method=1),
+    protocols: ClassVar[Mapping[str, LossWeights]] = {
+        "crd": LossWeights(ce=1, kd=0, method=1),
+        "simkd": LossWeights(ce=1, kd=0, method=1),
     }
 
-    def __init__(self, context: Context, *, width: int = 8, momentum: float = 0.9) -> None:
+    def __init__(self, context: MethodContext, *, width: int = 8, momentum: float = 0.9) -> None:
         super().__init__(context)
         self.head = nn.Linear(context.student.pooled_width, width)
         self.teacher_head = nn.Linear(context.teachers[0].taps.pooled_width, width)
@@ -63,8 +63,7 @@ class ThreeViews(Method):
 
     def phases(self) -> list[Phase]:
         def loss(student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-            target = _taps(teachers[0], 2).pooled
-            assert target is not None
+            target = _taps(teachers[0], 2).tensor("pooled")
             return {"warm": self.teacher_head(target.float()).square().mean()}
 
         head = list(self.teacher_head.parameters())
@@ -74,12 +73,9 @@ class ThreeViews(Method):
         self.warmed += 1
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-        pooled, target = _taps(student, 0).pooled, _taps(teachers[0], 2).pooled
-        assert pooled is not None
-        assert target is not None
+        pooled, target = _taps(student, 0).tensor("pooled"), _taps(teachers[0], 2).tensor("pooled")
         with torch.no_grad():
-            slow = self._tapped_slow[0](batch.images[1]).pooled
-        assert slow is not None
+            slow = self._tapped_slow[0](batch.images[1]).tensor("pooled")
         own = self.head(pooled).float()
         self._latest = own.detach()
         return {
@@ -102,7 +98,7 @@ class TwoTeachers(Method):
     student_taps = ("layer2",)
     teacher_taps = ("stages",)
 
-    def __init__(self, context: Context, *, first_share: float = 0.5) -> None:
+    def __init__(self, context: MethodContext, *, first_share: float = 0.5) -> None:
         super().__init__(context)
         if len(context.teachers) != 2:
             raise ValueError(f"reads two teachers, got {len(context.teachers)}")
@@ -123,12 +119,11 @@ class TwoTeachers(Method):
         return super().soft_loss(student, teachers, standardised)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-        own = _taps(student, 0).paths["layer2"]
+        own = _taps(student, 0).tensor("layer2")
         terms = {}
         shares = (self.first_share, 1 - self.first_share)
         for i, (adapter, share) in enumerate(zip(self.adapters, shares, strict=True)):
-            stages = _taps(teachers[i], 0).stages
-            assert stages is not None
+            stages = _taps(teachers[i], 0).tensors("stages")
             terms[f"teacher{i}"] = share * (adapter(own) - stages[1]).float().square().mean()
         return terms
 
@@ -139,7 +134,7 @@ class Masked(Method):
     student_taps = ("last_map",)
     teacher_taps = ("last_map",)
 
-    def __init__(self, context: Context, *, share: float = 0.5) -> None:
+    def __init__(self, context: MethodContext, *, share: float = 0.5) -> None:
         super().__init__(context)
         own, known = last_maps(context)
         self.share = share
@@ -159,7 +154,7 @@ class Alternating(Method):
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self.even, self.odd = (nn.Linear(*pooled_widths(context)) for _ in range(2))
 

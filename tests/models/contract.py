@@ -41,14 +41,14 @@ def check_taps(name: str, *, last: Place, stages: Sequence[Place]) -> None:
         paths = [path for path, _, _ in stages]
         taps = Tapped(network, specs, ("last_map", "pooled", "stages", *paths))(images)
         for path, channels, height in stages:
-            assert taps.paths[path].shape == (2, channels, height, height), path
-        assert taps.last_map is not None
-        assert taps.pooled is not None
+            assert taps.tensor(path).shape == (2, channels, height, height), path
         # The projector of SimKD ends in ReLU: what it imitates must not be negative.
-        assert taps.last_map.min() == 0
-        torch.testing.assert_close(taps.last_map.mean((2, 3)), taps.pooled, rtol=1e-4, atol=1e-5)
+        assert taps.tensor("last_map").min() == 0
+        torch.testing.assert_close(
+            taps.tensor("last_map").mean((2, 3)), taps.tensor("pooled"), rtol=1e-4, atol=1e-5
+        )
         encoder = encoder_until(network, last[0]).eval()
-        torch.testing.assert_close(encoder(images), taps.last_map, rtol=0, atol=0)
+        torch.testing.assert_close(encoder(images), taps.tensor("last_map"), rtol=0, atol=0)
     classifier = specs.classifier
     assert classifier is not None
     assert not any(key.startswith(classifier) for key in encoder.state_dict())

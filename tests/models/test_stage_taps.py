@@ -28,10 +28,8 @@ def test_stages_and_pre_activations(name: str) -> None:
     for maps in (specs.stages, specs.pre_activations):
         assert [(s.channels, s.height) for s in maps] == PAPERS[name]
     taps = Tapped(network, specs, ("stages", "pre_activations"))(torch.randn(2, 3, 32, 32))
-    assert taps.stages is not None
-    assert taps.pre_activations is not None
     for spec, stage, before in zip(
-        specs.pre_activations, taps.stages, taps.pre_activations, strict=True
+        specs.pre_activations, taps.tensors("stages"), taps.tensors("pre_activations"), strict=True
     ):
         if spec.side == "input":
             assert (before < 0).any()
@@ -44,10 +42,8 @@ def test_a_wide_resnet_is_tapped_behind_the_next_norm() -> None:
     network = build("wrn_16_2", num_classes=10).eval()
     specs = discover(network, (3, 32, 32), "wrn_16_2")
     taps = Tapped(network, specs, ("stages", "pre_activations"))(torch.randn(2, 3, 32, 32))
-    assert taps.stages is not None
-    assert taps.pre_activations is not None
     norm = network.get_submodule("block2.layer.0.bn1")
-    torch.testing.assert_close(taps.pre_activations[0], norm(taps.stages[0]))
+    torch.testing.assert_close(taps.tensors("pre_activations")[0], norm(taps.tensors("stages")[0]))
 
 
 def test_paths_that_are_given_replace_those_found() -> None:

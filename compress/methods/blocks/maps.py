@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from compress.methods.contract import Context, only_teacher
+from compress.methods.contract import MethodContext, only_teacher
 from compress.taps import MapSpec
 
 
@@ -20,7 +20,7 @@ def _pool(maps: Tensor, height: int, width: int) -> Tensor:
     return adaptive_avg_pool2d(maps, (height, width))
 
 
-def stage_pairs(context: Context, *, kind: str = "stages") -> list[tuple[MapSpec, MapSpec]]:
+def stage_pairs(context: MethodContext, *, kind: str = "stages") -> list[tuple[MapSpec, MapSpec]]:
     """The maps that a method compares: each student stage beside the teacher's of the same number.
 
     Counted from the fine end, as the papers' code does; the deepest stages of the network that has
@@ -39,8 +39,8 @@ def stage_pairs(context: Context, *, kind: str = "stages") -> list[tuple[MapSpec
     return list(zip(getattr(context.student, kind), getattr(teacher, kind), strict=False))
 
 
-def left_out(context: Context) -> list[str]:
-    """The remark on stages that find no partner, if there are any."""
+def left_out(context: MethodContext) -> list[str]:
+    """A note on stages that find no partner, if there are any."""
     student, teacher = len(context.student.stages), len(context.teachers[0].taps.stages)
     if student == teacher:
         return []

@@ -101,7 +101,7 @@ def bank_bytes(rows: int, features: int) -> int:
     return 2 * rows * features * 4
 
 
-def bank_remark(rows: int, features: int, teachers: int) -> str:
+def bank_note(rows: int, features: int, teachers: int) -> str:
     """The banks in words, in total over the teachers."""
     each = f" for each of {teachers} teachers" if teachers > 1 else ""
     megabytes = teachers * bank_bytes(rows, features) / 1e6
@@ -143,7 +143,7 @@ class ClassSampler(nn.Module):
         self.register_buffer("count", count, persistent=False)
         self.register_buffer("start", count.cumsum(0) - count, persistent=False)
 
-    def remarks(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Says where draws repeat."""
         if self.distinct:
             return []

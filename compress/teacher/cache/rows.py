@@ -2,8 +2,8 @@
 
 A cache is a folder named by a digest of all that the outputs depend on:
   cache.json   identity and shape, for people and for checking; written first, never changed
-  rows.bin     row (image * slots + slot): the outputs, int64 view id, checksum; sparse
-`slot` counts the views of an image from 0. A row counts only if it names the very view asked for
+  rows.bin     row (image * views + number): the outputs, int64 view id, checksum; sparse
+`number` counts the views of an image from 0. A row counts only if it names the very view asked for
 and its checksum fits, so a kill, a power cut or two processes at the same row lose rows and never
 give a wrong target. Nothing is ever deleted: a damaged or foreign `cache.json` is refused. The
 bound on bytes is that of one cache. Rows are read through a memory map and written by system
@@ -25,7 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from compress.console.messages import log
-from compress.distributed.collectives import by_first
+from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from compress.storage.files import read_mapping, write_json
 from compress.storage.fingerprints import changed_fields, fingerprint_of
@@ -35,18 +35,18 @@ _MARKS = 8 + 4  # bytes of a row's view id and checksum; checksum 0 says that no
 
 
 def row_bytes(widths: Mapping[str, int], dtype: torch.dtype) -> int:
-    """What one view takes: its outputs, view id and checksum."""
+    """Bytes of one view: its outputs, view id and checksum."""
     return sum(widths.values()) * dtype.itemsize + _MARKS
 
 
 def images_kept(
-    images: int, slots: int, widths: Mapping[str, int], dtype: torch.dtype, max_bytes: int
+    images: int, views: int, widths: Mapping[str, int], dtype: torch.dtype, max_bytes: int
 ) -> int:
     """Of how many images, the first ones, a cache of `max_bytes` holds every view."""
-    return min(images, max_bytes // (slots * row_bytes(widths, dtype)))
+    return min(images, max_bytes // (views * row_bytes(widths, dtype)))
 
 
-class TeacherCache:
+class OutputCache:
     """The outputs of one teacher on one data set under one augmentation; see `open`."""
 
     def __init__(
@@ -58,11 +58,11 @@ class TeacherCache:
         self.images = images
         self.widths: dict[str, int] = dict(shape["widths"])
         self._of: int = shape["images"]
-        self._slots: int = shape["slots"]
+        self._views: int = shape["slots"]
         self._record = row_bytes(self.widths, dtype)
         self._salt = zlib.crc32(folder.name.encode())
         self._storing = True
-        path, rows = folder / "rows.bin", images * self._slots
+        path, rows = folder / "rows.bin", images * self._views
         with FileLock(folder / ".lock"):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             weakref.finalize(self, os.close, self._file)
@@ -71,7 +71,7 @@ class TeacherCache:
                 os.truncate(path, rows * self._record)
         mapped = mmap.mmap(self._file, rows * self._record, access=mmap.ACCESS_READ)
         if hasattr(mapped, "madvise"):
-            # Rows lie anywhere: what the system reads beside them, unless told, is for nothing.
+            # Rows lie anywhere: what the system reads beside them, unless advised, is for nothing.
             mapped.madvise(mmap.MADV_RANDOM)
         self._map = np.frombuffer(mapped, np.uint8).reshape(rows, self._record)
 
@@ -82,17 +82,17 @@ class TeacherCache:
         identity: Mapping[str, Any],
         *,
         images: int,
-        slots: int,
+        views: int,
         widths: Mapping[str, int],
         dtype: torch.dtype,
         max_bytes: int,
-    ) -> "TeacherCache":
+    ) -> "OutputCache":
         """Create or re-enter the cache of `identity` inside `folder`; several processes may.
 
         Args:
             identity: all that the outputs depend on, as plain values: digests of teacher and data,
                 augmentation (with `data.views` also what draws them), arithmetic, taps.
-            slots: distinct views of an image.
+            views: distinct views of an image.
             widths: the kinds that are stored ("logits", "pooled") and their numbers per view.
             dtype: float32, bfloat16 or float16.
             max_bytes: what the file may take; only as many of the first images are kept.
@@ -100,57 +100,57 @@ class TeacherCache:
         Raises:
             UserError: `cache.json` is damaged or another cache's, or not one image fits.
         """
-        shape = {"images": images, "slots": slots, "widths": dict(widths), "dtype": str(dtype)}
+        shape = {"images": images, "slots": views, "widths": dict(widths), "dtype": str(dtype)}
         content = {"format": FORMAT, "identity": dict(identity), **shape}
-        kept = images_kept(images, slots, widths, dtype, max_bytes)
+        kept = images_kept(images, views, widths, dtype, max_bytes)
         if not kept:
             raise UserError(
-                f"a teacher cache of {max_bytes} bytes holds no image: one with its {slots} views "
-                f"takes {slots * row_bytes(widths, dtype)}"
+                f"a teacher cache of {max_bytes} bytes holds no image: one with its {views} views "
+                f"takes {views * row_bytes(widths, dtype)}"
             )
         own = folder / fingerprint_of(content)
         own.mkdir(parents=True, exist_ok=True)
-        by_first(lambda: _describe(own, content))
+        on_main_process(lambda: _describe(own, content))
         return cls(own, shape, kept, dtype)
 
-    def expect(self, index: Tensor, slots: Tensor) -> None:
+    def expect(self, index: Tensor, view_numbers: Tensor) -> None:
         """Have the system fetch rows from the disk before they are read; waits for none of them."""
-        rows, kept = self._rows(index, slots)
+        rows, kept = self._rows(index, view_numbers)
         if hasattr(os, "posix_fadvise"):
             for row in rows[kept].tolist():
                 place = row * self._record
                 os.posix_fadvise(self._file, place, self._record, os.POSIX_FADV_WILLNEED)
 
     def read(
-        self, index: Tensor, slots: Tensor, view_ids: Tensor
+        self, index: Tensor, view_numbers: Tensor, view_ids: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is stored of some views; (N,) each, on the CPU.
+        """Read what is stored of some views; (N,) each, on the CPU.
 
         Returns:
             Which are stored, bool (N,), and per kind (N, width) in the cache's type: zeros where
             nothing is.
         """
-        rows, kept = self._rows(index, slots)
+        rows, kept = self._rows(index, view_numbers)
         lines = self._map[np.where(kept, rows, 0)]  # a copy: what is checked is what is returned
         ids, sums = _marks(lines)
         hit = kept & (sums != 0) & (ids == view_ids.numpy())
         hit[hit] = sums[hit] == self._checksums(lines[hit], rows[hit])
         lines[~hit] = 0
-        found, start = {}, 0
+        outputs, start = {}, 0
         for kind, width in self.widths.items():
             end = start + width * self.dtype.itemsize
-            found[kind] = torch.from_numpy(lines[:, start:end].copy()).view(self.dtype)
+            outputs[kind] = torch.from_numpy(lines[:, start:end].copy()).view(self.dtype)
             start = end
-        return torch.from_numpy(hit), found
+        return torch.from_numpy(hit), outputs
 
     def write(
-        self, index: Tensor, slots: Tensor, view_ids: Tensor, outputs: Mapping[str, Tensor]
+        self, index: Tensor, view_numbers: Tensor, view_ids: Tensor, outputs: Mapping[str, Tensor]
     ) -> None:
         """Store per kind (N, width) in the cache's type, CPU; images past the bound are left out.
 
         What cannot be written ends the storing with one message; what was stored stays readable.
         """
-        rows, kept = self._rows(index, slots)
+        rows, kept = self._rows(index, view_numbers)
         if not self._storing or not kept.any():
             return
         values = [outputs[kind].contiguous().view(torch.uint8).numpy() for kind in self.widths]
@@ -167,21 +167,21 @@ class TeacherCache:
             self._storing = False
             log(f"teacher cache {self.folder}: {error.strerror}; no more outputs are stored")
 
-    def remarks(self) -> list[str]:
-        """What a user should know of this cache: its bound, where it is one."""
+    def notes(self) -> list[str]:
+        """A sentence on the bound of this cache, where it leaves out images."""
         if self.images == self._of:
             return []
         return [
             f"teacher cache: outputs of the first {self.images:,} of {self._of:,} images are kept"
         ]
 
-    def _rows(self, index: Tensor, slots: Tensor) -> tuple[Any, Any]:
+    def _rows(self, index: Tensor, view_numbers: Tensor) -> tuple[Any, Any]:
         """Row numbers, and which of them are inside the bound."""
-        images, views = index.numpy(), slots.numpy()
-        for numbers, end in ((images, self._of), (views, self._slots)):
+        images, views = index.numpy(), view_numbers.numpy()
+        for numbers, end in ((images, self._of), (views, self._views)):
             if ((numbers < 0) | (numbers >= end)).any():
-                raise ValueError(f"an image or a slot outside of the cache's {end}")
-        return images * self._slots + views, images < self.images
+                raise ValueError(f"an image or a view outside of the cache's {end}")
+        return images * self._views + views, images < self.images
 
     def _checksums(self, lines: Any, rows: Any) -> Any:
         """uint32 (N,) of values and view id, never 0; a row of another place or cache fails."""

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.data.reader import Plan
-from compress.taps import Taps
-from compress.teacher.cache.rows import TeacherCache
+from compress.data.reader import EpochPlan
+from compress.taps import TappedForward, Taps
+from compress.teacher.cache.rows import OutputCache
 
-# Share of a batch that must be missing before all of it is shown to a teacher that is compiled for
+# Share of a batch that must be missing before all of it is given to a teacher that is compiled for
 # whole batches: two CPU cores took 313 ms for 64 images compiled and 407 ms uncompiled.
 _MOSTLY = 313 / 407
 
 
 class CachedTeacher:
-    """A teacher that is asked only what its cache does not hold.
+    """A teacher that runs only on images whose outputs its cache does not hold.
 
     A batch that was stored whole comes back with the very bits that the network gave, in the
     cache's type; what is stored is also what is returned on the first visit, so that no result
@@ -28,20 +28,20 @@ class CachedTeacher:
 
     def __init__(
         self,
-        live: Callable[[Tensor], Taps],
-        cache: TeacherCache,
+        network: TappedForward,
+        cache: OutputCache,
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
-        plan: Callable[[int], Plan] | None = None,
+        plan: Callable[[int], EpochPlan] | None = None,
         compiled_rows: Callable[[], int | None] | None = None,
     ) -> None:
-        """`live` shows normalised images (N, 3, S, S) to the network; `output` is its type.
+        """`network` takes normalised images (N, 3, S, S); `output` is the type of its taps.
 
-        With the `plan` of an epoch its rows are fetched from the disk before they are asked for.
-        Where `compiled_rows` says for how many images the network is compiled, it is shown all of
-        a batch of so many that mostly misses; what was found counts nevertheless.
+        With the `plan` of an epoch its rows are fetched from the disk before they are read.
+        Where `compiled_rows` says for how many images the network is compiled, it runs on all of a
+        batch of so many that mostly misses; the outputs that were there count nevertheless.
         """
-        self.live = live
+        self.network = network
         self.cache = cache
         self.kinds = tuple(kinds)
         self.output = output
@@ -52,71 +52,70 @@ class CachedTeacher:
         self.rounding = (0.0, 0.0)
 
     def __call__(self, batch: Batch, view: int) -> Taps:
-        """The taps of one view of a batch; a batch without slots goes past the cache."""
+        """The taps of one view of a batch; a batch without view numbers goes past the cache."""
         images = batch.images[view]
-        if not batch.slots:
-            return self.live(images)
+        if not batch.view_numbers:
+            return self.network(images)
         if self.plan is not None and batch.epoch != self._epoch:
             self._epoch = batch.epoch
             Thread(target=self._expect, args=(self.plan, batch.epoch), daemon=True).start()
-        index, slots, ids = (
-            t.cpu() for t in (batch.index, batch.slots[view], batch.view_ids[view])
+        index, view_numbers, ids = (
+            t.cpu() for t in (batch.index, batch.view_numbers[view], batch.view_ids[view])
         )
-        hit, found = self.cache.read(index, slots, ids)
+        hit, stored = self.cache.read(index, view_numbers, ids)
         known = int(hit.sum())
         self.hits += known
         self.misses += len(hit) - known
-        rows = {kind: found[kind].to(self.output) for kind in self.kinds}
+        rows = {kind: stored[kind].to(self.output) for kind in self.kinds}
         if known < len(hit):
             missing = (~hit).nonzero()[:, 0]
-            given = self._missing(images, missing)
-            fresh, fits = self._rounded(given)
+            computed = self._run_on_missing(images, missing)
+            rounded, fits = self._round(computed)
             new = missing[fits]
-            stored = {kind: value[fits] for kind, value in fresh.items()}
-            self.cache.write(index[new], slots[new], ids[new], stored)
+            kept = {kind: value[fits] for kind, value in rounded.items()}
+            self.cache.write(index[new], view_numbers[new], ids[new], kept)
             for kind in self.kinds:
-                rows[kind][missing] = given[kind].to(self.output)
-                rows[kind][new] = stored[kind].to(self.output)
-        shown = {kind: value.to(images.device) for kind, value in rows.items()}
-        return Taps(shown.get("logits"), shown.get("pooled"), None, None, None, {})
+                rows[kind][missing] = computed[kind].to(self.output)
+                rows[kind][new] = kept[kind].to(self.output)
+        return Taps((kind, value.to(images.device)) for kind, value in rows.items())
 
-    def _expect(self, plan: Callable[[int], Plan], epoch: int) -> None:
+    def _expect(self, plan: Callable[[int], EpochPlan], epoch: int) -> None:
         planned = plan(epoch)
-        for slots in planned.slots:
-            self.cache.expect(planned.order, slots[planned.order])
+        for view_numbers in planned.view_numbers:
+            self.cache.expect(planned.order, view_numbers[planned.order])
 
-    def remarks(self) -> list[str]:
-        """How much was found, and what rounding to a smaller type changed; for the log."""
-        asked = self.hits + self.misses
-        found = [f"teacher cache: {self.hits:,} of {asked:,} outputs were there"] if asked else []
+    def notes(self) -> list[str]:
+        """Sentences on how many outputs were there, and what rounding to a smaller type changed."""
+        reads = self.hits + self.misses
+        notes = [f"teacher cache: {self.hits:,} of {reads:,} outputs were there"] if reads else []
         if any(self.rounding):
             absolute, relative = self.rounding
-            found.append(
+            notes.append(
                 f"teacher cache: {str(self.cache.dtype).removeprefix('torch.')} changed outputs by "
                 f"at most {absolute:.2g}, {relative:.2g} of an output's largest number"
             )
-        return found
+        return notes
 
-    def _missing(self, images: Tensor, missing: Tensor) -> dict[str, Tensor]:
-        """What the network says of the rows that are missing, in their order."""
+    def _run_on_missing(self, images: Tensor, missing: Tensor) -> dict[str, Tensor]:
+        """Outputs of the network on the rows that are missing, in their order."""
         count = len(images)
         if len(missing) == count:
-            return self._ask(images)
+            return self._run(images)
         is_fast = self._compiled_rows is not None and self._compiled_rows() == count
         if is_fast and len(missing) > _MOSTLY * count:
-            return {kind: value[missing] for kind, value in self._ask(images).items()}
-        return self._ask(images[missing.to(images.device)])
+            return {kind: value[missing] for kind, value in self._run(images).items()}
+        return self._run(images[missing.to(images.device)])
 
-    def _ask(self, images: Tensor) -> dict[str, Tensor]:
-        """What the network says of images: per stored kind (N, width), on the CPU."""
-        taps = self.live(images)
-        return {kind: getattr(taps, kind).detach().cpu() for kind in self.cache.widths}
+    def _run(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs of the network on images: per stored kind (N, width), on the CPU."""
+        taps = self.network(images)
+        return {kind: taps.tensor(kind).detach().cpu() for kind in self.cache.widths}
 
-    def _rounded(self, given: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _round(self, computed: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The same in the cache's type, and which rows fit it (float16 ends at 65504)."""
-        rounded = {kind: value.to(self.cache.dtype) for kind, value in given.items()}
+        rounded = {kind: value.to(self.cache.dtype) for kind, value in computed.items()}
         fits = torch.stack([v.isfinite().all(dim=1) for v in rounded.values()]).all(dim=0)
-        for kind, value in given.items():
+        for kind, value in computed.items():
             if value.dtype != self.cache.dtype:
                 self._note_rounding(value[fits].float(), rounded[kind][fits].float())
         return rounded, fits

@@ -12,7 +12,7 @@ from compress.methods.blocks import memory_bank
 from compress.methods.blocks.memory_bank import (
     ClassSampler,
     bank_bytes,
-    bank_remark,
+    bank_note,
     bank_scores,
     embed,
     uniform_bank,
@@ -147,9 +147,9 @@ def test_images_of_the_own_class_are_equally_likely() -> None:
 def test_draws_repeat_for_many_images_and_for_many_negatives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert ClassSampler(LABELS, 8).remarks() == []
-    (remark,) = ClassSampler(LABELS, 9).remarks()
-    assert "9 negatives per image with repeats, from 8 or more" in remark
+    assert ClassSampler(LABELS, 8).notes() == []
+    (note,) = ClassSampler(LABELS, 9).notes()
+    assert "9 negatives per image with repeats, from 8 or more" in note
     monkeypatch.setattr(memory_bank, "LARGEST_DISTINCT", 11)
     assert not ClassSampler(LABELS, 2).distinct
 
@@ -168,5 +168,5 @@ def test_impossible_draws_are_refused_in_words() -> None:
 def test_bytes_are_those_of_table_12_of_the_cocord_paper() -> None:
     banks = [uniform_bank(50_000, 128) for _ in range(2)]
     assert sum(bank.nbytes for bank in banks) == bank_bytes(50_000, 128)
-    assert bank_remark(50_000, 128, 1) == "two memory banks of 50,000 x 128 float32: 51.20 MB"
-    assert bank_remark(1_281_167, 128, 1).endswith(": 1,311.92 MB")  # ImageNet
+    assert bank_note(50_000, 128, 1) == "two memory banks of 50,000 x 128 float32: 51.20 MB"
+    assert bank_note(1_281_167, 128, 1).endswith(": 1,311.92 MB")  # ImageNet

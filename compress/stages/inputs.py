@@ -1,0 +1,145 @@
+"""The batches and teachers that a student learns from, its own or those of companions."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.data import Batch, Dataset, ImageBatches
+from compress.data.batch import BatchSource
+from compress.data.shared import SharedBatches
+from compress.distill.module import Distillation
+from compress.methods import METHODS
+from compress.methods.contract import Phase, TeacherForward, View
+from compress.model_files import artifacts
+from compress.recipe.schema import MethodPart
+from compress.stages import compiled_forward, compiles, training_batches
+from compress.stages.job import Job
+from compress.storage.fingerprints import sha256_file
+from compress.taps import TappedForward, TapSpecs
+from compress.teacher.ensemble import TeacherEnsemble
+from compress.teacher.settings import CacheSettings, InferenceSettings, Teacher, TeacherImages
+from compress.teacher.shared import SharedEnsemble
+
+
+class StudentInputs:
+    """The batches and the teachers of one student; with companions, those of all of them."""
+
+    def __init__(self, job: Job, data: Dataset, teachers: Sequence[artifacts.Student]) -> None:
+        self.job = job
+        self.data = data
+        self.teachers = teachers
+        self.batches = self._batches()
+
+    @property
+    def main_batches(self) -> BatchSource:
+        """Those of the main training, which companions read together."""
+        if self.job.companions is None:
+            return self.batches
+        companions, key = self.job.companions, ("batches", self._key)
+        if key not in companions:
+            # Phases read `batches` in their own time.
+            companions[key] = SharedBatches(self._batches())
+        batches: BatchSource = companions[key]
+        return batches
+
+    @cached_property
+    def probe(self) -> Batch:
+        """The first batch, to find out what learns."""
+        batch: Batch = next(iter(self.main_batches.epoch(0)))
+        return batch
+
+    def student_forward(self, module: Distillation) -> TappedForward | None:
+        """The student compiled, where the run is long enough for it."""
+        return compiled_forward(
+            self.job,
+            self.data,
+            module.student,
+            module.method.context.student,
+            module.student_taps,
+            self.job.recipe.distill.train,
+            name=self.job.name,
+            rows=self._usual_rows,
+        )
+
+    def teacher_forwards(self, module: Distillation, phase: Phase | None) -> list[TeacherForward]:
+        """Teachers made fast for what a phase, or the main training, reads; maybe none."""
+        wanted = module.teacher_taps(phase)
+        if not wanted:
+            return []
+        if self.job.companions is None or phase is not None:
+            return self.ensemble.forwards(wanted)
+        key = "teachers", self._key, self.ensemble.identity(wanted)
+        shared: SharedEnsemble
+        shared = self.job.companions.setdefault(key, SharedEnsemble(self.ensemble))
+        return [*shared.forwards(wanted)]
+
+    @cached_property
+    def ensemble(self) -> TeacherEnsemble:
+        """The teachers as the recipe's engine runs them."""
+        recipe, views = self.job.recipe, zip(self._views, self.batches.reader.augment, strict=True)
+        images = TeacherImages(
+            batches=self.batches,
+            rows=self._usual_rows(),
+            epochs=recipe.distill.train.epochs,
+            augment=tuple(name for view, name in views if view.teacher),
+            train=self.data.train,
+            test=self.data.test,
+        )
+        numbers = range(len(self.teachers))
+        teachers = [self._teacher(number) for number in numbers]
+        return TeacherEnsemble(teachers, self._inference(), images, name=self.job.name)
+
+    def _teacher(self, number: int) -> Teacher:
+        """A teacher of the run, which is shown images as the data set prepares them."""
+        loaded, several = self.teachers[number], len(self.teachers) > 1
+        weights = self.job.run_folder / "teacher" / str(number) / "teacher.safetensors"
+        keys = ("architecture", "code", "taps", "method", "encoder_prefix")
+        identity = {key: loaded.description.get(key) for key in keys}
+        is_float = self.job.recipe.engine.teacher != "int8"
+        train = self.job.recipe.distill.train
+        return Teacher(
+            name=f"teacher {number + 1}" if several else "teacher",
+            network=loaded.network,
+            specs=TapSpecs.from_dict(loaded.description["taps"]),
+            preprocessing=self.data.preprocessing,
+            identity=identity | {"sha256": sha256_file(weights)},
+            compile=is_float and compiles(self.job, self.data, loaded.network, train, passes=1),
+        )
+
+    def _inference(self) -> InferenceSettings:
+        engine = self.job.recipe.engine
+        if engine.cache is None:
+            return InferenceSettings(engine.teacher)
+        given = engine.cache.folder
+        folder = Path(given) if given else self.job.run_folder / "teacher_cache"
+        dtype: torch.dtype = getattr(torch, engine.cache.dtype)
+        cache = CacheSettings(folder, dtype, int(engine.cache.max_gb * 1e9))
+        return InferenceSettings(engine.teacher, cache)
+
+    def _usual_rows(self) -> int:
+        """Images that a network is mostly shown at once: those of this process, of one part."""
+        return self.probe.usual_part(self.job.recipe.distill.train.accumulate)
+
+    @property
+    def _views(self) -> tuple[View, ...]:
+        part: MethodPart = self.job.arguments["part"]
+        return METHODS[part.name].views
+
+    def _batches(self) -> ImageBatches:
+        return training_batches(
+            self.job,
+            self.data,
+            self.job.recipe.distill.train,
+            augment=[view.augment or self.data.augment for view in self._views],
+            trial=self.job.arguments["trial"],
+        )
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        """Values that companions have in common who read the same batches."""
+        reader, recipe = self.batches.reader, self.job.recipe
+        seeds = recipe.seed, reader.seed, reader.views_seed
+        return recipe.data.model_dump_json(), reader.batch_size, reader.augment, seeds

@@ -1,0 +1,120 @@
+"""Places where a network can be tapped, and the table of the kinds of taps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from operator import attrgetter
+from typing import Any, Literal, TypeAlias
+
+Side = Literal["output", "input"]
+Place: TypeAlias = tuple[str, str]  # dotted module path, "" for the network itself; side
+NETWORK: Place = ("", "output")
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """A feature map: which side of which module, (C, H, W) at the probed input, stride to it."""
+
+    path: str
+    channels: int
+    height: int
+    width: int
+    stride: int
+    side: Side = "output"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return self.channels, self.height, self.width
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """A vector of `width` numbers per image."""
+
+    path: str
+    width: int
+    side: Side = "output"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D,)."""
+        return (self.width,)
+
+
+Spec: TypeAlias = MapSpec | VectorSpec
+
+
+@dataclass(frozen=True)
+class TapSpecs:
+    """The places of one network that can be tapped; None where it has no such place."""
+
+    stages: tuple[MapSpec, ...]
+    pre_activations: tuple[MapSpec, ...]
+    last_map: MapSpec | None
+    pooled_width: int | None
+    classifier: str | None
+    num_classes: int
+    stem: MapSpec | None = None
+
+    def of(self, kind: str) -> Spec | tuple[Spec, ...] | None:
+        """The place or places of a kind of `KINDS`; None where the network has none."""
+        return KINDS[kind].find(self)
+
+    def width(self, kind: str) -> int:
+        """Numbers per image of a kind that is one tensor; 0 where the network has none."""
+        spec = self.of(kind)
+        return prod(spec.shape) if isinstance(spec, (MapSpec, VectorSpec)) else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "TapSpecs":
+        """The inverse of `as_dict`."""
+        return cls(**{key: _read(value) for key, value in content.items()})
+
+
+def _read(value: Any) -> Any:
+    """A value of `as_dict`, with maps as `MapSpec`."""
+    if isinstance(value, Mapping):
+        return MapSpec(**value)
+    return tuple(map(_read, value)) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tap: one place (a tensor per forward pass) or several (a list of tensors).
+
+    `lacking` completes "the network has" where a network without such a place cannot be tapped for
+    it. Where it is None, the taps of such a network are without the kind.
+    """
+
+    find: Callable[[TapSpecs], Spec | tuple[Spec, ...] | None]
+    lacking: str | None = None
+
+
+def _logits(specs: TapSpecs) -> Spec:
+    return VectorSpec("", specs.num_classes)
+
+
+def _embedding(specs: TapSpecs) -> Spec | None:
+    if specs.classifier is None:
+        return None
+    return VectorSpec(specs.classifier, specs.pooled_width or 0, "input")
+
+
+# A new kind of tap is a line here; a field of `TapSpecs` and its discovery where no field tells.
+KINDS: Mapping[str, Kind] = {
+    "logits": Kind(_logits),
+    "pooled": Kind(_embedding, lacking="no linear classifier to read from"),
+    "last_map": Kind(
+        attrgetter("last_map"),
+        lacking="no map whose spatial mean its classifier reads; a method that needs the last map "
+        "cannot be used with it",
+    ),
+    "stages": Kind(attrgetter("stages")),
+    "pre_activations": Kind(attrgetter("pre_activations")),
+    "stem": Kind(attrgetter("stem")),
+}

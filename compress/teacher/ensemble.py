@@ -1,0 +1,174 @@
+"""The teachers of a student, made fast: their arithmetic, and the cache of their outputs."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from compress.console.messages import log
+from compress.data import Images, evenly
+from compress.methods.contract import NetworkForward, TeacherForward
+from compress.storage.fingerprints import fingerprint_of
+from compress.taps import Tapped, Taps
+from compress.teacher.cache import CachedTeacher, OutputCache, obstacle, planning_note
+from compress.teacher.inference import difference, make_fast
+from compress.teacher.settings import InferenceSettings, Teacher, TeacherImages, arithmetic_name
+
+# Images of the test split on which the effect of other arithmetic on targets is measured.
+_COMPARED = 256
+# Images of the training split that an int8 teacher is calibrated on.
+_CALIBRATION = 512
+
+
+class TeacherNetwork(Protocol):
+    """A teacher made fast: normalised images (N, 3, S, S) -> taps."""
+
+    def __call__(self, images: Tensor) -> Taps: ...
+
+    def compiled_rows(self) -> int | None:
+        """Images that a compiled network takes at once; None where none is compiled."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Sentences on what was done to the network."""
+        ...
+
+
+class TeacherEnsemble:
+    """The teachers of one student, or of several that learn side by side."""
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        settings: InferenceSettings,
+        images: TeacherImages,
+        *,
+        name: str,
+    ) -> None:
+        """`name` begins the lines that are logged."""
+        self.teachers = teachers
+        self.settings = settings
+        self.images = images
+        self.name = name
+        self._caches: list[CachedTeacher] = []
+        self._notes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.teachers)
+
+    def identity(self, wanted: Sequence[str]) -> tuple[InferenceSettings, str]:
+        """Settings and a digest that students have in common who can share these teachers' taps.
+
+        What a cache serves is not united with what none can serve.
+        """
+        known = [{**teacher.identity, "compile": teacher.compile} for teacher in self.teachers]
+        served = [self._obstacle(t, wanted) is None for t in self.teachers if self.settings.cache]
+        return self.settings, fingerprint_of({"teachers": known, "served": served})
+
+    def notes(self) -> list[str]:
+        """All that was logged of the teachers, and last what their caches saved."""
+        self._note(*(note for cached in self._caches for note in cached.notes()))
+        return self._notes
+
+    def forwards(self, wanted: Sequence[str]) -> list[TeacherForward]:
+        """One forward per teacher that gives these taps, and computes nothing else."""
+        return [self._forward(teacher, wanted) for teacher in self.teachers]
+
+    def _forward(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherForward:
+        network = self._network(teacher, wanted)
+        self._note(*network.notes())
+        if self.settings.arithmetic != "float32":
+            self._compare(teacher, network, wanted)
+        cache = self._cache(teacher, wanted) if self.settings.cache is not None else None
+        if cache is None:
+            return NetworkForward(network)
+        cached = CachedTeacher(
+            network,
+            cache,
+            tuple(cache.widths),
+            plan=self.images.batches.reader.plan,
+            compiled_rows=network.compiled_rows,
+        )
+        self._caches.append(cached)
+        return cached
+
+    def _network(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherNetwork:
+        if self.settings.arithmetic == "int8":
+            # ONNX Runtime is imported by those who want it.
+            int8 = importlib.import_module("compress.teacher.int8")
+            images = self._sample(teacher, self.images.train, _CALIBRATION)
+            quantized: TeacherNetwork = int8.int8_teacher(
+                teacher.network, teacher.specs, wanted, torch.split(images, 64), name=teacher.name
+            )
+            return quantized
+        return make_fast(
+            teacher.network,
+            teacher.specs,
+            wanted,
+            compile=teacher.compile,
+            precision=self.settings.arithmetic,
+            rows=self.images.rows,
+            name=teacher.name,
+        )
+
+    def _compare(self, teacher: Teacher, network: TeacherNetwork, wanted: Sequence[str]) -> None:
+        """Log how far the taps are from those in float32."""
+        images = self._sample(teacher, self.images.test, _COMPARED)
+        exact = Tapped(teacher.network, teacher.specs, wanted)
+        differences = difference(network, exact, images)
+        listed = ", ".join(f"{key} {value:.3g}" for key, value in differences.items())
+        arithmetic = self.settings.arithmetic
+        self._note(
+            f"{teacher.name} in {arithmetic} against float32 on {len(images)} images: {listed}"
+        )
+
+    def _cache(self, teacher: Teacher, wanted: Sequence[str]) -> OutputCache | None:
+        """The cache of a teacher; None where it cannot serve."""
+        settings, images = self.settings.cache, self.images
+        assert settings is not None
+        reason = self._obstacle(teacher, wanted)
+        if reason is not None:
+            self._note(reason)
+            return None
+        reader, views = images.batches.reader, images.batches.views_per_image
+        count, widths = len(images.train), {kind: teacher.specs.width(kind) for kind in wanted}
+        dtype, limit = settings.dtype, settings.max_bytes
+        draws = images.epochs * len(images.augment)
+        self._note(planning_note(count, views, widths, dtype, limit, draws))
+        identity = {
+            "teacher": teacher.identity,
+            "images": images.train.version(),
+            "preprocessing": teacher.preprocessing.as_dict(),
+            "augment": images.augment[0],
+            "views": [reader.views, reader.views_seed] if reader.views else None,
+            "arithmetic": [arithmetic_name(self.settings.arithmetic), images.batches.device.type],
+        }
+        cache = OutputCache.open(
+            settings.folder,
+            identity,
+            images=count,
+            views=views,
+            widths=widths,
+            dtype=dtype,
+            max_bytes=limit,
+        )
+        self._note(*cache.notes())
+        return cache
+
+    def _obstacle(self, teacher: Teacher, wanted: Sequence[str]) -> str | None:
+        """Why a cache cannot serve."""
+        images = self.images
+        return obstacle(
+            wanted, teacher.specs, images.augment, len(images.train), images.batches.views_per_image
+        )
+
+    def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
+        pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)
+        return teacher.preprocessing.normalise(pixels)
+
+    def _note(self, *notes: str) -> None:
+        for note in notes:
+            log(f"  {self.name}: {note}")
+        self._notes += notes

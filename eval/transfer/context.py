@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress.console.messages import log
+from compress.data.batch import BatchSource
 from compress.distributed.collectives import is_main_process, on_main_process
 from compress.engine.loop import train
 from compress.engine.optimization import TrainSettings

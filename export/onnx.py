@@ -12,14 +12,13 @@ import torch
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.onnx.files import move, open_session, run_session, write_model
-from compress.onnx.graphs import INPUT, Exporter, translate
+from compress.onnx.graphs import INPUT, translate
 
 __all__ = [
     "FEATURES",
     "INPUT",
     "OUTPUT",
     "Exported",
-    "Exporter",
     "export_encoder",
     "export_onnx",
     "open_session",
@@ -37,12 +36,11 @@ class Exported:
     files: tuple[str, ...]
     size_bytes: int
     opset: int
-    exporter: Exporter
     dynamic_size: bool = False  # height and width are free, not only the batch
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "files": list(self.files)}
+        """The values as JSON; `exporter` is always torch's newer one."""
+        return {**asdict(self), "files": list(self.files), "exporter": "dynamo"}
 
 
 def export_onnx(
@@ -55,7 +53,6 @@ def export_onnx(
     fingerprint: str,
     opset: int = 18,
     raw_pixels: bool = False,
-    exporter: Exporter = "dynamo",
     embed_up_to: int | None = None,
 ) -> Exported:
     """Write `network` with batch norm folded, in eval mode, weights inside, any batch size.
@@ -79,7 +76,6 @@ def export_onnx(
         output=OUTPUT,
         dynamic={0: "batch"},
         opset=opset,
-        exporter=exporter,
         raw_pixels=preprocessing if raw_pixels else None,
     )
     metadata = {
@@ -89,7 +85,7 @@ def export_onnx(
         "fingerprint": fingerprint,
     }
     files, size = write_model(model, path, metadata, embed_up_to)
-    return Exported(files, size, opset, exporter)
+    return Exported(files, size, opset)
 
 
 def export_encoder(
@@ -98,7 +94,6 @@ def export_encoder(
     *,
     fingerprint: str = "",
     opset: int = 18,
-    exporter: Exporter = "dynamo",
     embed_up_to: int | None = None,
 ) -> Exported:
     """Write the encoder: normalised `images` (N, 3, H, W) -> `features`, batch norm folded.
@@ -116,7 +111,6 @@ def export_encoder(
             {0: "batch", 2: "height", 3: "width"},
             fingerprint=fingerprint,
             opset=opset,
-            exporter=exporter,
             embed_up_to=embed_up_to,
         )
     except UserError:
@@ -126,7 +120,6 @@ def export_encoder(
             {0: "batch"},
             fingerprint=fingerprint,
             opset=opset,
-            exporter=exporter,
             embed_up_to=embed_up_to,
         )
 
@@ -138,7 +131,6 @@ def _encoder(
     *,
     fingerprint: str,
     opset: int,
-    exporter: Exporter,
     embed_up_to: int | None,
 ) -> Exported:
     size = encoder.preprocessing.image_size
@@ -148,7 +140,6 @@ def _encoder(
         output=FEATURES,
         dynamic=dynamic,
         opset=opset,
-        exporter=exporter,
     )
     metadata = {
         "preprocessing": json.dumps(encoder.preprocessing.as_dict()),
@@ -164,7 +155,7 @@ def _encoder(
         if is_free:
             _require_agreement(encoder, trial, size + encoder.stride, size + 2 * encoder.stride)
         move(trial.parent, path.parent, files)
-    return Exported(files, written, opset, exporter, dynamic_size=is_free)
+    return Exported(files, written, opset, dynamic_size=is_free)
 
 
 def _require_agreement(encoder: Encoder, path: Path, height: int, width: int) -> None:
@@ -186,5 +177,5 @@ def _require_agreement(encoder: Encoder, path: Path, height: int, width: int) ->
     if not difference <= _AGREEMENT * scale:
         raise UserError(
             f"{path.name} differs from the trained encoder on {height}x{width} images by up to "
-            f"{difference:.3g} (largest feature {scale:.3g}); try the other exporter"
+            f"{difference:.3g} (largest feature {scale:.3g}); try another opset"
         )

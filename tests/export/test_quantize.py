@@ -15,6 +15,7 @@ from compress.onnx.qdq import largest_weight
 from compress.onnx.quantize import quantize_onnx
 from export.onnx import INPUT, open_session, run_session
 from tests.export.quantizing import Array, batches, settled, write
+from tests.export.tracing import traced_exports
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,8 @@ def test_near_float_on_images_it_was_not_calibrated_on(
 @pytest.mark.parametrize(("name", "expected"), [("resnet8", 10), ("mobilenetv2", 54)])
 def test_no_pair_of_products_saturates_in_16_bits(tmp_path: Path, name: str, expected: int) -> None:
     path = tmp_path / "int8.onnx"
-    float_file = write(settled(name), tmp_path / "float.onnx", exporter="torchscript")
+    with traced_exports():
+        float_file = write(settled(name), tmp_path / "float.onnx")
     quantize_onnx(float_file, path, batches(count=1))
     graph = onnx.load(path).graph
     made = {output: node for node in graph.node for output in node.output}

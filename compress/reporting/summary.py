@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.document import Block, KeyFigures, Paragraph
 from compress.reporting.network import BASELINE, Network
 from compress.reporting.ranking import NOT_DISTINGUISHABLE, rule
 
 
-def summary(run: Run) -> list[Block]:
-    """What was compressed, how much smaller, how accurate, what is recommended and why."""
+def summary(run: RunData) -> list[Block]:
+    """Subject, size and accuracy of the recommended student, and the rule that chose it."""
     chosen = run.recommended
     if chosen is None:
         return [Paragraph(f"{_subject(run)} No student has been trained yet.", is_lead=True)]
@@ -26,7 +26,7 @@ def summary(run: Run) -> list[Block]:
     ]
 
 
-def _subject(run: Run) -> str:
+def _subject(run: RunData) -> str:
     teachers = " and ".join(row.model for row in run.teachers)
     part: Any = run.resolved.get("student")
     model = part.get("model") if isinstance(part, dict) else None
@@ -35,7 +35,7 @@ def _subject(run: Run) -> str:
     return f"The {kind} {teachers} was compressed into the student {name or ''}".strip() + "."
 
 
-def _accuracy(run: Run, chosen: Network, teacher: Network | None) -> str:
+def _accuracy(run: RunData, chosen: Network, teacher: Network | None) -> str:
     name = f"trained alone ({BASELINE})" if chosen.label == BASELINE else chosen.label
     text = (
         f"The recommended student, {name}, classifies "
@@ -67,7 +67,7 @@ def _ratio(row: Network) -> float | None:
     return None if ratio is None else float(ratio)
 
 
-def _why(run: Run) -> str:
+def _why(run: RunData) -> str:
     choice = run.recommendation
     if choice is None or choice.label == choice.most_accurate:
         return ""
@@ -79,7 +79,7 @@ def _why(run: Run) -> str:
 
 
 def _key_figures(
-    run: Run, chosen: Network, teacher: Network | None
+    run: RunData, chosen: Network, teacher: Network | None
 ) -> Sequence[tuple[str, str, str]]:
     cost, big = chosen.account, teacher.account if teacher else {}
     top1 = formats.percent(teacher.top1_percent) if teacher else ""

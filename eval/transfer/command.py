@@ -85,7 +85,7 @@ def _command(task: str, options: argparse.Namespace) -> int:
         table = table_of(results)
         write_json(out / "result.json", {"task": task, "results": results})
         protocol = next(iter(results.values()))["protocol"]
-        write_text(out / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
+        write_text(out / "table.md", f"{table.markdown()}\n\n{printable(protocol)}\n")
         by_first(lambda: console.print(table.rich()))
         log(f"table: {out / 'table.md'}")
     return 0

@@ -25,7 +25,7 @@ from compress.engine.loop import training_steps
 from compress.engine.optimization import Settings
 from compress.methods import METHODS
 from compress.methods.contract import Context, Terms
-from compress.models.layout import lay_channels_last
+from compress.models.forward import lay_channels_last
 from compress.seeding import seeded
 from compress.taps import Tapped, Taps
 from compress.taps.discovery import discover

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,9 @@ import torch
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.onnx.files import move, open_session, run_session, write_model
-from compress.onnx.graphs import INPUT, translate
+from compress.onnx.graphs import translate
 
-__all__ = [
-    "FEATURES",
-    "INPUT",
-    "OUTPUT",
-    "Exported",
-    "export_encoder",
-    "export_onnx",
-    "open_session",
-    "run_session",
-]
+__all__ = ["FEATURES", "OUTPUT", "Exported", "export_encoder", "export_onnx"]
 
 OUTPUT, FEATURES = "logits", "features"
 _AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's file
@@ -31,7 +23,7 @@ _AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's fil
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the names of the files, the model first, then its tensors' if apart."""
+    """Names and size of the files written: the model first, then its tensors' if apart."""
 
     files: tuple[str, ...]
     size_bytes: int
@@ -99,32 +91,21 @@ def export_encoder(
     """Write the encoder: normalised `images` (N, 3, H, W) -> `features`, batch norm folded.
 
     H and W are free where that can be exported and the file agrees with torch at another size;
-    else they are the image size that the encoder was trained at. `dynamic_size` tells which.
+    else they are the image size that the encoder was trained at. `dynamic_size` says which.
 
     Raises:
         UserError: torch cannot export it, or the file computes something else.
     """
+    write = partial(
+        _write_encoder, encoder, path, fingerprint=fingerprint, opset=opset, embed_up_to=embed_up_to
+    )
     try:
-        return _encoder(
-            encoder,
-            path,
-            {0: "batch", 2: "height", 3: "width"},
-            fingerprint=fingerprint,
-            opset=opset,
-            embed_up_to=embed_up_to,
-        )
+        return write({0: "batch", 2: "height", 3: "width"})
     except UserError:
-        return _encoder(
-            encoder,
-            path,
-            {0: "batch"},
-            fingerprint=fingerprint,
-            opset=opset,
-            embed_up_to=embed_up_to,
-        )
+        return write({0: "batch"})
 
 
-def _encoder(
+def _write_encoder(
     encoder: Encoder,
     path: Path,
     dynamic: Mapping[int, str],
@@ -147,7 +128,7 @@ def _encoder(
         "fingerprint": fingerprint,
     }
     is_free = 2 in dynamic
-    # Moved to `path` only once it is proven.
+    # Moved to `path` only after it has been compared.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         trial = Path(folder) / path.name
         files, written = write_model(model, trial, metadata, embed_up_to)
@@ -169,8 +150,8 @@ def _require_agreement(encoder: Encoder, path: Path, height: int, width: int) ->
     try:
         with torch.inference_mode():
             expected = network(images)
-        found = torch.from_numpy(run_session(open_session(path), images.numpy()))
-        difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+        actual = torch.from_numpy(run_session(open_session(path), images.numpy()))
+        difference, scale = float((actual - expected).abs().max()), float(expected.abs().max())
     except Exception as error:  # RuntimeError of either; those of ONNX Runtime are not public
         reason = " ".join(str(error).split())
         raise UserError(f"{path.name} cannot take {height}x{width} images: {reason}") from error

@@ -23,7 +23,7 @@ RANKS: list[tuple[str, ...]] = [
     ("compress.run.launch", "compress.distributed.batchnorm", "compress.engine.optimization"),
     ("compress.recipe", "compress.recipe.yaml_values", "compress.recipe.files"),
     ("compress.console", "compress.recipe.command_line"),
-    ("compress.artifacts", "compress.storage.described", "compress.recipe.signatures"),
+    ("compress.artifacts", "compress.storage.json_files", "compress.recipe.signatures"),
     (
         "compress.data",
         "compress.models",

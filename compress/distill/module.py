@@ -14,7 +14,7 @@ from compress.distributed.collectives import gathered, gathered_with_gradient, s
 from compress.errors import UserError
 from compress.methods.contract import Method, Phase, TeacherContext, Terms, Views
 from compress.methods.kd import kd_loss
-from compress.models.layout import CHANGES_ITS_INPUT
+from compress.models.forward import CHANGES_ITS_INPUT
 from compress.taps import Tapped, Taps, TapSpecs
 from compress.tasks import Classification
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.console.terminal import tell
+from compress.console.terminal import print_error
 from compress.errors import UserError, exit_code
 from compress.recipe.files import apply_override, read_yaml
 from compress.text import one_line
@@ -103,4 +103,4 @@ def mistake(look: Callable[[], object]) -> int:
         look()
         return 0
 
-    return 0 if "LOCAL_RANK" in os.environ else exit_code(looked, tell)
+    return 0 if "LOCAL_RANK" in os.environ else exit_code(looked, print_error)

@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Context, Method
 from compress.model_files.weights import load_state, read_state
-from compress.models.layout import check_forward
+from compress.models.forward import check_forward
 from compress.recipe.partial import concerns, mended
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, check_shape
 from compress.run.part_checks import check_parts, check_relations

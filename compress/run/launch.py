@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from compress.console.terminal import tell, tell_stop
+from compress.console.terminal import print_error, print_stop
 from compress.distributed.collectives import is_first, world
 from compress.errors import UserError, exit_code
 
@@ -89,8 +89,8 @@ def reported(command: Callable[[], int]) -> int:
     """The exit code of a command that can be continued; of several processes one tells why."""
     return exit_code(
         command,
-        lambda message: say_once(lambda: tell(message)),
-        lambda sentence: say_once(lambda: tell_stop(sentence)),
+        lambda message: say_once(lambda: print_error(message)),
+        lambda sentence: say_once(lambda: print_stop(sentence)),
     )
 
 

@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.methods.contract import logits_of
 from compress.model_files import artifacts
 from compress.model_files.weights import load_state, published_state, read_state
-from compress.models.layout import check_forward, lay_channels_last
+from compress.models.forward import check_forward, lay_channels_last
 from compress.recipe.schema import Teacher
 from compress.stages import compiles, dataset_of, judge, order_seed, settings_from, summary, task_of
 from compress.stages.fast_teachers import check_arithmetic, check_int8

@@ -13,10 +13,10 @@ from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
 from compress.model_files import artifacts
 from compress.models import build
 from compress.taps.discovery import discover
+from export import export_encoder, export_onnx
 from export.bundle import predict
-from export.bundle.layout import preprocess_content
+from export.bundle.contents import preprocess_content
 from export.bundle.manifest import write_manifest
-from export.onnx import export_encoder, export_onnx
 from tests.export.networks import trained
 from tests.export.tracing import traced_exports
 

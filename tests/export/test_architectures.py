@@ -11,7 +11,8 @@ from compress.methods import METHODS
 from compress.methods.contract import Method
 from compress.models import MODELS, build
 from compress.models.resnet50_cifar import BottleneckResNet
-from export.onnx import export_onnx, open_session, run_session
+from compress.onnx import open_session, run_session
+from export import export_onnx
 from tests.export.networks import trained
 from tests.export.tracing import traced_exports
 from tests.methods import building

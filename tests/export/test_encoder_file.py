@@ -11,10 +11,11 @@ from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.models import build
+from compress.onnx import open_session, run_session
 from compress.taps import MapSpec, encoder_until
 from compress.taps.discovery import discover
+from export import export_encoder
 from export import onnx as exporting
-from export.onnx import export_encoder, open_session, run_session
 from tests.export.networks import trained
 from tests.export.tracing import traced_exports
 

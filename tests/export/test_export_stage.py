@@ -19,7 +19,7 @@ from compress.errors import UserError
 from compress.model_files import artifacts
 from compress.model_files.artifacts import Student
 from compress.models import build
-from compress.onnx.files import open_session
+from compress.onnx import open_session
 from compress.onnx.qdq import largest_weight
 from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
@@ -275,7 +275,7 @@ def test_class_names_that_are_no_line_are_refused(run_folder: Path) -> None:
     for name in ("two\nlines", "ends\n", "", "not text \udcff"):
         loaded = student()
         loaded.description["class_names"][3] = name
-        asked = export.stage.request("kd", student(), run_folder, RECIPE, Export(int8=None))
+        asked = export.stage.bundle_request("kd", student(), run_folder, RECIPE, Export(int8=None))
         asked = replace(asked, student=loaded)
         with pytest.raises(UserError, match=r"labels\.txt"):
             export.bundle.writer.write_bundle(asked, run_folder / "b")

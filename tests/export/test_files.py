@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.onnx.files import check_file
-from export.onnx import Exported, export_onnx, open_session, run_session
+from compress.onnx import check_file, open_session, run_session
+from export import Exported, export_onnx
 from tests.export.tracing import traced_exports
 
 

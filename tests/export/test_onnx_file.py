@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from compress.data import Preprocessing
 from compress.errors import UserError
+from compress.onnx import open_session, run_session
+from export import export_onnx
 from export.bundle.parity import pixels_of
-from export.onnx import export_onnx, open_session, run_session
 
 CLASSES = ["zero", "one", "two", "three", "four"]
 PREPROCESSING = {"image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "resize": 0}

@@ -11,9 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from compress.onnx import INPUT, open_session, quantize_onnx, run_session
 from compress.onnx.qdq import largest_weight
-from compress.onnx.quantize import quantize_onnx
-from export.onnx import INPUT, open_session, run_session
 from tests.export.quantizing import Array, batches, settled, write
 from tests.export.tracing import traced_exports
 
@@ -153,7 +152,7 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(
     np.save(tmp_path / "images.npy", np.stack(batches()))
     code = (
         "import sys, numpy; from pathlib import Path;"
-        "from compress.onnx.quantize import quantize_onnx;"
+        "from compress.onnx import quantize_onnx;"
         "a, b, c = sys.argv[1:]; quantize_onnx(Path(a), Path(b), list(numpy.load(c)))"
     )
     arguments = [str(source), str(there), str(tmp_path / "images.npy")]

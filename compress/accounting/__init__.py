@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `account_pair` when it is asked for: it needs every model and method, seconds."""
+    """Import `account_pair` when it is used: importing every method takes seconds."""
     if name != "account_pair":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return importlib.import_module("compress.accounting.pairs").account_pair

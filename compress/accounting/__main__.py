@@ -81,7 +81,7 @@ def _show(result: Mapping[str, Any]) -> None:
     channels, height, width = result["input_shape"]
     title = f"{result['num_classes']} classes, {channels} x {height} x {width} images"
     costs = Table("network", "", title=title)
-    costs.columns[1].overflow = "fold"  # a name is shown whole
+    costs.columns[1].overflow = "fold"  # of a long name nothing is cut
     for heading in ("parameters", "MACs", "FLOPs"):
         costs.add_column(heading, justify="right")
     names = {**result, "deployed": result["method"]["name"]}

@@ -29,7 +29,7 @@ def pruning_columns(deployed: nn.Module, *, student: int, teacher: int) -> dict[
 
     Args:
         deployed: the network that a method ships; its submodule `projector` is counted as one.
-        student: parameters of the plain student.
+        student: parameters of the student.
         teacher: parameters of the teacher.
     """
     parameters = count_parameters(deployed)

@@ -5,7 +5,7 @@ checkpoint or training is needed. Nothing here knows a method by name; the netwo
 returns is counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -71,13 +71,7 @@ def account_pair(
     """
     name, arguments = _method_part(method)
     problems = _name_problems(teacher, student, name, arguments)
-    for name_of_value, value, least in (
-        ("classes", num_classes, 2),
-        ("image size", min(input_shape), 1),
-        ("latency rounds", latency_rounds, 0),
-    ):
-        if value < least:
-            problems.append(f"{name_of_value}: expected {least} or more, got {value}")
+    problems += _number_problems(num_classes, input_shape, latency_rounds)
     if problems:
         raise UserError("\n".join(problems))
     large = counted_network(teacher, num_classes, input_shape)
@@ -147,6 +141,15 @@ def _name_problems(
             f"method: unknown name '{method}'; known: {known}{nearest(method, METHODS)}"
         )
     return problems
+
+
+def _number_problems(num_classes: int, input_shape: Sequence[int], rounds: int) -> list[str]:
+    sizes = ("classes", num_classes, 2), ("image size", min(input_shape), 1)
+    return [
+        f"{name}: expected {least} or more, got {number}"
+        for name, number, least in (*sizes, ("latency rounds", rounds, 0))
+        if number < least
+    ]
 
 
 def _deployed(

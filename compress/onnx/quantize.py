@@ -68,9 +68,8 @@ def quantize_onnx(
         UserError: no images or images of another kind, a file that is not ONNX, or a network
             that the tools cannot quantize; `target` is then as it was before.
     """
-    for name, known in ((method, tuple(CALIBRATIONS)), *((one, LEAVE_OUT) for one in leave_out)):
-        if name not in known:
-            raise UserError(f"'{name}' is none of {', '.join(known)} (int8){nearest(name, known)}")
+    _check_names([method], tuple(CALIBRATIONS))
+    _check_names(leave_out, LEAVE_OUT)
     batches = _check_images(source, calibration)
     with tempfile.TemporaryDirectory(prefix="quantize.") as folder:
         try:
@@ -89,15 +88,10 @@ def quantize_onnx(
     layers, quantized = count_layers(model.graph)
     if not quantized:
         raise _refusal(source, f"none of its {layers} layers has weights that can become int8")
-    largest = largest_weight(model.graph)
-    if not full_range and largest > LARGEST_SAFE_WEIGHT:
-        raise _refusal(
-            source,
-            f"it made weights of up to {largest} where {LARGEST_SAFE_WEIGHT} is the most whose "
-            "products do not saturate on x86 CPUs before VNNI",
-        )
-    described = onnx.load(source, load_external_data=False).metadata_props
-    _, size = write_model(model, target, {entry.key: entry.value for entry in described})
+    if not full_range:
+        _require_safe_weights(source, model)
+    metadata = onnx.load(source, load_external_data=False).metadata_props
+    _, size = write_model(model, target, {entry.key: entry.value for entry in metadata})
     return QuantizationInfo(
         calibration=method,
         calibration_images=sum(len(batch) for batch in batches.batches),
@@ -106,6 +100,23 @@ def quantize_onnx(
         full_range=full_range,
         size_bytes=size,
     )
+
+
+def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"'{name}' is none of {', '.join(known)} (int8){nearest(name, known)}")
+
+
+def _require_safe_weights(source: Path, model: onnx.ModelProto) -> None:
+    """Refuse weights whose products saturate on some CPUs."""
+    largest = largest_weight(model.graph)
+    if largest > LARGEST_SAFE_WEIGHT:
+        raise _refusal(
+            source,
+            f"it made weights of up to {largest} where {LARGEST_SAFE_WEIGHT} is the most whose "
+            "products do not saturate on x86 CPUs before VNNI",
+        )
 
 
 def _check_images(source: Path, calibration: Iterable[NDArray[Any]]) -> CalibrationReader:

@@ -56,7 +56,7 @@ def definitions() -> list[Block]:
 
 
 def recipe(run: RunData) -> list[Block]:
-    """The recipe as it was given."""
+    """The user's recipe."""
     text = run.recipe_text
     block = Code(text) if text else Paragraph("The run directory holds no recipe.")
     return [Heading("Recipe"), block]

@@ -12,16 +12,16 @@ from compress.reporting.ranking import NOT_DISTINGUISHABLE, rule
 
 def summary(run: RunData) -> list[Block]:
     """Subject, size and accuracy of the recommended student, and the rule that chose it."""
-    chosen = run.recommended
-    if chosen is None:
+    network = run.recommended
+    if network is None:
         return [Paragraph(f"{_subject(run)} No student has been trained yet.", is_lead=True)]
     teacher = run.teachers[0] if run.teachers else None
     text = " ".join(
-        filter(None, (_subject(run), _accuracy(run, chosen, teacher), _smaller(chosen)))
+        filter(None, (_subject(run), _accuracy(run, network, teacher), _smaller(network)))
     )
     return [
         Paragraph(text, is_lead=True),
-        KeyFigures(_key_figures(run, chosen, teacher)),
+        KeyFigures(_key_figures(run, network, teacher)),
         Paragraph(f"Rule of the recommendation: {rule(run.headline)}.{_why(run)}", is_note=True),
     ]
 
@@ -35,14 +35,14 @@ def _subject(run: RunData) -> str:
     return f"The {kind} {teachers} was compressed into the student {name or ''}".strip() + "."
 
 
-def _accuracy(run: RunData, chosen: Network, teacher: Network | None) -> str:
-    name = f"trained alone ({BASELINE})" if chosen.label == BASELINE else chosen.label
+def _accuracy(run: RunData, network: Network, teacher: Network | None) -> str:
+    name = f"trained alone ({BASELINE})" if network.label == BASELINE else network.label
     text = (
         f"The recommended student, {name}, classifies "
-        f"{formats.percent(chosen.top1_percent)} of {formats.count(chosen.test_images)} test "
+        f"{formats.percent(network.top1_percent)} of {formats.count(network.test_images)} test "
         "images correctly"
     )
-    versus = chosen.minus(teacher)
+    versus = network.minus(teacher)
     if teacher is None or versus is None:
         return f"{text}."
     difference = (
@@ -54,8 +54,8 @@ def _accuracy(run: RunData, chosen: Network, teacher: Network | None) -> str:
     )
 
 
-def _smaller(chosen: Network) -> str:
-    parameters, ratio = chosen.account.get("parameters"), _ratio(chosen)
+def _smaller(network: Network) -> str:
+    parameters, ratio = network.account.get("parameters"), _ratio(network)
     if parameters is None or ratio is None:
         return ""
     fewer = f"{formats.percent(ratio)} fewer than the teacher"
@@ -79,13 +79,13 @@ def _why(run: RunData) -> str:
 
 
 def _key_figures(
-    run: RunData, chosen: Network, teacher: Network | None
+    run: RunData, network: Network, teacher: Network | None
 ) -> Sequence[tuple[str, str, str]]:
-    cost, big = chosen.account, teacher.account if teacher else {}
+    cost, big = network.account, teacher.account if teacher else {}
     top1 = formats.percent(teacher.top1_percent) if teacher else ""
     items = [
         (
-            formats.percent(chosen.top1_percent),
+            formats.percent(network.top1_percent),
             f"Top-1, {run.headline}",
             f"teacher {top1}" if top1 else "",
         )
@@ -96,7 +96,7 @@ def _key_figures(
     if cost.get("macs") is not None:
         note = f"teacher {formats.millions(big.get('macs'))} million" if big else ""
         items.append((f"{formats.millions(cost['macs'])} million", "MACs per image", note))
-    latency = chosen.latency.get("1", {}).get("median_ms")
+    latency = network.latency.get("1", {}).get("median_ms")
     if latency is not None:
         other = teacher.latency.get("1", {}).get("median_ms") if teacher else None
         note = f"teacher {formats.milliseconds(other)} ms" if other is not None else ""

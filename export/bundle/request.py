@@ -56,13 +56,15 @@ def compare_file(
     batches = evaluation_batches(images, _BATCH, request.data.preprocessing, _CPU)
     with bar(f"  comparing {path.name}", len(images)) as advance:
 
-        def counted() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        def with_progress() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for inputs, labels in batches:
                 yield inputs, labels.cpu()
                 advance(len(labels))
 
         session = open_session(path, exact=exact)
-        return compare(request.student.network, session, counted(), to_input=_to_input(request))
+        return compare(
+            request.student.network, session, with_progress(), to_input=_to_input(request)
+        )
 
 
 def _to_input(request: BundleRequest) -> ToInput | None:

@@ -69,23 +69,8 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     int8, refused = write_int8(request, folder, written.size_bytes)
     encoder = _write_encoder(description, folder, settings)
     measured = _time(request, folder)
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    facts = {
-        "name": request.name,
-        "license": settings.license,
-        "student": description,
-        "data": request.data_section,
-        "parity": parity.as_dict(),
-        "int8": int8,
-        "int8_refused": refused,
-        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".data", ".safetensors"))},
-        "latency": measured or None,
-        "costs": request.costs,
-        "training": request.training,
-        "teachers": request.teachers,
-        "machine": environment(_CPU),
-    }
-    write_text(folder / "MODEL_CARD.md", model_card(facts))
+    results = {"parity": parity.as_dict(), "int8": int8, "int8_refused": refused}
+    write_text(folder / "MODEL_CARD.md", model_card(_facts(request, folder, results, measured)))
     write_manifest(
         folder,
         student=request.name,
@@ -107,6 +92,29 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
         "encoder": encoder,
     }
     return values, measured
+
+
+def _facts(
+    request: BundleRequest,
+    folder: Path,
+    results: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Content of the model card."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return {
+        **results,
+        "name": request.name,
+        "license": request.settings.license,
+        "student": request.student.description,
+        "data": request.data_section,
+        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".data", ".safetensors"))},
+        "latency": measured or None,
+        "costs": request.costs,
+        "training": request.training,
+        "teachers": request.teachers,
+        "machine": environment(_CPU),
+    }
 
 
 def _labels(description: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +86,14 @@ def verify_bundle(
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
     """
-    for name, number in (("--images", images), ("--batch", batch)):
-        if number < 1:
-            raise UserError(f"{name} {number}: give 1 or more")
     limits = {
         "tolerance": tolerance,
         "max_top1_drop": max_top1_drop,
         "min_agreement_percent": min_agreement_percent,
         "max_difference": max_difference,
     }
-    for name, limit in limits.items():
-        if not limit >= 0:
-            raise UserError(f"--{name.replace('_', '-')} {limit}: give 0 or more")
+    _check_numbers({"images": images, "batch": batch}, least=1)
+    _check_numbers(limits, least=0)
     thread_counts = _threads(threads)
     # Heavy imports come after the arguments are known to be right.
     from export.bundle.contents import ENCODER, FLOAT, INT8
@@ -115,9 +111,8 @@ def verify_bundle(
     settings = comparisons.ComparisonSettings(images, batch, thread_counts)
     files = [name for name in (FLOAT, INT8) if name in opsets]
     rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
-    encoder = []
-    if ENCODER in opsets:
-        encoder = list(comparisons.encoder_rows(bundle, dataset, settings))
+    has_encoder = ENCODER in opsets
+    encoder = list(comparisons.encoder_rows(bundle, dataset, settings)) if has_encoder else []
     int8 = Int8Limits(max_top1_drop, min_agreement_percent, max_difference)
     return {
         "bundle": str(bundle),
@@ -135,6 +130,12 @@ def verify_bundle(
             *failures(rows, encoder, tolerance=tolerance, int8=int8),
         ],
     }
+
+
+def _check_numbers(numbers: Mapping[str, float], *, least: int) -> None:
+    for name, number in numbers.items():
+        if not number >= least:  # also where it is NaN
+            raise UserError(f"--{name.replace('_', '-')} {number}: give {least} or more")
 
 
 def _threads(counts: Sequence[int] | None) -> tuple[int, ...]:

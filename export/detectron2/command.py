@@ -11,7 +11,6 @@ a feature pyramid load the same file.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -150,7 +149,3 @@ def _refuse(out: Path, *, force: bool) -> None:
     for path in (out, out.with_suffix(".yaml")):
         if path.exists() and not force:
             raise UserError(f"{path} exists; choose another name, or replace it with --force")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

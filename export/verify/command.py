@@ -10,7 +10,6 @@ which a changed file counts as, 130 when interrupted.
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,7 +149,3 @@ def _threads(counts: Sequence[int] | None) -> tuple[int, ...]:
                 f"--threads {count}: this machine has {available}; give 1 to {available}"
             )
     return tuple(sorted({*counts}))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

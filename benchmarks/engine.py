@@ -31,7 +31,7 @@ from compress.methods.contract import (
     TeacherForward,
     teacher_context,
 )
-from compress.models.layout import lay_channels_last
+from compress.models.forward import lay_channels_last
 from compress.seeding import seeded
 from compress.taps import Tapped, TappedForward
 from compress.taps.discovery import discover

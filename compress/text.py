@@ -1,6 +1,6 @@
-"""Text from recipes, files and folders, made fit to be shown: in a terminal, a log, a report.
+"""Make text from recipes, files and folders safe to print in a terminal, a log or a report.
 
-Values stay as they are given; what is made printable is only ever what somebody reads.
+Only printed text is changed, never a value that is used.
 """
 
 import re
@@ -14,10 +14,10 @@ _KEPT = frozenset("\n\t\u200c\u200d")
 
 
 def printable(text: str) -> str:
-    """The text with everything that controls a terminal or a page as a visible escape.
+    """Replace control characters by visible escapes.
 
-    These are escape sequences, carriage returns, marks that turn the direction of writing, and what
-    is no character at all, such as undecodable bytes of a file's name. Line breaks and tabs stay.
+    These are escape sequences, carriage returns, marks that change the direction of writing, and
+    surrogates, such as undecodable bytes of a file's name. Line breaks and tabs stay.
     """
     if text.isprintable():
         return text
@@ -25,28 +25,28 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text as `printable` gives it, on one line, its middle left out where it is very long."""
+    """The printable text on one line; the middle of a very long one is left out."""
     return _without_middle(_flat(text), _LONGEST_LINE)
 
 
-def shown(value: Any) -> str:
-    """A value in a message: as Python writes it, on one line, and not whole where it is long."""
+def short_repr(value: Any) -> str:
+    """The `repr` of a value for a message, on one line; the middle of a long one is left out."""
     return _without_middle(_flat(repr(value)), _LONGEST_VALUE)
 
 
 def dotted(*keys: int | str) -> str:
-    """The path of a key in a message; a key that is no plain word stands in quotes."""
-    words = (str(key) if isinstance(key, int) or is_word(key) else shown(key) for key in keys)
+    """The path of a key in a message; a key that is not one word stands in quotes."""
+    words = (str(key) if isinstance(key, int) or is_word(key) else short_repr(key) for key in keys)
     return ".".join(words)
 
 
 def is_word(key: str) -> bool:
-    """Whether a key of a recipe can stand in a message as it is."""
+    """True if a key of a recipe can stand in a message without quotes."""
     return len(key) <= 100 and re.fullmatch(r"[\w.+-]+", key) is not None
 
 
 def is_line(text: str) -> bool:
-    """Whether a text is one line that a text file can hold, and not empty."""
+    """True if a text is one line, not empty, that a text file can hold."""
     return text.splitlines() == [text] and not any("\ud800" <= c <= "\udfff" for c in text)
 
 

@@ -1,1 +1,57 @@
-"""From a trained student to an ONNX file that is proven equal to it."""
+"""Turn a trained student into files that run anywhere: ONNX, int8, bundles, detectron2.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from compress.models import build
+    >>> from export import export_onnx
+    >>> exported = export_onnx(
+    ...     build("resnet8", num_classes=2),
+    ...     Path(tempfile.mkdtemp()) / "student.onnx",
+    ...     input_shape=(3, 8, 8),
+    ...     class_names=["cat", "dog"],
+    ...     preprocessing={},
+    ...     fingerprint="",
+    ... )
+    >>> exported.files, exported.opset
+    (('student.onnx',), 18)
+
+`bundle_request` and `write_bundle` make a bundle of a student of a run directory, as the command
+`python -m export RUN` does; `verify_bundle` checks one, as `python -m export.verify BUNDLE` does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.bundle.request import BundleRequest
+    from export.bundle.writer import write_bundle
+    from export.onnx import Exported, export_encoder, export_onnx
+    from export.stage import bundle_request
+    from export.verify.command import verify_bundle
+
+__all__ = [
+    "BundleRequest",
+    "Exported",
+    "bundle_request",
+    "export_encoder",
+    "export_onnx",
+    "verify_bundle",
+    "write_bundle",
+]
+
+_MODULES = {
+    "BundleRequest": "export.bundle.request",
+    "Exported": "export.onnx",
+    "bundle_request": "export.stage",
+    "export_encoder": "export.onnx",
+    "export_onnx": "export.onnx",
+    "verify_bundle": "export.verify.command",
+    "write_bundle": "export.bundle.writer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used: the commands' --help needs neither torch nor onnx."""
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES[name]), name)

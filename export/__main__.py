@@ -50,35 +50,35 @@ def main(arguments: list[str] | None = None) -> int:
         "--trust-code", action="store_true", help="run code that the student's file names"
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: _command(options))
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: _command(args))
 
 
-def _command(options: argparse.Namespace) -> int:
-    if options.trust_code:
+def _command(args: argparse.Namespace) -> int:
+    if args.trust_code:
         from compress.models import user_code
 
         user_code.trust("*")
-    return _export(options)
+    return _export(args)
 
 
-def _export(options: argparse.Namespace) -> int:
-    # What is heavy is imported after the arguments are known to be right.
+def _export(args: argparse.Namespace) -> int:
+    # Heavy imports come after the arguments are known to be right.
     from compress.recipe.files import load_resolved
     from export.bundle.writer import UNFINISHED, write_bundle
-    from export.stage import request
+    from export.stage import bundle_request
 
-    run: Path = options.run
+    run: Path = args.run
     recipe = load_resolved(run)
-    name = _choose(run, options.student, recipe)
-    out: Path = options.out or Path(f"{run.resolve().name}-{name}")
-    _refuse_occupied(out, force=options.force)
-    settings = _settings(recipe, options)
+    name = _choose(run, args.student, recipe)
+    out: Path = args.out or Path(f"{run.resolve().name}-{name}")
+    _refuse_occupied(out, force=args.force)
+    settings = _settings(recipe, args)
     student = _load(run / "distill" / name)
-    asked = request(name, student, run, recipe, settings)
+    request = bundle_request(name, student, run, recipe, settings)
     # The old bundle goes once the new one is whole and in its place.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=UNFINISHED) as folder:
-        values, _ = write_bundle(asked, Path(folder) / "new")
+        values, _ = write_bundle(request, Path(folder) / "new")
         if out.exists():
             out.rename(Path(folder) / "old")
         (Path(folder) / "new").rename(out)
@@ -86,7 +86,7 @@ def _export(options: argparse.Namespace) -> int:
     return 1 if values["int8_refused"] else 0
 
 
-def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
+def _settings(recipe: "Recipe", args: argparse.Namespace) -> "Export":
     """The recipe's export section with what the command line changes."""
     from pydantic import ValidationError
 
@@ -95,16 +95,16 @@ def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
     base = recipe.export or Export()
     names = ["calibration_images", "calibration", "leave_out", "full_range"]
     names += ["max_top1_drop", "min_agreement_percent", "max_difference"]
-    int8 = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    int8 = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     changes: dict[str, Any] = {}
-    if options.no_int8:
+    if args.no_int8:
         changes["int8"] = None
     elif int8:
         changes["int8"] = {**(base.int8 or Int8()).model_dump(), **int8}
-    if options.raw_pixels:
+    if args.raw_pixels:
         changes["raw_pixels"] = True
-    if options.license:
-        changes["license"] = options.license
+    if args.license:
+        changes["license"] = args.license
     try:
         return Export.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
@@ -112,7 +112,7 @@ def _settings(recipe: "Recipe", options: argparse.Namespace) -> "Export":
 
 
 def _load(folder: Path) -> "Student":
-    """A finished student, or an interrupted one as its last checkpoint has it."""
+    """Load a finished student, or an interrupted one from its last checkpoint."""
     from compress.console.messages import log
     from compress.model_files.artifacts import load_student, load_unfinished
 
@@ -128,7 +128,7 @@ def _load(folder: Path) -> "Student":
 
 
 def _refuse_occupied(out: Path, *, force: bool) -> None:
-    """Only a whole bundle that holds nothing else is ever replaced."""
+    """Refuse to replace anything but a whole bundle that holds nothing else."""
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: folder '{out.parent}' does not exist")
     if not out.exists() and not out.is_symlink():
@@ -146,24 +146,24 @@ def _refuse_occupied(out: Path, *, force: bool) -> None:
             f"--out {out}: it exists and is no whole bundle ({str(error).splitlines()[0]}); "
             "choose another name"
         ) from None
-    found = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
-    others = sorted(found - listed - {"manifest.json"})
+    present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}
+    others = sorted(present - listed - {"manifest.json"})
     if others:
         raise UserError(f"--out {out}: it holds more than a bundle ({others[0]}); move that first")
 
 
 def _choose(run: Path, name: str | None, recipe: "Recipe") -> str:
-    """The student to export: a folder of RUN/distill."""
+    """The label of the student to export: the name of a folder in RUN/distill."""
     files = ("result.json", "checkpoint*.safetensors")
     trained = sorted({p.parent.name for file in files for p in (run / "distill").glob(f"*/{file}")})
     if not trained:
         raise UserError(f"{run} has no trained student yet; run the recipe first")
     method = recipe.distill.method
-    wanted = name or method.label or method.name
-    if wanted not in trained:
-        hint = nearest(wanted, trained)
-        raise UserError(f"{run} has no student '{wanted}'; trained: {', '.join(trained)}{hint}")
-    return wanted
+    label = name or method.label or method.name
+    if label not in trained:
+        hint = nearest(label, trained)
+        raise UserError(f"{run} has no student '{label}'; trained: {', '.join(trained)}{hint}")
+    return label
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,9 @@ import torch
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.onnx.files import move, open_session, run_session, write_model
-from compress.onnx.graphs import INPUT, Exporter, translate
+from compress.onnx.graphs import translate
 
-__all__ = [
-    "FEATURES",
-    "INPUT",
-    "OUTPUT",
-    "Exported",
-    "Exporter",
-    "export_encoder",
-    "export_onnx",
-    "open_session",
-    "run_session",
-]
+__all__ = ["FEATURES", "OUTPUT", "Exported", "export_encoder", "export_onnx"]
 
 OUTPUT, FEATURES = "logits", "features"
 _AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's file
@@ -32,17 +23,16 @@ _AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's fil
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the names of the files, the model first, then its tensors' if apart."""
+    """Names and size of the files written: the model first, then its tensors' if apart."""
 
     files: tuple[str, ...]
     size_bytes: int
     opset: int
-    exporter: Exporter
     dynamic_size: bool = False  # height and width are free, not only the batch
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "files": list(self.files)}
+        """The values as JSON; `exporter` is always torch's newer one."""
+        return {**asdict(self), "files": list(self.files), "exporter": "dynamo"}
 
 
 def export_onnx(
@@ -55,7 +45,6 @@ def export_onnx(
     fingerprint: str,
     opset: int = 18,
     raw_pixels: bool = False,
-    exporter: Exporter = "dynamo",
     embed_up_to: int | None = None,
 ) -> Exported:
     """Write `network` with batch norm folded, in eval mode, weights inside, any batch size.
@@ -79,7 +68,6 @@ def export_onnx(
         output=OUTPUT,
         dynamic={0: "batch"},
         opset=opset,
-        exporter=exporter,
         raw_pixels=preprocessing if raw_pixels else None,
     )
     metadata = {
@@ -89,7 +77,7 @@ def export_onnx(
         "fingerprint": fingerprint,
     }
     files, size = write_model(model, path, metadata, embed_up_to)
-    return Exported(files, size, opset, exporter)
+    return Exported(files, size, opset)
 
 
 def export_encoder(
@@ -98,47 +86,32 @@ def export_encoder(
     *,
     fingerprint: str = "",
     opset: int = 18,
-    exporter: Exporter = "dynamo",
     embed_up_to: int | None = None,
 ) -> Exported:
     """Write the encoder: normalised `images` (N, 3, H, W) -> `features`, batch norm folded.
 
     H and W are free where that can be exported and the file agrees with torch at another size;
-    else they are the image size that the encoder was trained at. `dynamic_size` tells which.
+    else they are the image size that the encoder was trained at. `dynamic_size` says which.
 
     Raises:
         UserError: torch cannot export it, or the file computes something else.
     """
+    write = partial(
+        _write_encoder, encoder, path, fingerprint=fingerprint, opset=opset, embed_up_to=embed_up_to
+    )
     try:
-        return _encoder(
-            encoder,
-            path,
-            {0: "batch", 2: "height", 3: "width"},
-            fingerprint=fingerprint,
-            opset=opset,
-            exporter=exporter,
-            embed_up_to=embed_up_to,
-        )
+        return write({0: "batch", 2: "height", 3: "width"})
     except UserError:
-        return _encoder(
-            encoder,
-            path,
-            {0: "batch"},
-            fingerprint=fingerprint,
-            opset=opset,
-            exporter=exporter,
-            embed_up_to=embed_up_to,
-        )
+        return write({0: "batch"})
 
 
-def _encoder(
+def _write_encoder(
     encoder: Encoder,
     path: Path,
     dynamic: Mapping[int, str],
     *,
     fingerprint: str,
     opset: int,
-    exporter: Exporter,
     embed_up_to: int | None,
 ) -> Exported:
     size = encoder.preprocessing.image_size
@@ -148,7 +121,6 @@ def _encoder(
         output=FEATURES,
         dynamic=dynamic,
         opset=opset,
-        exporter=exporter,
     )
     metadata = {
         "preprocessing": json.dumps(encoder.preprocessing.as_dict()),
@@ -156,7 +128,7 @@ def _encoder(
         "fingerprint": fingerprint,
     }
     is_free = 2 in dynamic
-    # Moved to `path` only once it is proven.
+    # Moved to `path` only after it has been compared.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         trial = Path(folder) / path.name
         files, written = write_model(model, trial, metadata, embed_up_to)
@@ -164,7 +136,7 @@ def _encoder(
         if is_free:
             _require_agreement(encoder, trial, size + encoder.stride, size + 2 * encoder.stride)
         move(trial.parent, path.parent, files)
-    return Exported(files, written, opset, exporter, dynamic_size=is_free)
+    return Exported(files, written, opset, dynamic_size=is_free)
 
 
 def _require_agreement(encoder: Encoder, path: Path, height: int, width: int) -> None:
@@ -178,13 +150,13 @@ def _require_agreement(encoder: Encoder, path: Path, height: int, width: int) ->
     try:
         with torch.inference_mode():
             expected = network(images)
-        found = torch.from_numpy(run_session(open_session(path), images.numpy()))
-        difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+        actual = torch.from_numpy(run_session(open_session(path), images.numpy()))
+        difference, scale = float((actual - expected).abs().max()), float(expected.abs().max())
     except Exception as error:  # RuntimeError of either; those of ONNX Runtime are not public
         reason = " ".join(str(error).split())
         raise UserError(f"{path.name} cannot take {height}x{width} images: {reason}") from error
     if not difference <= _AGREEMENT * scale:
         raise UserError(
             f"{path.name} differs from the trained encoder on {height}x{width} images by up to "
-            f"{difference:.3g} (largest feature {scale:.3g}); try the other exporter"
+            f"{difference:.3g} (largest feature {scale:.3g}); try another opset"
         )

@@ -15,7 +15,7 @@ from compress.storage.files import read_json, read_mapping
 from compress.storage.fingerprints import changed_fields
 from compress.storage.integrity import UNSEALED_RESULT, put_aside, require_seal
 from export.bundle.manifest import NAME, read_manifest
-from export.bundle.request import Request
+from export.bundle.request import BundleRequest
 from export.bundle.writer import UNFINISHED, write_bundle
 from export.verify.checks import require_same_data
 
@@ -26,14 +26,14 @@ BUNDLE = "bundle"
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     """Every file of the bundle, with the digests that its manifest holds."""
-    found: dict[str, str | None] = {f"{BUNDLE}/{NAME}": None}
+    digests: dict[str, str | None] = {f"{BUNDLE}/{NAME}": None}
     if (folder / BUNDLE / NAME).is_file():
         try:
             entries = read_manifest(folder / BUNDLE).files
         except UserError:
             return {f"{BUNDLE}/{NAME}": ""}  # no file has that digest
-        found |= {f"{BUNDLE}/{name}": entry.sha256 for name, entry in entries.items()}
-    return found
+        digests |= {f"{BUNDLE}/{name}": entry.sha256 for name, entry in entries.items()}
+    return digests
 
 
 def run(job: Job) -> Outcome:
@@ -48,15 +48,15 @@ def run(job: Job) -> Outcome:
         shutil.rmtree(rest, ignore_errors=True)  # of a stage that was stopped before its result
     if folder.exists():
         put_aside(job.folder, [BUNDLE])
-    asked = request(label, student, job.run_folder, job.recipe, settings)
-    values, measured = write_bundle(asked, folder)
+    request = bundle_request(label, student, job.run_folder, job.recipe, settings)
+    values, measured = write_bundle(request, folder)
     return Outcome({"folder": BUNDLE, **values}, measured)
 
 
-def request(
+def bundle_request(
     label: str, student: Student, run_folder: Path, recipe: Recipe, settings: Export
-) -> Request:
-    """What a run's student is bundled with.
+) -> BundleRequest:
+    """Collect what the bundle of a run's student needs.
 
     Raises:
         UserError: the student was trained for another recipe than the run's present one.
@@ -66,7 +66,7 @@ def request(
     data = dataset_of(recipe)
     require_same_data(trained, student, data)
     section = recipe.data.model_dump(exclude={"root"})
-    return Request(
+    return BundleRequest(
         name=label,
         student=student,
         data=data,
@@ -74,7 +74,7 @@ def request(
         settings=settings,
         latency=recipe.account.latency if recipe.account else None,
         costs=_costs(run_folder, label),
-        found=_values(trained),
+        training=_values(trained),
         teachers=_values(run_folder / "teacher").get("teachers", ()),
     )
 
@@ -97,7 +97,7 @@ def _subset_seed(recipe: Recipe) -> int:
 
 
 def _values(stage: Path) -> dict[str, Any]:
-    """What a stage found, where it is finished."""
+    """The values of a finished stage, else none."""
     path = stage / "result.json"
     result = read_mapping(path) if path.is_file() else {}
     require_seal(result, path, UNSEALED_RESULT)
@@ -106,8 +106,8 @@ def _values(stage: Path) -> dict[str, Any]:
 
 
 def _costs(run_folder: Path, label: str) -> dict[str, Any] | None:
-    """What `account` counted of this student, where it has run; trials are of one size."""
+    """The student's row of `account`, if that has run; all trials are of one size."""
     rows = _values(run_folder / "account").get("networks", [])
     name = re.sub(r"-trial\d+$", "", label)
-    found = (row for row in rows if row["role"] == "deployed" and row["label"] == name)
-    return next(found, None)
+    matches = (row for row in rows if row["role"] == "deployed" and row["label"] == name)
+    return next(matches, None)

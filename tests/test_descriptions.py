@@ -11,8 +11,8 @@ from compress import models
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.model_files import artifacts
+from compress.model_files.arguments import without_sources
 from compress.model_files.origins import load_encoder
-from compress.models.arguments import without_sources
 from compress.models.memory import limited_by
 from compress.storage.files import read_json, write_json
 from compress.taps.discovery import discover

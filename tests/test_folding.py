@@ -10,8 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 from compress.accounting import count_macs, count_parameters
-from compress.models import build
-from compress.models.folding import Folded, fold_batchnorm
+from compress.models import Folded, build, fold_batchnorm
 
 
 def trained(network: nn.Module) -> nn.Module:

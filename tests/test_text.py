@@ -8,13 +8,13 @@ from rich.table import Table as RichTable
 from compress.console import messages as speaking
 from compress.console.ending import exit_code
 from compress.console.messages import log, log_to
-from compress.console.terminal import console, tell
+from compress.console.terminal import console, print_error
 from compress.errors import UserError
 from compress.reporting.document import Code, Document, Heading, Paragraph
 from compress.reporting.html import html
 from compress.reporting.markdown import markdown
-from compress.reporting.tables import Column, Table
-from compress.text import dotted, is_line, one_line, printable, shown
+from compress.reporting.tables import Column, ReportTable
+from compress.text import dotted, is_line, one_line, printable, short_repr
 
 # A window title, a cleared screen, a line that hides, a turned line, what is no character.
 HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\rc\u202egnp\x9bz\u2028\udcff[red]x[/][/]:red_circle:"
@@ -39,8 +39,8 @@ def test_what_controls_is_visible_and_the_rest_stays() -> None:
 
 def test_values_in_messages_are_one_short_line() -> None:
     assert one_line("a\nb\tc") == r"a\nb\tc"
-    assert len(shown("x" * 10**6)) < 300
-    assert "(1,000,002 characters)" in shown("x" * 10**6)
+    assert len(short_repr("x" * 10**6)) < 300
+    assert "(1,000,002 characters)" in short_repr("x" * 10**6)
     assert dotted("a", 0, "two words", "\x1b") == r"a.0.'two words'.'\x1b'"
     assert [is_line(t) for t in ("cat", "\x1b", "", "a\nb", "a\u2028b", "\udcff")] == [
         True, True, False, False, False, False
@@ -52,8 +52,8 @@ def test_the_terminal_and_the_log_show_text_as_it_is(
 ) -> None:
     with log_to(tmp_path / "log.txt"):
         log(HOSTILE)
-    tell(HOSTILE)
-    console.print(Table([Column(HOSTILE)], [[HOSTILE]], HOSTILE).rich(HOSTILE))
+    print_error(HOSTILE)
+    console.print(ReportTable([Column(HOSTILE)], [[HOSTILE]], HOSTILE).rich(HOSTILE))
     table = RichTable(HOSTILE, title=HOSTILE)
     table.add_row(HOSTILE)
     console.print(table)
@@ -81,7 +81,7 @@ def test_an_error_on_stderr_is_harmless(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_reports_show_text_as_it_is() -> None:
     blocks = (Heading(HOSTILE), Paragraph(HOSTILE), Code(HOSTILE))
-    page = Document(HOSTILE, (*blocks, Table([Column(HOSTILE)], [[HOSTILE]], HOSTILE)))
+    page = Document(HOSTILE, (*blocks, ReportTable([Column(HOSTILE)], [[HOSTILE]], HOSTILE)))
     for text in (markdown(page), html(page)):
         assert _is_harmless(text)
         text.encode("utf-8")

@@ -1,13 +1,27 @@
-"""What a network costs: parameters, bytes, multiply-adds, memory, time. Functions of a module.
+"""Costs of a network: parameters, bytes, multiply-adds, memory, time.
 
-`account_pair` builds the networks itself, from names; also `python -m compress.accounting`.
+    >>> from compress.accounting import count_macs, count_parameters, pruning_ratio_percent
+    >>> from compress.models import build
+    >>> teacher, student = (build(name, num_classes=100) for name in ("resnet32x4", "resnet8x4"))
+    >>> count_parameters(student), count_macs(student, (3, 32, 32)).macs
+    (1233540, 177071104)
+    >>> round(pruning_ratio_percent(count_parameters(student), count_parameters(teacher)), 2)
+    83.41
+
+`account_pair` builds the networks itself, from names, and counts what a distillation method ships;
+it is also the command `python -m compress.accounting`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from compress.accounting.costs import network_costs, pruning_columns
-from compress.accounting.latency import Latency, measure_latency, protocol, speedup_percent
+from compress.accounting.latency import (
+    LatencyMeasurement,
+    measure_latency,
+    protocol,
+    speedup_percent,
+)
 from compress.accounting.macs import MacCount, count_macs
 from compress.accounting.memory import peak_activation_bytes, peak_step_bytes
 from compress.accounting.pruning import (
@@ -21,7 +35,7 @@ if TYPE_CHECKING:
     from compress.accounting.pairs import account_pair
 
 __all__ = [
-    "Latency",
+    "LatencyMeasurement",
     "MacCount",
     "account_pair",
     "count_macs",
@@ -41,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `account_pair` when it is asked for: it needs every model and method, seconds."""
+    """Import `account_pair` when it is used: importing every method takes seconds."""
     if name != "account_pair":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return importlib.import_module("compress.accounting.pairs").account_pair

@@ -1,4 +1,4 @@
-"""The command: what a student saves against its teacher and what a method adds to it.
+"""The command: costs saved by a student against its teacher, and added by a method.
 
 python -m compress.accounting --teacher resnet32x4 --student resnet8x4 --method simkd
                               [--set reduction=2] [--classes 100] [--image-size 32]
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from compress.accounting.pairs import account_pair
 from compress.console.messages import console
-from compress.console.terminal import tell
+from compress.console.terminal import print_error
 from compress.errors import UserError
 from compress.recipe.files import add_set_option, with_overrides
 
@@ -24,31 +24,30 @@ _ROLES = ("teacher", "student", "deployed")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 user error)."""
-    options = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
-        method = with_overrides({}, options)
-        found = account_pair(
-            teacher=options.teacher,
-            student=options.student,
-            method={**method, "name": options.method},
-            num_classes=options.classes,
-            input_shape=(3, options.image_size, options.image_size),
-            latency_rounds=options.latency,
+        costs = account_pair(
+            teacher=args.teacher,
+            student=args.student,
+            method={**with_overrides({}, args), "name": args.method},
+            num_classes=args.classes,
+            input_shape=(3, args.image_size, args.image_size),
+            latency_rounds=args.latency,
         )
     except UserError as error:
-        tell(str(error))
+        print_error(str(error))
         return 2
-    if options.json:
-        print(json.dumps(found, indent=2))
+    if args.json:
+        print(json.dumps(costs, indent=2))
     else:
-        _show(found)
+        _show(costs)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m compress.accounting",
-        description="Count a teacher, a student and what a method ships; nothing is trained.",
+        description="Count a teacher, a student and a deployed network; nothing is trained.",
     )
     parser.add_argument("--teacher", required=True, metavar="MODEL")
     parser.add_argument("--student", required=True, metavar="MODEL")
@@ -67,42 +66,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _show(result: Mapping[str, Any]) -> None:
     """Costs of each network, ratios of the deployed one, and what the MACs leave out."""
-    channels, height, width = found["input_shape"]
-    title = f"{found['num_classes']} classes, {channels} x {height} x {width} images"
+    channels, height, width = result["input_shape"]
+    title = f"{result['num_classes']} classes, {channels} x {height} x {width} images"
     costs = Table("network", "", title=title)
-    costs.columns[1].overflow = "fold"  # a name is shown whole
+    costs.columns[1].overflow = "fold"  # of a long name nothing is cut
     for heading in ("parameters", "MACs", "FLOPs"):
         costs.add_column(heading, justify="right")
-    names = {**found, "deployed": found["method"]["name"]}
+    names = {**result, "deployed": result["method"]["name"]}
     for role in _ROLES:
-        numbers = (f"{found[f'{role}_{key}']:,}" for key in ("parameters", "macs", "flops"))
+        numbers = (f"{result[f'{role}_{key}']:,}" for key in ("parameters", "macs", "flops"))
         costs.add_row(role, names[role], *numbers)
     console.print(costs)
     ratios = Table("deployed against teacher and plain student", "")
     ratios.columns[1].justify = "right"
-    for label, text in _ratios(found):
+    for label, text in _ratios(result):
         ratios.add_row(label, text)
     console.print(ratios)
     for role in _ROLES:
-        for operator, calls in found[f"{role}_uncounted_operators"].items():
+        for operator, calls in result[f"{role}_uncounted_operators"].items():
             console.print(f"{role}: {calls} x {operator} not in its MACs")
 
 
-def _ratios(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _ratios(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
-        ("pruning ratio", f"{found['pruning_ratio_percent']:.2f} %"),
-        ("pruning ratio of the plain student", f"{found['plain_pruning_ratio_percent']:.2f} %"),
-        ("cost in pruning ratio", f"{found['pruning_ratio_cost_points']:.2f} points"),
-        ("projector", f"{found['projector_parameters']:,} parameters"),
-        ("projector / student", f"{found['projector_to_student_percent']:.2f} %"),
-        ("MACs saved", f"{found['macs_saved_percent']:.2f} %"),
+        ("pruning ratio", f"{result['pruning_ratio_percent']:.2f} %"),
+        ("pruning ratio of the plain student", f"{result['plain_pruning_ratio_percent']:.2f} %"),
+        ("cost in pruning ratio", f"{result['pruning_ratio_cost_points']:.2f} points"),
+        ("projector", f"{result['projector_parameters']:,} parameters"),
+        ("projector / student", f"{result['projector_to_student_percent']:.2f} %"),
+        ("MACs saved", f"{result['macs_saved_percent']:.2f} %"),
     ]
-    if found["speedup_percent"] is not None:
-        large, small = found["teacher_latency_ms"], found["deployed_latency_ms"]
+    if result["speedup_percent"] is not None:
+        large, small = result["teacher_latency_ms"], result["deployed_latency_ms"]
         rows.append(("latency, batch 1, folded, CPU", f"{large:.2f} -> {small:.2f} ms"))
-        rows.append(("speed-up (1 - student / teacher)", f"{found['speedup_percent']:.2f} %"))
+        rows.append(("speed-up (1 - student / teacher)", f"{result['speedup_percent']:.2f} %"))
     return rows
 
 

@@ -25,11 +25,11 @@ def network_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict
 
 
 def pruning_columns(deployed: nn.Module, *, student: int, teacher: int) -> dict[str, Any]:
-    """What a deployed network loses and keeps of the pruning ratio (see `accounting.pruning`).
+    """Pruning ratio of a deployed network, and the share that its projector costs of it.
 
     Args:
-        deployed: what a method ships; a part of it called `projector` is counted as such.
-        student: parameters of the plain student.
+        deployed: the network that a method ships; its submodule `projector` is counted as one.
+        student: parameters of the student.
         teacher: parameters of the teacher.
     """
     parameters = count_parameters(deployed)

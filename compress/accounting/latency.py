@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Latency:
+class LatencyMeasurement:
     """Milliseconds of one call over `rounds` timed calls."""
 
     median_ms: float
@@ -27,7 +27,7 @@ def measure_latency(
     warmup: int = 3,
     rounds: int = 20,
     synchronise: Callable[[], None] | None = None,
-) -> dict[str, Latency]:
+) -> dict[str, LatencyMeasurement]:
     """Time each callable `rounds` times, one call of each per round.
 
     Interleaving lets a slow moment of the machine fall on all candidates instead of on one; the
@@ -57,7 +57,7 @@ def measure_latency(
 
 
 def protocol(device: torch.device, *, warmup: int, rounds: int) -> dict[str, str | int]:
-    """What has to stand beside a latency: device, threads, number format, warm-up and rounds."""
+    """Conditions of a latency, reported beside it: device, threads, dtype, warm-up and rounds."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     return {
         "device": name,
@@ -79,10 +79,10 @@ def speedup_percent(student_ms: float, teacher_ms: float) -> float:
     return 100.0 * (1.0 - student_ms / teacher_ms)
 
 
-def _summary(values: list[float]) -> Latency:
-    # quantiles() interpolates between neighbours and needs two values.
+def _summary(values: list[float]) -> LatencyMeasurement:
+    # quantiles() interpolates and needs two values.
     p95 = statistics.quantiles(values, n=20, method="inclusive")[-1] if values[1:] else values[0]
-    return Latency(median_ms=statistics.median(values), p95_ms=p95, rounds=len(values))
+    return LatencyMeasurement(median_ms=statistics.median(values), p95_ms=p95, rounds=len(values))
 
 
 def _nothing() -> None:

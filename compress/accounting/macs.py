@@ -67,10 +67,10 @@ def count_macs(module: nn.Module, input_shape: tuple[int, int, int]) -> MacCount
         analysis.set_op_handle(**{name: _one_call for name in UNCOUNTED})
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
-        found = analysis.by_operator()
-    by_operator = {name: int(found[name]) for name in COUNTED if found[name]}
+        counts = analysis.by_operator()
+    by_operator = {name: int(counts[name]) for name in COUNTED if counts[name]}
     names = sorted(name.split("::")[1] for name in UNCOUNTED)
-    uncounted = {name: int(found[name]) for name in names if found[name]}
+    uncounted = {name: int(counts[name]) for name in names if counts[name]}
     return MacCount(sum(by_operator.values()), by_operator, uncounted)
 
 

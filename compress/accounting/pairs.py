@@ -1,11 +1,11 @@
-"""What a student saves against its teacher and what a method adds to it, before anything is run.
+"""Costs saved by a student against its teacher, and added by a method, before any training.
 
 Networks and method are built with random weights: the counts depend on shapes alone, so no data,
-checkpoint or training is needed. Nothing here knows a method by name; what counts is the network
-that its `deploy` returns.
+checkpoint or training is needed. Nothing here knows a method by name; the network that its `deploy`
+returns is counted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,14 +25,14 @@ from compress.recipe import signatures
 from compress.taps import TapSpecs
 from compress.taps.discovery import discover
 
-# A method may size its state by the training it is built for; none of that is deployed.
+# A method may size its state by its training; none of that is deployed.
 _BATCH_SIZE = 64
 _EPOCHS = 240
 _WARMUP = 3
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedNetwork:
     """A network with random weights, where it can be tapped, and its `network_costs`."""
 
     network: nn.Module
@@ -49,7 +49,7 @@ def account_pair(
     input_shape: tuple[int, int, int] = (3, 32, 32),
     latency_rounds: int = 0,
 ) -> dict[str, Any]:
-    """Costs of a teacher, a plain student and what a method deploys of that student.
+    """Costs of a teacher, a student and the network that a method deploys of it.
 
     Args:
         teacher: name of an architecture, see `compress.models`.
@@ -70,20 +70,15 @@ def account_pair(
     """
     name, arguments = _method_part(method)
     problems = _name_problems(teacher, student, name, arguments)
-    for what, value, least in (
-        ("classes", num_classes, 2),
-        ("image size", min(input_shape), 1),
-        ("latency rounds", latency_rounds, 0),
-    ):
-        if value < least:
-            problems.append(f"{what}: expected {least} or more, got {value}")
+    problems += _number_problems(num_classes, input_shape, latency_rounds)
     if problems:
         raise UserError("\n".join(problems))
     large = counted_network(teacher, num_classes, input_shape)
     small = counted_network(student, num_classes, input_shape)
     deployed = _deployed(name, arguments, large, small, num_classes)
-    is_plain = deployed is small.network
-    costs = small.costs if is_plain else network_costs(deployed.eval(), input_shape)
+    costs = (
+        small.costs if deployed is small.network else network_costs(deployed.eval(), input_shape)
+    )
     rows = {"teacher": large.costs, "student": small.costs, "deployed": costs}
     pruning = pruning_columns(
         deployed, student=small.costs["parameters"], teacher=large.costs["parameters"]
@@ -101,7 +96,9 @@ def account_pair(
     }
 
 
-def counted_network(name: str, num_classes: int, input_shape: tuple[int, int, int]) -> Counted:
+def counted_network(
+    name: str, num_classes: int, input_shape: tuple[int, int, int]
+) -> CountedNetwork:
     """Build a named architecture, find its taps and count it.
 
     Raises:
@@ -113,7 +110,7 @@ def counted_network(name: str, num_classes: int, input_shape: tuple[int, int, in
     except Exception as error:  # whatever a forward raises on a shape that it does not take
         size = " x ".join(str(n) for n in input_shape)
         raise UserError(f"{name} cannot be used on {size} images: {error}") from None
-    return Counted(network.eval(), specs, network_costs(network, input_shape))
+    return CountedNetwork(network.eval(), specs, network_costs(network, input_shape))
 
 
 def _method_part(method: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
@@ -128,7 +125,7 @@ def _method_part(method: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
 def _name_problems(
     teacher: str, student: str, method: str, arguments: Mapping[str, Any]
 ) -> list[str]:
-    """What is wrong with names and arguments, found before any network is built."""
+    """Problems with names and arguments, before any network is built."""
     problems = []
     for role, name in (("teacher", teacher), ("student", student)):
         try:
@@ -145,10 +142,23 @@ def _name_problems(
     return problems
 
 
+def _number_problems(num_classes: int, input_shape: Sequence[int], rounds: int) -> list[str]:
+    sizes = ("classes", num_classes, 2), ("image size", min(input_shape), 1)
+    return [
+        f"{name}: expected {least} or more, got {number}"
+        for name, number, least in (*sizes, ("latency rounds", rounds, 0))
+        if number < least
+    ]
+
+
 def _deployed(
-    name: str, arguments: Mapping[str, Any], teacher: Counted, student: Counted, num_classes: int
+    name: str,
+    arguments: Mapping[str, Any],
+    teacher: CountedNetwork,
+    student: CountedNetwork,
+    num_classes: int,
 ) -> nn.Module:
-    """What a method ships; it shares parameters with `student`."""
+    """The network that a method ships; it shares parameters with `student`."""
     images = max(_BATCH_SIZE, num_classes)
     try:
         context = MethodContext(
@@ -180,7 +190,7 @@ def _timing(
         for role, network in (("teacher", teacher), ("deployed", deployed))
     }
     with torch.inference_mode():
-        found = measure_latency(calls, warmup=_WARMUP, rounds=rounds)
-    large, small = (found[role].median_ms for role in ("teacher", "deployed"))
-    told = {"batch": 1, **protocol(torch.device("cpu"), warmup=_WARMUP, rounds=rounds)}
-    return dict(zip(keys, (large, small, speedup_percent(small, large), told), strict=True))
+        latencies = measure_latency(calls, warmup=_WARMUP, rounds=rounds)
+    large, small = (latencies[role].median_ms for role in ("teacher", "deployed"))
+    conditions = {"batch": 1, **protocol(torch.device("cpu"), warmup=_WARMUP, rounds=rounds)}
+    return dict(zip(keys, (large, small, speedup_percent(small, large), conditions), strict=True))

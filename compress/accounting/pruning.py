@@ -13,7 +13,7 @@ resnet32x4 -> resnet8x4 with r = 2).
 def pruning_ratio_percent(deployed_parameters: int, teacher_parameters: int) -> float:
     """Share of the teacher's parameters that is gone: 100 * (1 - deployed / teacher).
 
-    Negative where the deployed network is the larger one. With the plain student's parameters it
+    Negative where the deployed network is the larger one. With the bare student's parameters it
     is the ratio of vanilla distillation, where nothing is added to the student.
     """
     if teacher_parameters <= 0:
@@ -24,9 +24,9 @@ def pruning_ratio_percent(deployed_parameters: int, teacher_parameters: int) -> 
 def pruning_ratio_cost_points(
     deployed_parameters: int, student_parameters: int, teacher_parameters: int
 ) -> float:
-    """Points of pruning ratio lost against the plain student (first number in Table S.8).
+    """Points of pruning ratio lost against the bare student (first number in Table S.8).
 
-    Negative where the deployed network is smaller than the plain student, which happens when
+    Negative where the deployed network is smaller than the bare student, which happens when
     projector and teacher classifier together are smaller than the student's classifier.
     """
     return pruning_ratio_percent(student_parameters, teacher_parameters) - pruning_ratio_percent(
@@ -35,7 +35,7 @@ def pruning_ratio_cost_points(
 
 
 def projector_to_student_percent(projector_parameters: int, student_parameters: int) -> float:
-    """Projector relative to the whole plain student (second number in Table S.8)."""
+    """Projector relative to the whole bare student (second number in Table S.8)."""
     if student_parameters <= 0:
         raise ValueError(f"a student with {student_parameters} parameters has no projector share")
     return 100.0 * projector_parameters / student_parameters

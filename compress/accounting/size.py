@@ -1,4 +1,4 @@
-"""How many parameters a network has and how many bytes its file takes."""
+"""Number of parameters of a network, and bytes of its file."""
 
 from safetensors.torch import save
 from torch import nn

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
-from compress.console.terminal import tell as tell_in_terminal
+from compress.console.terminal import print_error as print_in_terminal
 from compress.errors import UserError
 from compress.text import one_line
 
@@ -33,14 +33,14 @@ def _stop_to_stderr(sentence: str) -> None:
 
 def exit_code(
     command: Callable[[], int],
-    tell: Callable[[str], None] = _to_stderr,
-    tell_stop: Callable[[str], None] = _stop_to_stderr,
+    show: Callable[[str], None] = _to_stderr,
+    show_stop: Callable[[str], None] = _stop_to_stderr,
 ) -> int:
     """Run a command; what its user did wrong is told in words, with no traceback.
 
     Args:
-        tell: shows the message, by default each of its lines on stderr.
-        tell_stop: shows that the command was stopped, by default on stderr.
+        show: shows the message, by default each of its lines on stderr.
+        show_stop: shows that the command was stopped, by default on stderr.
 
     Returns:
         The command's own code; 2 after a user's mistake or where a file cannot be read or
@@ -50,12 +50,12 @@ def exit_code(
         with _stopped_by_sigterm():
             return command()
     except UserError as error:
-        tell(str(error))
+        show(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        tell(f"{where}{error.strerror or error}")
+        show(f"{where}{error.strerror or error}")
     except KeyboardInterrupt as stop:
-        tell_stop(stop_sentence(stop))
+        show_stop(stop_sentence(stop))
         return 143 if isinstance(stop, Terminated) else 130
     return 2
 
@@ -125,4 +125,4 @@ def report_mistake(read: Callable[[], object]) -> int:
         read()
         return 0
 
-    return 0 if "LOCAL_RANK" in os.environ else exit_code(run, tell_in_terminal)
+    return 0 if "LOCAL_RANK" in os.environ else exit_code(run, print_in_terminal)

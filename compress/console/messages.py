@@ -1,6 +1,6 @@
-"""What the user sees while a recipe runs: messages (also in `log.txt`) and progress bars.
+"""Messages (also in `log.txt`) and progress bars while a recipe runs.
 
-Of several processes the first alone speaks.
+Of several processes only the first prints.
 """
 
 from collections.abc import Iterator
@@ -40,12 +40,12 @@ def log_to(path: Path) -> Iterator[None]:
 
 
 def without_bars() -> None:
-    """Show no bars from here on in this context: several at once would overwrite each other."""
+    """Show no more bars in this context, where several at once would overwrite each other."""
     _bars.set(False)
 
 
 def shows_bars() -> bool:
-    """Whether a bar would be seen; where not, a line per epoch is."""
+    """True if a progress bar would be visible; otherwise a line is printed per epoch."""
     return console.is_terminal and _bars.get()
 
 

@@ -1,4 +1,4 @@
-"""The terminal that the user reads, and how a mistake looks there."""
+"""The user's terminal: every command prints through it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,29 +11,29 @@ from compress.text import one_line, printable
 
 
 class _Terminal(Console):
-    """A console that shows text as it is: no markup, no emoji codes, nothing that controls it."""
+    """A console that prints text literally: no markup, no emoji codes, no control characters."""
 
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **options)  # rich drops some of it silently
+    def render_str(self, text: str, **style: Any) -> Text:
+        return super().render_str(printable(text), **style)  # rich drops some of it silently
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
-            own = segment.control is not None
-            yield segment if own else segment._replace(text=printable(segment.text))
+            is_control = segment.control is not None
+            yield segment if is_control else segment._replace(text=printable(segment.text))
 
 
 console = _Terminal(highlight=False, markup=False, emoji=False)
 
 
-def tell(message: str) -> None:
-    """Show what the user did wrong."""
+def print_error(message: str) -> None:
+    """Print an error message in red."""
     lines = "\n".join(map(one_line, message.split("\n")))
     console.print(f"error: {lines}", style="red", soft_wrap=True)
 
 
-def tell_stop(sentence: str) -> None:
-    """Show that a command was stopped that can be continued."""
-    words = f"{sentence}; run the same command again to continue where it stopped"
-    console.print(words, soft_wrap=True)
+def print_stop(sentence: str) -> None:
+    """Print that a command was stopped and can be continued."""
+    message = f"{sentence}; run the same command again to continue where it stopped"
+    console.print(message, soft_wrap=True)

@@ -22,7 +22,7 @@ from compress.methods.contract import (
     Views,
 )
 from compress.methods.kd import kd_loss
-from compress.models.layout import CHANGES_ITS_INPUT
+from compress.models.forward import CHANGES_ITS_INPUT
 from compress.taps import Tapped, TappedForward, Taps
 from compress.tasks import Task
 

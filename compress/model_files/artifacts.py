@@ -29,9 +29,9 @@ from compress.engine.checkpoint import (
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.methods.contract import Method, MethodContext, TeacherContext
+from compress.model_files.arguments import without_sources
 from compress.model_files.descriptions import FORMAT, read_description
 from compress.models import user_code
-from compress.models.arguments import without_sources
 from compress.models.memory import limited_by
 from compress.seeding import seeded
 from compress.storage.files import read_mapping, read_tensors, write_json, write_tensors

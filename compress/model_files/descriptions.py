@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
+from compress.model_files.arguments import check_arguments
 from compress.models import user_code
-from compress.models.arguments import check_arguments
 from compress.recipe import signatures
-from compress.storage.described import Closed, Open, read_described
+from compress.storage.json_files import ClosedSchema, OpenSchema, read_json_checked
 
 FORMAT = 1
 
@@ -25,17 +25,17 @@ _Width = Annotated[int, Field(ge=1, le=2**24)]
 _Pixels = Annotated[int, Field(ge=1, le=2**14)]
 
 
-class _Architecture(Closed):
+class _Architecture(ClosedSchema):
     name: Annotated[str, Field(min_length=1, max_length=4096)]
     arguments: dict[str, Any]
 
 
-class _Code(Closed):
+class _Code(ClosedSchema):
     file: _Text
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Preprocessing(Closed):
+class _Preprocessing(ClosedSchema):
     image_size: _Pixels
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
@@ -43,7 +43,7 @@ class _Preprocessing(Closed):
     channels: Literal["RGB"] = "RGB"
 
 
-class _Map(Closed):
+class _Map(ClosedSchema):
     path: _Text
     channels: _Width
     height: _Pixels
@@ -52,7 +52,7 @@ class _Map(Closed):
     side: Literal["output", "input"] = "output"
 
 
-class _Taps(Closed):
+class _Taps(ClosedSchema):
     stages: list[_Map]
     pre_activations: list[_Map]
     last_map: _Map | None
@@ -67,12 +67,12 @@ class _Taps(Closed):
         return [*self.stages, *self.pre_activations, *single]
 
 
-class _Teacher(Closed):
+class _Teacher(ClosedSchema):
     taps: _Taps
     bias: bool
 
 
-class _Method(Closed):
+class _Method(ClosedSchema):
     name: _Text
     arguments: dict[str, Any]
     student: _Taps
@@ -94,7 +94,7 @@ class _Method(Closed):
         return self
 
 
-class _Distillation(Open):
+class _Distillation(OpenSchema):
     method: dict[str, Any]
     weights: dict[str, float]
 
@@ -105,12 +105,12 @@ class _Distillation(Open):
         return self
 
 
-class _Interrupted(Closed):
+class _Interrupted(ClosedSchema):
     after_epoch: _Count
     weights_of_epoch: _Count
 
 
-class _Description(Open):
+class _Description(OpenSchema):
     architecture: _Architecture
     code: _Code | None = None
     num_classes: _Width
@@ -161,7 +161,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"{path} not found; a model file needs its description beside it")
-    content = read_described(path, _Description, FORMAT)
+    content = read_json_checked(path, _Description, FORMAT)
     architecture = content["architecture"]
     if user_code.needs_trust(architecture["name"]):
         user_code.verify(architecture["name"], content.get("code"), path)

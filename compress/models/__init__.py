@@ -1,4 +1,11 @@
-"""Architectures by name: our CIFAR zoo without a prefix, everything else with one."""
+"""Architectures by name: our CIFAR zoo without a prefix, everything else with one.
+
+>>> import torch
+>>> from compress.models import build
+>>> network = build("resnet8", num_classes=10, seed=0)
+>>> network(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 10])
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,6 +17,7 @@ from torch import nn
 from compress.errors import UserError, nearest
 from compress.models import user_code
 from compress.models.cifar_resnet import CIFAR_RESNETS
+from compress.models.folding import Folded, fold_batchnorm
 from compress.models.mobilenet_v2 import MOBILENETS_V2
 from compress.models.resnet50_cifar import BOTTLENECK_RESNETS
 from compress.models.shufflenet_v1 import SHUFFLENETS_V1
@@ -17,6 +25,8 @@ from compress.models.shufflenet_v2 import SHUFFLENETS_V2
 from compress.models.vgg import VGGS
 from compress.models.wide_resnet import WIDE_RESNETS
 from compress.seeding import seeded
+
+__all__ = ["MODELS", "Folded", "build", "find", "fold_batchnorm"]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **CIFAR_RESNETS,
@@ -50,7 +60,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     return partial(timm.create_model, name)
 
 
-# What stands before the colon of a model's name -> how the rest is found.
+# Prefix before the colon of a model's name -> finder of the rest.
 PREFIXES: Mapping[str, Callable[[str], Callable[..., nn.Module]]] = {
     "torchvision": _torchvision,
     "timm": _timm,
@@ -87,4 +97,4 @@ def build(
     """
     builder = find(name)
     with seeded(seed, "initialisation", role, name):
-        return user_code.built(builder, name, num_classes=num_classes, **arguments)
+        return user_code.call_builder(builder, name, num_classes=num_classes, **arguments)

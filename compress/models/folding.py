@@ -1,8 +1,8 @@
-"""Folding batch norm into the convolution before it, as a function from network to network.
+"""Fold batch norm into the convolution before it, as a function from network to network.
 
 In eval mode a batch norm is y = (x - mean) / sqrt(var + eps) * scale + shift per channel, which a
-preceding convolution can do itself with other weights and bias. What ships is folded; what is
-stored and trained further is not.
+preceding convolution can do itself with other weights and bias. A deployed network is folded;
+one that is stored and trained further is not.
 """
 
 import copy
@@ -24,7 +24,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 @dataclass(frozen=True)
 class Folded:
-    """The folded network (eval mode) and what became of each batch norm, by its old path."""
+    """The folded network (eval mode), and which batch norms were folded, by their old path."""
 
     network: nn.Module
     folded: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ def fold_batchnorm(network: nn.Module) -> Folded:
     reasons: dict[str, str] = {}
     graph = _trace(copied, reasons)
     if graph is None:
-        return Folded(copied, [], _listed(copied, set(), reasons))
+        return Folded(copied, [], _not_folded(copied, set(), reasons))
     result = fx.GraphModule(copied, graph)
     modules = dict(result.named_modules(remove_duplicate=False))
     calls = Counter(id(modules[str(n.target)]) for n in graph.nodes if n.op == "call_module")
@@ -88,7 +88,7 @@ def fold_batchnorm(network: nn.Module) -> Folded:
             folded.append(path)
         else:
             reasons[path] = reason
-    not_folded = _listed(copied, set(folded), reasons)
+    not_folded = _not_folded(copied, set(folded), reasons)
     result.delete_all_unused_submodules()
     graph.lint()
     result.recompile()
@@ -112,7 +112,7 @@ def _trace(network: nn.Module, reasons: dict[str, str]) -> fx.Graph | None:
 
 
 def _obstacle(node: fx.Node, modules: dict[str, nn.Module], calls: Counter[int]) -> str | None:
-    """Why the batch norm called at `node` cannot be folded; None if it can."""
+    """The reason against folding the batch norm called at `node`; None if there is none."""
     norm = modules[str(node.target)]
     if type(norm) not in _NORMS or not isinstance(norm, _BatchNorm):
         return f"its class {type(norm).__name__} is no plain batch norm"
@@ -156,7 +156,9 @@ def _fold(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     node.graph.erase_node(node)
 
 
-def _listed(network: nn.Module, folded: set[str], reasons: dict[str, str]) -> list[dict[str, str]]:
+def _not_folded(
+    network: nn.Module, folded: set[str], reasons: dict[str, str]
+) -> list[dict[str, str]]:
     """Each batch norm that is left, with the reason."""
     entries = []
     for path, module in network.named_modules():
@@ -169,7 +171,7 @@ def _listed(network: nn.Module, folded: set[str], reasons: dict[str, str]) -> li
 
 
 def _unseen(norm: nn.Module) -> str:
-    """Why a batch norm that no node of the graph calls is left."""
+    """The reason why a batch norm that no node of the graph calls is left."""
     if type(norm) not in _NORMS:
         return f"its class {type(norm).__name__} is no plain batch norm"
     return "the forward does not call it"

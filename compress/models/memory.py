@@ -1,4 +1,4 @@
-"""A limit on what building a network may allocate, for descriptions that somebody else wrote."""
+"""Limit the memory that building a network from somebody else's description may take."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +33,8 @@ class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._take(func(*args, **shape_only))
         return func(*args, **kwargs)
 
-    def _take(self, made: torch.Tensor) -> None:
-        self.left -= made.numel() * made.element_size()
+    def _take(self, tensor: torch.Tensor) -> None:
+        self.left -= tensor.numel() * tensor.element_size()
         if self.left < 0:
             raise UserError(
                 f"{self.weights} does not fit its description: it holds "
@@ -44,7 +44,7 @@ class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def limited_by(weights: Path) -> Iterator[None]:
-    """Inside the block a network may be built that the file `weights` can hold, no larger one.
+    """Inside the block, refuse to build a network larger than the file `weights` can hold.
 
     Raises:
         UserError: the network would take many times the file's size; nothing is allocated.

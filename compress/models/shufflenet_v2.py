@@ -21,7 +21,7 @@ from compress.models.shufflenet_v1 import ChannelShuffle
 _STEM, _BLOCKS = 24, (4, 8, 4)
 
 
-class BasicBlock(nn.Module):
+class SplitBlock(nn.Module):
     """(N, C, H, W) -> (N, C, H, W): half of the channels pass through, then all are shuffled."""
 
     def __init__(self, channels: int) -> None:
@@ -113,7 +113,7 @@ class ShuffleNetV2(nn.Module):
 
 def _stage(channels_in: int, channels_out: int, blocks: int) -> nn.Sequential:
     first = DownBlock(channels_in, channels_out)
-    return nn.Sequential(first, *(BasicBlock(channels_out) for _ in range(blocks - 1)))
+    return nn.Sequential(first, *(SplitBlock(channels_out) for _ in range(blocks - 1)))
 
 
 SHUFFLENETS_V2: Mapping[str, Callable[..., nn.Module]] = {

@@ -29,7 +29,7 @@ _trusted: set[str] = set()
 
 
 def is_user_code(name: str) -> bool:
-    """Whether a model's name has the form of a user's own code."""
+    """True if a model's name has the form of a user's own code."""
     place, colon, attribute = name.partition(":")
     if not colon or place in LIBRARIES or not attribute.isidentifier():
         return False
@@ -39,7 +39,7 @@ def is_user_code(name: str) -> bool:
 
 
 def needs_trust(name: str) -> bool:
-    """Whether a model file that names this may only be built where its code is trusted.
+    """True if a model file with this name may be built only after its code is trusted.
 
     Bare names are our own networks, `torchvision:` and `timm:` stand for a library's; anything else
     is code, whatever the file says of it. Nothing is looked up.
@@ -65,12 +65,12 @@ def find(name: str) -> Callable[..., nn.Module]:
     if not callable(builder):
         known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
         raise UserError(f"'{place}' has no callable '{attribute}'{nearest(attribute, known)}")
-    found: Callable[..., nn.Module] = builder
-    return found
+    checked: Callable[..., nn.Module] = builder
+    return checked
 
 
 def provenance(name: str) -> dict[str, str]:
-    """Where the code of a name lies and the SHA-256 of its file."""
+    """Path and SHA-256 of the file that holds the code."""
     path = _file(name.partition(":")[0])
     return {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
@@ -113,7 +113,7 @@ def _file(place: str) -> Path:
 
 
 def _spec(place: str) -> ModuleSpec | None:
-    """Where a module lies; the packages around it are not imported, unlike by `find_spec`."""
+    """The spec of a module; unlike `find_spec` this does not import the packages around it."""
     first, *rest = place.split(".")
     if not all(part.isidentifier() for part in (first, *rest)):
         return None
@@ -148,7 +148,7 @@ def _module(place: str) -> ModuleType:
         raise UserError(f"importing '{place}' failed: {kind}: {error}") from None
 
 
-def built(builder: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:
+def call_builder(builder: Callable[..., nn.Module], name: str, **arguments: Any) -> nn.Module:
     """Call a user's builder, naming it where it does not do what it must."""
     try:
         network = builder(**arguments)

@@ -1,4 +1,4 @@
-"""ONNX files: written in one step, checked, and run by ONNX Runtime."""
+"""Write ONNX files in one step, check them, and run them in ONNX Runtime."""
 
 import math
 import tempfile
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from compress.errors import UserError
 from compress.onnx.graphs import INPUT, opset_of
 
-# Protobuf's limit is 2^31 bytes for the whole model; what is no tensor fits in the rest.
+# Protobuf's limit is 2^31 bytes for the whole model; the graph itself fits in the rest.
 LARGEST_EMBEDDED_BYTES = 2_000_000_000
 
 
 def write_model(
     model: onnx.ModelProto, path: Path, metadata: Mapping[str, str], embed_up_to: int | None = None
 ) -> tuple[tuple[str, ...], int]:
-    """Write a model that `check_file` accepts; returns its files' names and their bytes.
+    """Check and write a model; returns the names of its files and their size in bytes.
 
     Args:
-        embed_up_to: above so many bytes (default: what protobuf can hold) of tensors, these go to
-            `NAME.data` beside the model, which knows them by that name.
+        embed_up_to: most bytes of tensors inside the file (default: the most that protobuf can
+            hold); larger ones go to `NAME.data` beside the model, which refers to that name.
     """
     onnx.helper.set_model_props(model, dict(metadata))
     limit = LARGEST_EMBEDDED_BYTES if embed_up_to is None else embed_up_to
@@ -52,13 +52,13 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
 
 
 def move(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Move a model's files; tensors first, so that it is never seen without them."""
+    """Move a model's files, tensors first, so that no reader finds it without them."""
     for name in reversed(names):
         (source / name).replace(target / name)
 
 
 def check_file(path: Path) -> int:
-    """Refuse a file that is no valid ONNX model; returns its opset.
+    """Check that a file is a valid ONNX model; returns its opset.
 
     Raises:
         UserError: it is damaged, breaks ONNX's rules, or asks for operators of a later version.
@@ -83,39 +83,45 @@ def check_file(path: Path) -> int:
 def open_session(
     path: Path, *, threads: int | None = None, spin: bool = True, exact: bool = False
 ) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with `threads` threads (default: as many as torch uses).
+    """Open a file in ONNX Runtime on the CPU.
 
-    Without `spin` a thread that waits leaves its core to others: right where nothing is timed. With
-    `exact` the graph runs as it is written: layers of an int8 file in float on dequantized values,
-    no integer kernel of the CPU in between.
+    Args:
+        threads: of one operator (default: as many as torch uses).
+        spin: let waiting threads keep their cores; leave it out where nothing is timed.
+        exact: run the graph as it is written: layers of an int8 file in float on dequantized
+            values, without the CPU's integer kernels.
 
     Raises:
         UserError: the file is missing or no ONNX model.
     """
     if not path.is_file():
         raise UserError(f"{path} not found (looked in {Path.cwd()})")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    options.log_severity_level = 3  # errors only
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = threads or torch.get_num_threads()
+    session_options.inter_op_num_threads = 1
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    session_options.log_severity_level = 3  # errors only
     if exact:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session_options.graph_optimization_level = (
+            onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
     try:
-        # By its name: tensors that are apart are looked for beside it.
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # By name, since tensors in a file of their own are searched beside it.
+        return onnxruntime.InferenceSession(
+            str(path), session_options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # its exceptions have no common base that is public
         raise UserError(f"ONNX Runtime cannot load {path}: {_sentence(error)}") from error
 
 
 def run_session(session: onnxruntime.InferenceSession, images: NDArray[Any]) -> NDArray[np.float32]:
-    """The only output of a file for what its input `images` takes: logits (N, K), or maps."""
+    """Run a file on its input `images`; returns its only output, logits (N, K) or feature maps."""
     result: NDArray[np.float32] = session.run(None, {INPUT: images})[0]
     return result
 
 
 def takes_pixels(session: onnxruntime.InferenceSession) -> bool:
-    """Whether the file takes uint8 (N, H, W, 3) and normalises itself."""
+    """True if the file takes uint8 (N, H, W, 3) and normalises inside."""
     return bool(session.get_inputs()[0].type == "tensor(uint8)")
 
 

@@ -1,12 +1,10 @@
-"""From a torch network to an ONNX graph in memory, by either of torch's exporters."""
+"""Translate a torch network to an ONNX graph in memory."""
 
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -15,13 +13,12 @@ from torch import Tensor, nn
 from compress.errors import UserError
 from compress.models.folding import fold_batchnorm
 
-Exporter = Literal["dynamo", "torchscript"]
 INPUT = "images"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RawPixels(nn.Module):
-    """A network that takes pixels as they are: uint8 (N, H, W, 3) -> what the network gives.
+    """A network with its normalisation inside: uint8 pixels (N, H, W, 3) -> the network's output.
 
     (x / 255 - mean) / std is one multiplication and one addition here.
     """
@@ -53,7 +50,6 @@ def translate(
     output: str,
     dynamic: Mapping[int, str],
     opset: int,
-    exporter: Exporter = "dynamo",
     raw_pixels: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """The network in eval mode, batch norm folded, as a model of input `images`.
@@ -74,22 +70,20 @@ def translate(
     if raw_pixels is not None:
         folded = RawPixels(folded, raw_pixels).eval()
         example = example.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
-    write = {"dynamo": _dynamo, "torchscript": _torchscript}[exporter]
     try:
         with _quiet():
-            model = write(folded, example, output, dynamic, opset)
+            model = _export(folded, example, output, dynamic, opset)
     except RuntimeError as error:  # OnnxExporterError is one
         raise UserError(
-            f"torch {torch.__version__} cannot export this network ({exporter} exporter): "
-            f"{_reason(error)}"
+            f"torch {torch.__version__} cannot export this network: {_reason(error)}"
         ) from error
-    found = opset_of(model)
-    if found != opset:
+    written = opset_of(model)
+    if written != opset:
         raise UserError(
-            f"torch {torch.__version__} wrote opset {found} where {opset} was asked for "
-            f"({exporter} exporter); ask for opset {found}"
+            f"torch {torch.__version__} wrote opset {written} instead of {opset}; "
+            f"set opset to {written}"
         )
-    _forget_origin(model)
+    _remove_traces(model)
     return model
 
 
@@ -99,7 +93,7 @@ def opset_of(model: onnx.ModelProto) -> int:
     return versions.get("", versions.get("ai.onnx", 0))
 
 
-def _dynamo(
+def _export(
     network: nn.Module, example: Tensor, output: str, dynamic: Mapping[int, str], opset: int
 ) -> onnx.ModelProto:
     program = torch.onnx.export(
@@ -117,38 +111,8 @@ def _dynamo(
     return program.model_proto
 
 
-def _torchscript(
-    network: nn.Module, example: Tensor, output: str, dynamic: Mapping[int, str], opset: int
-) -> onnx.ModelProto:
-    # To a file, not to memory: above protobuf's limit it puts the tensors beside the model.
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            with _nothing_frozen():
-                torch.onnx.export(
-                    network,
-                    (example,),
-                    str(path),
-                    dynamo=False,
-                    opset_version=opset,
-                    input_names=[INPUT],
-                    output_names=[output],
-                    dynamic_axes={
-                        INPUT: dict(dynamic),
-                        # A map is smaller than its image: another name, but for the batch.
-                        output: {i: f"{output}_{n}" if i else n for i, n in dynamic.items()},
-                    },
-                )
-        except (ImportError, NotImplementedError, TypeError) as error:
-            raise UserError(
-                f"torch {torch.__version__} has no torchscript exporter any more; "
-                "use exporter 'dynamo'"
-            ) from error
-        return onnx.load(path)
-
-
-def _forget_origin(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes on each node: stack traces with this machine's paths."""
+def _remove_traces(model: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces, which hold paths of this machine."""
     model.metadata_props.clear()
     graphs = [model.graph]
     while graphs:
@@ -169,31 +133,16 @@ def _forget_origin(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Warnings that torch and onnxscript give each other reason for, none of the user's making."""
+    """Hide deprecation warnings of torch and onnxscript, which the user did not cause."""
     with warnings.catch_warnings():
         for category in (FutureWarning, DeprecationWarning):
             for module in (r"torch\.", r"onnxscript\.", r"onnx_ir\.", r"copyreg"):
                 warnings.filterwarnings("ignore", category=category, module=module)
-        for message in (r"You are using the legacy TorchScript", r"The feature will be removed"):
-            warnings.filterwarnings("ignore", message=message, category=DeprecationWarning)
         yield
-
-
-@contextmanager
-def _nothing_frozen() -> Iterator[None]:
-    """Refuse what torch only warns of: a choice that the image makes, fixed as it fell once."""
-    kind = torch.jit.TracerWarning  # type: ignore[attr-defined]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", kind)
-        yield
-    for one in caught:
-        if issubclass(one.category, kind):
-            raise RuntimeError(f"{one.message}; exporter 'dynamo' may be able to")
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what lies at the bottom of torch's chain of errors."""
+    """The first line of the innermost error in torch's chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""ONNX Runtime's static quantization, run quietly and with the settings that measured best.
+"""Run ONNX Runtime's static quantization with the settings that measured best.
 
 The form is QDQ: QuantizeLinear and DequantizeLinear around ordinary operators, which any runtime
 can execute. Measured on a resnet8x4, one thread, on a CPU with AVX512-VNNI:
@@ -11,7 +11,7 @@ can execute. Measured on a resnet8x4, one thread, on a CPU with AVX512-VNNI:
   saturate, and 255 x (64 + 64) = 32,640 still fits. Full range costs up to a third of the largest
   logit there; what 7 bits cost is in benchmarks/results/bundles.md.
 * Logits stay float: in 256 steps they tie, and the class changes in 1.5 % more of the images.
-* What comes before the first layer (normalisation of raw pixels) stays float.
+* Operators before the first layer (normalisation of raw pixels) stay float.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from compress.onnx.files import open_session
 
 CALIBRATIONS: Mapping[str, tuple[CalibrationMethod, Mapping[str, Any]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
-    # The tools fix so few bins that it chooses between the first batch's range and the whole.
+    # With its fixed few bins it chooses between the first batch's range and the whole.
     "entropy": (CalibrationMethod.Entropy, {}),
     "percentile": (
         CalibrationMethod.Percentile,
@@ -60,8 +60,8 @@ _OPTIONS = {
 }
 
 
-class Batches:
-    """A `CalibrationDataReader` by its methods: the batches are asked for by range, in order."""
+class CalibrationReader:
+    """Batches with the methods of `CalibrationDataReader`; the quantizer reads them in ranges."""
 
     def __init__(self, name: str, batches: Sequence[NDArray[Any]]) -> None:
         self.name = name
@@ -72,7 +72,7 @@ class Batches:
         return len(self.batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """The batches from `start_index` up to `end_index` come next."""
+        """Continue with the batches from `start_index` up to `end_index`."""
         self.left = iter(self.batches[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
@@ -81,23 +81,23 @@ class Batches:
         return None if batch is None else {self.name: batch}
 
 
-def run_tools(
+def run_quantizer(
     source: Path,
     folder: Path,
-    batches: Batches,
+    batches: CalibrationReader,
     *,
     method: str,
     leave_out: Sequence[str],
     full_range: bool,
 ) -> onnx.ModelProto:
-    """The int8 model as the tools give it; they write in `folder` alone and raise anything."""
+    """Quantize `source`; works in `folder` alone and raises whatever ONNX Runtime raises."""
     prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
-    calibrate_method, options = CALIBRATIONS[method]
+    calibrate_method, method_options = CALIBRATIONS[method]
     with _quiet():
         quant_pre_process(str(source), str(prepared))
         model = onnx.load(prepared)
         for number, node in enumerate(model.graph.node):
-            node.name = f"{node.op_type}_{number}"  # the tools know nodes by name alone
+            node.name = f"{node.op_type}_{number}"  # nodes are excluded by name
         onnx.save(model, prepared)
         quantize_static(
             str(prepared),
@@ -111,14 +111,14 @@ def run_tools(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
-            extra_options={**_OPTIONS, **options},
+            extra_options={**_OPTIONS, **method_options},
         )
     open_session(result)
     return onnx.load(result)
 
 
 def count_layers(graph: onnx.GraphProto) -> tuple[int, int]:
-    """How many layers there are, and how many of them have int8 weights."""
+    """Numbers of layers, and of layers with int8 weights."""
     stored = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
     dequantized = {
         node.output[0]
@@ -137,8 +137,8 @@ def largest_weight(graph: onnx.GraphProto) -> int:
 
 
 def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str]) -> list[str]:
-    """Names of the nodes before the first layers, and of the layers to be left out."""
-    after: set[str] = set()  # tensors that a layer has had a part in
+    """Names of the nodes before the first layers, and of the layers in `leave_out`."""
+    after: set[str] = set()  # tensors that depend on a layer's output
     names = []
     for node in graph.node:
         if node.op_type in LAYERS or not after.isdisjoint(node.input):
@@ -152,20 +152,20 @@ def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The tools print their progress and log advice, some of it through the root logger."""
+    """Silence ONNX Runtime's progress and advice, part of which goes to the root logger."""
     root, own = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
     level, idle = own.level, logging.NullHandler()
 
-    def foreign(record: logging.LogRecord) -> bool:
+    def is_foreign(record: logging.LogRecord) -> bool:
         return "onnxruntime" not in Path(record.pathname).parts
 
     own.setLevel(logging.CRITICAL + 1)
-    root.addFilter(foreign)
+    root.addFilter(is_foreign)
     root.addHandler(idle)  # without any, logging's own functions would install one for good
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         root.removeHandler(idle)
-        root.removeFilter(foreign)
+        root.removeFilter(is_foreign)
         own.setLevel(level)

@@ -15,10 +15,10 @@ from compress.onnx.files import open_session, write_model
 from compress.onnx.qdq import (
     CALIBRATIONS,
     LARGEST_SAFE_WEIGHT,
-    Batches,
+    CalibrationReader,
     count_layers,
     largest_weight,
-    run_tools,
+    run_quantizer,
 )
 
 LEAVE_OUT = ("first", "last")
@@ -27,7 +27,7 @@ _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 @dataclass(frozen=True)
 class QuantizationInfo:
-    """What was done, and the size of the int8 file."""
+    """Settings and counts of a quantization, and the size of the int8 file."""
 
     calibration: str
     calibration_images: int
@@ -50,7 +50,7 @@ def quantize_onnx(
     leave_out: Sequence[str] = (),
     full_range: bool = False,
 ) -> QuantizationInfo:
-    """Write `source` with int8 weights and activations to `target`, in one step.
+    """Quantize `source` to int8 weights and activations; write `target` in one step.
 
     Deterministic: the same file, images and versions give the same bytes. The metadata of
     `source` (class names, preprocessing, fingerprint) are kept.
@@ -59,7 +59,7 @@ def quantize_onnx(
         source: a float ONNX file with one input.
         calibration: batches of training images as `source` takes them: float32 (N, C, H, W),
             normalised, or uint8 (N, H, W, C). All are held in memory.
-        method: how the range of an activation is found, a key of `CALIBRATIONS`.
+        method: estimates the range of each activation; a key of `CALIBRATIONS`.
         leave_out: the `first` or `last` layer, or both, stay float.
         full_range: weights of 8 bits, right only where 8-bit products do not saturate (VNNI, ARM
             dot product); of 7 bits otherwise, right on every CPU.
@@ -68,15 +68,12 @@ def quantize_onnx(
         UserError: no images or images of another kind, a file that is not ONNX, or a network
             that the tools cannot quantize; `target` is then as it was before.
     """
-    for given, known in ((method, tuple(CALIBRATIONS)), *((one, LEAVE_OUT) for one in leave_out)):
-        if given not in known:
-            raise UserError(
-                f"'{given}' is none of {', '.join(known)} (int8){nearest(given, known)}"
-            )
-    batches = _checked(source, calibration)
+    _check_names([method], tuple(CALIBRATIONS))
+    _check_names(leave_out, LEAVE_OUT)
+    batches = _check_images(source, calibration)
     with tempfile.TemporaryDirectory(prefix="quantize.") as folder:
         try:
-            model = run_tools(
+            model = run_quantizer(
                 source,
                 Path(folder),
                 batches,
@@ -84,22 +81,17 @@ def quantize_onnx(
                 leave_out=leave_out,
                 full_range=full_range,
             )
-            _only_used_domains(model)
-        except Exception as error:  # the tools raise whatever their parts raise
+            _drop_unused_domains(model)
+        except Exception as error:  # the quantizer's errors have no common base
             reason = " ".join(str(error).replace(folder, "").split()) or type(error).__name__
-            raise _cannot(source, reason) from error
+            raise _refusal(source, reason) from error
     layers, quantized = count_layers(model.graph)
     if not quantized:
-        raise _cannot(source, f"none of its {layers} layers has weights that can become int8")
-    largest = largest_weight(model.graph)
-    if not full_range and largest > LARGEST_SAFE_WEIGHT:
-        raise _cannot(
-            source,
-            f"it made weights of up to {largest} where {LARGEST_SAFE_WEIGHT} is the most whose "
-            "products do not saturate on x86 CPUs before VNNI",
-        )
-    described = onnx.load(source, load_external_data=False).metadata_props
-    _, size = write_model(model, target, {entry.key: entry.value for entry in described})
+        raise _refusal(source, f"none of its {layers} layers has weights that can become int8")
+    if not full_range:
+        _require_safe_weights(source, model)
+    metadata = onnx.load(source, load_external_data=False).metadata_props
+    _, size = write_model(model, target, {entry.key: entry.value for entry in metadata})
     return QuantizationInfo(
         calibration=method,
         calibration_images=sum(len(batch) for batch in batches.batches),
@@ -110,10 +102,27 @@ def quantize_onnx(
     )
 
 
-def _checked(source: Path, calibration: Iterable[NDArray[Any]]) -> Batches:
-    """The images for the file's input, each batch of the kind that the input takes."""
-    wanted = open_session(source).get_inputs()[0]
-    dtype = _DTYPES.get(wanted.type, wanted.type)
+def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"'{name}' is none of {', '.join(known)} (int8){nearest(name, known)}")
+
+
+def _require_safe_weights(source: Path, model: onnx.ModelProto) -> None:
+    """Refuse weights whose products saturate on some CPUs."""
+    largest = largest_weight(model.graph)
+    if largest > LARGEST_SAFE_WEIGHT:
+        raise _refusal(
+            source,
+            f"it made weights of up to {largest} where {LARGEST_SAFE_WEIGHT} is the most whose "
+            "products do not saturate on x86 CPUs before VNNI",
+        )
+
+
+def _check_images(source: Path, calibration: Iterable[NDArray[Any]]) -> CalibrationReader:
+    """Check that every batch fits the file's input."""
+    expected = open_session(source).get_inputs()[0]
+    dtype = _DTYPES.get(expected.type, expected.type)
     batches = [batch for batch in calibration if len(batch)]
     if not batches:
         raise UserError(
@@ -121,28 +130,28 @@ def _checked(source: Path, calibration: Iterable[NDArray[Any]]) -> Batches:
             "training split (512 are usual)"
         )
     for batch in batches:
-        fits = batch.ndim == len(wanted.shape) and all(
-            given == size or not isinstance(size, int)
-            for given, size in zip(batch.shape[1:], wanted.shape[1:], strict=True)
+        fits = batch.ndim == len(expected.shape) and all(
+            actual == size or not isinstance(size, int)
+            for actual, size in zip(batch.shape[1:], expected.shape[1:], strict=True)
         )
         if not fits or batch.dtype.name != dtype:
-            found, expected = (" x ".join(map(str, s)) for s in (batch.shape, wanted.shape))
+            shapes = [" x ".join(map(str, shape)) for shape in (batch.shape, expected.shape)]
             raise UserError(
-                f"calibration images are {batch.dtype.name} {found}, but {source} takes {dtype} "
-                f"{expected}; prepare them as the file's preprocessing says"
+                f"calibration images are {batch.dtype.name} {shapes[0]}, but {source} takes "
+                f"{dtype} {shapes[1]}; prepare them as the file's preprocessing says"
             )
-    return Batches(wanted.name, batches)
+    return CalibrationReader(expected.name, batches)
 
 
-def _only_used_domains(model: onnx.ModelProto) -> None:
-    """Other runtimes need not know the domains that the tools list and no node uses."""
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    """Drop domains that no node uses, as other runtimes may not know them."""
     used = {node.domain for node in model.graph.node}
     imports = [item for item in model.opset_import if item.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(imports)
 
 
-def _cannot(source: Path, reason: str) -> UserError:
+def _refusal(source: Path, reason: str) -> UserError:
     return UserError(
         f"onnxruntime {onnxruntime.__version__} cannot quantize {source}: {reason}; "
         "`int8: null` exports the float file alone"

@@ -8,7 +8,7 @@ from typing import Any
 from compress.errors import UserError
 from compress.recipe.schema import Recipe, check_shape
 from compress.recipe.yaml_values import LARGEST_FILE, parse_yaml
-from compress.text import shown
+from compress.text import short_repr
 
 __all__ = ["apply_override", "load_resolved", "parse_yaml", "read_yaml"]
 
@@ -85,7 +85,7 @@ def apply_override(raw: dict[str, Any], assignment: str) -> None:
             place[at] = {"name": held}
         place = place[at]
         if not isinstance(place, dict | list):
-            raise UserError(f"--set {path}: {here} is {shown(place)}, which has no parts")
+            raise UserError(f"--set {path}: {here} is {short_repr(place)}, which has no parts")
     value = parse_yaml(text, f"--set {path}")
     if isinstance(place, list):
         place[_index(place, keys[-1], path)] = value

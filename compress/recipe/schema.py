@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from compress.errors import nearest
-from compress.text import dotted, is_word, shown
+from compress.text import dotted, is_word, short_repr
 
 Value = TypeVar("Value")
 # Bounds are far above what is of use, and below what would fill a memory or run for years.
@@ -394,7 +394,7 @@ def _described(item: ErrorDetails, root: type[BaseModel]) -> str:
     if item["type"] == "value_error":
         return f"{path}: {item['ctx']['error']!s}"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{path}: {message}, got {shown(item['input'])}"
+    return f"{path}: {message}, got {short_repr(item['input'])}"
 
 
 def _is_key(part: str) -> bool:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import nearest
 from compress.recipe.schema import Named
-from compress.text import dotted, shown
+from compress.text import dotted, short_repr
 
 _LARGEST = 2**31 - 1  # that of the libraries below
 _MOST_PROBLEMS = 100
@@ -60,7 +60,7 @@ def check(
         problems.append(f"{path}: and {len(unknown) - _MOST_PROBLEMS:,} more unknown keys")
     for name in (name for name in given if name in accepted):
         if detail := _mistake(accepted[name][0], given[name]):
-            problems.append(f"{path}.{name}: {detail}, got {shown(given[name])}")
+            problems.append(f"{path}.{name}: {detail}, got {short_repr(given[name])}")
     problems += [
         f"{path}.{name}: missing"
         for name, (_, default) in accepted.items()

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from compress.errors import UserError
-from compress.text import one_line, shown
+from compress.text import one_line, short_repr
 
 LARGEST_FILE = 1 << 18  # bytes
 _DEEPEST = 50
@@ -55,13 +55,17 @@ class _Loader(yaml.SafeLoader):
         try:
             value = self.construct_object(node)
         except ValueError:
-            raise _refusal(node, f"{shown(node.value)} is no number that can be read") from None
+            raise _refusal(
+                node, f"{short_repr(node.value)} is no number that can be read"
+            ) from None
         if isinstance(value, float) and not math.isfinite(value):
-            raise _refusal(node, f"{shown(node.value)} is no finite number")
+            raise _refusal(node, f"{short_repr(node.value)} is no finite number")
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
             raise _refusal(node, "a whole number of more than 100 digits")
         if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-            raise _refusal(node, f"{shown(value)} holds what is no character (NUL or a surrogate)")
+            raise _refusal(
+                node, f"{short_repr(value)} holds what is no character (NUL or a surrogate)"
+            )
         return value
 
 
@@ -101,7 +105,7 @@ class _Reader:
         for key_node, value_node in node.value:
             key = self.value(key_node, depth + 1)
             if not isinstance(key, str):
-                raise _refusal(key_node, f"key {shown(key)} is no text; put it in quotes")
+                raise _refusal(key_node, f"key {short_repr(key)} is no text; put it in quotes")
             if key in lines:
                 where = f"stands twice (first in line {lines[key]})"
                 raise _refusal(key_node, f"key '{one_line(key)}' {where}")

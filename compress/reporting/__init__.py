@@ -1,77 +1,20 @@
-"""The report of a run: report.md, report.html and report.json, and a table for the terminal."""
+"""The report of a run directory: report.md, report.html, report.json and a table for the terminal.
 
-import json
-import os
-from pathlib import Path
+from compress.reporting import write_report
+page = write_report(Path("runs/cifar100"))  # the path of report.html
+"""
 
-from rich.table import Table as RichTable
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from compress.reporting import (
-    cost,
-    figures,
-    memory,
-    product,
-    results,
-    sections,
-    summary,
-    transfer,
-)
-from compress.reporting.collect import Run, load
-from compress.reporting.document import Document, Figure
-from compress.reporting.html import html
-from compress.reporting.markdown import markdown
-from compress.reporting.record import record
+if TYPE_CHECKING:
+    from compress.reporting.report import terminal_table, write_report
 
 __all__ = ["terminal_table", "write_report"]
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write the report of whatever stages have run; returns the path of report.html.
-
-    Beside the three files, `figures/` holds the plots that report.md shows. Every file is
-    replaced in one step, so a reader never meets half a report.
-    """
-    run = load(run_folder)
-    report = document(run)
-    for block in report.blocks:
-        for image in block.images if isinstance(block, Figure) else ():
-            if image.svg:  # drawn here; pictures of a stage are files already
-                _write(run_folder / image.file, image.data)
-    text = json.dumps(record(run), indent=2, allow_nan=False) + "\n"
-    _write(run_folder / "report.json", text.encode())
-    _write(run_folder / "report.md", markdown(report).encode())
-    page = run_folder / "report.html"
-    _write(page, html(report).encode())
-    return page
-
-
-def document(run: Run) -> Document:
-    """The report as blocks, in reading order."""
-    blocks = [
-        *summary.summary(run),
-        *results.results(run),
-        *figures.training_curves(run),
-        *figures.accuracy_and_size(run),
-        *sections.fusion(run),
-        *cost.cost(run),
-        *product.product(run),
-        *transfer.transfers(run),
-        *memory.training_memory(run),
-        *sections.time_per_stage(run),
-        *sections.definitions(),
-        *sections.recipe(run),
-        *sections.environment(run),
-    ]
-    return Document(f"Compression report: {run.name}", blocks)
-
-
-def terminal_table(run_folder: Path) -> RichTable:
-    """The result table of a run, short enough for a terminal; empty where nothing is trained."""
-    return results.short_table(load(run_folder)).rich()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def __getattr__(name: str) -> Any:
+    """Import the report when it is used: it needs matplotlib."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module("compress.reporting.report"), name)

@@ -1,4 +1,4 @@
-"""Read a run directory into plain data: whatever stage results exist, nothing is required."""
+"""Read whatever stage results a run directory has; no file is required."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,8 @@ from compress.storage.integrity import UNSEALED_RESULT, require_seal
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run directory as the report needs it."""
+class RunData:
+    """Content of a run directory that the report needs."""
 
     folder: Path
     name: str
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """Which epoch the accuracies are of: with a validation split it chooses the epoch."""
+        """The epoch of the accuracies: the last, or the one that a validation split chose."""
         data = _mapping(self.resolved.get("data"))
         return SELECTED if data.get("validation") else LAST_EPOCH
 
@@ -61,7 +61,7 @@ class Run:
                 yield Candidate(row.label, row.top1_percent, row.test_images, parameters)
 
     def values(self, stage: str) -> Mapping[str, Any]:
-        """The reproducible half of a stage's result; empty where the stage has not run."""
+        """The reproducible half of a stage's result; empty if the stage has not run."""
         return _mapping(self.results.get(stage, {}).get("values"))
 
     def measured(self, stage: str) -> Mapping[str, Any]:
@@ -69,7 +69,7 @@ class Run:
         return _mapping(self.results.get(stage, {}).get("measured"))
 
     def why_absent(self, stage: str) -> str:
-        """A sentence on a stage of which there is no result."""
+        """A sentence about a stage without a result."""
         if self.resolved.get(stage, ...) in (None, []):
             return f"The recipe leaves out the {stage} stage."
         return f"The {stage} stage has not run."
@@ -79,12 +79,12 @@ class Run:
         return [stage for stage in self.results if stage.startswith("transfer/")]
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path) -> RunData:
     """Read a run directory; every file in it may be missing."""
     results = _results(folder)
     resolved = _resolved(folder / "resolved.yaml")
     recipe = folder / "recipe.yaml"
-    return Run(
+    return RunData(
         folder=folder,
         name=str(_json(folder / "run.json").get("name") or folder.resolve().name),
         recipe_text=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
@@ -109,10 +109,10 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 def _results(folder: Path) -> dict[str, Mapping[str, Any]]:
     order = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
     paths = [path for name in order for path in sorted(folder.glob(f"{name}/result.json"))]
-    found = {path.parent.relative_to(folder).as_posix(): _result(path) for path in paths}
+    results = {path.parent.relative_to(folder).as_posix(): _result(path) for path in paths}
     # A result that belongs to an earlier version of the recipe waits for its stage to run again.
-    current = _json(folder / "run.json").get("current", list(found))
-    return {stage: result for stage, result in found.items() if stage in current}
+    current = _json(folder / "run.json").get("current", list(results))
+    return {stage: result for stage, result in results.items() if stage in current}
 
 
 def _result(path: Path) -> Mapping[str, Any]:
@@ -151,12 +151,12 @@ def _by_trial(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _cost(
     results: Mapping[str, Mapping[str, Any]], label: str, role: str
 ) -> tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]:
-    """What `account` says of a network, and its latency by batch size."""
+    """The row of `account` for a network, and its latency by batch size."""
     account = results.get("account", {})
     rows = _mapping(account.get("values")).get("networks") or []
-    found = [row for row in rows if row.get("label") == label and row.get("role") == role]
+    matches = [row for row in rows if row.get("label") == label and row.get("role") == role]
     latency = _mapping(_mapping(account.get("measured")).get("latency"))
-    return (found[0] if found else {}), _mapping(latency.get(label))
+    return (matches[0] if matches else {}), _mapping(latency.get(label))
 
 
 def _reading_order(resolved: Mapping[str, Any]) -> dict[str, int]:

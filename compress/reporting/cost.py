@@ -1,22 +1,22 @@
-"""What the networks cost: the accounting section."""
+"""The section on accounting: costs of the networks."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.document import Block, Heading, Paragraph
-from compress.reporting.tables import Cell, Column, Table
+from compress.reporting.tables import Column, ReportCell, ReportTable
 
 
-def cost(run: Run) -> list[Block]:
-    """What every network costs, exactly, and how long it takes."""
+def cost(run: RunData) -> list[Block]:
+    """Exact costs of every network, and its latency."""
     heading, values = Heading("Accounting"), run.values("account")
     networks = values.get("networks") or []
     if not networks:
         return [heading, Paragraph(run.why_absent("account"))]
-    batch = formats.plain(values.get("peak_activation_batch", 1))
-    shape = " x ".join(formats.plain(n) for n in values.get("input_shape") or []) or "unknown"
+    batch = formats.readable(values.get("peak_activation_batch", 1))
+    shape = " x ".join(formats.readable(n) for n in values.get("input_shape") or []) or "unknown"
     exact = (
         Column("Network", is_number=False),
         Column("Role", is_number=False),
@@ -30,7 +30,7 @@ def cost(run: Run) -> list[Block]:
     rows = [_costs(row) for row in networks]
     blocks: list[Block] = [
         heading,
-        Table(exact, rows, f"Cost for one input of {shape}; activations at batch {batch}"),
+        ReportTable(exact, rows, f"Cost for one input of {shape}; activations at batch {batch}"),
     ]
     blocks += _projectors(networks)
     blocks += latencies("Network", "Latency in torch", run.measured("account"))
@@ -38,7 +38,7 @@ def cost(run: Run) -> list[Block]:
 
 
 def latencies(first: str, caption: str, measured: Mapping[str, Any]) -> list[Block]:
-    """One line per name, median and p95 of every batch size beside it; nothing where untimed."""
+    """A table of median and p95 per batch size, a line per name; empty if nothing was timed."""
     latency = measured.get("latency") or {}
     sizes = sorted({size for row in latency.values() for size in row}, key=int)
     if not sizes:
@@ -51,16 +51,16 @@ def latencies(first: str, caption: str, measured: Mapping[str, Any]) -> list[Blo
         [name, *(formats.milliseconds(row.get(size, {}).get(key)) for size, key in keys)]
         for name, row in latency.items()
     ]
-    return [Table(columns, rows, caption), protocol(measured)]
+    return [ReportTable(columns, rows, caption), protocol(measured)]
 
 
 def protocol(measured: Mapping[str, Any]) -> Paragraph:
-    """How latencies were measured."""
-    told = measured.get("protocol") or {}
-    return Paragraph(f"Protocol: {formats.plain(told) or 'not recorded'}.", is_note=True)
+    """The conditions under which latencies were measured."""
+    conditions = measured.get("protocol") or {}
+    return Paragraph(f"Protocol: {formats.readable(conditions) or 'not recorded'}.", is_note=True)
 
 
-def _costs(row: Mapping[str, Any]) -> list[Cell | str]:
+def _costs(row: Mapping[str, Any]) -> list[ReportCell | str]:
     uncounted = row.get("uncounted_operators") or {}
     return [
         str(row.get("label")),
@@ -70,12 +70,12 @@ def _costs(row: Mapping[str, Any]) -> list[Cell | str]:
         formats.count(row.get("flops")),
         formats.count(row.get("size_bytes")),
         formats.count(row.get("peak_activation_bytes")),
-        formats.plain(uncounted) or "none",
+        formats.readable(uncounted) or "none",
     ]
 
 
 def _projectors(networks: Any) -> list[Block]:
-    """How much of a deployed network is what the method added to the student."""
+    """The share of each deployed network that the method added to the student."""
     deployed = [row for row in networks if row.get("role") == "deployed"]
     if not deployed:
         return []
@@ -98,4 +98,4 @@ def _projectors(networks: Any) -> list[Block]:
         ]
         for row in deployed
     ]
-    return [Table(columns, rows, "Share of the projector, and pruning ratio")]
+    return [ReportTable(columns, rows, "Share of the projector, and pruning ratio")]

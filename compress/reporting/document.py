@@ -1,4 +1,4 @@
-"""What a report is made of: blocks of plain text and data that every format renders its own way.
+"""Blocks of text and data that make up a report; each format renders them in its own way.
 
 No block holds markup; each renderer escapes the text it prints.
 """
@@ -6,7 +6,7 @@ No block holds markup; each renderer escapes the text it prints.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compress.reporting.tables import Table
+from compress.reporting.tables import ReportTable
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text; `is_lead` marks the summary, `is_note` the small print under a table."""
+    """Text without markup; `is_lead` marks the summary, `is_note` small print under a table."""
 
     text: str
     is_lead: bool = False
@@ -28,14 +28,14 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """The few numbers to remember, each (number, what it is, what it is compared with)."""
+    """The most important numbers, each (number, meaning, comparison)."""
 
     items: Sequence[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture: `file` relative to the run directory; `svg` is there for plots drawn here."""
+    """A picture: `file` relative to the run directory; `svg` is set for plots drawn here."""
 
     file: str
     alt: str
@@ -60,12 +60,12 @@ class Definitions:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to be shown as it is."""
+    """Preformatted text."""
 
     text: str
 
 
-Block = Heading | Paragraph | KeyFigures | Table | Figure | Definitions | Code
+Block = Heading | Paragraph | KeyFigures | ReportTable | Figure | Definitions | Code
 
 
 @dataclass(frozen=True)

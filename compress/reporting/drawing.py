@@ -54,7 +54,7 @@ class Plot:
 
 @contextmanager
 def _own_style(salt: str) -> Iterator[None]:
-    """Our settings whatever the user's are, and theirs again afterwards."""
+    """Use our settings inside the block, and restore the user's."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": salt})

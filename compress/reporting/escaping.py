@@ -1,4 +1,4 @@
-"""Text that came from a recipe or a result, made harmless in Markdown and in HTML."""
+"""Escape text from recipes and results for Markdown and HTML."""
 
 import html
 import re
@@ -14,8 +14,8 @@ _MARKDOWN_START = re.compile(r"^([+-]|\d+[.)])(?=\s)")
 def escape_markdown(text: str) -> str:
     """One line of text, every character standing for itself."""
     line = " ".join(printable(text).split("\n"))
-    escaped = _MARKDOWN.sub(lambda found: "\\" + found.group(), line)
-    return _MARKDOWN_START.sub(lambda found: _escape_last(found.group()), escaped)
+    escaped = _MARKDOWN.sub(lambda match: "\\" + match.group(), line)
+    return _MARKDOWN_START.sub(lambda match: _escape_last(match.group()), escaped)
 
 
 def fenced(text: str, language: str = "") -> str:

@@ -5,12 +5,12 @@ from statistics import mean
 from typing import Any
 
 from compress.reporting import plots
-from compress.reporting.collect import Run, metrics
+from compress.reporting.collect import RunData, metrics
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
 from compress.reporting.network import Network
 
 
-def training_curves(run: Run) -> list[Block]:
+def training_curves(run: RunData) -> list[Block]:
     """Test accuracy and loss per epoch of the teacher and of each student."""
     heading = Heading("Training curves")
     rows = [(place, row, _history(run, row)) for place, row in _styled(run)]
@@ -34,8 +34,8 @@ def training_curves(run: Run) -> list[Block]:
     return [heading, Figure(images, caption)]
 
 
-def accuracy_and_size(run: Run) -> list[Block]:
-    """The plane in which a student is chosen."""
+def accuracy_and_size(run: RunData) -> list[Block]:
+    """Accuracy of every network against its size."""
     heading = Heading("Accuracy against size")
     points = [
         plots.Point(
@@ -63,13 +63,13 @@ def accuracy_and_size(run: Run) -> list[Block]:
     ]
 
 
-def _styled(run: Run) -> list[tuple[int, Network]]:
+def _styled(run: RunData) -> list[tuple[int, Network]]:
     """Every network with its place in the order of colours; the first teacher has the first."""
     first, others = run.teachers[:1], run.teachers[1:]
     return [*enumerate(first), *enumerate((*run.students, *others), 1)]
 
 
-def _history(run: Run, row: Network) -> list[list[dict[str, Any]]]:
+def _history(run: RunData, row: Network) -> list[list[dict[str, Any]]]:
     """The recorded epochs of each trial."""
     if row.is_teacher:
         place = run.teachers.index(row)
@@ -87,9 +87,9 @@ def _mean_curve(
     histories: Sequence[Sequence[dict[str, Any]]], key: str
 ) -> list[tuple[float, float]]:
     """Mean over the trials of every epoch that all trials have recorded."""
-    found: dict[int, list[float]] = {}
+    values_at: dict[int, list[float]] = {}
     for row in (row for history in histories for row in history):
         if row.get(key) is not None:
-            found.setdefault(int(row["epoch"]), []).append(float(row[key]))
-    full = sorted(epoch for epoch, values in found.items() if len(values) == len(histories))
-    return [(float(epoch), mean(found[epoch])) for epoch in full]
+            values_at.setdefault(int(row["epoch"]), []).append(float(row[key]))
+    full = sorted(epoch for epoch, values in values_at.items() if len(values) == len(histories))
+    return [(float(epoch), mean(values_at[epoch])) for epoch in full]

@@ -1,6 +1,6 @@
-"""How numbers are printed: one function per kind of number, the same in every table and sentence.
+"""Format numbers, one function per kind, the same in every table and sentence.
 
-A value that a stage did not give is printed as a dash. Units stand in the headers of tables.
+A missing value is printed as a dash. Units stand in the headers of tables.
 """
 
 from collections.abc import Sequence
@@ -75,8 +75,8 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min {rest:02d} s" if hours else f"{minutes} min {rest:02d} s"
 
 
-def plain(value: Any) -> str:
-    """Any JSON value as a reader wants it: settings, versions, counts."""
+def readable(value: Any) -> str:
+    """Any JSON value as text: settings, versions, counts."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -84,16 +84,16 @@ def plain(value: Any) -> str:
     if isinstance(value, int):
         return count(value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {readable(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(plain(item) for item in value)
+        return ", ".join(readable(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def arguments(part: Any) -> str:
     """A named part: {name: simkd, reduction: 2} -> "simkd (reduction 2)"."""
     if not isinstance(part, dict):
-        return plain(part)
+        return readable(part)
     rest = {key: value for key, value in part.items() if key != "name"}
     name = str(part.get("name", MISSING))
-    return f"{name} ({plain(rest)})" if rest else name
+    return f"{name} ({readable(rest)})" if rest else name

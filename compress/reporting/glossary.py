@@ -1,4 +1,4 @@
-"""What every number of the report means, in the words of its convention."""
+"""Definitions of the numbers in the report."""
 
 DEFINITIONS: tuple[tuple[str, str], ...] = (
     (

@@ -16,9 +16,9 @@ from compress.reporting.document import (
 )
 from compress.reporting.escaping import escape_html
 from compress.reporting.stylesheet import STYLESHEET
-from compress.reporting.tables import Table
+from compress.reporting.tables import ReportTable
 
-# The policy makes it certain: a page that is sent around fetches nothing and runs nothing.
+# The policy ensures that a page that is sent around fetches and runs nothing.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -60,7 +60,7 @@ def _block(block: Block, numbers: dict[str, int]) -> str:
             return f"<p{mark}>{escape_html(block.text)}</p>"
         case KeyFigures():
             return f'<dl class="key">{"".join(_key_figure(*item) for item in block.items)}</dl>'
-        case Table():
+        case ReportTable():
             caption = _caption("Table", block.caption, numbers)
             label = escape_html(block.caption)
             scroll = f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
@@ -98,9 +98,9 @@ def _caption(kind: str, text: str, numbers: dict[str, int]) -> str:
     )
 
 
-def _key_figure(number: str, what: str, note: str) -> str:
+def _key_figure(number: str, meaning: str, note: str) -> str:
     small = f"<dd class='note'>{escape_html(note)}</dd>" if note else ""
-    return f"<div><dt>{escape_html(what)}</dt><dd>{escape_html(number)}</dd>{small}</div>"
+    return f"<div><dt>{escape_html(meaning)}</dt><dd>{escape_html(number)}</dd>{small}</div>"
 
 
 def _image(image: Image) -> str:

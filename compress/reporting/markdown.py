@@ -11,7 +11,7 @@ from compress.reporting.document import (
     Paragraph,
 )
 from compress.reporting.escaping import escape_markdown, fenced
-from compress.reporting.tables import Table
+from compress.reporting.tables import ReportTable
 
 
 def markdown(document: Document) -> str:
@@ -28,7 +28,7 @@ def _block(block: Block) -> str:
             return escape_markdown(block.text)
         case KeyFigures():
             return "\n".join(_key_figure(*item) for item in block.items)
-        case Table():
+        case ReportTable():
             return f"**{escape_markdown(block.caption)}**\n\n{block.markdown()}"
         case Figure():
             return _figure(block)
@@ -41,9 +41,9 @@ def _block(block: Block) -> str:
             return fenced(block.text, "yaml")
 
 
-def _key_figure(number: str, what: str, note: str) -> str:
-    remark = f" ({escape_markdown(note)})" if note else ""
-    return f"- **{escape_markdown(number)}** {escape_markdown(what)}{remark}"
+def _key_figure(number: str, meaning: str, note: str) -> str:
+    comparison = f" ({escape_markdown(note)})" if note else ""
+    return f"- **{escape_markdown(number)}** {escape_markdown(meaning)}{comparison}"
 
 
 def _figure(figure: Figure) -> str:

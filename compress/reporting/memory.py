@@ -1,15 +1,15 @@
-"""What training takes in memory: the peak of a step and the method's own state."""
+"""The section on training memory: the peak of a step and the method's own state."""
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.document import Block, Heading, Paragraph
-from compress.reporting.tables import Column, Table
+from compress.reporting.tables import Column, ReportTable
 
 
-def training_memory(run: Run) -> list[Block]:
-    """One line per trained student; nothing where no training was measured."""
-    found = student_memory(run)
-    if not found:
+def training_memory(run: RunData) -> list[Block]:
+    """One line per trained student; empty if no training was measured."""
+    memory = student_memory(run)
+    if not memory:
         return []
     columns = [
         Column("Student", is_number=False),
@@ -17,7 +17,7 @@ def training_memory(run: Run) -> list[Block]:
         Column("Method's own state", "MB"),
         Column("Batch", "images"),
     ]
-    has_device = any("device_peak_bytes" in row for row in found.values())
+    has_device = any("device_peak_bytes" in row for row in memory.values())
     if has_device:
         columns.append(Column("Peak on the device", "MB"))
     titles = {row.label: row.title for row in run.students}
@@ -29,27 +29,29 @@ def training_memory(run: Run) -> list[Block]:
             formats.count(row.get("batch")),
             *([formats.megabytes(row.get("device_peak_bytes"))] if has_device else []),
         ]
-        for label, row in found.items()
+        for label, row in memory.items()
     ]
     return [
         Heading("Training memory"),
-        Table(columns, rows, "Memory of one step, and of what the method adds to the student"),
-        Paragraph(_counted(has_device=has_device), is_note=True),
+        ReportTable(
+            columns, rows, "Memory of one step, and of what the method adds to the student"
+        ),
+        Paragraph(_explanation(has_device=has_device), is_note=True),
     ]
 
 
-def student_memory(run: Run) -> dict[str, dict[str, int]]:
-    """By student, the largest numbers of its trials; students that were not measured are absent."""
-    found: dict[str, dict[str, int]] = {row.label: {} for row in run.students}
+def student_memory(run: RunData) -> dict[str, dict[str, int]]:
+    """By student, the largest numbers of its trials; students without measurement are left out."""
+    memory: dict[str, dict[str, int]] = {row.label: {} for row in run.students}
     for stage in run.results:
         label = str(run.values(stage).get("label", stage.split("/")[-1]))
         if stage.startswith("distill/"):
             for key, number in (run.measured(stage).get("memory") or {}).items():
-                found[label][key] = max(number, found[label].get(key, 0))
-    return {label: row for label, row in found.items() if row}
+                memory[label][key] = max(number, memory[label].get(key, 0))
+    return {label: row for label, row in memory.items() if row}
 
 
-def _counted(*, has_device: bool) -> str:
+def _explanation(*, has_device: bool) -> str:
     text = (
         "Peak of a step: the most bytes of tensors alive at once in one eager forward and backward "
         "of the batch, activations, gradients and what teachers show included; parameters, "

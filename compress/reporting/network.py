@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from compress.reporting.ranking import Difference, difference, standard_error_percent
+from compress.reporting.ranking import AccuracyDifference, difference, standard_error_percent
 
 BASELINE = "none"  # the label of the student that is trained without a teacher
 
@@ -22,7 +22,7 @@ class Network:
 
     @property
     def title(self) -> str:
-        """The name a reader sees."""
+        """The name in tables and plots."""
         if self.is_teacher:
             return f"{self.label} ({self.model})"
         return f"student alone ({BASELINE})" if self.label == BASELINE else self.label
@@ -45,17 +45,17 @@ class Network:
     @property
     def test_images(self) -> int | None:
         """Images of the test set; every trial sees the same."""
-        found = [trial["test_images"] for trial in self.trials if trial.get("test_images")]
-        return int(found[0]) if found else None
+        counts = [trial["test_images"] for trial in self.trials if trial.get("test_images")]
+        return int(counts[0]) if counts else None
 
     @property
     def standard_error(self) -> float | None:
-        """What the choice of test images does to `top1_percent`, in percentage points."""
+        """Standard error of `top1_percent` over test images, in percentage points."""
         if self.top1_percent is None or not self.test_images:
             return None
         return standard_error_percent(self.top1_percent, self.test_images)
 
-    def minus(self, other: "Network | None") -> Difference | None:
+    def minus(self, other: "Network | None") -> AccuracyDifference | None:
         """The difference in accuracy, where both networks have one."""
         if other is None or self.top1_percent is None or other.top1_percent is None:
             return None

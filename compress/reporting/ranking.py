@@ -1,4 +1,4 @@
-"""How sure a test accuracy is, when a difference counts, and which student is recommended.
+"""Standard errors of test accuracies, the test of a difference, and the recommended student.
 
 Of n independent test images a share p is classified correctly; the standard error of that share
 is sqrt(p (1 - p) / n) (binomial). Two networks are compared as if their test sets were
@@ -26,7 +26,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Difference:
+class AccuracyDifference:
     """One top-1 minus another, in percentage points."""
 
     points: float
@@ -46,7 +46,7 @@ class Recommendation:
 
     label: str
     most_accurate: str
-    difference: Difference
+    difference: AccuracyDifference
 
 
 def standard_error_percent(top1_percent: float, n: int) -> float:
@@ -75,10 +75,10 @@ def difference_standard_error(
 
 def difference(
     first_percent: float, first_n: int, second_percent: float, second_n: int
-) -> Difference:
+) -> AccuracyDifference:
     """First minus second, with its standard error."""
     error = difference_standard_error(first_percent, first_n, second_percent, second_n)
-    return Difference(first_percent - second_percent, error)
+    return AccuracyDifference(first_percent - second_percent, error)
 
 
 def rule(headline: str) -> str:
@@ -108,5 +108,5 @@ def recommend(rows: Sequence[Candidate]) -> Recommendation | None:
     return Recommendation(chosen.label, best.label, _from(chosen, best))
 
 
-def _from(row: Candidate, best: Candidate) -> Difference:
+def _from(row: Candidate, best: Candidate) -> AccuracyDifference:
     return difference(row.top1_percent, row.test_images, best.top1_percent, best.test_images)

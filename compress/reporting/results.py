@@ -4,14 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.document import Block, Heading, Paragraph
 from compress.reporting.network import BASELINE, Network
 from compress.reporting.ranking import NOT_DISTINGUISHABLE, standard_error_percent
-from compress.reporting.tables import Cell, Column, Table
+from compress.reporting.tables import Column, ReportCell, ReportTable
 
 
-def result_table(run: Run) -> Table:
+def result_table(run: RunData) -> ReportTable:
     """Every network with its accuracy, its distance to the student alone, and its cost."""
     columns = (
         Column("Network", is_number=False),
@@ -28,12 +28,12 @@ def result_table(run: Run) -> Table:
     chosen = run.recommended
     place = run.networks.index(chosen) if chosen else None
     rows = [_result_row(run, row, is_chosen=row is chosen) for row in run.networks]
-    return Table(columns, rows, "Accuracy and cost of every network", highlight=place)
+    return ReportTable(columns, rows, "Accuracy and cost of every network", highlight=place)
 
 
-def short_table(run: Run) -> Table:
-    """What fits a terminal of 80 columns: accuracy, difference, parameters, size, latency."""
-    table = result_table(run).only((0, 1, 4, 5, 8, 9))
+def short_table(run: RunData) -> ReportTable:
+    """A table for 80 columns: accuracy, difference, parameters, size, latency."""
+    table = result_table(run).select((0, 1, 4, 5, 8, 9))
     columns = (
         table.columns[0],
         Column("Top-1", "%"),
@@ -45,35 +45,39 @@ def short_table(run: Run) -> Table:
     caption = ""
     if run.baseline is not None:
         caption = f"Without a word, a difference is {NOT_DISTINGUISHABLE} (two standard errors)."
-    rows = [[_without_noise(cell) for cell in row] for row in table.rows]
+    rows = [[_shorten_note(cell) for cell in row] for row in table.rows]
     short = replace(table, columns=columns, rows=rows, caption=caption)
     return short.without_empty_columns()
 
 
-def _without_noise(cell: Cell | str) -> Cell | str:
-    """A terminal has no room to call every difference not distinguishable."""
-    noise = isinstance(cell, Cell) and cell.note == NOT_DISTINGUISHABLE
-    return cell.text if isinstance(cell, Cell) and noise else cell
+def _shorten_note(cell: ReportCell | str) -> ReportCell | str:
+    """Leave out the note "not distinguishable", for which a terminal has no room."""
+    if isinstance(cell, ReportCell) and cell.note == NOT_DISTINGUISHABLE:
+        return cell.text
+    return cell
 
 
-def results(run: Run) -> list[Block]:
+def results(run: RunData) -> list[Block]:
     """The result table, how to read it, and the trainings behind it."""
     blocks: list[Block] = [Heading("Results")]
     if not run.networks:
         return [*blocks, Paragraph("Neither the teacher nor the distill stage has run.")]
-    blocks += [result_table(run).without_empty_columns(), Paragraph(_reading(run), is_note=True)]
+    blocks += [
+        result_table(run).without_empty_columns(),
+        Paragraph(_explanation(run), is_note=True),
+    ]
     if not run.students:
         blocks.append(Paragraph("The distill stage has not run: there is no student yet."))
     return [*blocks, _trainings(run)]
 
 
-def _result_row(run: Run, row: Network, *, is_chosen: bool) -> list[Cell | str]:
+def _result_row(run: RunData, row: Network, *, is_chosen: bool) -> list[ReportCell | str]:
     cost, trials = row.account, len(row.trials)
     note = "recommended" if is_chosen else ("teacher" if row.is_teacher else "")
     title = row.model if row.is_teacher else row.title
     return [
-        Cell(title, note),
-        Cell(
+        ReportCell(title, note),
+        ReportCell(
             formats.mean_and_deviation(row.percents("top1_percent")),
             f"{trials} trials" if trials > 1 else "",
         ),
@@ -88,23 +92,23 @@ def _result_row(run: Run, row: Network, *, is_chosen: bool) -> list[Cell | str]:
     ]
 
 
-def _batch_sizes(run: Run) -> list[str]:
+def _batch_sizes(run: RunData) -> list[str]:
     """The smallest and the largest batch that were timed."""
     sizes = sorted({size for row in run.networks for size in row.latency}, key=int)
     return list(dict.fromkeys([sizes[0], sizes[-1]])) if sizes else ["1", "64"]
 
 
-def _difference(run: Run, row: Network) -> Cell:
+def _difference(run: RunData, row: Network) -> ReportCell:
     if row is run.baseline:
-        return Cell("reference")
-    found = row.minus(run.baseline)
-    if found is None:
-        return Cell(formats.MISSING)
-    text = f"{formats.signed(found.points)} ± {formats.decimal(found.standard_error)}"
-    return Cell(text, found.reading)
+        return ReportCell("reference")
+    difference = row.minus(run.baseline)
+    if difference is None:
+        return ReportCell(formats.MISSING)
+    text = f"{formats.signed(difference.points)} ± {formats.decimal(difference.standard_error)}"
+    return ReportCell(text, difference.reading)
 
 
-def _reading(run: Run) -> str:
+def _explanation(run: RunData) -> str:
     text = (
         "Standard error of an accuracy p on n test images: sqrt(p (1 - p) / n); of a difference: "
         "the root of the sum of both squares, as if the test sets were independent. A difference "
@@ -117,7 +121,7 @@ def _reading(run: Run) -> str:
     return text
 
 
-def _trainings(run: Run) -> Table:
+def _trainings(run: RunData) -> ReportTable:
     columns = (
         Column("Training", is_number=False),
         Column("Trial"),
@@ -130,10 +134,10 @@ def _trainings(run: Run) -> Table:
         Column("Epochs of both"),
     )
     rows = [_training(row, trial) for row in run.networks for trial in row.trials]
-    return Table(columns, rows, "Trainings, one line each")
+    return ReportTable(columns, rows, "Trainings, one line each")
 
 
-def _training(row: Network, trial: Any) -> list[Cell | str]:
+def _training(row: Network, trial: Any) -> list[ReportCell | str]:
     top1, images = trial.get("top1_percent"), trial.get("test_images")
     error = ""
     if top1 is not None and images:
@@ -143,10 +147,10 @@ def _training(row: Network, trial: Any) -> list[Cell | str]:
     return [
         row.title,
         formats.MISSING if row.is_teacher else formats.count(trial.get("trial", 0)),
-        formats.plain(trial.get("source"))
+        formats.readable(trial.get("source"))
         if row.is_teacher
         else formats.arguments(trial.get("method")),
-        ", ".join(formats.plain(weights.get(key, 0)) for key in ("ce", "kd", "method"))
+        ", ".join(formats.readable(weights.get(key, 0)) for key in ("ce", "kd", "method"))
         if weights
         else formats.MISSING,
         formats.count(trial.get("epochs")),

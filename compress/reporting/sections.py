@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.document import Block, Code, Definitions, Heading, Paragraph
 from compress.reporting.glossary import DEFINITIONS
-from compress.reporting.tables import Cell, Column, Table
+from compress.reporting.tables import Column, ReportCell, ReportTable
 
 
-def fusion(run: Run) -> list[Block]:
-    """Proof that what is deployed computes what was trained."""
+def fusion(run: RunData) -> list[Block]:
+    """Proof that the deployed network computes what the trained one does."""
     heading, values = Heading("Fusion proof"), run.values("fuse")
     students = values.get("students") or []
     if not students:
@@ -28,12 +28,12 @@ def fusion(run: Run) -> list[Block]:
         Column("Not folded", is_number=False),
     )
     rows = [_fused(row, tolerance) for row in students]
-    caption = f"Parity of the fused networks; tolerance {formats.plain(tolerance)}"
-    return [heading, Table(columns, rows, caption)]
+    caption = f"Parity of the fused networks; tolerance {formats.readable(tolerance)}"
+    return [heading, ReportTable(columns, rows, caption)]
 
 
-def time_per_stage(run: Run) -> list[Block]:
-    """Where the time went."""
+def time_per_stage(run: RunData) -> list[Block]:
+    """Wall-clock time of every stage."""
     heading = Heading("Time per stage")
     seconds = stage_seconds(run)
     if not seconds:
@@ -41,38 +41,38 @@ def time_per_stage(run: Run) -> list[Block]:
     columns = (Column("Stage", is_number=False), Column("Time"), Column("Seconds"))
     named = [*seconds.items(), ("total", sum(seconds.values()))]
     rows = [(name, formats.duration(time), formats.decimal(time, 1)) for name, time in named]
-    return [heading, Table(columns, rows, "Wall-clock time", highlight=len(rows) - 1)]
+    return [heading, ReportTable(columns, rows, "Wall-clock time", highlight=len(rows) - 1)]
 
 
-def stage_seconds(run: Run) -> dict[str, float]:
-    """Seconds of every stage that says how long it took."""
-    found = {stage: run.measured(stage).get("seconds") for stage in run.results}
-    return {stage: float(seconds) for stage, seconds in found.items() if seconds is not None}
+def stage_seconds(run: RunData) -> dict[str, float]:
+    """Seconds of every stage that recorded them."""
+    recorded = {stage: run.measured(stage).get("seconds") for stage in run.results}
+    return {stage: float(seconds) for stage, seconds in recorded.items() if seconds is not None}
 
 
 def definitions() -> list[Block]:
-    """The convention behind every number."""
+    """The definition of every number."""
     return [Heading("Definitions"), Definitions(DEFINITIONS)]
 
 
-def recipe(run: Run) -> list[Block]:
-    """The recipe as it was given."""
+def recipe(run: RunData) -> list[Block]:
+    """The user's recipe."""
     text = run.recipe_text
-    shown = Code(text) if text else Paragraph("The run directory holds no recipe.")
-    return [Heading("Recipe"), shown]
+    block = Code(text) if text else Paragraph("The run directory holds no recipe.")
+    return [Heading("Recipe"), block]
 
 
-def environment(run: Run) -> list[Block]:
-    """Versions and the machine."""
+def environment(run: RunData) -> list[Block]:
+    """Versions of software, and the machine."""
     heading = Heading("Environment")
     if not run.environment:
         return [heading, Paragraph("The run directory says nothing of its environment.")]
     columns = (Column("Part", is_number=False), Column("Value", is_number=False))
     rows = list(_flat(run.environment))
-    return [heading, Table(columns, rows, "Software and machine")]
+    return [heading, ReportTable(columns, rows, "Software and machine")]
 
 
-def _fused(row: Mapping[str, Any], tolerance: float | None) -> list[Cell | str]:
+def _fused(row: Mapping[str, Any], tolerance: float | None) -> list[ReportCell | str]:
     largest = [row.get("fused_max_abs"), row.get("folded_max_abs")]
     known = [float(value) for value in largest if value is not None]
     verdict = formats.MISSING
@@ -95,5 +95,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
         name = f"{prefix}{key}"
-        rows += _flat(item, f"{name}.") if isinstance(item, dict) else [(name, formats.plain(item))]
+        rows += (
+            _flat(item, f"{name}.") if isinstance(item, dict) else [(name, formats.readable(item))]
+        )
     return rows

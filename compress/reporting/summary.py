@@ -4,29 +4,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.document import Block, KeyFigures, Paragraph
 from compress.reporting.network import BASELINE, Network
 from compress.reporting.ranking import NOT_DISTINGUISHABLE, rule
 
 
-def summary(run: Run) -> list[Block]:
-    """What was compressed, how much smaller, how accurate, what is recommended and why."""
-    chosen = run.recommended
-    if chosen is None:
+def summary(run: RunData) -> list[Block]:
+    """Subject, size and accuracy of the recommended student, and the rule that chose it."""
+    network = run.recommended
+    if network is None:
         return [Paragraph(f"{_subject(run)} No student has been trained yet.", is_lead=True)]
     teacher = run.teachers[0] if run.teachers else None
     text = " ".join(
-        filter(None, (_subject(run), _accuracy(run, chosen, teacher), _smaller(chosen)))
+        filter(None, (_subject(run), _accuracy(run, network, teacher), _smaller(network)))
     )
     return [
         Paragraph(text, is_lead=True),
-        KeyFigures(_key_figures(run, chosen, teacher)),
+        KeyFigures(_key_figures(run, network, teacher)),
         Paragraph(f"Rule of the recommendation: {rule(run.headline)}.{_why(run)}", is_note=True),
     ]
 
 
-def _subject(run: Run) -> str:
+def _subject(run: RunData) -> str:
     teachers = " and ".join(row.model for row in run.teachers)
     part: Any = run.resolved.get("student")
     model = part.get("model") if isinstance(part, dict) else None
@@ -35,14 +35,14 @@ def _subject(run: Run) -> str:
     return f"The {kind} {teachers} was compressed into the student {name or ''}".strip() + "."
 
 
-def _accuracy(run: Run, chosen: Network, teacher: Network | None) -> str:
-    name = f"trained alone ({BASELINE})" if chosen.label == BASELINE else chosen.label
+def _accuracy(run: RunData, network: Network, teacher: Network | None) -> str:
+    name = f"trained alone ({BASELINE})" if network.label == BASELINE else network.label
     text = (
         f"The recommended student, {name}, classifies "
-        f"{formats.percent(chosen.top1_percent)} of {formats.count(chosen.test_images)} test "
+        f"{formats.percent(network.top1_percent)} of {formats.count(network.test_images)} test "
         "images correctly"
     )
-    versus = chosen.minus(teacher)
+    versus = network.minus(teacher)
     if teacher is None or versus is None:
         return f"{text}."
     difference = (
@@ -54,8 +54,8 @@ def _accuracy(run: Run, chosen: Network, teacher: Network | None) -> str:
     )
 
 
-def _smaller(chosen: Network) -> str:
-    parameters, ratio = chosen.account.get("parameters"), _ratio(chosen)
+def _smaller(network: Network) -> str:
+    parameters, ratio = network.account.get("parameters"), _ratio(network)
     if parameters is None or ratio is None:
         return ""
     fewer = f"{formats.percent(ratio)} fewer than the teacher"
@@ -67,7 +67,7 @@ def _ratio(row: Network) -> float | None:
     return None if ratio is None else float(ratio)
 
 
-def _why(run: Run) -> str:
+def _why(run: RunData) -> str:
     choice = run.recommendation
     if choice is None or choice.label == choice.most_accurate:
         return ""
@@ -79,13 +79,13 @@ def _why(run: Run) -> str:
 
 
 def _key_figures(
-    run: Run, chosen: Network, teacher: Network | None
+    run: RunData, network: Network, teacher: Network | None
 ) -> Sequence[tuple[str, str, str]]:
-    cost, big = chosen.account, teacher.account if teacher else {}
+    cost, big = network.account, teacher.account if teacher else {}
     top1 = formats.percent(teacher.top1_percent) if teacher else ""
     items = [
         (
-            formats.percent(chosen.top1_percent),
+            formats.percent(network.top1_percent),
             f"Top-1, {run.headline}",
             f"teacher {top1}" if top1 else "",
         )
@@ -96,7 +96,7 @@ def _key_figures(
     if cost.get("macs") is not None:
         note = f"teacher {formats.millions(big.get('macs'))} million" if big else ""
         items.append((f"{formats.millions(cost['macs'])} million", "MACs per image", note))
-    latency = chosen.latency.get("1", {}).get("median_ms")
+    latency = network.latency.get("1", {}).get("median_ms")
     if latency is not None:
         other = teacher.latency.get("1", {}).get("median_ms") if teacher else None
         note = f"teacher {formats.milliseconds(other)} ms" if other is not None else ""

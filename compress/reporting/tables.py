@@ -22,49 +22,49 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a cell says, and a remark in smaller print."""
+class ReportCell:
+    """Text of a cell, and a note in smaller print."""
 
     text: str
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of cells (plain strings are cells without a remark) under columns.
+class ReportTable:
+    """Rows of cells (strings are cells without a note) under columns.
 
     Raises:
         ValueError: a row does not have as many cells as there are columns.
     """
 
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell | str]]
+    rows: Sequence[Sequence[ReportCell | str]]
     caption: str = ""
-    highlight: int | None = None  # the row to be set off
+    highlight: int | None = None  # index of the row printed in bold
 
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"{len(row)} cells for {len(self.columns)} columns: {row}")
 
-    def only(self, places: Sequence[int]) -> "Table":
-        """The same table with some of its columns."""
+    def select(self, places: Sequence[int]) -> "ReportTable":
+        """A table of the columns at `places`."""
         rows = [[row[place] for place in places] for row in self.rows]
         return replace(self, columns=[self.columns[place] for place in places], rows=rows)
 
-    def without_empty_columns(self) -> "Table":
-        """The same table without the columns in which no row has a value."""
+    def without_empty_columns(self) -> "ReportTable":
+        """A table without the columns in which no row has a value."""
         places = range(len(self.columns))
         known = [p for p in places if any(_parts(row[p])[0] != MISSING for row in self.rows)]
-        return self.only(known) if self.rows else self
+        return self.select(known) if self.rows else self
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown; the row set off is bold."""
-        heads = [escape_markdown(_joined(column.header, column.unit)) for column in self.columns]
+        """A table of GitHub's Markdown; the highlighted row is bold."""
+        heads = [escape_markdown(_join(column.header, column.unit)) for column in self.columns]
         rules = ["---:" if column.is_number else ":---" for column in self.columns]
         lines = [heads, rules]
         for place, row in enumerate(self.rows):
-            cells = [escape_markdown(_joined(*_parts(cell))) for cell in row]
+            cells = [escape_markdown(_join(*_parts(cell))) for cell in row]
             bold = place == self.highlight
             lines.append([f"**{cell}**" if bold and cell else cell for cell in cells])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -99,18 +99,18 @@ class Table:
 
 
 def _text(text: str) -> Text:
-    """What a terminal shows; printable before the columns' widths are decided."""
+    """Text for a terminal, escaped before the widths of the columns are decided."""
     return Text(printable(text))
 
 
-def _parts(cell: Cell | str) -> tuple[str, str]:
+def _parts(cell: ReportCell | str) -> tuple[str, str]:
     return (cell, "") if isinstance(cell, str) else (cell.text, cell.note)
 
 
-def _joined(text: str, remark: str) -> str:
-    if text.endswith(")") and remark:
-        return f"{text}, {remark}"
-    return f"{text} ({remark})" if remark else text
+def _join(text: str, note: str) -> str:
+    if text.endswith(")") and note:
+        return f"{text}, {note}"
+    return f"{text} ({note})" if note else text
 
 
 def _html_cell(column: Column, text: str, note: str, scope: str = "") -> str:

@@ -1,18 +1,18 @@
-"""The transfer section: every initialisation of a task side by side, its pictures and curves."""
+"""The section on transfer: initialisations of a task side by side, their pictures and curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.reporting import formats, plots
-from compress.reporting.collect import Run, metrics
+from compress.reporting.collect import RunData, metrics
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
-from compress.reporting.tables import Cell, Column, Table
+from compress.reporting.tables import Column, ReportCell, ReportTable
 
 _PICTURES = {".png", ".jpg", ".jpeg"}
 
 
-def transfers(run: Run) -> list[Block]:
+def transfers(run: RunData) -> list[Block]:
     """One part per transfer task that has run."""
     blocks: list[Block] = [Heading("Transfer")]
     stages = run.transfers()
@@ -24,7 +24,7 @@ def transfers(run: Run) -> list[Block]:
     return blocks
 
 
-def _over_data_sets(run: Run, stages: list[str]) -> list[Block]:
+def _over_data_sets(run: RunData, stages: list[str]) -> list[Block]:
     """Initialisations x data sets for each task that has run on several, as the papers print it."""
     groups: dict[str, list[str]] = {}
     for stage in stages:
@@ -33,16 +33,16 @@ def _over_data_sets(run: Run, stages: list[str]) -> list[Block]:
     for task, several in groups.items():
         if len(several) < 2:
             continue
-        found = {stage: run.values(stage) for stage in several}
-        rows = {s: {r.get("init"): r for r in v.get("rows") or []} for s, v in found.items()}
+        values = {stage: run.values(stage) for stage in several}
+        rows = {s: {r.get("init"): r for r in v.get("rows") or []} for s, v in values.items()}
         columns = [Column("Initialisation", is_number=False)]
-        columns += [Column(_stage_title(s), _unit(found[s])) for s in several]
-        cells: list[list[Cell | str]] = [
-            [str(init), *(_metric(rows[s].get(init, {}), _headline(found[s])) for s in several)]
+        columns += [Column(_stage_title(s), _unit(values[s])) for s in several]
+        cells: list[list[ReportCell | str]] = [
+            [str(init), *(_metric(rows[s].get(init, {}), _headline(values[s])) for s in several)]
             for init in dict.fromkeys(init for one in rows.values() for init in one)
         ]
         title = f"{task.replace('_', ' ').capitalize()} over data sets"
-        tables.append(Table(columns, cells, title))
+        tables.append(ReportTable(columns, cells, title))
     return tables
 
 
@@ -56,10 +56,10 @@ def _headline(values: Mapping[str, Any]) -> str:
 
 def _unit(values: Mapping[str, Any]) -> str:
     """top1_percent -> "top1, %"."""
-    return ", ".join(filter(None, _named(_headline(values))))
+    return ", ".join(filter(None, _header_and_unit(_headline(values))))
 
 
-def _task(run: Run, stage: str) -> list[Block]:
+def _task(run: RunData, stage: str) -> list[Block]:
     values, name = run.values(stage), stage.split("/", 1)[1]
     rows = values.get("rows") or []
     blocks: list[Block] = [Heading(name.replace("_", " ").capitalize(), level=3)]
@@ -84,7 +84,7 @@ def _sentence(text: Any) -> str:
     return text if not text or text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _table(rows: list[Mapping[str, Any]], headline: str, name: str) -> Table:
+def _table(rows: list[Mapping[str, Any]], headline: str, name: str) -> ReportTable:
     """The headline metric stands first, then its difference to the reference."""
     keys = dict.fromkeys(key for row in rows for key in row.get("metrics") or {})
     ordered = [key for key in keys if key == headline] + [key for key in keys if key != headline]
@@ -92,12 +92,12 @@ def _table(rows: list[Mapping[str, Any]], headline: str, name: str) -> Table:
     columns = (
         Column("Initialisation", is_number=False),
         Column("Student", is_number=False),
-        *(Column(*_named(key)) for key in ordered),
+        *(Column(*_header_and_unit(key)) for key in ordered),
         *([Column(f"Difference to {reference}", "95 % interval")] if reference else []),
         Column("Seeds"),
         Column("Encoder loaded", "%"),
     )
-    cells: list[list[Cell | str]] = [
+    cells: list[list[ReportCell | str]] = [
         [
             str(row.get("init")),
             str(row.get("student", formats.MISSING)),
@@ -108,28 +108,28 @@ def _table(rows: list[Mapping[str, Any]], headline: str, name: str) -> Table:
         ]
         for row in rows
     ]
-    return Table(columns, cells, f"Transfer to {name.replace('_', ' ')}")
+    return ReportTable(columns, cells, f"Transfer to {name.replace('_', ' ')}")
 
 
 def _reference(rows: list[Mapping[str, Any]]) -> str | None:
     """The initialisation to which the others are compared."""
-    found = [row["against"]["reference"] for row in rows if row.get("against")]
-    return str(found[0]) if found else None
+    names = [row["against"]["reference"] for row in rows if row.get("against")]
+    return str(names[0]) if names else None
 
 
-def _difference(row: Mapping[str, Any], key: str) -> Cell:
+def _difference(row: Mapping[str, Any], key: str) -> ReportCell:
     """Mean paired difference, and its interval where the seeds allow one."""
     against = (row.get("against") or {}).get("differences", {}).get(key)
     if against is None:
-        return Cell(formats.MISSING, "reference")
+        return ReportCell(formats.MISSING, "reference")
     ends = against.get("interval")
     if ends is None:
-        return Cell(formats.signed(against["mean"]), "no interval")
+        return ReportCell(formats.signed(against["mean"]), "no interval")
     low, high = (formats.signed(end) for end in ends)
-    return Cell(formats.signed(against["mean"]), f"{low} to {high}")
+    return ReportCell(formats.signed(against["mean"]), f"{low} to {high}")
 
 
-def _named(key: str) -> tuple[str, str]:
+def _header_and_unit(key: str) -> tuple[str, str]:
     """A metric's key as header and unit: ap50_percent -> ("ap50", "%")."""
     for suffix, unit in (("_percent", "%"), ("_ms", "ms"), ("_points", "points")):
         if key.endswith(suffix):
@@ -137,20 +137,20 @@ def _named(key: str) -> tuple[str, str]:
     return key.replace("_", " "), ""
 
 
-def _metric(row: Mapping[str, Any], key: str) -> Cell:
+def _metric(row: Mapping[str, Any], key: str) -> ReportCell:
     """The mean over the seeds; their standard deviation in small print."""
     value, spread = (row.get("metrics") or {}).get(key), (row.get("spread") or {}).get(key)
     decimals = 2 if key.endswith("_percent") else 4
     if not isinstance(value, float):
-        return Cell(formats.plain(value))
+        return ReportCell(formats.readable(value))
     note = "" if spread is None else f"± {formats.decimal(spread, decimals)}"
-    return Cell(formats.decimal(value, decimals), note)
+    return ReportCell(formats.decimal(value, decimals), note)
 
 
-def _curves(run: Run, stage: str, rows: list[Mapping[str, Any]], headline: str) -> list[Block]:
+def _curves(run: RunData, stage: str, rows: list[Mapping[str, Any]], headline: str) -> list[Block]:
     inits = dict.fromkeys(str(row.get("init")) for row in rows)
     history = {init: metrics(_of_first_seed(run.folder / stage / init)) for init in inits}
-    header, unit = _named(headline)
+    header, unit = _header_and_unit(headline)
     images = []
     for key, title in (
         (headline, f"{header} ({unit})" if unit else header),
@@ -177,8 +177,7 @@ def _of_first_seed(folder: Path) -> Path:
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    found = [row for row in rows if row.get(key) is not None]
-    return [(float(row["epoch"]), float(row[key])) for row in found]
+    return [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) is not None]
 
 
 def _pictures(folder: Path, stage: str, names: list[str], legend: str) -> list[Block]:

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from compress.console.ending import exit_code
-from compress.console.terminal import tell, tell_stop
+from compress.console.terminal import print_error, print_stop
 from compress.distributed.collectives import is_main_process, on_main_process, world_size
 from compress.errors import UserError
 
@@ -41,8 +41,8 @@ def launch(read: Callable[[], Request], command: Callable[[Request], int]) -> in
     with _joined_processes():
         return exit_code(
             lambda: command(on_main_process(read)),
-            lambda message: say_once(lambda: tell(message)),
-            lambda sentence: say_once(lambda: tell_stop(sentence)),
+            lambda message: say_once(lambda: print_error(message)),
+            lambda sentence: say_once(lambda: print_stop(sentence)),
         )
 
 

@@ -15,7 +15,7 @@ from compress.recipe.schema import Data, Named, Recipe
 from compress.stages.teacher import own_description
 from compress.storage.files import read_tensors
 from compress.taps import TapSpecs
-from compress.text import is_line, shown
+from compress.text import is_line, short_repr
 
 _BYTES = 4  # of a float32
 
@@ -60,7 +60,7 @@ def _check_data(data: Data, *, is_exported: bool) -> list[str]:
         problems.append(f"data.classes: asks for {data.classes}, the data set has {len(names)}")
     if is_exported:
         problems += [
-            f"data: class name {shown(name)} is no line of text for labels.txt; rename it"
+            f"data: class name {short_repr(name)} is no line of text for labels.txt; rename it"
             for name in names[: data.classes]
             if not is_line(name)
         ]

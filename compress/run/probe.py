@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.model_files.weights import load_state, published_weights, read_state
-from compress.models.layout import check_forward
+from compress.models.forward import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths
 from compress.run.place_checks import check_batches
 from compress.seeding import seeded

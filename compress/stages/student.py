@@ -13,7 +13,7 @@ from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
 from compress.model_files.weights import load_initial
-from compress.models.layout import lay_channels_last
+from compress.models.forward import lay_channels_last
 from compress.recipe.schema import MethodPart
 from compress.seeding import seeded
 from compress.stages.job import Job

@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.methods.contract import logits_of
 from compress.model_files import artifacts
 from compress.model_files.weights import load_initial
-from compress.models.layout import check_forward, lay_channels_last
+from compress.models.forward import check_forward, lay_channels_last
 from compress.recipe.schema import Teacher, Train
 from compress.stages import (
     compiled_forward,

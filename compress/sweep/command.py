@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from compress.console.ending import exit_code
-from compress.console.terminal import tell, tell_stop
+from compress.console.terminal import print_error, print_stop
 from compress.errors import UserError
 from compress.recipe.command_line import list_problems
 from compress.recipe.files import add_set_option, read_yaml, with_overrides
@@ -24,7 +24,7 @@ from compress.sweep.schema import Sweep, check_sweep
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code: 0 done, 1 a cell failed, 2 user error, 130 or 143 stopped."""
-    return exit_code(lambda: _command(_parser().parse_args(arguments)), tell, tell_stop)
+    return exit_code(lambda: _command(_parser().parse_args(arguments)), print_error, print_stop)
 
 
 def _parser() -> argparse.ArgumentParser:

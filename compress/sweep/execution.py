@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from compress.console.messages import log, log_to
-from compress.console.terminal import console, tell
+from compress.console.terminal import console, print_error
 from compress.errors import UserError
 from compress.models import user_code
 from compress.pipeline import STAGES
@@ -60,7 +60,7 @@ def run_sweep(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) ->
         console.print(terminal_table(sweep, folder, plan.status))
         log(f"table: {path}")
     for name, reason in plan.status.failed.items():
-        tell(f"{name}: {reason}")
+        print_error(f"{name}: {reason}")
     return 1 if plan.status.failed else 0
 
 

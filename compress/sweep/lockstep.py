@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.console.messages import console
-from compress.console.terminal import tell
+from compress.console.terminal import print_error
 from compress.engine.lockstep import drain, in_lockstep
 from compress.engine.loop import Position
 from compress.errors import UserError
@@ -37,7 +37,7 @@ def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
     runs = [_one(path, options, companions, failed) for path in recipes]
     drain(in_lockstep(runs))
     for path, message in failed.items():
-        tell(f"{path}: {message}")
+        print_error(f"{path}: {message}")
     return 2 if failed else 0
 
 

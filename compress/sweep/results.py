@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from compress.errors import UserError
-from compress.reporting.collect import Run, load
+from compress.reporting.collect import RunData, load
 from compress.reporting.ranking import difference
 from compress.sweep.schema import PaperValue, Status, Sweep, cells
 
@@ -91,13 +91,13 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
     return results
 
 
-def _load(folder: Path, name: str, status: Status) -> Run:
+def _load(folder: Path, name: str, status: Status) -> RunData:
     """A run directory; where it is damaged the run counts as failed, and the others go on."""
     try:
         return load(folder)
     except UserError as error:
         status.failed[name] = str(error)
-        return Run(folder, name, "", {}, {}, {}, (), ())
+        return RunData(folder, name, "", {}, {}, {}, (), ())
 
 
 def _paper(sweep: Sweep, row: str, index: int) -> PaperValue:

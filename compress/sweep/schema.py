@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compress.errors import nearest
 from compress.recipe.schema import MethodPart, Part, Trials, describe_errors
-from compress.text import shown
+from compress.text import short_repr
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 # Mean, mean and standard deviation, or null where the paper has none.
@@ -131,7 +131,7 @@ def _wrong_parts(sweep: Sweep) -> list[str]:
         parts["recipe.distill.train"] = distill.get("train")
     parts |= {f"students.{name}.train": s.get("train") for name, s in sweep.students.items()}
     problems = [
-        f"{path}: expected a mapping, got {shown(part)}"
+        f"{path}: expected a mapping, got {short_repr(part)}"
         for path, part in parts.items()
         if part is not None and not isinstance(part, dict)
     ]

@@ -19,7 +19,7 @@ from compress.reporting.document import Block, Document, Heading, Paragraph
 from compress.reporting.html import html
 from compress.reporting.markdown import markdown
 from compress.reporting.ranking import NOT_DISTINGUISHABLE
-from compress.reporting.tables import Cell, Column, Table
+from compress.reporting.tables import Column, ReportCell, ReportTable
 from compress.storage.files import write_text
 from compress.sweep.results import KEYS, TEACHER, Found, Results, collect
 from compress.sweep.schema import PaperValue, Status, Sweep
@@ -28,7 +28,7 @@ _ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", NOT_DI
 _NOT_APPLICABLE = "n/a"
 
 
-def accuracy_table(results: Results) -> Table:
+def accuracy_table(results: Results) -> ReportTable:
     """Methods by pairs."""
     sweep = results.sweep
     columns = [Column("Method", is_number=False)]
@@ -37,16 +37,16 @@ def accuracy_table(results: Results) -> Table:
     for row in results.rows:
         shown = [_cell(results, results.found[pair.name, row]) for pair in sweep.pairs]
         title = {"none": "student alone"}.get(row, row)
-        rows.append([Cell(title, "paper" if row in sweep.paper else ""), *shown])
-    return Table(columns, rows, f"{sweep.title}: top-1 accuracy")
+        rows.append([ReportCell(title, "paper" if row in sweep.paper else ""), *shown])
+    return ReportTable(columns, rows, f"{sweep.title}: top-1 accuracy")
 
 
-def _cell(results: Results, one: Found) -> Cell:
+def _cell(results: Results, one: Found) -> ReportCell:
     arrow = _ARROWS.get(results.reading(one), "")
     text = formats.mean_and_deviation(one.percents)
     if one.refused or one.failed:
         text = _NOT_APPLICABLE if one.refused else "failed"
-    return Cell(f"{text} {arrow}".strip(), _paper(one.paper) if one.paper is not None else "")
+    return ReportCell(f"{text} {arrow}".strip(), _paper(one.paper) if one.paper is not None else "")
 
 
 def _paper(value: PaperValue) -> str:
@@ -55,7 +55,7 @@ def _paper(value: PaperValue) -> str:
     return formats.decimal(value)
 
 
-def terms_table(results: Results) -> Table:
+def terms_table(results: Results) -> ReportTable:
     """What each method's own term did on the held-out batch, first trial of each cell."""
     columns = (
         Column("Pair", is_number=False),
@@ -77,7 +77,7 @@ def terms_table(results: Results) -> Table:
         shown = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
         fell = None not in (values[0], values[2]) and values[2] < values[0]
         rows.append([one.pair, one.row, *shown, "yes" if fell else "no"])
-    return Table(columns, rows, "The methods' own terms on a fixed batch")
+    return ReportTable(columns, rows, "The methods' own terms on a fixed batch")
 
 
 def document(results: Results) -> Document:

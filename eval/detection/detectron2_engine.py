@@ -31,7 +31,7 @@ from eval.detection.metrics import Metric
 from eval.detection.model import Design
 from eval.transfer.context import SCRATCH, Start, TransferContext
 from export.detectron2.command import config_text, expected_missing, full_name, write_network
-from export.detectron2.config import config, merged
+from export.detectron2.config import config, merge
 
 
 def run(
@@ -87,7 +87,7 @@ def _built(
     network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
     trunk = write_network(weights, network, start.student)
     content = config(trunk, start.origin.preprocessing, weights=str(weights))
-    content = merged(content, job_config(context, design, data, flip=flip))
+    content = merge(content, job_config(context, design, data, flip=flip))
     written = start.folder / "detectron2.yaml"
     write_text(written, config_text(content))
     cfg = get_cfg()

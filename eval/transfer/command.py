@@ -89,6 +89,6 @@ def _write_results(task: str, folder: Path, labels: list[str]) -> Path:
     table = table_of(results)
     write_json(folder / "result.json", {"task": task, "results": results})
     protocol = next(iter(results.values()))["protocol"]
-    write_text(folder / "table.md", f"{table.markdown()}\n{printable(protocol)}\n")
+    write_text(folder / "table.md", f"{table.markdown()}\n\n{printable(protocol)}\n")
     console.print(table.rich())
     return folder / "table.md"

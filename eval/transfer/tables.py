@@ -1,39 +1,16 @@
 """The table of a comparison, for the terminal and as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table as RichTable
-from rich.text import Text
+from compress.reporting.tables import Column, ReportTable
 
 Row = Mapping[str, Any]
+# Texts; every other column holds numbers.
+_TEXTS = ("init", "student")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Texts under headers; the first column names the row."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """A table of GitHub's Markdown."""
-        rules = [":---"] + ["---:"] * (len(self.headers) - 1)
-        lines = [self.headers, rules, *self.rows]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-    def rich(self) -> RichTable:
-        """The table for a terminal."""
-        table = RichTable(header_style="bold")
-        for place, header in enumerate(self.headers):
-            table.add_column(Text(header), justify="right" if place else "left")
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        return table
-
-
-def table_of(results: Mapping[str, Mapping[str, Any]]) -> Table:
+def table_of(results: Mapping[str, Mapping[str, Any]]) -> ReportTable:
     """Initialisations x metrics of one data set; of several, initialisations x data sets.
 
     Args:
@@ -56,10 +33,10 @@ def table_of(results: Mapping[str, Mapping[str, Any]]) -> Table:
         [init, *(cell(rows[init], key) if init in rows else "" for rows, key, cell in columns)]
         for init in inits
     ]
-    return Table(headers, body)
+    return _table(headers, body)
 
 
-def _metrics(values: Mapping[str, Any]) -> Table:
+def _metrics(values: Mapping[str, Any]) -> ReportTable:
     rows: Sequence[Row] = values["rows"]
     headline = values["headline"]
     keys = [headline, *(key for key in rows[0]["metrics"] if key != headline)]
@@ -76,7 +53,11 @@ def _metrics(values: Mapping[str, Any]) -> Table:
         ]
         for row in rows
     ]
-    return Table(headers, body)
+    return _table(headers, body)
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> ReportTable:
+    return ReportTable([Column(h, is_number=h not in _TEXTS) for h in headers], rows)
 
 
 def _reference(values: Mapping[str, Any]) -> str | None:
@@ -101,8 +82,8 @@ def difference_cell(row: Row, key: str) -> str:
     """+1.20 [+0.40, +2.00]: mean paired difference and its 95 % interval."""
     if not row["against"]:
         return "reference"
-    found = row["against"]["differences"][key]
-    mean = f"{found['mean']:+.2f}"
-    if found["interval"] is None:
+    difference = row["against"]["differences"][key]
+    mean = f"{difference['mean']:+.2f}"
+    if difference["interval"] is None:
         return f"{mean} (no interval)"
-    return f"{mean} [{found['interval'][0]:+.2f}, {found['interval'][1]:+.2f}]"
+    return f"{mean} [{difference['interval'][0]:+.2f}, {difference['interval'][1]:+.2f}]"

@@ -1,11 +1,11 @@
-"""MODEL_CARD.md: what is in a bundle, how it was made, how good it is, and what it is not."""
+"""MODEL_CARD.md: contents of a bundle, origin, accuracy, speed and limits of its network."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from compress.text import one_line, printable
-from export.bundle.layout import FULL_RANGE
+from export.bundle.contents import FULL_RANGE
 
 _FRONT = """---
 license: {license}
@@ -21,8 +21,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
         facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
             `license` (None: not stated), `parity`, `int8` (None without it), `int8_refused` (why
             it was left out, or None), `files` (name -> bytes), `latency` (see `.timing`, or None),
-            `costs` (of `account`, or None), `found` and `teachers` (what distill and teacher
-            found), `machine` (the environment).
+            `costs` (of `account`, or None), `training` and `teachers` (values of the distill and
+            teacher stages), `machine` (the environment).
     """
     sections = [
         _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
@@ -76,8 +76,12 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
             f"| `student.int8.onnx` | {int8['onnx_top1_percent']:.2f} | "
             f"{int8['top1_agreement_percent']:.2f} |"
         )
-    found = facts["found"]
-    epoch = f", weights of epoch {found['selected_epoch']} of {found['epochs']}" if found else ""
+    training = facts["training"]
+    epoch = (
+        f", weights of epoch {training['selected_epoch']} of {training['epochs']}"
+        if training
+        else ""
+    )
     rows.append(f"\nTop-1 on the {parity['images']} images of the test split{epoch}.")
     if int8 is not None:
         gate = int8["gate"]
@@ -108,18 +112,18 @@ def _speed(facts: Mapping[str, Any]) -> str:
     costs = facts["costs"]
     if costs is not None:
         lines.append(f"\n{costs['parameters']:,} parameters, {costs['macs']:,} MACs per image.")
-    timed = facts["latency"]
-    if timed is not None:
-        sizes = sorted({s for row in timed["latency"].values() for s in row}, key=int)
+    timing = facts["latency"]
+    if timing is not None:
+        sizes = sorted({s for row in timing["latency"].values() for s in row}, key=int)
         lines += ["", "| runtime | " + " | ".join(f"batch {s}, ms" for s in sizes) + " |"]
         lines.append("|---|" + "---:|" * len(sizes))
-        for name, row in timed["latency"].items():
+        for name, row in timing["latency"].items():
             cells = [f"{row[s]['median_ms']:.3f}" for s in sizes]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        told = ", ".join(f"{k} {v}" for k, v in timed["protocol"].items())
+        protocol = ", ".join(f"{k} {v}" for k, v in timing["protocol"].items())
         machine = facts["machine"]
         lines.append(
-            f"\nMedian of a call: {told}; {machine['processor'] or 'unknown processor'}, "
+            f"\nMedian of a call: {protocol}; {machine['processor'] or 'unknown processor'}, "
             f"{machine['cores']} cores, torch {machine['torch']}, onnxruntime "
             f"{machine['onnxruntime']}."
         )
@@ -134,7 +138,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
     weights = ", ".join(f"{k} {v:g}" for k, v in distillation["weights"].items())
     data = ", ".join(f"{k} {one_line(str(v))}" for k, v in facts["data"].items() if v is not None)
     versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
-    seed = f", seed {facts['found']['seed']}" if facts["found"] else ""
+    seed = f", seed {facts['training']['seed']}" if facts["training"] else ""
     teachers = "".join(
         f"* Teacher: {one_line(str(row.get('model')))}, {row.get('top1_percent', 0):.2f} % top-1\n"
         for row in facts["teachers"]

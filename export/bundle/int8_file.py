@@ -1,7 +1,7 @@
-"""student.int8.onnx: made, judged, and left out of the bundle where it exceeds a limit.
+"""student.int8.onnx: quantize, compare with the trained network, and drop if a limit is exceeded.
 
-It is judged twice: with the integer kernels of this machine, and exactly as the file is written
-(`exact` of `open_session`), so that no file passes for the CPU that it happens to meet.
+It is compared twice: with the integer kernels of this machine, and exactly as the file is written
+(`exact` of `open_session`), so that no file passes only thanks to the CPU at hand.
 """
 
 from dataclasses import asdict
@@ -14,28 +14,28 @@ from compress.errors import UserError
 from compress.onnx.qdq import CALIBRATIONS
 from compress.onnx.quantize import quantize_onnx
 from compress.recipe.schema import Int8
-from export.bundle.int8_gate import Limits
-from export.bundle.layout import FLOAT, FULL_RANGE, INT8
+from export.bundle.contents import FLOAT, FULL_RANGE, INT8
+from export.bundle.int8_gate import Int8Limits
 from export.bundle.parity import Parity
-from export.bundle.request import Request, calibration_batches, compare_file
+from export.bundle.request import BundleRequest, calibration_batches, compare_file
 
-# Of the judged split, run exactly: that takes several times as long as the kernels do.
+# Of the split, run exactly: that takes several times as long as the kernels do.
 _EXACT_IMAGES = 1000
 
 
 def write_int8(
-    request: Request, folder: Path, float_bytes: int
+    request: BundleRequest, folder: Path, float_bytes: int
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Write the int8 file beside the float file, which has `float_bytes`, or leave it out.
 
     Returns:
-        What was found of the file, or None and why there is none.
+        Values about the file and None, or None and why there is no file.
     """
     settings = request.settings.int8
     if settings is None:
         return None, None
     try:
-        return _written(request, settings, folder, float_bytes), None
+        return _quantize(request, settings, folder, float_bytes), None
     except UserError as error:
         (folder / INT8).unlink(missing_ok=True)
         # The folder that the bundle is made in has a random name and goes.
@@ -44,7 +44,9 @@ def write_int8(
         return None, reason
 
 
-def _written(request: Request, settings: Int8, folder: Path, float_bytes: int) -> dict[str, Any]:
+def _quantize(
+    request: BundleRequest, settings: Int8, folder: Path, float_bytes: int
+) -> dict[str, Any]:
     path, data = folder / INT8, request.data
     info = quantize_onnx(
         folder / FLOAT,
@@ -55,12 +57,12 @@ def _written(request: Request, settings: Int8, folder: Path, float_bytes: int) -
         full_range=settings.full_range,
     )
     # Where there is a validation split the test split decides nothing.
-    judged = data.validation or data.test
-    gate = compare_file(request, path, judged)
-    few = judged.subset(evenly(judged, _EXACT_IMAGES)) if len(judged) > _EXACT_IMAGES else judged
+    images = data.validation or data.test
+    gate = compare_file(request, path, images)
+    few = images.subset(evenly(images, _EXACT_IMAGES)) if len(images) > _EXACT_IMAGES else images
     exact = compare_file(request, path, few, exact=True)
     _require({"on this machine": gate, "computed exactly": exact}, settings)
-    parity = gate if judged is data.test else compare_file(request, path, data.test)
+    parity = gate if images is data.test else compare_file(request, path, data.test)
     share = info.size_bytes / float_bytes
     log(
         f"  {INT8}: top-1 {parity.onnx_top1_percent:.2f} % "
@@ -74,15 +76,15 @@ def _written(request: Request, settings: Int8, folder: Path, float_bytes: int) -
         **info.as_dict(),
         **parity.as_dict(),
         "gate": {
-            "split": "validation" if judged is data.validation else "test",
-            **_judged(gate),
-            "exact": _judged(exact),
+            "split": "validation" if images is data.validation else "test",
+            **_gate_values(gate),
+            "exact": _gate_values(exact),
             "accepted": asdict(_limits(settings)),
         },
     }
 
 
-def _judged(parity: Parity) -> dict[str, float | int]:
+def _gate_values(parity: Parity) -> dict[str, float | int]:
     return {
         "images": parity.images,
         "top1_drop": parity.top1_drop,
@@ -91,8 +93,10 @@ def _judged(parity: Parity) -> dict[str, float | int]:
     }
 
 
-def _limits(settings: Int8) -> Limits:
-    return Limits(settings.max_top1_drop, settings.min_agreement_percent, settings.max_difference)
+def _limits(settings: Int8) -> Int8Limits:
+    return Int8Limits(
+        settings.max_top1_drop, settings.min_agreement_percent, settings.max_difference
+    )
 
 
 def _require(parities: dict[str, Parity], settings: Int8) -> None:

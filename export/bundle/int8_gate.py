@@ -6,8 +6,8 @@ from export.bundle.parity import Parity
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an int8 file may lose.
+class Int8Limits:
+    """The most that an int8 file may lose.
 
     `max_top1_drop` is in percentage points, `min_agreement_percent` the share of images that must
     get the trained network's class, `max_difference` that of a logit relative to the largest one.
@@ -18,10 +18,10 @@ class Limits:
     max_difference: float = 0.1
 
     def exceeded(self, parity: Parity, slack_images: int = 0) -> list[str]:
-        """A clause for each limit that was exceeded, naming its key; what is no number exceeds it.
+        """A clause for each exceeded limit, naming its key; a NaN exceeds it.
 
         Args:
-            slack_images: so many images may go wrong however few there are.
+            slack_images: images that may go wrong however few there are.
         """
         slack = 100 * slack_images / parity.images
         drop = max(self.max_top1_drop, slack)

@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle holds, with the SHA-256 of every file."""
+"""manifest.json: the files of a bundle with their SHA-256, and where they come from."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -8,9 +8,10 @@ from pydantic import Field, field_validator
 
 from compress import __version__
 from compress.errors import UserError
-from compress.storage.described import Closed, read_described, shortened
 from compress.storage.files import write_json
 from compress.storage.fingerprints import sha256_file
+from compress.storage.json_files import ClosedSchema, read_json_checked
+from compress.text import short_repr
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -20,19 +21,19 @@ _AGAIN = "copy the bundle again"
 _Line = Annotated[str, Field(max_length=4096)]
 
 
-class Entry(Closed):
-    """A file as it was written."""
+class FileEntry(ClosedSchema):
+    """Digest and size of a file when it was written."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Annotated[int, Field(ge=0)]
 
 
-class Manifest(Closed):
+class Manifest(ClosedSchema):
     """The content of manifest.json.
 
     `data` is the recipe's data section without root, with the seed that subsets are drawn by;
-    `files` are all of the bundle but manifest.json itself, by their path in it; `int8` says where
-    the int8 file is right or why it was refused (None: none was asked for, or an older bundle).
+    `files` are all of the bundle but manifest.json itself, by their path in it; `int8` says on
+    which CPUs the int8 file is right or why it was refused (None: no int8, or an older bundle).
     """
 
     format: int
@@ -41,15 +42,15 @@ class Manifest(Closed):
     fingerprint: _Line
     data: dict[str, Any]
     opset: Annotated[int, Field(ge=1, le=1000)]
-    files: dict[_Line, Entry]
+    files: dict[_Line, FileEntry]
     int8: dict[str, Any] | None = None
 
     @field_validator("files")
     @classmethod
-    def _inside(cls, files: dict[str, Entry]) -> dict[str, Entry]:
+    def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
             if PurePosixPath(name).is_absolute() or ".." in name.split("/"):
-                raise ValueError(f"files names {shortened(name)}, which is not in the bundle")
+                raise ValueError(f"files names {short_repr(name)}, which is not in the bundle")
         return files
 
 
@@ -62,13 +63,13 @@ def write_manifest(
     opset: int,
     int8: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """List every file that is in `folder`; called when all of them are written.
+    """Write the list of all files in `folder`; call it when every other file is written.
 
     Args:
         student: the label that the student has in its run.
     """
     entries = {
-        name: Entry(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
+        name: FileEntry(sha256=sha256_file(folder / name), bytes=(folder / name).stat().st_size)
         for name in sorted(_present(folder))
     }
     manifest = Manifest(
@@ -109,19 +110,19 @@ def check_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _problem(path: Path, entry: Entry) -> str:
+def _problem(path: Path, entry: FileEntry) -> str:
     try:
         size = path.stat().st_size
         if size != entry.bytes:
-            what = "is truncated" if size < entry.bytes else "was changed"
-            return f"{what}: it has {size:,} bytes instead of {entry.bytes:,}"
+            change = "is truncated" if size < entry.bytes else "was changed"
+            return f"{change}: it has {size:,} bytes instead of {entry.bytes:,}"
         return "" if sha256_file(path) == entry.sha256 else "was changed (its SHA-256 differs)"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
 def _present(folder: Path) -> set[str]:
-    """Paths of the bundle's files; what file managers and interpreters leave is not counted."""
+    """Paths of the bundle's files, without those that file managers and interpreters leave."""
     paths = (p.relative_to(folder) for p in folder.rglob("*") if not p.is_dir())
     return {
         p.as_posix()
@@ -131,7 +132,7 @@ def _present(folder: Path) -> set[str]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest, without a look at the files.
+    """Read a bundle's manifest without checking the files against it.
 
     Raises:
         UserError: the folder is no bundle, or the manifest is damaged.
@@ -141,4 +142,4 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     if not path.is_file():
         raise UserError(f"{folder} is no bundle: it has no {NAME}")
-    return Manifest.model_validate(read_described(path, Manifest, FORMAT))
+    return Manifest.model_validate(read_json_checked(path, Manifest, FORMAT))

@@ -1,4 +1,4 @@
-"""Whether an ONNX file computes what the trained network computes, on real images."""
+"""Compare an ONNX file with the trained network on real images."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +14,8 @@ from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.onnx.files import run_session
 
-# From normalised images (N, C, H, W) to what a file takes.
-Taken = Callable[[Tensor], NDArray[np.generic]]
+# From normalised images (N, C, H, W) to a file's input.
+ToInput = Callable[[Tensor], NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -70,34 +70,34 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far two outputs are apart, in absolute values; `scale` is the reference's largest."""
+class OutputDifference:
+    """Absolute differences of two outputs; `scale` is the largest value of the reference."""
 
     max_abs: float
     mean_abs: float
     scale: float
 
 
-class Gap:
-    """Collects a `Difference` over batches; what is no number stays none."""
+class DifferenceMeter:
+    """Accumulates an `OutputDifference` over batches; a NaN stays one."""
 
     def __init__(self) -> None:
         # fmax and fmin would skip a NaN; torch's maximum keeps it.
         self._largest, self._scale = torch.zeros(()), torch.zeros(())
         self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
 
-    def add(self, expected: Tensor, found: Tensor) -> None:
-        """Outputs for the same images; computed with in float64."""
-        apart = (found.double() - expected.double()).abs()
-        self._largest = torch.maximum(self._largest, apart.max())
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        """Add outputs for the same images; differences are taken in float64."""
+        difference = (actual.double() - expected.double()).abs()
+        self._largest = torch.maximum(self._largest, difference.max())
         self._scale = torch.maximum(self._scale, expected.double().abs().max())
-        self._sum += apart.sum()
-        self._count += apart.numel()
+        self._sum += difference.sum()
+        self._count += difference.numel()
 
-    def result(self) -> Difference:
-        """Over all that was added."""
+    def result(self) -> OutputDifference:
+        """The difference over all batches."""
         mean = float(self._sum) / max(self._count, 1)
-        return Difference(float(self._largest), mean, float(self._scale))
+        return OutputDifference(float(self._largest), mean, float(self._scale))
 
 
 def compare(
@@ -105,7 +105,7 @@ def compare(
     session: onnxruntime.InferenceSession,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    taken: Taken | None = None,
+    to_input: ToInput | None = None,
 ) -> Parity:
     """Run both on the same images, on the CPU.
 
@@ -113,12 +113,12 @@ def compare(
         network: the trained network as it is stored, batch norm unfolded.
         session: ONNX Runtime on the exported file.
         batches: normalised images (N, C, H, W) and labels (N,), all on the CPU.
-        taken: makes of the normalised images what the file takes, where that is something else.
+        to_input: turns normalised images into the file's input, if it takes something else.
 
     Raises:
         UserError: there is no image to compare on.
     """
-    return compare_each(network, {"": session}, batches, taken=taken)[""]
+    return compare_each(network, {"": session}, batches, to_input=to_input)[""]
 
 
 def compare_each(
@@ -126,36 +126,36 @@ def compare_each(
     sessions: Mapping[str, onnxruntime.InferenceSession],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    taken: Taken | None = None,
+    to_input: ToInput | None = None,
 ) -> dict[str, Parity]:
-    """`compare` for several files that take the same, the network being run once."""
+    """`compare` several files of the same input while the network runs once."""
     network.eval()
     images, torch_right = 0, 0
-    gaps = {name: Gap() for name in sessions}
-    agreeing, right = dict.fromkeys(sessions, 0), dict.fromkeys(sessions, 0)
+    meters = {name: DifferenceMeter() for name in sessions}
+    same_class, right = dict.fromkeys(sessions, 0), dict.fromkeys(sessions, 0)
     for inputs, labels in batches:
         with torch.inference_mode():
             expected = network(inputs)
         chosen = expected.argmax(1)
         images += len(labels)
         torch_right += int((chosen == labels).sum())
-        given = inputs.numpy() if taken is None else taken(inputs)
+        file_input = inputs.numpy() if to_input is None else to_input(inputs)
         for name, session in sessions.items():
-            found = torch.from_numpy(run_session(session, given))
-            gaps[name].add(expected, found)
-            agreeing[name] += int((found.argmax(1) == chosen).sum())
-            right[name] += int((found.argmax(1) == labels).sum())
+            logits = torch.from_numpy(run_session(session, file_input))
+            meters[name].add(expected, logits)
+            same_class[name] += int((logits.argmax(1) == chosen).sum())
+            right[name] += int((logits.argmax(1) == labels).sum())
     if images == 0:
         raise UserError("there are no test images to compare the ONNX file on")
     results = {}
     for name in sessions:
-        gap = gaps[name].result()
+        meter = meters[name].result()
         results[name] = Parity(
             images=images,
-            max_abs_difference=gap.max_abs,
-            mean_abs_difference=gap.mean_abs,
-            logit_scale=gap.scale,
-            top1_agreement_percent=100.0 * agreeing[name] / images,
+            max_abs_difference=meter.max_abs,
+            mean_abs_difference=meter.mean_abs,
+            logit_scale=meter.scale,
+            top1_agreement_percent=100.0 * same_class[name] / images,
             onnx_top1_percent=100.0 * right[name] / images,
             torch_top1_percent=100.0 * torch_right / images,
         )

@@ -1,4 +1,4 @@
-"""What is to be bundled, and its images as the files take them."""
+"""The inputs of a bundle, and its images in the form that the files take."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from compress.data import Dataset, Images, evaluation_batches, evenly
 from compress.model_files.artifacts import Student
 from compress.onnx.files import open_session
 from compress.recipe.schema import Export, Latency
-from export.bundle.parity import Parity, Taken, compare, pixels_of
+from export.bundle.parity import Parity, ToInput, compare, pixels_of
 
 _BATCH = 64
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be bundled.
+class BundleRequest:
+    """The inputs of a bundle.
 
     `data_section` is the recipe's, without root and with the seed that subsets are drawn by;
     `latency` None leaves out timing; `costs` are the student's columns of `account`, if it ran;
-    `found` and `teachers` are what the distill and teacher stages found.
+    `training` are the values of the student's distill stage, `teachers` those of the teachers.
     """
 
     name: str
@@ -36,34 +36,38 @@ class Request:
     settings: Export
     latency: Latency | None = None
     costs: Mapping[str, Any] | None = None
-    found: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
     teachers: Sequence[Mapping[str, Any]] = ()
 
 
-def calibration_batches(request: Request, count: int) -> Iterator[NDArray[Any]]:
-    """Training images without augmentation, evenly over the split, as the file takes them."""
+def calibration_batches(request: BundleRequest, count: int) -> Iterator[NDArray[Any]]:
+    """Training images without augmentation, spread over the split, as the file takes them."""
     train = request.data.train
-    chosen = train.subset(evenly(train, count))
-    taken = _taken(request)
-    for images, _ in evaluation_batches(chosen, _BATCH, request.data.preprocessing, _CPU):
-        yield images.numpy() if taken is None else taken(images)
+    subset = train.subset(evenly(train, count))
+    to_input = _to_input(request)
+    for images, _ in evaluation_batches(subset, _BATCH, request.data.preprocessing, _CPU):
+        yield images.numpy() if to_input is None else to_input(images)
 
 
-def compare_file(request: Request, path: Path, images: Images, *, exact: bool = False) -> Parity:
-    """A file against the trained network; `exact` as `open_session` takes it."""
+def compare_file(
+    request: BundleRequest, path: Path, images: Images, *, exact: bool = False
+) -> Parity:
+    """Compare a file with the trained network; `exact` is that of `open_session`."""
     batches = evaluation_batches(images, _BATCH, request.data.preprocessing, _CPU)
     with bar(f"  comparing {path.name}", len(images)) as advance:
 
-        def counted() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        def with_progress() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for inputs, labels in batches:
                 yield inputs, labels.cpu()
                 advance(len(labels))
 
         session = open_session(path, exact=exact)
-        return compare(request.student.network, session, counted(), taken=_taken(request))
+        return compare(
+            request.student.network, session, with_progress(), to_input=_to_input(request)
+        )
 
 
-def _taken(request: Request) -> Taken | None:
+def _to_input(request: BundleRequest) -> ToInput | None:
     if not request.settings.raw_pixels:
         return None
     return partial(pixels_of, preprocessing=request.data.preprocessing)

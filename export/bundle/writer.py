@@ -1,4 +1,4 @@
-"""The product: one folder that runs anywhere and proves that it is the trained network.
+"""The bundle: one folder that runs anywhere and proves that it is the trained network.
 
 student.onnx  student.int8.onnx  encoder.onnx  student.safetensors + student.json  labels.txt
 preprocess.json  predict.py  MODEL_CARD.md  manifest.json (SHA-256 of every other file)
@@ -24,11 +24,11 @@ from compress.storage.files import write_json, write_text
 from compress.text import is_line, printable
 from export.bundle import predict
 from export.bundle.card import model_card
+from export.bundle.contents import ENCODER, FLOAT, FULL_RANGE, INT8, SCRIPT, preprocess_content
 from export.bundle.int8_file import write_int8
-from export.bundle.layout import ENCODER, FLOAT, FULL_RANGE, INT8, SCRIPT, preprocess_content
 from export.bundle.manifest import write_manifest
 from export.bundle.parity import Parity
-from export.bundle.request import Request, compare_file
+from export.bundle.request import BundleRequest, compare_file
 from export.bundle.timing import ORT, ORT_INT8, time_runtimes
 from export.onnx import Exported, export_encoder, export_onnx
 
@@ -39,11 +39,11 @@ UNFINISHED = ".bundle-"
 _MOVING = {"Concat", "Gather", "Reshape", "Slice", "Split", "Transpose"}
 
 
-def write_bundle(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def write_bundle(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the bundle to `folder`, which must not exist; all of it or nothing.
 
     Returns:
-        What was found: reproducible values (sizes, parity, accuracy), and what was timed.
+        Reproducible values (sizes, parity, accuracy), and measured times.
 
     Raises:
         UserError: the student cannot be exported, or a file differs too much from it.
@@ -58,39 +58,24 @@ def write_bundle(request: Request, folder: Path) -> tuple[dict[str, Any], dict[s
     return values, measured
 
 
-def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     student, settings = request.student, request.settings
-    described = student.description
-    save(folder, "student", student.network, described)
-    write_text(folder / "labels.txt", "".join(f"{printable(n)}\n" for n in _labels(described)))
-    content = preprocess_content(described["preprocessing"], raw_pixels=settings.raw_pixels)
+    description = student.description
+    save(folder, "student", student.network, description)
+    write_text(folder / "labels.txt", "".join(f"{printable(n)}\n" for n in _labels(description)))
+    content = preprocess_content(description["preprocessing"], raw_pixels=settings.raw_pixels)
     write_json(folder / "preprocess.json", content)
     shutil.copyfile(predict.__file__, folder / SCRIPT)
-    written, parity = _float(request, folder)
+    written, parity = _write_float(request, folder)
     int8, refused = write_int8(request, folder, written.size_bytes)
-    encoder = _encoder(described, folder, settings)
-    measured = _timed(request, folder)
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    facts = {
-        "name": request.name,
-        "license": settings.license,
-        "student": described,
-        "data": request.data_section,
-        "parity": parity.as_dict(),
-        "int8": int8,
-        "int8_refused": refused,
-        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".data", ".safetensors"))},
-        "latency": measured or None,
-        "costs": request.costs,
-        "found": request.found,
-        "teachers": request.teachers,
-        "machine": environment(_CPU),
-    }
-    write_text(folder / "MODEL_CARD.md", model_card(facts))
+    encoder = _write_encoder(description, folder, settings)
+    measured = _time(request, folder)
+    results = {"parity": parity.as_dict(), "int8": int8, "int8_refused": refused}
+    write_text(folder / "MODEL_CARD.md", model_card(_facts(request, folder, results, measured)))
     write_manifest(
         folder,
         student=request.name,
-        fingerprint=described["fingerprint"],
+        fingerprint=description["fingerprint"],
         data=request.data_section,
         opset=settings.opset,
         int8=_int8_label(int8, refused),
@@ -110,25 +95,48 @@ def _fill(request: Request, folder: Path) -> tuple[dict[str, Any], dict[str, Any
     return values, measured
 
 
-def _labels(described: Mapping[str, Any]) -> list[str]:
-    names: list[str] = described["class_names"]
+def _facts(
+    request: BundleRequest,
+    folder: Path,
+    results: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Content of the model card."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return {
+        **results,
+        "name": request.name,
+        "license": request.settings.license,
+        "student": request.student.description,
+        "data": request.data_section,
+        "files": {k: v for k, v in sizes.items() if k.endswith((".onnx", ".data", ".safetensors"))},
+        "latency": measured or None,
+        "costs": request.costs,
+        "training": request.training,
+        "teachers": request.teachers,
+        "machine": environment(_CPU),
+    }
+
+
+def _labels(description: Mapping[str, Any]) -> list[str]:
+    names: list[str] = description["class_names"]
     for name in names:  # a folder's name may hold line breaks, and bytes that are no text
         if not is_line(name):
             raise UserError(f"class name {name!r} is no line of text for labels.txt; rename it")
     return names
 
 
-def _float(request: Request, folder: Path) -> tuple[Exported, Parity]:
-    described, settings = request.student.description, request.settings
-    channels, height, width = described["input_shape"]
+def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, Parity]:
+    description, settings = request.student.description, request.settings
+    channels, height, width = description["input_shape"]
     path = folder / FLOAT
     written = export_onnx(
         request.student.network,
         path,
         input_shape=(channels, height, width),
-        class_names=described["class_names"],
-        preprocessing=described["preprocessing"],
-        fingerprint=described["fingerprint"],
+        class_names=description["class_names"],
+        preprocessing=description["preprocessing"],
+        fingerprint=description["fingerprint"],
         opset=settings.opset,
         raw_pixels=settings.raw_pixels,
     )
@@ -142,7 +150,7 @@ def _float(request: Request, folder: Path) -> tuple[Exported, Parity]:
 
 
 def _int8_label(int8: Mapping[str, Any] | None, refused: str | None) -> dict[str, Any] | None:
-    """What the manifest says of the int8 file: where it is right, or why it is not there."""
+    """The manifest's entry on the int8 file: on which CPUs it is right, or why it is missing."""
     if int8 is None:
         return None if refused is None else {"refused": refused}
     full = int8["full_range"]
@@ -154,20 +162,22 @@ def _moving_nodes(path: Path) -> int:
     return sum(node.op_type in _MOVING for node in graph.node)
 
 
-def _encoder(described: Mapping[str, Any], folder: Path, settings: Export) -> dict[str, Any] | None:
-    """The encoder's file; None where the network has no last map to cut it at."""
-    if described["taps"]["last_map"] is None:
-        log(f"  {ENCODER}: left out, {described['architecture']['name']} has no last map")
+def _write_encoder(
+    description: Mapping[str, Any], folder: Path, settings: Export
+) -> dict[str, Any] | None:
+    """Write the encoder's file; None if the network has no last map to cut it at."""
+    if description["taps"]["last_map"] is None:
+        log(f"  {ENCODER}: left out, {description['architecture']['name']} has no last map")
         return None
     path = folder / ENCODER
-    found = export_encoder(
-        load_encoder(folder), path, fingerprint=described["fingerprint"], opset=settings.opset
+    exported = export_encoder(
+        load_encoder(folder), path, fingerprint=description["fingerprint"], opset=settings.opset
     )
-    log(f"  {ENCODER}: {'any image size' if found.dynamic_size else 'one image size'}")
-    return found.as_dict()
+    log(f"  {ENCODER}: {'any image size' if exported.dynamic_size else 'one image size'}")
+    return exported.as_dict()
 
 
-def _timed(request: Request, folder: Path) -> dict[str, Any]:
+def _time(request: BundleRequest, folder: Path) -> dict[str, Any]:
     if request.latency is None:
         return {}
     files = {ORT: folder / FLOAT}

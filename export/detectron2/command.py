@@ -5,13 +5,12 @@ For students that are torchvision's ResNet, also below a SimKD projector. Beside
 R50-C4 rows CoCoRD's Table 8 repeats, with what torchvision's weights need, as detectron2's defaults
 are made for other ones. detectron2 itself is not needed here.
 
-The tensors carry detectron2's names without the place in a detector, as those of MoCo's own
+The tensors carry detectron2's names without their place in a detector, as those of MoCo's own
 converter do; detectron2 matches them by their ends (`matching_heuristics`), so that detectors with
 a feature pyramid load the same file.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from compress.console.ending import exit_code
 from compress.errors import UserError
 from compress.storage.files import write_text
 from compress.text import printable
-from export.detectron2.config import SCHEDULES, Trunk, config, merged, trunk_of
+from export.detectron2.config import SCHEDULES, ResNetForm, config, merge, resnet_form
 
 _NEW = {
     "proposal_generator.rpn_head": ("conv", "objectness_logits", "anchor_deltas"),
@@ -45,25 +44,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--trust-code", action="store_true", help="run code that the student's file names"
     )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
-    options = parser.parse_args(arguments)
-    return exit_code(lambda: _command(options))
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: _command(args))
 
 
-def _command(options: argparse.Namespace) -> int:
+def _command(args: argparse.Namespace) -> int:
     from compress.model_files.origins import open_origin
     from compress.models import user_code
 
-    if options.trust_code:
+    if args.trust_code:
         user_code.trust("*")
-    out: Path = options.out
-    _refuse(out, force=options.force)
-    origin = open_origin(options.origin)
-    trunk = write_network(out, origin.network(weights=True, seed=0), origin.name)
-    content = config(trunk, origin.preprocessing, weights=out.name)
-    if options.schedule:
-        content = merged(content, SCHEDULES[options.schedule])
+    out: Path = args.out
+    _refuse(out, force=args.force)
+    origin = open_origin(args.origin)
+    form = write_network(out, origin.network(weights=True, seed=0), origin.name)
+    content = config(form, origin.preprocessing, weights=out.name)
+    if args.schedule:
+        content = merge(content, SCHEDULES[args.schedule])
     write_text(out.with_suffix(".yaml"), config_text(content))
-    print(printable(f"checkpoint: {out} (the {trunk.name} of {origin.name})"))
+    print(printable(f"checkpoint: {out} (the {form.name} of {origin.name})"))
     print(printable(f"config: {out.with_suffix('.yaml')} (a detectron2 config merges it)"))
     print("missing when detectron2 loads it, as new layers of the detector are:")
     for name in expected_missing(mask=True):
@@ -91,18 +90,18 @@ def bare_name(name: str) -> str | None:
 
 
 def full_name(bare: str) -> str:
-    """Where a C4 detector has the tensor: the last stage is its RoI head."""
+    """The tensor's name in a C4 detector, whose RoI head is the last stage."""
     return f"{'roi_heads' if bare.startswith('res5.') else 'backbone'}.{bare}"
 
 
-def converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A torchvision ResNet's tensors under detectron2's names, values unchanged."""
     named = {bare_name(name): tensor for name, tensor in state.items()}
     return {k: v.detach().cpu().clone() for k, v in named.items() if k is not None}
 
 
 def expected_missing(*, mask: bool) -> list[str]:
-    """The names, sorted, that a C4 detector of the config has and the checkpoint has not.
+    """Sorted names that a C4 detector of the config has and the checkpoint does not.
 
     Args:
         mask: of Mask R-CNN, else of Faster R-CNN.
@@ -114,36 +113,36 @@ def expected_missing(*, mask: bool) -> list[str]:
     return sorted(names)
 
 
-def write_network(path: Path, network: nn.Module, name: str) -> Trunk:
-    """Write in one step what `torch.load(weights_only=True)` and detectron2 read.
+def write_network(path: Path, network: nn.Module, name: str) -> ResNetForm:
+    """Write, in one step, a checkpoint that `torch.load(weights_only=True)` and detectron2 read.
 
     Args:
-        name: what errors call the network.
+        name: of the network, for errors.
     """
-    trunk = trunk_of(network, name)
+    form = resnet_form(network, name)
     content: dict[str, Any] = {
-        "model": converted(network.state_dict()),
+        "model": convert_names(network.state_dict()),
         "__author__": f"compress {__version__}",
         "matching_heuristics": True,
     }
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
     partial.replace(path)
-    return trunk
+    return form
 
 
 def config_text(content: Mapping[str, Any]) -> str:
     """The config as YAML under a comment that says how to use it."""
-    said = (
+    comment = (
         "# Merge this into detectron2's config: cfg.merge_from_file(...). The RoI head's class is\n"
         "# registered by `import eval.detection.detectron2_heads`; WEIGHTS is relative to the\n"
         "# folder that detectron2 runs in.\n"
     )
-    return said + yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None)
+    return comment + yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None)
 
 
 def _refuse(out: Path, *, force: bool) -> None:
-    """Before anything is opened: a name that cannot be written."""
+    """Refuse, before anything is opened, a name that cannot be written."""
     if out.suffix != ".pth":
         raise UserError(f"--out {out}: detectron2 tells formats by suffix; end the name in .pth")
     if not out.parent.is_dir():
@@ -151,7 +150,3 @@ def _refuse(out: Path, *, force: bool) -> None:
     for path in (out, out.with_suffix(".yaml")):
         if path.exists() and not force:
             raise UserError(f"{path} exists; choose another name, or replace it with --force")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

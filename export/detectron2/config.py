@@ -1,4 +1,4 @@
-"""What a detectron2 config says so that a C4 detector takes a torchvision ResNet.
+"""The detectron2 config with which a C4 detector takes a torchvision ResNet.
 
 Keys and defaults are detectron2's (version 0.6); values are the MoCo protocol's, the others are
 left at detectron2's defaults, which that protocol keeps.
@@ -49,7 +49,7 @@ SCHEDULES: Mapping[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Trunk:
+class ResNetForm:
     """A torchvision ResNet as detectron2 describes one."""
 
     depth: int
@@ -68,8 +68,8 @@ class Trunk:
         return f"ResNet{self.depth}" + ("" if usual else f" {self.groups}x{self.width_per_group}d")
 
 
-def trunk_of(network: nn.Module, name: str) -> Trunk:
-    """The form of a network that detectron2 can rebuild; `name` is what the error calls it.
+def resnet_form(network: nn.Module, name: str) -> ResNetForm:
+    """Read off depth and width with which detectron2 can rebuild a network called `name`.
 
     Raises:
         UserError: it is no torchvision ResNet, or one that was changed.
@@ -89,11 +89,11 @@ def trunk_of(network: nn.Module, name: str) -> Trunk:
         what = change or f"stages of {counts} blocks"
         raise UserError(f"{name} is a ResNet with {what}, which detectron2 does not build")
     resnet: Any = network
-    return Trunk(depth, resnet.groups, resnet.base_width)
+    return ResNetForm(depth, resnet.groups, resnet.base_width)
 
 
 def _change(network: ResNet) -> str:
-    """What a ResNet has that detectron2's has not, or nothing; names and shapes would not tell."""
+    """The first difference from detectron2's ResNet that names and shapes do not show, or ''."""
     stem, pool = network.conv1, network.maxpool
     if (stem.kernel_size, stem.stride) != ((7, 7), (2, 2)):
         return f"a {stem.kernel_size[0]}x{stem.kernel_size[1]} stem of stride {stem.stride[0]}"
@@ -106,14 +106,14 @@ def _change(network: ResNet) -> str:
     return ""
 
 
-def config(trunk: Trunk, preprocessing: Preprocessing, *, weights: str) -> dict[str, Any]:
-    """The model, input and solver of the MoCo protocol for one trunk.
+def config(form: ResNetForm, preprocessing: Preprocessing, *, weights: str) -> dict[str, Any]:
+    """The model, input and solver of the MoCo protocol for one ResNet.
 
     Args:
         preprocessing: the student's; detectron2's pixels are 0 to 255.
-        weights: what MODEL.WEIGHTS says.
+        weights: value of MODEL.WEIGHTS.
     """
-    head = "BasicRes5ROIHeadsExtraNorm" if trunk.basic else "Res5ROIHeadsExtraNorm"
+    head = "BasicRes5ROIHeadsExtraNorm" if form.basic else "Res5ROIHeadsExtraNorm"
     return {
         "VERSION": 2,
         "MODEL": {
@@ -123,12 +123,12 @@ def config(trunk: Trunk, preprocessing: Preprocessing, *, weights: str) -> dict[
             "PIXEL_STD": [round(255 * value, 4) for value in preprocessing.std],
             "BACKBONE": {"NAME": "build_resnet_backbone", "FREEZE_AT": 0},
             "RESNETS": {
-                "DEPTH": trunk.depth,
+                "DEPTH": form.depth,
                 "NORM": "naiveSyncBN",
                 "STRIDE_IN_1X1": False,
-                "NUM_GROUPS": trunk.groups,
-                "WIDTH_PER_GROUP": trunk.width_per_group,
-                "RES2_OUT_CHANNELS": 64 if trunk.basic else 256,
+                "NUM_GROUPS": form.groups,
+                "WIDTH_PER_GROUP": form.width_per_group,
+                "RES2_OUT_CHANNELS": 64 if form.basic else 256,
                 "OUT_FEATURES": ["res4"],
             },
             "RPN": {"PRE_NMS_TOPK_TEST": 6000, "POST_NMS_TOPK_TEST": 1000},
@@ -140,10 +140,10 @@ def config(trunk: Trunk, preprocessing: Preprocessing, *, weights: str) -> dict[
     }
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `changes` in the place of its own, section by section."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) else value
+        result[key] = merge(old, value) if isinstance(old, Mapping) else value
     return result

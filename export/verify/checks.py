@@ -1,4 +1,4 @@
-"""Whether a bundle's files fit each other and the data that they are checked on."""
+"""Check that a bundle's files fit each other and the data that they are compared on."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,11 +16,10 @@ from compress.onnx.files import check_file, open_session, takes_pixels
 from compress.onnx.qdq import LARGEST_SAFE_WEIGHT, largest_weight
 from compress.recipe.schema import Data, describe_errors
 from compress.recipe.signatures import check_named
-from compress.storage.described import shortened
 from compress.storage.files import read_mapping
-from compress.text import printable
+from compress.text import printable, short_repr
 from export.bundle import predict
-from export.bundle.layout import FLOAT, INT8, SCRIPT, preprocess_content
+from export.bundle.contents import FLOAT, INT8, SCRIPT, preprocess_content
 from export.bundle.manifest import Manifest
 
 _NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
@@ -38,8 +37,8 @@ def check_graphs(bundle: Path, manifest: Manifest) -> dict[str, int]:
     return {n: check_file(bundle / n) for n in sorted(manifest.files) if n.endswith(".onnx")}
 
 
-def foreign_script(bundle: Path, manifest: Manifest) -> list[str]:
-    """A sentence where predict.py, which runs wherever the bundle goes, is not this version's."""
+def check_script(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence if predict.py, which runs wherever the bundle goes, is not this version's."""
     path, own = bundle / SCRIPT, Path(predict.__file__)
     if not path.is_file():
         return [f"the bundle has no {SCRIPT}; export it again"]
@@ -47,13 +46,13 @@ def foreign_script(bundle: Path, manifest: Manifest) -> list[str]:
         return []
     return [
         f"{SCRIPT} is not the one that compress {__version__} writes (the manifest says that "
-        f"{shortened(manifest.made_by)} wrote the bundle), and what it does was not checked: "
+        f"{short_repr(manifest.made_by)} wrote the bundle), and what it does was not checked: "
         f"export again, or use python -m export.bundle.predict {bundle} in its place"
     ]
 
 
 def check_weights(bundle: Path, manifest: Manifest) -> list[str]:
-    """A sentence where the int8 file is wrong on some CPUs and the manifest does not say so."""
+    """A sentence if the int8 file is wrong on some CPUs and the manifest does not say so."""
     if INT8 not in manifest.files or (manifest.int8 or {}).get("full_range"):
         return []
     largest = largest_weight(onnx.load(bundle / INT8).graph)
@@ -65,25 +64,25 @@ def check_weights(bundle: Path, manifest: Manifest) -> list[str]:
     ]
 
 
-def load_described(bundle: Path) -> Student:
-    """The bundle's torch network, once all descriptions in the bundle say the same of it.
+def load_consistent(bundle: Path) -> Student:
+    """Load the bundle's torch network after checking that all its descriptions agree.
 
     Raises:
         UserError: labels.txt or preprocess.json contradict student.json or the ONNX file.
     """
     student = load_student(bundle)
-    described = student.description
+    description = student.description
     raw = takes_pixels(open_session(bundle / FLOAT))
     text = (bundle / "labels.txt").read_text(encoding="utf-8", errors="surrogateescape")
     labels = text.removesuffix("\n").split("\n")
-    if [*map(printable, labels)] != [*map(printable, described["class_names"])]:
+    if [*map(printable, labels)] != [*map(printable, description["class_names"])]:
         raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
-    expected = preprocess_content(described["preprocessing"], raw_pixels=raw)
-    found = read_mapping(bundle / "preprocess.json")
+    expected = preprocess_content(description["preprocessing"], raw_pixels=raw)
+    actual = read_mapping(bundle / "preprocess.json")
     for key, value in expected.items():
-        if found.get(key) != value:
+        if actual.get(key) != value:
             raise UserError(
-                f"{bundle}: preprocess.json says {key} {shortened(found.get(key))}, student.json "
+                f"{bundle}: preprocess.json says {key} {short_repr(actual.get(key))}, student.json "
                 f"and {FLOAT} say {value!r}; export again"
             )
     return student
@@ -109,8 +108,10 @@ def require_same_data(bundle: Path, student: Student, data: Dataset) -> None:
         )
 
 
-def open_described(section: Mapping[str, Any], root: Path | None, *, image_size: int) -> Dataset:
-    """The data set that the manifest describes; its folder is the user's to say.
+def open_manifest_data(
+    section: Mapping[str, Any], root: Path | None, *, image_size: int
+) -> Dataset:
+    """Open the data set that the manifest describes, in the user's folder `root`.
 
     Args:
         image_size: the student's, in pixels.
@@ -121,7 +122,7 @@ def open_described(section: Mapping[str, Any], root: Path | None, *, image_size:
     name = section.get("name")
     if not isinstance(name, str) or name not in DATASETS:
         raise UserError(
-            f"the manifest names data set {shortened(name)}; known: {', '.join(DATASETS)}"
+            f"the manifest names data set {short_repr(name)}; known: {', '.join(DATASETS)}"
             f"{nearest(str(name), DATASETS)}"
         )
     needs_root = "root" in inspect.signature(DATASETS[name]).parameters
@@ -129,14 +130,14 @@ def open_described(section: Mapping[str, Any], root: Path | None, *, image_size:
         raise UserError(f"data set '{name}' is in a folder of yours; say which with --data FOLDER")
     if root is not None and not needs_root:
         raise UserError(f"data set '{name}' is not in a folder; leave out --data")
-    given = {**section, **({"root": str(root)} if root is not None else {})}
+    values = {**section, **({"root": str(root)} if root is not None else {})}
     if section.get("image_size") is not None and section["image_size"] != image_size:
         raise UserError(
             f"the manifest says that the data set is opened with image_size "
-            f"{shortened(section['image_size'])}, student.json says {image_size}; export again"
+            f"{short_repr(section['image_size'])}, student.json says {image_size}; export again"
         )
     try:
-        spec = Data.model_validate(given)
+        spec = Data.model_validate(values)
         problems = check_named(spec, DATASETS, "data", supplied=("image_size",))
     except ValidationError as error:
         problems = describe_errors(error, Data)

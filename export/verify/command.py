@@ -1,4 +1,4 @@
-"""`python -m export.verify BUNDLE`: is a bundle whole, and the network that was trained?
+"""`python -m export.verify BUNDLE`: check that a bundle is whole and computes the trained network.
 
 Checks every file against the manifest, predict.py against this version's, every ONNX file by ONNX's
 own checker, and runs torch and ONNX Runtime on the same test images, at batch 1 and N, on each
@@ -10,8 +10,7 @@ which a changed file counts as, 130 when interrupted.
 import argparse
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,27 @@ from compress.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, see the module's docstring."""
-    options = _parser().parse_args(arguments)
-    return exit_code(lambda: _command(options))
+    args = _parser().parse_args(arguments)
+    return exit_code(lambda: _command(args))
 
 
-def _command(options: argparse.Namespace) -> int:
-    if options.trust_code:
+def _command(args: argparse.Namespace) -> int:
+    if args.trust_code:
         from compress.models import user_code
 
         user_code.trust("*")
-    report = verify(
-        options.bundle,
-        data=options.data,
-        images=options.images,
-        batch=options.batch,
-        threads=options.threads,
-        tolerance=options.tolerance,
-        max_top1_drop=options.max_top1_drop,
-        min_agreement_percent=options.min_agreement_percent,
-        max_difference=options.max_difference,
+    report = verify_bundle(
+        args.bundle,
+        data=args.data,
+        images=args.images,
+        batch=args.batch,
+        threads=args.threads,
+        tolerance=args.tolerance,
+        max_top1_drop=args.max_top1_drop,
+        min_agreement_percent=args.min_agreement_percent,
+        max_difference=args.max_difference,
     )
-    if options.json:
+    if args.json:
         print(json.dumps(report, indent=2, allow_nan=False))
     else:
         from export.verify.verdict import show
@@ -70,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def verify(
+def verify_bundle(
     bundle: Path,
     *,
     data: Path | None = None,
@@ -82,44 +81,39 @@ def verify(
     min_agreement_percent: float = 95.0,
     max_difference: float = 0.1,
 ) -> dict[str, Any]:
-    """Check a bundle; what was found as plain values, `failures` with a sentence for each limit.
+    """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
 
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
     """
-    for name, number in (("--images", images), ("--batch", batch)):
-        if number < 1:
-            raise UserError(f"{name} {number}: give 1 or more")
     limits = {
         "tolerance": tolerance,
         "max_top1_drop": max_top1_drop,
         "min_agreement_percent": min_agreement_percent,
         "max_difference": max_difference,
     }
-    for name, limit in limits.items():
-        if not limit >= 0:
-            raise UserError(f"--{name.replace('_', '-')} {limit}: give 0 or more")
-    counts = _threads(threads)
-    # What is heavy is imported after the arguments are known to be right.
-    from export.bundle import layout
-    from export.bundle.int8_gate import Limits
+    _check_numbers({"images": images, "batch": batch}, least=1)
+    _check_numbers(limits, least=0)
+    thread_counts = _threads(threads)
+    # Heavy imports come after the arguments are known to be right.
+    from export.bundle.contents import ENCODER, FLOAT, INT8
+    from export.bundle.int8_gate import Int8Limits
     from export.bundle.manifest import check_manifest
     from export.verify import checks, comparisons
-    from export.verify.verdict import failures, plain
+    from export.verify.verdict import failures, json_rows
 
     manifest = check_manifest(bundle)
     opsets = checks.check_graphs(bundle, manifest)
-    student = checks.load_described(bundle)
+    student = checks.load_consistent(bundle)
     size = student.description["preprocessing"]["image_size"]
-    opened = checks.open_described(manifest.data, data, image_size=size)
-    checks.require_same_data(bundle, student, opened)
-    settings = comparisons.Settings(images, batch, counts)
-    files = [name for name in (layout.FLOAT, layout.INT8) if name in opsets]
-    rows = list(comparisons.student_rows(bundle, files, student, opened, settings))
-    maps = []
-    if layout.ENCODER in opsets:
-        maps = list(comparisons.encoder_rows(bundle, opened, settings))
-    int8 = Limits(max_top1_drop, min_agreement_percent, max_difference)
+    dataset = checks.open_manifest_data(manifest.data, data, image_size=size)
+    checks.require_same_data(bundle, student, dataset)
+    settings = comparisons.ComparisonSettings(images, batch, thread_counts)
+    files = [name for name in (FLOAT, INT8) if name in opsets]
+    rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
+    has_encoder = ENCODER in opsets
+    encoder = list(comparisons.encoder_rows(bundle, dataset, settings)) if has_encoder else []
+    int8 = Int8Limits(max_top1_drop, min_agreement_percent, max_difference)
     return {
         "bundle": str(bundle),
         "student": manifest.student,
@@ -128,25 +122,31 @@ def verify(
         "opsets": opsets,
         "int8": manifest.int8,
         "limits": limits,
-        "rows": plain(rows),
-        "encoder": plain(maps),
+        "rows": json_rows(rows),
+        "encoder": json_rows(encoder),
         "failures": [
-            *checks.foreign_script(bundle, manifest),
+            *checks.check_script(bundle, manifest),
             *checks.check_weights(bundle, manifest),
-            *failures(rows, maps, tolerance=tolerance, int8=int8),
+            *failures(rows, encoder, tolerance=tolerance, int8=int8),
         ],
     }
 
 
-def _threads(asked: Sequence[int] | None) -> tuple[int, ...]:
-    has = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if asked is None:
-        return tuple(count for count in (1, 2) if count <= has)
-    for count in asked:
-        if not 1 <= count <= has:
-            raise UserError(f"--threads {count}: this machine has {has}; give 1 to {has}")
-    return tuple(sorted({*asked}))
+def _check_numbers(numbers: Mapping[str, float], *, least: int) -> None:
+    for name, number in numbers.items():
+        if not number >= least:  # also where it is NaN
+            raise UserError(f"--{name.replace('_', '-')} {number}: give {least} or more")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _threads(counts: Sequence[int] | None) -> tuple[int, ...]:
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    if counts is None:
+        return tuple(count for count in (1, 2) if count <= available)
+    for count in counts:
+        if not 1 <= count <= available:
+            raise UserError(
+                f"--threads {count}: this machine has {available}; give 1 to {available}"
+            )
+    return tuple(sorted({*counts}))

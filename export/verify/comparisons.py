@@ -16,22 +16,22 @@ from compress.errors import UserError
 from compress.model_files.artifacts import Encoder, Student
 from compress.model_files.origins import load_encoder
 from compress.onnx.files import open_session, run_session, takes_pixels
-from export.bundle.layout import ENCODER, INT8
-from export.bundle.parity import Gap, Parity, compare, compare_each, pixels_of
+from export.bundle.contents import ENCODER, INT8
+from export.bundle.parity import DifferenceMeter, Parity, compare, compare_each, pixels_of
 
 _FEW = 100  # images at batch 1, and for the encoder
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How much is compared: `images` at batch size `batch`, at most 100 at batch 1."""
+class ComparisonSettings:
+    """Compare `images` images at batch size `batch`, and at most 100 of them at batch 1."""
 
     images: int
     batch: int
     threads: tuple[int, ...]
 
-    def runs(self) -> list[tuple[int, int]]:
+    def batches(self) -> list[tuple[int, int]]:
         """Pairs of batch size and number of images."""
         whole = [(self.batch, self.images)]
         return whole if self.batch == 1 else [(1, min(self.images, _FEW)), *whole]
@@ -52,13 +52,13 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        asked = {"file": self.file, "batch": self.batch, "threads": self.threads}
-        return {**asked, "exact": self.exact, **self.parity.as_dict()}
+        run = {"file": self.file, "batch": self.batch, "threads": self.threads}
+        return {**run, "exact": self.exact, **self.parity.as_dict()}
 
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """encoder.onnx against the trained encoder, on images of a size: absolute differences."""
+    """encoder.onnx against the trained encoder, on images of one size: absolute differences."""
 
     batch: int
     threads: int
@@ -75,11 +75,15 @@ class EncoderRow:
 
 
 def student_rows(
-    bundle: Path, files: Sequence[str], student: Student, data: Dataset, settings: Settings
+    bundle: Path,
+    files: Sequence[str],
+    student: Student,
+    data: Dataset,
+    settings: ComparisonSettings,
 ) -> Iterator[Row]:
-    """Each file at batch 1 (at most 100 images) and at the asked size, per number of threads.
+    """Compare each file at batch 1 and at `settings.batch`, per number of threads.
 
-    The int8 file also exactly, at the asked size: its verdict must not depend on the machine.
+    The int8 file is also compared exactly, so that its verdict does not depend on the machine.
     """
     preprocessing = data.preprocessing
     for threads in settings.threads:
@@ -89,24 +93,24 @@ def student_rows(
         for session in sessions.values():
             _require_input(session, preprocessing)
         is_raw = takes_pixels(sessions[files[0]])
-        taken = partial(pixels_of, preprocessing=preprocessing) if is_raw else None
-        for batch, count in settings.runs():
+        to_input = partial(pixels_of, preprocessing=preprocessing) if is_raw else None
+        for batch, count in settings.batches():
             batches = _batches(data, batch, count)
             with _threads(threads):
-                found = compare_each(student.network, sessions, batches, taken=taken)
-            for name, parity in found.items():
+                parities = compare_each(student.network, sessions, batches, to_input=to_input)
+            for name, parity in parities.items():
                 yield Row(name, batch, threads, parity)
     if INT8 in files:
         threads = settings.threads[-1]
         session = open_session(bundle / INT8, threads=threads, spin=False, exact=True)
         batches = _batches(data, settings.batch, settings.images)
         with _threads(threads):
-            parity = compare(student.network, session, batches, taken=taken)
+            parity = compare(student.network, session, batches, to_input=to_input)
         yield Row(INT8, settings.batch, threads, parity, exact=True)
 
 
-def encoder_rows(bundle: Path, data: Dataset, settings: Settings) -> Iterator[EncoderRow]:
-    """encoder.onnx like the student, and at another size where it takes any."""
+def encoder_rows(bundle: Path, data: Dataset, settings: ComparisonSettings) -> Iterator[EncoderRow]:
+    """Compare encoder.onnx likewise, also at another image size where it takes any."""
     encoder = load_encoder(bundle).eval()
     size = data.preprocessing.image_size
     for threads in settings.threads:
@@ -116,7 +120,7 @@ def encoder_rows(bundle: Path, data: Dataset, settings: Settings) -> Iterator[En
         if is_free:
             sizes.append((size + encoder.stride, size + 2 * encoder.stride))
         for height, width in sizes:
-            for batch, count in settings.runs():
+            for batch, count in settings.batches():
                 batches = _batches(data, batch, min(count, _FEW))
                 with _threads(threads):
                     yield _encoder_row(encoder, session, batches, (batch, threads, height, width))
@@ -126,20 +130,20 @@ def _encoder_row(
     encoder: Encoder,
     session: onnxruntime.InferenceSession,
     batches: Iterable[tuple[Tensor, Tensor]],
-    asked: tuple[int, int, int, int],
+    setting: tuple[int, int, int, int],  # batch size, threads, height, width
 ) -> EncoderRow:
-    gap, images = Gap(), 0
+    meter, images = DifferenceMeter(), 0
     for inputs, _ in batches:
-        inputs = nn.functional.interpolate(inputs, asked[2:], mode="bilinear")
+        inputs = nn.functional.interpolate(inputs, setting[2:], mode="bilinear")
         with torch.inference_mode():
             expected = encoder(inputs)
-        gap.add(expected, torch.from_numpy(run_session(session, inputs.numpy())))
+        meter.add(expected, torch.from_numpy(run_session(session, inputs.numpy())))
         images += len(inputs)
-    return EncoderRow(*asked, images, **asdict(gap.result()))
+    return EncoderRow(*setting, images, **asdict(meter.result()))
 
 
 def _batches(data: Dataset, batch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many test images, evenly over the split, whose order is often that of its classes."""
+    """Batches of `count` test images, spread over the split, which is often sorted by class."""
     images = data.test.subset(evenly(data.test, count))
     yield from evaluation_batches(images, batch, data.preprocessing, _CPU)
 
@@ -147,10 +151,10 @@ def _batches(data: Dataset, batch: int, count: int) -> Iterator[tuple[Tensor, Te
 def _require_input(session: onnxruntime.InferenceSession, preprocessing: Preprocessing) -> None:
     size = preprocessing.image_size
     expected = [size, size, 3] if takes_pixels(session) else [3, size, size]
-    found = session.get_inputs()[0]
-    if found.name != "images" or list(found.shape[1:]) != expected:
+    actual = session.get_inputs()[0]
+    if actual.name != "images" or list(actual.shape[1:]) != expected:
         raise UserError(
-            f"an ONNX file takes '{found.name}' {found.shape}, not 'images' of "
+            f"an ONNX file takes '{actual.name}' {actual.shape}, not 'images' of "
             f"{['batch', *expected]}; export the bundle again"
         )
 

@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.console.messages import console, log
-from export.bundle.int8_gate import Limits
-from export.bundle.layout import ENCODER, FLOAT, FULL_RANGE, INT8
+from export.bundle.contents import ENCODER, FLOAT, FULL_RANGE, INT8
+from export.bundle.int8_gate import Int8Limits
 from export.verify.comparisons import EncoderRow, Row
 
-# That int8 may lose in a row of fewer images than the longest: one of 100 is a point already.
+# Images that int8 may lose in a row of few images, where one of 100 is a point already.
 _SLACK_IMAGES = 3
 
 
 def failures(
-    rows: Sequence[Row], maps: Sequence[EncoderRow], *, tolerance: float, int8: Limits
+    rows: Sequence[Row], encoder: Sequence[EncoderRow], *, tolerance: float, int8: Int8Limits
 ) -> list[str]:
     """A sentence for each limit that was exceeded.
 
@@ -27,26 +27,27 @@ def failures(
         int8: what the int8 file may lose.
     """
     most = max(row.parity.images for row in rows)
-    found = []
+    sentences = []
     for row in rows:
         parity = row.parity
-        where = f"{row.file} at batch {row.batch} on {_count(row.threads)}"
+        where = f"{row.file} at batch {row.batch} on {_thread_count(row.threads)}"
         where += ", computed exactly" if row.exact else ""
         if row.file == FLOAT:
-            found += _apart(
+            sentences += _exceeded(
                 where, "logit", parity.max_abs_difference, parity.logit_scale, tolerance
             )
             continue
         slack = _SLACK_IMAGES if parity.images < most else 0
         if clauses := int8.exceeded(parity, slack):
-            found.append(f"{where}: {', '.join(clauses)}")
-    for one in maps:
-        where = f"{ENCODER} at {one.height}x{one.width}, batch {one.batch} on {_count(one.threads)}"
-        found += _apart(where, "feature", one.max_abs, one.scale, tolerance)
-    return found
+            sentences.append(f"{where}: {', '.join(clauses)}")
+    for maps in encoder:
+        where = f"{ENCODER} at {maps.height}x{maps.width}, batch {maps.batch} on "
+        where += _thread_count(maps.threads)
+        sentences += _exceeded(where, "feature", maps.max_abs, maps.scale, tolerance)
+    return sentences
 
 
-def _apart(where: str, what: str, largest: float, scale: float, tolerance: float) -> list[str]:
+def _exceeded(where: str, what: str, largest: float, scale: float, tolerance: float) -> list[str]:
     limit = tolerance * scale
     if largest <= limit:  # false where one is no number
         return []
@@ -56,12 +57,12 @@ def _apart(where: str, what: str, largest: float, scale: float, tolerance: float
     ]
 
 
-def _count(threads: int) -> str:
+def _thread_count(threads: int) -> str:
     return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
-def plain(rows: Sequence[Row | EncoderRow]) -> list[dict[str, Any]]:
-    """Rows for JSON, in which what is no number is null."""
+def json_rows(rows: Sequence[Row | EncoderRow]) -> list[dict[str, Any]]:
+    """The rows as JSON, NaN and infinities as null."""
     return [
         {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -72,7 +73,7 @@ def plain(rows: Sequence[Row | EncoderRow]) -> list[dict[str, Any]]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print what `export.verify.verify` returned."""
+    """Print what `verify_bundle` returned."""
     opsets = ", ".join(f"{name} opset {opset}" for name, opset in report["opsets"].items())
     log(f"{report['files']} files as the manifest lists them; {opsets}")
     table = _table(
@@ -81,7 +82,7 @@ def show(report: Mapping[str, Any]) -> None:
     )
     for row in report["rows"]:
         table.add_row(
-            *_start(row),
+            *_first_cells(row),
             _small(row["max_abs_difference"]),
             _small(row["mean_abs_difference"]),
             f"{row['top1_agreement_percent']:.2f}",
@@ -97,7 +98,7 @@ def show(report: Mapping[str, Any]) -> None:
         for row in report["encoder"]:
             size = f"{row['height']}x{row['width']}"
             numbers = (_small(row[key]) for key in ("max_abs", "mean_abs", "scale"))
-            table.add_row(*_start(row), size, *numbers)
+            table.add_row(*_first_cells(row), size, *numbers)
         console.print(table)
     if (report["int8"] or {}).get("full_range"):
         log(f"{INT8}: {FULL_RANGE}")
@@ -122,7 +123,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _start(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _first_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     file = "int8, exact" if row.get("exact") else row["file"]
     return file, str(row["batch"]), str(row["threads"]), f"{row['images']:,}"
 

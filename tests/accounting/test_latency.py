@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from compress.accounting import Latency, measure_latency, protocol
+from compress.accounting import LatencyMeasurement, measure_latency, protocol
 
 
 def test_rounds_are_interleaved_and_turn() -> None:
@@ -64,7 +64,11 @@ def test_one_round_and_impossible_ones() -> None:
 
 
 def test_units_stand_in_the_keys() -> None:
-    assert Latency(1.0, 2.0, 3).as_dict() == {"median_ms": 1.0, "p95_ms": 2.0, "rounds": 3}
+    assert LatencyMeasurement(1.0, 2.0, 3).as_dict() == {
+        "median_ms": 1.0,
+        "p95_ms": 2.0,
+        "rounds": 3,
+    }
     told = protocol(torch.device("cpu"), warmup=1, rounds=2)
     assert told["device"] == "cpu"
     assert told["threads"] == torch.get_num_threads()

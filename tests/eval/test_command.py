@@ -190,9 +190,9 @@ def test_what_is_compared_to_nothing_has_no_column_for_it() -> None:
     }  # fmt: skip
     values = {"headline": "top1_percent", "rows": [row]}
     one, two = table_of({"stl10": values}), table_of({"stl10": values, "tiny": values})
-    assert list(one.headers) == ["init", "student", "top1 %", "loaded %"]
+    assert [column.header for column in one.columns] == ["init", "student", "top1 %", "loaded %"]
     assert one.rows == [["none", "none", "60.00", "100.0"]]
-    assert list(two.headers) == ["init", "stl10: top1 %", "tiny: top1 %"]
+    assert [column.header for column in two.columns] == ["init", "stl10: top1 %", "tiny: top1 %"]
     assert two.rows == [["none", "60.00", "60.00"]]
 
 
@@ -215,7 +215,7 @@ def test_table_of_several_data_sets_is_students_by_data() -> None:
         return {"headline": "top1_percent", "rows": rows}
 
     table = table_of({"stl10": values(0), "tiny": values(-30)})
-    assert len(table.headers) == 5 and table.headers[1] == "stl10: top1 %"
+    assert len(table.columns) == 5 and table.columns[1].header == "stl10: top1 %"
     assert table.rows[0] == ["distilled", "62.00 ± 0.50 (n = 3)", "+2.00 [+1.00, +3.00]",
                              "32.00 ± 0.50 (n = 3)", "+2.00 [+1.00, +3.00]"]  # fmt: skip
     assert table.rows[1][2] == "reference"

@@ -28,7 +28,7 @@ from eval.detection.detectron2_training import detect
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, Detector
 from eval.transfer.context import Start, TransferContext
-from export.detectron2.command import converted, expected_missing, full_name, write_network
+from export.detectron2.command import convert_names, expected_missing, full_name, write_network
 
 Write = Callable[..., Path]
 needs_detectron2 = pytest.mark.skipif(
@@ -175,7 +175,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("damage", ["none", "lost", "other bits", "one more"])
 def test_a_load_that_is_not_whole_is_seen(exported: Path, damage: str) -> None:
-    tensors = converted(resnet().state_dict())
+    tensors = convert_names(resnet().state_dict())
     state = {full_name(name): tensor for name, tensor in tensors.items()}
     state |= {name: torch.zeros(1) for name in expected_missing(mask=False)}
     state |= {
@@ -278,7 +278,7 @@ def test_a_frozen_encoder_keeps_every_bit(scenes: Write, tmp_path: Path, frozen:
     root = scenes()
     design = replace(SMALL, freeze_encoder=frozen)
     _, state = trained(tmp_path / "a", coco(root, root=str(root)), design)
-    given = converted(resnet().state_dict())
+    given = convert_names(resnet().state_dict())
     same = [torch.equal(state[full_name(name)], tensor) for name, tensor in given.items()]
     assert (
         all(same)

@@ -14,11 +14,12 @@ from compress.model_files import artifacts
 from compress.model_files.origins import load_encoder
 from compress.models import build
 from compress.taps.discovery import discover
+from export import export_encoder, export_onnx
 from export.bundle import predict
-from export.bundle.layout import preprocess_content
+from export.bundle.contents import preprocess_content
 from export.bundle.manifest import write_manifest
-from export.onnx import export_encoder, export_onnx
 from tests.export.networks import trained
+from tests.export.tracing import traced_exports
 
 DATA: dict[str, Any] = {"name": "digits", "test_images": 60, "seed": 0}
 CPU = torch.device("cpu")
@@ -57,16 +58,16 @@ def confused() -> nn.Module:
 
 
 def write_onnx(path: Path, student: nn.Module, *, raw: bool, preprocessing: Preprocessing) -> None:
-    export_onnx(
-        student,
-        path,
-        input_shape=preprocessing.input_shape,
-        class_names=digits().class_names,
-        preprocessing=preprocessing.as_dict(),
-        fingerprint="0123abcd",
-        raw_pixels=raw,
-        exporter="torchscript",
-    )
+    with traced_exports():
+        export_onnx(
+            student,
+            path,
+            input_shape=preprocessing.input_shape,
+            class_names=digits().class_names,
+            preprocessing=preprocessing.as_dict(),
+            fingerprint="0123abcd",
+            raw_pixels=raw,
+        )
 
 
 def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | None = None) -> Path:
@@ -86,7 +87,8 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     write_onnx(folder / "student.onnx", network(), raw=raw, preprocessing=own)
     shutil.copy(folder / "student.onnx", folder / "student.int8.onnx")
     encoder = load_encoder(folder)
-    export_encoder(encoder, folder / "encoder.onnx", exporter="torchscript")
+    with traced_exports():
+        export_encoder(encoder, folder / "encoder.onnx")
     (folder / "labels.txt").write_text("".join(f"{n}\n" for n in data.class_names))
     (folder / "preprocess.json").write_text(
         json.dumps(preprocess_content(own.as_dict(), raw_pixels=raw))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress.models import build
-from export.onnx import export_onnx
+from export import export_onnx
 
 Array = NDArray[Any]
 

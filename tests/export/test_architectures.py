@@ -11,8 +11,10 @@ from compress.methods import METHODS
 from compress.methods.contract import Method
 from compress.models import MODELS, build
 from compress.models.resnet50_cifar import BottleneckResNet
-from export.onnx import Exporter, export_onnx, open_session, run_session
+from compress.onnx import open_session, run_session
+from export import export_onnx
 from tests.export.networks import trained
+from tests.export.tracing import traced_exports
 from tests.methods import building
 
 CLASSES = building.CLASSES
@@ -59,7 +61,7 @@ NETWORKS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
 }
 
 
-def require_equal(network: nn.Module, path: Path, size: int, exporter: Exporter) -> None:
+def require_equal(network: nn.Module, path: Path, size: int) -> None:
     """Export, then compare with torch at several batch sizes."""
     export_onnx(
         network,
@@ -68,7 +70,6 @@ def require_equal(network: nn.Module, path: Path, size: int, exporter: Exporter)
         class_names=[str(i) for i in range(CLASSES)],
         preprocessing={},
         fingerprint="",
-        exporter=exporter,
     )
     session = open_session(path)
     images = torch.randn(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -100,13 +101,7 @@ def test_an_architecture_is_the_same_as_a_file(tmp_path: Path, name: str) -> Non
     if name.startswith("timm:"):
         pytest.importorskip("timm", reason="timm is an extra")
     make, size = NETWORKS[name]
-    require_equal(trained(make(name), size=size), tmp_path / "x.onnx", size, "dynamo")
-
-
-def test_an_architecture_through_the_other_exporter(tmp_path: Path) -> None:
-    for name in ("resnet8", "shufflenetv2"):
-        network = trained(shortened(name), size=16)
-        require_equal(network, tmp_path / "x.onnx", 16, "torchscript")
+    require_equal(trained(make(name), size=size), tmp_path / "x.onnx", size)
 
 
 def deployed(method_class: type[Method], student: str) -> nn.Module:
@@ -126,15 +121,13 @@ def test_the_method_that_ships_more_is_among_them() -> None:
     assert "simkd" in SHIPPING
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 @pytest.mark.parametrize("name", SHIPPING)
-def test_what_a_method_ships_is_the_same_as_a_file(
-    tmp_path: Path, name: str, exporter: Exporter
-) -> None:
+def test_what_a_method_ships_is_the_same_as_a_file(tmp_path: Path, name: str) -> None:
     network = deployed(METHODS[name], "resnet8")
-    require_equal(network, tmp_path / "x.onnx", building.SHAPE[-1], exporter)
+    require_equal(network, tmp_path / "x.onnx", building.SHAPE[-1])
 
 
 def test_a_wide_student_with_the_teachers_classifier(tmp_path: Path) -> None:
     network = deployed(METHODS["simkd"], "resnet8x4")
-    require_equal(network, tmp_path / "x.onnx", building.SHAPE[-1], "torchscript")
+    with traced_exports():
+        require_equal(network, tmp_path / "x.onnx", building.SHAPE[-1])

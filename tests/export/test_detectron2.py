@@ -16,13 +16,13 @@ from compress.models import build
 from compress.taps.discovery import discover
 from export.detectron2.command import (
     bare_name,
-    converted,
+    convert_names,
     expected_missing,
     full_name,
     main,
     write_network,
 )
-from export.detectron2.config import SCHEDULES, Trunk, config, merged, trunk_of
+from export.detectron2.config import SCHEDULES, ResNetForm, config, merge, resnet_form
 from tests.export.networks import trained
 
 IMAGENET = Preprocessing(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -64,7 +64,7 @@ def listed(depth: int) -> set[str]:
 def test_the_file_holds_every_tensor_under_its_name_bit_for_bit(tmp_path: Path, depth: int) -> None:
     network = torchvision.models.get_model(f"resnet{depth}", num_classes=3)
     network = trained(network, size=64)
-    assert write_network(tmp_path / "model.pth", network, "student") == Trunk(depth, 1, 64)
+    assert write_network(tmp_path / "model.pth", network, "student") == ResNetForm(depth, 1, 64)
     content = torch.load(tmp_path / "model.pth", weights_only=True)
     assert content["matching_heuristics"] is True
     assert content["__author__"].startswith("compress ")
@@ -97,7 +97,7 @@ def test_missing_are_the_detectors_own_layers_and_no_other() -> None:
 
 
 def test_the_config_says_what_torchvisions_weights_and_the_protocol_need() -> None:
-    content = config(Trunk(50, 1, 64), IMAGENET, weights="model.pth")
+    content = config(ResNetForm(50, 1, 64), IMAGENET, weights="model.pth")
     model = content["MODEL"]
     assert model["PIXEL_MEAN"] == [123.675, 116.28, 103.53]
     assert model["PIXEL_STD"] == [58.395, 57.12, 57.375]
@@ -113,21 +113,21 @@ def test_the_config_says_what_torchvisions_weights_and_the_protocol_need() -> No
 
 
 def test_small_resnets_get_the_head_of_their_own_blocks() -> None:
-    model = config(Trunk(34, 1, 64), IMAGENET, weights="model.pth")["MODEL"]
+    model = config(ResNetForm(34, 1, 64), IMAGENET, weights="model.pth")["MODEL"]
     assert model["ROI_HEADS"]["NAME"] == "BasicRes5ROIHeadsExtraNorm"
     assert model["RESNETS"]["RES2_OUT_CHANNELS"] == 64
 
 
 def test_the_pixels_are_those_the_student_was_trained_with() -> None:
     own = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    model = config(Trunk(18, 1, 64), own, weights="model.pth")["MODEL"]
+    model = config(ResNetForm(18, 1, 64), own, weights="model.pth")["MODEL"]
     assert model["PIXEL_MEAN"] == pytest.approx([127.5, 102, 76.5])
     assert model["PIXEL_STD"] == pytest.approx([51, 51, 25.5])
 
 
 def test_schedules_are_mocos_and_leave_the_rest_of_the_config() -> None:
-    base = config(Trunk(50, 1, 64), IMAGENET, weights="model.pth")
-    voc, coco = (merged(base, SCHEDULES[name]) for name in ("voc_24k", "coco_2x"))
+    base = config(ResNetForm(50, 1, 64), IMAGENET, weights="model.pth")
+    voc, coco = (merge(base, SCHEDULES[name]) for name in ("voc_24k", "coco_2x"))
     assert voc["SOLVER"] == {
         "IMS_PER_BATCH": 16,
         "BASE_LR": 0.02,
@@ -179,11 +179,11 @@ def test_another_network_is_refused_in_one_sentence(tmp_path: Path, make: Any, w
 
 def test_a_wide_resnet_keeps_its_width() -> None:
     network = torchvision.models.wide_resnet50_2(num_classes=2)
-    trunk = trunk_of(network, "student")
-    resnets = config(trunk, IMAGENET, weights="w")["MODEL"]["RESNETS"]
+    form = resnet_form(network, "student")
+    resnets = config(form, IMAGENET, weights="w")["MODEL"]["RESNETS"]
     # detectron2's first bottleneck is NUM_GROUPS x WIDTH_PER_GROUP wide.
     width = resnets["NUM_GROUPS"] * resnets["WIDTH_PER_GROUP"]
-    assert width == converted(network.state_dict())["res2.0.conv1.weight"].shape[0]
+    assert width == convert_names(network.state_dict())["res2.0.conv1.weight"].shape[0]
 
 
 class Product(nn.Module):
@@ -222,7 +222,7 @@ def test_the_command_writes_checkpoint_and_config(
     command = [str(tmp_path / "bundle"), "--out", str(out), "--schedule", "voc_24k"]
     assert main(command) == 0
     model = torch.load(out, weights_only=True)["model"]
-    expected = converted(network.state_dict())
+    expected = convert_names(network.state_dict())
     assert all(torch.equal(model[name], expected[name]) for name in listed(18))
     content = yaml.safe_load(out.with_suffix(".yaml").read_text())
     assert content["MODEL"]["WEIGHTS"] == "model.pth"

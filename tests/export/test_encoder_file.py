@@ -11,11 +11,13 @@ from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.models import build
+from compress.onnx import open_session, run_session
 from compress.taps import MapSpec, encoder_until
 from compress.taps.discovery import discover
+from export import export_encoder
 from export import onnx as exporting
-from export.onnx import Exporter, export_encoder, open_session, run_session
 from tests.export.networks import trained
+from tests.export.tracing import traced_exports
 
 PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -53,10 +55,9 @@ def require_equal(encoder: Encoder, path: Path, *shape: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_a_convolutional_encoder_takes_any_size(tmp_path: Path, exporter: Exporter) -> None:
+def test_a_convolutional_encoder_takes_any_size(tmp_path: Path) -> None:
     encoder, path = convolutional(), tmp_path / "encoder.onnx"
-    info = export_encoder(encoder, path, fingerprint="f", exporter=exporter)
+    info = export_encoder(encoder, path, fingerprint="f")
     assert info.dynamic_size
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
     for shape in ((1, 3, 16, 16), (2, 3, 64, 32), (5, 3, 20, 44)):
@@ -69,12 +70,9 @@ def test_a_convolutional_encoder_takes_any_size(tmp_path: Path, exporter: Export
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_an_encoder_of_one_size_is_exported_at_that_size(
-    tmp_path: Path, exporter: Exporter
-) -> None:
+def test_an_encoder_of_one_size_is_exported_at_that_size(tmp_path: Path) -> None:
     encoder, path = fixed(), tmp_path / "encoder.onnx"
-    assert not export_encoder(encoder, path, exporter=exporter).dynamic_size
+    assert not export_encoder(encoder, path).dynamic_size
     for batch in (1, 3):
         require_equal(encoder, path, batch, 3, 16, 16)
     sizes = [d.dim_value for d in onnx.load(path).graph.input[0].type.tensor_type.shape.dim]
@@ -89,6 +87,7 @@ def test_a_file_that_computes_something_else_is_not_left(
         parameter.data.mul_(1.1)
     translate = exporting.translate
     monkeypatch.setattr(exporting, "translate", lambda _, **given: translate(other, **given))
-    with pytest.raises(UserError, match=r"encoder\.onnx differs from the trained encoder"):
-        export_encoder(convolutional(), tmp_path / "encoder.onnx", exporter="torchscript")
+    refused = pytest.raises(UserError, match=r"encoder\.onnx differs from the trained encoder")
+    with traced_exports(), refused:
+        export_encoder(convolutional(), tmp_path / "encoder.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
 """The export stage and `python -m export`, on an untrained student and real digits."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 import yaml
 from PIL import Image
 
-import export.bundle
 import export.bundle.int8_file
+import export.bundle.writer
 import export.stage
 from compress.errors import UserError
 from compress.model_files import artifacts
 from compress.model_files.artifacts import Student
 from compress.models import build
-from compress.onnx.files import open_session
+from compress.onnx import open_session
 from compress.onnx.qdq import largest_weight
 from compress.recipe.schema import Export, Recipe
 from compress.stages import dataset_of
@@ -30,6 +30,7 @@ from export.bundle import predict
 from export.bundle.manifest import check_manifest
 from export.verify import command
 from tests.export.networks import trained
+from tests.export.tracing import traced_exports
 
 RECIPE = Recipe.model_validate(
     {
@@ -161,12 +162,12 @@ def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
 def test_a_file_that_differs_is_refused_and_nothing_is_left(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = export.bundle.export_onnx
+    write = export.bundle.writer.export_onnx
 
     def write_another(network: torch.nn.Module, path: Path, **described: Any) -> None:
         write(build("resnet8", num_classes=10, seed=1), path, **described)
 
-    monkeypatch.setattr(export.bundle, "export_onnx", write_another)
+    monkeypatch.setattr(export.bundle.writer, "export_onnx", write_another)
     with pytest.raises(UserError, match="differs from the trained network"):
         export.stage.run(job(run_folder))
     assert list((run_folder / "export").iterdir()) == []
@@ -182,11 +183,9 @@ def with_int8(**changes: Any) -> Recipe:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The older exporter, which takes a fraction of the time."""
-    for name in ("export_onnx", "export_encoder"):
-        write = partial(getattr(export.bundle, name), exporter="torchscript")
-        monkeypatch.setattr(export.bundle, name, write)
+def quick() -> Iterator[None]:
+    with traced_exports():
+        yield
 
 
 @pytest.fixture
@@ -276,10 +275,10 @@ def test_class_names_that_are_no_line_are_refused(run_folder: Path) -> None:
     for name in ("two\nlines", "ends\n", "", "not text \udcff"):
         loaded = student()
         loaded.description["class_names"][3] = name
-        asked = export.stage.request("kd", student(), run_folder, RECIPE, Export(int8=None))
+        asked = export.stage.bundle_request("kd", student(), run_folder, RECIPE, Export(int8=None))
         asked = replace(asked, student=loaded)
         with pytest.raises(UserError, match=r"labels\.txt"):
-            export.bundle.write_bundle(asked, run_folder / "b")
+            export.bundle.writer.write_bundle(asked, run_folder / "b")
 
 
 def test_the_command_writes_the_main_students_bundle(

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.onnx.files import check_file
-from export.onnx import Exported, Exporter, export_onnx, open_session, run_session
-
-EXPORTERS: tuple[Exporter, ...] = ("dynamo", "torchscript")
+from compress.onnx import check_file, open_session, run_session
+from export import Exported, export_onnx
+from tests.export.tracing import traced_exports
 
 
 def network() -> nn.Module:
@@ -49,10 +48,9 @@ def test_one_file_loads_alone_in_an_empty_folder(tmp_path: Path) -> None:
     open_session(alone(path, info.files, tmp_path / "elsewhere"))
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_tensors_too_large_for_protobuf_lie_beside_it(tmp_path: Path, exporter: Exporter) -> None:
+def test_tensors_too_large_for_protobuf_lie_beside_it(tmp_path: Path) -> None:
     path, weights = tmp_path / "x.onnx", network()
-    info = export(path, weights, embed_up_to=1000, exporter=exporter)
+    info = export(path, weights, embed_up_to=1000)
     assert info.files == ("x.onnx", "x.onnx.data")
     assert {p.name for p in tmp_path.iterdir()} == {*info.files}
     assert info.size_bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
@@ -67,17 +65,17 @@ def test_tensors_too_large_for_protobuf_lie_beside_it(tmp_path: Path, exporter: 
         open_session(alone(path, info.files[:1], tmp_path / "without"))
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_opset_is_the_one_that_was_asked_for(tmp_path: Path, exporter: Exporter) -> None:
+def test_the_opset_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
-    assert export(path, network(), opset=20, exporter=exporter).opset == 20
+    assert export(path, network(), opset=20).opset == 20
     assert check_file(path) == 20
     open_session(path)
 
 
 def test_an_unknown_opset_and_a_broken_graph_are_refused_in_words(tmp_path: Path) -> None:
     path, changed = tmp_path / "x.onnx", tmp_path / "changed.onnx"
-    export(path, network(), exporter="torchscript")
+    with traced_exports():
+        export(path, network())
     model = onnx.load(path)
     model.opset_import[0].version = 99
     changed.write_bytes(model.SerializeToString())

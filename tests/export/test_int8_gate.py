@@ -4,21 +4,23 @@ import inspect
 from dataclasses import asdict, replace
 
 from compress.recipe.schema import Int8
-from export.bundle.int8_gate import Limits
+from export import verify_bundle
+from export.bundle.int8_gate import Int8Limits
 from export.bundle.parity import Parity
-from export.verify.command import verify
 
 GOOD = Parity(2000, 0.5, 0.1, 10.0, 99.0, 70.0, 70.0)
 
 
-def exceeded(limits: Limits = Limits(), slack_images: int = 0, **changes: float) -> list[str]:  # noqa: B008
-    return limits.exceeded(replace(GOOD, **changes), slack_images)  # type: ignore[arg-type]
+def exceeded(
+    limits: Int8Limits | None = None, slack_images: int = 0, **changes: float
+) -> list[str]:
+    return (limits or Int8Limits()).exceeded(replace(GOOD, **changes), slack_images)  # type: ignore[arg-type]
 
 
 def test_the_drop_of_accuracy() -> None:
     assert exceeded(onnx_top1_percent=69.0) == []
-    assert exceeded(Limits(0.3), torch_top1_percent=70.3) == []
-    assert exceeded(Limits(0.0), onnx_top1_percent=71.0) == []
+    assert exceeded(Int8Limits(0.3), torch_top1_percent=70.3) == []
+    assert exceeded(Int8Limits(0.0), onnx_top1_percent=71.0) == []
     (clause,) = exceeded(onnx_top1_percent=68.5)
     for part in ("1.50 points", "70.00 %", "68.50 %", "accepted is 1 (max_top1_drop)"):
         assert part in clause
@@ -45,7 +47,7 @@ def test_few_images_may_go_wrong_however_few_there_are() -> None:
 
 
 def test_verify_and_recipe_have_the_same_limits() -> None:
-    defaults = {k: p.default for k, p in inspect.signature(verify).parameters.items()}
+    defaults = {k: p.default for k, p in inspect.signature(verify_bundle).parameters.items()}
     recipe = Int8().model_dump()
-    for name, limit in asdict(Limits()).items():
+    for name, limit in asdict(Int8Limits()).items():
         assert recipe[name] == defaults[name] == limit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.onnx.files import open_session
+from compress.onnx import open_session
 from compress.onnx.graphs import INPUT
 from compress.onnx.qdq import largest_weight
 from compress.taps import Tapped, TapSpecs

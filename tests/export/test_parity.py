@@ -81,8 +81,8 @@ def test_a_file_is_given_what_it_takes() -> None:
     every = torch.arange(256, dtype=torch.uint8).repeat(3).view(64, 3, 2, 2)
     session = Session([[0.0, 0.0, 0.0]] * 64)
     batches = [(preprocessing.normalise(every), torch.zeros(64, dtype=torch.long))]
-    taken = partial(pixels_of, preprocessing=preprocessing)
-    compare(Table(), session, batches, taken=taken)  # type: ignore[arg-type]
+    to_input = partial(pixels_of, preprocessing=preprocessing)
+    compare(Table(), session, batches, to_input=to_input)  # type: ignore[arg-type]
     assert session.given["images"].dtype == np.uint8
     np.testing.assert_array_equal(session.given["images"], every.permute(0, 2, 3, 1).numpy())
 

@@ -11,10 +11,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from compress.onnx import INPUT, open_session, quantize_onnx, run_session
 from compress.onnx.qdq import largest_weight
-from compress.onnx.quantize import quantize_onnx
-from export.onnx import INPUT, open_session, run_session
 from tests.export.quantizing import Array, batches, settled, write
+from tests.export.tracing import traced_exports
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,8 @@ def test_near_float_on_images_it_was_not_calibrated_on(
 @pytest.mark.parametrize(("name", "expected"), [("resnet8", 10), ("mobilenetv2", 54)])
 def test_no_pair_of_products_saturates_in_16_bits(tmp_path: Path, name: str, expected: int) -> None:
     path = tmp_path / "int8.onnx"
-    float_file = write(settled(name), tmp_path / "float.onnx", exporter="torchscript")
+    with traced_exports():
+        float_file = write(settled(name), tmp_path / "float.onnx")
     quantize_onnx(float_file, path, batches(count=1))
     graph = onnx.load(path).graph
     made = {output: node for node in graph.node for output in node.output}
@@ -151,7 +152,7 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(
     np.save(tmp_path / "images.npy", np.stack(batches()))
     code = (
         "import sys, numpy; from pathlib import Path;"
-        "from compress.onnx.quantize import quantize_onnx;"
+        "from compress.onnx import quantize_onnx;"
         "a, b, c = sys.argv[1:]; quantize_onnx(Path(a), Path(b), list(numpy.load(c)))"
     )
     arguments = [str(source), str(there), str(tmp_path / "images.npy")]

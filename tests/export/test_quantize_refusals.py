@@ -9,8 +9,7 @@ import pytest
 from torch import nn
 
 from compress.errors import UserError
-from compress.onnx import qdq
-from compress.onnx.quantize import quantize_onnx
+from compress.onnx import qdq, quantize_onnx
 from tests.export.quantizing import Array, batches, settled, write
 
 

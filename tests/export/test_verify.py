@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from compress.data import Preprocessing, evaluation_batches
-from compress.onnx.quantize import quantize_onnx
+from compress.onnx import quantize_onnx
 from export.verify.command import main
 from tests.export import bundles
 

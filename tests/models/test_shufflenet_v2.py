@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compress.models.shufflenet_v2 import BasicBlock, ShuffleNetV2
+from compress.models.shufflenet_v2 import ShuffleNetV2, SplitBlock
 from tests.models.contract import (
     check_gradients,
     check_pre_activations,
@@ -33,7 +33,7 @@ def test_activations_are_modules() -> None:
 
 def test_a_block_passes_the_first_half_through_to_the_even_channels() -> None:
     x = torch.randn(2, 8, 6, 6)
-    block = BasicBlock(8).eval()
+    block = SplitBlock(8).eval()
     torch.nn.init.zeros_(block.conv3.weight)
     out = block(x)
     assert torch.equal(out[:, ::2], x[:, :4])

@@ -4,7 +4,7 @@ import pytest
 
 from compress.reporting import formats
 from compress.reporting.escaping import escape_html, escape_markdown, fenced
-from compress.reporting.tables import Column, Table
+from compress.reporting.tables import Column, ReportTable
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from compress.reporting.tables import Column, Table
         (formats.duration(59.97), "1 min 00 s"),
         (formats.duration(3.25), "3.2 s"),
         (formats.arguments({"name": "simkd", "reduction": 2}), "simkd (reduction 2)"),
-        (formats.plain({"a": [1000, True], "b": None}), "a 1,000, yes, b \N{EN DASH}"),
+        (formats.readable({"a": [1000, True], "b": None}), "a 1,000, yes, b \N{EN DASH}"),
     ],
 )
 def test_printed_numbers(printed: str, expected: str) -> None:
@@ -55,4 +55,4 @@ def test_html_is_escaped_in_text_and_attributes() -> None:
 
 def test_a_table_refuses_a_row_of_another_length() -> None:
     with pytest.raises(ValueError, match="2 cells for 1 columns"):
-        Table([Column("a")], [["1", "2"]])
+        ReportTable([Column("a")], [["1", "2"]])

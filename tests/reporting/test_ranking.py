@@ -5,8 +5,8 @@ import math
 import pytest
 
 from compress.reporting.ranking import (
+    AccuracyDifference,
     Candidate,
-    Difference,
     difference,
     difference_standard_error,
     recommend,
@@ -62,7 +62,7 @@ def test_difference_combines_squares() -> None:
     ],
 )
 def test_two_standard_errors_decide(points: float, reading: str) -> None:
-    assert Difference(points, 2.0).reading == reading
+    assert AccuracyDifference(points, 2.0).reading == reading
 
 
 def test_the_most_accurate_is_recommended_where_it_is_clearly_better() -> None:

@@ -76,7 +76,7 @@ def spellings(value: float) -> set[str]:
         *exact,
         *(printer(value) for printer in printers),
         formats.decimal(value, 1),
-        formats.plain(value),
+        formats.readable(value),
     }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.models import build
-from compress.models.layout import check_forward, lay_channels_last
+from compress.models.forward import check_forward, lay_channels_last
 
 SHAPE = (3, 16, 16)
 

@@ -1,4 +1,4 @@
-"""What the files of a bundle are called, and what preprocess.json says."""
+"""Names of a bundle's files, and the content of preprocess.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ FULL_RANGE = "full range weights: right only on CPUs with VNNI or ARM dot produc
 
 
 def preprocess_content(preprocessing: Mapping[str, Any], *, raw_pixels: bool) -> dict[str, Any]:
-    """The content of preprocess.json: from an RGB image to what the student's files take.
+    """The content of preprocess.json: the way from an RGB image to the input of the files.
 
     Args:
         preprocessing: `compress.data.Preprocessing.as_dict()`.

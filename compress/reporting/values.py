@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.memory import student_memory
 from compress.reporting.network import Network
 from compress.reporting.ranking import rule
@@ -19,13 +19,13 @@ _COST = (
 )
 
 
-def record(run: Run) -> dict[str, Any]:
-    """Everything that the report prints, as JSON; a number that is none (NaN) becomes null."""
-    found: dict[str, Any] = _strict({"values": _values(run), "measured": _measured(run)})
-    return found
+def report_values(run: RunData) -> dict[str, Any]:
+    """Everything that the report prints, as JSON; NaN and infinities become null."""
+    values: dict[str, Any] = _strict({"values": _values(run), "measured": _measured(run)})
+    return values
 
 
-def _values(run: Run) -> dict[str, Any]:
+def _values(run: RunData) -> dict[str, Any]:
     choice = run.recommendation
     recommendation = choice and {
         "label": choice.label,
@@ -44,7 +44,7 @@ def _values(run: Run) -> dict[str, Any]:
     }
 
 
-def _network(run: Run, row: Network) -> dict[str, Any]:
+def _network(run: RunData, row: Network) -> dict[str, Any]:
     versus = row.minus(run.baseline)
     return {
         "label": row.label,
@@ -63,7 +63,7 @@ def _network(run: Run, row: Network) -> dict[str, Any]:
     }
 
 
-def _measured(run: Run) -> dict[str, Any]:
+def _measured(run: RunData) -> dict[str, Any]:
     account, export = run.measured("account"), run.measured("export")
     return {
         "seconds": stage_seconds(run),
@@ -77,7 +77,7 @@ def _measured(run: Run) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
+    """Replace infinities and NaN, which JSON does not have, by null."""
     if isinstance(value, dict):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -69,7 +69,7 @@ def _sources(name: str) -> frozenset[str]:
 
 
 def _is_ignored(name: str, key: str, value: Any) -> bool:
-    """Whether leaving the argument out builds the same network; earlier files may have it."""
+    """True if leaving the argument out builds the same network; earlier files may have it."""
     return value in (None, False) or (
         name.startswith("timm:") and key == "pretrained" and value is True
     )
@@ -80,7 +80,7 @@ def _is_moderate(number: float) -> bool:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """The plain values in nested lists and mappings, keys included."""
+    """The values in nested lists and mappings, keys included."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield key

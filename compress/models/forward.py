@@ -1,4 +1,4 @@
-"""What the forward of a network allows: where its maps lie in memory, and whether it can serve."""
+"""Checks of a network's forward, and its memory format."""
 
 import copy
 
@@ -17,30 +17,30 @@ CHANGES_ITS_INPUT = (
 def lay_channels_last(
     network: nn.Module, input_shape: tuple[int, int, int], *, learns: bool = True
 ) -> bool:
-    """Let a network's maps lie channels last in memory, which convolutions read faster.
+    """Put a network into channels last memory format, in which convolutions run faster.
 
     Changes the order of its weights in memory, in place, and no value. A `forward` that takes a
-    `view` of a map may not allow it, found on a copy that learns and judges: the network is then
-    left as it was.
+    `view` of a feature map may not allow it; that is copied on a copy in training and in eval mode,
+    and the network is then left as it was.
 
     Args:
         network: takes images (N, C, H, W).
         input_shape: (C, H, W).
-        learns: whether it will be run in training mode at all.
+        learns: the network will also run in training mode.
 
     Returns:
-        Whether they do.
+        True if the network is in channels last format now.
     """
-    tried = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    copied = copy.deepcopy(network).to(memory_format=torch.channels_last)
     images = _images(network, input_shape)
     try:
         with seeded("channels last"):
             if learns:
-                output = tried.train()(images)
+                output = copied.train()(images)
                 if not isinstance(output, Tensor):
                     return False
                 output.sum().backward()  # type: ignore[no-untyped-call]
-            tried.eval()(images)
+            copied.eval()(images)
     except (RuntimeError, UserError):
         return False
     network.to(memory_format=torch.channels_last)
@@ -48,18 +48,18 @@ def lay_channels_last(
 
 
 def check_forward(network: nn.Module, input_shape: tuple[int, int, int], *, learns: bool) -> None:
-    """Refuse a network that cannot serve, found on a copy that is run once in each of its modes.
+    """Refuse a network that no recipe can use; a copy is run once in each of its modes.
 
     Raises:
         UserError: it changes its input in place or, where it `learns`, does not give one tensor of
             logits in training mode.
     """
-    tried, name = copy.deepcopy(network), type(network).__name__
+    copied, name = copy.deepcopy(network), type(network).__name__
     for training in (False, True) if learns else (False,):
         images = _images(network, input_shape)
         before = images._version
         with seeded("forward"), torch.no_grad():
-            output = tried.train(training)(images)
+            output = copied.train(training)(images)
         if images._version != before:
             raise UserError(f"{name} {CHANGES_ITS_INPUT}")
         if training and not (isinstance(output, Tensor) and output.dim() == 2):

@@ -1,23 +1,23 @@
-"""The bundle: are its files the trained network, how large are they, and how fast."""
+"""The section on export: parity, size and speed of the bundle's files."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from compress.reporting import formats
-from compress.reporting.collect import Run
+from compress.reporting.collect import RunData
 from compress.reporting.cost import latencies
 from compress.reporting.document import Block, Heading, Paragraph
-from compress.reporting.tables import Cell, Column, Table
+from compress.reporting.tables import Column, ReportCell, ReportTable
 
 _TORCH = "torch"
 
 
-def product(run: Run) -> list[Block]:
-    """The section on the export stage."""
+def bundle_section(run: RunData) -> list[Block]:
+    """The section on the bundle of the export stage."""
     heading, values = Heading("ONNX export"), run.values("export")
     if not values:
         return [heading, Paragraph(run.why_absent("export"))]
-    blocks: list[Block] = [heading, _files(values), Paragraph(_reading(values), is_note=True)]
+    blocks: list[Block] = [heading, _files(values), Paragraph(_comparison(values), is_note=True)]
     blocks += [Paragraph(text, is_note=True) for text in _int8(values)]
     choice = run.recommendation
     if choice and choice.label != values.get("student"):
@@ -32,7 +32,7 @@ def product(run: Run) -> list[Block]:
     return blocks
 
 
-def _files(values: Mapping[str, Any]) -> Table:
+def _files(values: Mapping[str, Any]) -> ReportTable:
     columns = (
         Column("File", is_number=False),
         Column("Size", "bytes"),
@@ -43,7 +43,7 @@ def _files(values: Mapping[str, Any]) -> Table:
         Column("Top-1", "%"),
     )
     whole = values.get("size_bytes")
-    rows: list[list[Cell | str]] = [
+    rows: list[list[ReportCell | str]] = [
         [
             "as trained, torch",
             *[formats.MISSING] * 5,
@@ -56,11 +56,11 @@ def _files(values: Mapping[str, Any]) -> Table:
         rows.append(_file("student.int8.onnx", int8, whole))
     if encoder:
         size = formats.count(encoder.get("size_bytes"))
-        rows.append([Cell("encoder.onnx", _shape(encoder)), size, *[formats.MISSING] * 5])
-    return Table(columns, rows, f"The bundle of {values.get('student')}")
+        rows.append([ReportCell("encoder.onnx", _shape(encoder)), size, *[formats.MISSING] * 5])
+    return ReportTable(columns, rows, f"The bundle of {values.get('student')}")
 
 
-def _file(name: str, values: Mapping[str, Any], whole: Any) -> list[Cell | str]:
+def _file(name: str, values: Mapping[str, Any], whole: Any) -> list[ReportCell | str]:
     size = values.get("size_bytes")
     share = size / whole if size and whole else None
     return [
@@ -75,7 +75,7 @@ def _file(name: str, values: Mapping[str, Any], whole: Any) -> list[Cell | str]:
 
 
 def _int8(values: Mapping[str, Any]) -> list[str]:
-    """On which CPUs the int8 file is right, or why it was left out."""
+    """A sentence on CPUs where the int8 file is right, or on why it was left out."""
     refused = values.get("int8_refused")
     if refused:
         return [f"student.int8.onnx was left out of the bundle: {refused}."]
@@ -90,18 +90,18 @@ def _shape(encoder: Mapping[str, Any]) -> str:
     return "any height and width" if encoder.get("dynamic_size") else "one image size"
 
 
-def _reading(values: Mapping[str, Any]) -> str:
+def _comparison(values: Mapping[str, Any]) -> str:
     pixels = "raw uint8 pixels" if values.get("raw_pixels") else "normalised float32"
     return (
         f"Compared on {formats.count(values.get('images'))} test images; opset "
-        f"{formats.plain(values.get('opset'))}; input: {pixels}. The float file may differ by "
+        f"{formats.readable(values.get('opset'))}; input: {pixels}. The float file may differ by "
         f"{formats.scientific(values.get('tolerance'))} of the largest logit "
         f"({formats.decimal(values.get('logit_scale'))})."
     )
 
 
-def _speed(run: Run, values: Mapping[str, Any], timed: Mapping[str, Any]) -> list[str]:
-    """Each runtime against torch eager at batch 1, the goals, and what stands in their way."""
+def _speed(run: RunData, values: Mapping[str, Any], timed: Mapping[str, Any]) -> list[str]:
+    """Each runtime against torch eager at batch 1, the goals, and reasons where one is missed."""
     medians = {
         name: row["1"]["median_ms"]
         for name, row in (timed.get("latency") or {}).items()
@@ -111,14 +111,14 @@ def _speed(run: Run, values: Mapping[str, Any], timed: Mapping[str, Any]) -> lis
     if not eager:
         return []
     shares = {name: median / eager for name, median in medians.items()}
-    told = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+    relative = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
     int8 = values.get("int8") or {}
     if int8.get("size_bytes") and values.get("size_bytes"):
         shares["int8 file's size"] = int8["size_bytes"] / values["size_bytes"]
     missed = [f"{n} {shares[n]:.2f} > {g}" for n, g in _GOALS.items() if shares.get(n, 0) > g]
     goals = ", ".join(f"{name} {goal}" for name, goal in _GOALS.items())
     texts = [
-        f"Share of torch eager's time at batch 1: {told}.",
+        f"Share of torch eager's time at batch 1: {relative}.",
         f"Goals for a CPU with 8-bit instructions (VNNI): {goals}; "
         + (f"not reached: {', '.join(missed)}." if missed else "all reached."),
     ]
@@ -129,8 +129,8 @@ def _speed(run: Run, values: Mapping[str, Any], timed: Mapping[str, Any]) -> lis
 _GOALS = {"ONNX Runtime": 0.35, "ONNX Runtime, int8": 0.15, "int8 file's size": 0.27}
 
 
-def _bounds(run: Run, values: Mapping[str, Any], medians: Mapping[str, float]) -> str:
-    """How fast the files compute, and what in them does not compute at all."""
+def _bounds(run: RunData, values: Mapping[str, Any], medians: Mapping[str, float]) -> str:
+    """Speed of the files in MACs per second, and the operators that compute nothing."""
     networks = run.values("account").get("networks") or []
     macs = next((n["macs"] for n in networks if n["label"] == values.get("student")), None)
     parts = []

@@ -7,10 +7,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from compress.errors import UserError
-from compress.seeding import generator
 from compress.distributed.collectives import part, world
 from compress.engine.loop import Batches
+from compress.errors import UserError
+from compress.seeding import generator
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")

@@ -8,7 +8,14 @@ from compress.console.messages import log
 from compress.data.image_files import check_whole
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing
-from eval.data.annotations import AnnotatedImage, Box, DetectionData, checked, require_objects, vanishes
+from eval.data.annotations import (
+    AnnotatedImage,
+    Box,
+    DetectionData,
+    checked,
+    require_objects,
+    vanishes,
+)
 from eval.data.masks import Segment, check_segment
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from eval.data.annotations import DetectionData
 from eval.data.coco import coco
-from eval.data.voc import voc
 from eval.data.digit_scenes import prepare
+from eval.data.voc import voc
 
 
 def digit_scenes(

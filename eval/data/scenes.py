@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from compress.storage.files import read_mapping, write_json
 from compress.console.messages import log
 from compress.errors import UserError
-from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from compress.seeding import generator
+from compress.storage.files import read_mapping, write_json
+from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from eval.data.layouts import Scene, write_coco, write_voc
 
 SPLITS = ("train", "val")

@@ -8,8 +8,13 @@ from compress.data.image_files import SUFFIXES, check_whole, image_named
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing
 from eval.data.digit_scenes import prepare
-from eval.data.segmentation_classes import CAMVID_CLASSES, CITYSCAPES_CLASSES, CITYSCAPES_LABELS, VOC_CLASSES
 from eval.data.masked_images import VOID, MaskedImage, SegmentationData, checked, meaning
+from eval.data.segmentation_classes import (
+    CAMVID_CLASSES,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_LABELS,
+    VOC_CLASSES,
+)
 
 
 def voc_segmentation(

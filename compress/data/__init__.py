@@ -14,7 +14,7 @@ from compress.data.cifar import cifar100
 from compress.data.digits import digits
 from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
-from compress.data.source import Source, balanced
+from compress.data.source import Source, choose_balanced
 from compress.errors import UserError
 from compress.seeding import generator
 
@@ -113,7 +113,7 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
             raise UserError(
                 f"data.validation: asks for {common['validation']} of {len(train)} training images"
             )
-        chosen = balanced(train.labels, common["validation"], generator(seed, "validation"))
+        chosen = choose_balanced(train.labels, common["validation"], generator(seed, "validation"))
         keep = torch.ones(len(train), dtype=torch.bool)
         keep[chosen] = False
         train, validation = train.subset(keep.nonzero().flatten()), train.subset(chosen)
@@ -137,4 +137,4 @@ def _balanced_subset(
         return images
     if count > len(images):
         raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
-    return images.subset(balanced(images.labels, count, generator))
+    return images.subset(choose_balanced(images.labels, count, generator))

@@ -11,7 +11,7 @@ from compress.console.messages import log
 from compress.data.augment import AUGMENTATIONS
 from compress.data.batch import Batch
 from compress.data.images import Images, MemoryImages, Preprocessing
-from compress.data.reader import Plan, Reader
+from compress.data.reader import EpochPlan, Reader
 from compress.distributed.collectives import rank, world
 from compress.errors import UserError
 
@@ -70,7 +70,7 @@ class ImageBatches:
         if batch_size < world():
             raise UserError(f"a batch of {batch_size} images is too small for {world()} processes")
         if 2 <= rest < world():
-            _tell_left_out(rest, len(images), batch_size, world())
+            _log_left_out(rest, len(images), batch_size, world())
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)
@@ -103,7 +103,7 @@ class ImageBatches:
         reader = self.reader
         return reader.views or max(AUGMENTATIONS[name].views for name in reader.augment)
 
-    def _pixels(self, epoch: int, plan: Plan) -> Iterator[list[Tensor]]:
+    def _pixels(self, epoch: int, plan: EpochPlan) -> Iterator[list[Tensor]]:
         if self._files is not None:
             return self._files.epoch(epoch, len(self))
         reader = self.reader
@@ -112,7 +112,7 @@ class ImageBatches:
 
 
 @lru_cache  # once, however many trainings there are
-def _tell_left_out(rest: int, images: int, batch_size: int, processes: int) -> None:
+def _log_left_out(rest: int, images: int, batch_size: int, processes: int) -> None:
     log(
         f"  each epoch leaves out {rest} of {images:,} training images, the last of its order: "
         f"after batches of {batch_size} they are fewer than the {processes} processes; fewer "
@@ -139,7 +139,7 @@ class _FileSteps:
     def epoch(self, epoch: int, steps: int) -> Iterator[list[Tensor]]:
         """The pixels of each step of an epoch."""
         self._order[:] = [(epoch, step) for step in range(steps)]
-        return _unwrapped(self._loader)
+        return _unwrap(self._loader)
 
 
 class _Steps(Dataset["list[Tensor] | str"]):
@@ -148,7 +148,7 @@ class _Steps(Dataset["list[Tensor] | str"]):
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self._epoch = -1
-        self._plan = Plan(torch.empty(0), (), ())
+        self._plan = EpochPlan(torch.empty(0), (), ())
 
     def __getitem__(self, item: tuple[int, int]) -> list[Tensor] | str:
         epoch, step = item
@@ -178,7 +178,7 @@ class _Chunks(Dataset["list[Tensor] | str"]):
             return str(error)
 
 
-def _unwrapped(loader: "DataLoader[list[Tensor] | str]") -> Iterator[list[Tensor]]:
+def _unwrap(loader: "DataLoader[list[Tensor] | str]") -> Iterator[list[Tensor]]:
     for pixels in loader:
         if isinstance(pixels, str):
             raise UserError(pixels)
@@ -208,5 +208,5 @@ def evaluation_batches(
         num_workers=0 if in_memory else workers,
         generator=torch.Generator().manual_seed(0),
     )
-    for index, (pixels,) in zip(chunks.chunks, _unwrapped(loader), strict=True):
+    for index, (pixels,) in zip(chunks.chunks, _unwrap(loader), strict=True):
         yield preprocessing.normalise(pixels.to(device)), images.labels[index].to(device)

@@ -22,7 +22,7 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
     For evaluation the shorter side is resized to 8/7 of `image_size` (default 224), as torchvision
     does for 224 (256); up to 64 pixels to `image_size` itself.
     """
-    train, test, names = _layout(root)
+    train, test, names = _find_splits(root)
     size = image_size or 224
     resize = size if size <= 64 else round(size * 8 / 7)
     preprocessing = Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
@@ -43,10 +43,10 @@ def folder_classes(*, root: str) -> tuple[str, ...]:
     Raises:
         UserError: the folders are not as they must be.
     """
-    return _layout(root)[2]
+    return _find_splits(root)[2]
 
 
-def _layout(root: str) -> tuple[Path, Path, tuple[str, ...]]:
+def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
     """The folders of both splits, and the names of the classes."""
     place = Path(root)
     if not os.path.isdir(root):

@@ -31,7 +31,7 @@ class Reader:
     rank: int = 0
     world: int = 1
 
-    def plan(self, epoch: int) -> "Plan":
+    def plan(self, epoch: int) -> "EpochPlan":
         """What an epoch's images are and how they look; on the CPU."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
@@ -45,7 +45,7 @@ class Reader:
                 chosen = _chosen_views(name, count, self.views, self.views_seed)
                 slots.append(torch.randint(self.views, (count,), generator=draw))
                 ids.append(chosen.gather(1, slots[-1][:, None])[:, 0])
-        return Plan(order, tuple(ids), tuple(slots))
+        return EpochPlan(order, tuple(ids), tuple(slots))
 
     def read(self, index: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
         """The views of some images: per view, uint8 (N, 3, S, S)."""
@@ -68,17 +68,17 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """An epoch: the order of its images and, per view, each image's view id and slot."""
 
     order: Tensor
     view_ids: tuple[Tensor, ...]
     slots: tuple[Tensor, ...]
 
-    def to(self, device: torch.device) -> "Plan":
+    def to(self, device: torch.device) -> "EpochPlan":
         """The plan on a device."""
         ids, slots = (tuple(t.to(device) for t in v) for v in (self.view_ids, self.slots))
-        return Plan(self.order.to(device), ids, slots)
+        return EpochPlan(self.order.to(device), ids, slots)
 
 
 @lru_cache(maxsize=4)

@@ -22,7 +22,7 @@ class Source:
     resize: int = 0
 
 
-def balanced(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def choose_balanced(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` indices, the same number of each class (one more of the first where it is uneven).
 
     Sorted, so that the choice alone depends on the generator.

@@ -1,4 +1,4 @@
-"""Annotated images in one form, whatever layout they come from, checked when they are opened.
+"""Annotated images in one form, whatever format they come from, checked when they are opened.
 
 Boxes are x0 y0 x1 y1 in pixels, half-open, origin at the upper left corner. Labels count from 1;
 0 is the detector's background. A damaged or contradictory annotation is a UserError naming its
@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.data.image_files import read_rgb, upright_size
 from compress.errors import UserError
 from compress.storage.user_files import require_file
-from eval.data.masks import Segment, decoded, encoded
+from eval.data.masks import Segment, decode_masks, encode_segment
 
 # Annotation tools disagree whether pixels count from 0 or 1; a box may stick out by this much.
 _OUTSIDE_TOLERANCE = 1.0
@@ -49,7 +49,7 @@ class AnnotatedImage:
         assert self.segments is not None
         size = (self.height, self.width)
         try:
-            return decoded([encoded(segment, size) for segment in self.segments], size)
+            return decode_masks([encode_segment(segment, size) for segment in self.segments], size)
         except (ValueError, RuntimeError, OverflowError) as error:
             raise UserError(f"{self.path}: {error}.") from None
 
@@ -109,7 +109,7 @@ def _is_sound(box: Box, size: tuple[int, int]) -> bool:
     return least <= x0 <= x1 <= size[1] + most and least <= y0 <= y1 <= size[0] + most
 
 
-def checked(
+def check_annotation(
     source: Path,
     image: Path,
     size: tuple[int, int],

@@ -12,7 +12,7 @@ from eval.data.annotations import (
     AnnotatedImage,
     Box,
     DetectionData,
-    checked,
+    check_annotation,
     require_objects,
     vanishes,
 )
@@ -108,7 +108,7 @@ def _image(
     label_of: dict[int, int],
 ) -> AnnotatedImage:
     size = _size(image)
-    return checked(
+    return check_annotation(
         path,
         target,
         size,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from compress.data import Dataset, FileImages, Images, MemoryImages, Preprocessing, open_data
-from compress.data.source import balanced
+from compress.data.source import choose_balanced
 from compress.errors import UserError
 from compress.seeding import generator
 from compress.storage.user_files import inside, read_listing, require_file
@@ -71,12 +71,12 @@ def tiny_imagenet(
         for label, name in enumerate(names)
         for path in sorted((place / "train" / name / "images").glob("*.JPEG"))
     ]
-    test = _annotated(place / "val", names)
+    test = _read_val_annotations(place / "val", names)
     for split, found in (("train", train), ("val", test)):
         if not found:
             raise UserError(f"{place / split} holds no images")
 
-    def opened(shown: Preprocessing, seed: int) -> Dataset:
+    def open_for(shown: Preprocessing, seed: int) -> Dataset:
         at = Preprocessing(
             shown.image_size, shown.mean, shown.std, shown.resize or shown.image_size
         )
@@ -84,12 +84,12 @@ def tiny_imagenet(
             FileImages([p for p, _ in found], torch.tensor([y for _, y in found]), at, place)
             for found in (train, test)
         ]
-        return _chosen(parts, names, at, (classes, train_images, test_images), seed)
+        return _select(parts, names, at, (classes, train_images, test_images), seed)
 
-    return opened
+    return open_for
 
 
-def _annotated(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _read_val_annotations(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Files and labels that `val_annotations.txt` lists: name, WNID and a box, tabs between."""
     listing = folder / "val_annotations.txt"
     if not listing.exists():
@@ -124,12 +124,12 @@ def stl10(
         raise UserError(f"{listing} names {len(names)} classes, labels go up to {highest}")
     names = names or tuple(f"class {number}" for number in range(highest))
 
-    def opened(shown: Preprocessing, seed: int) -> Dataset:
+    def open_for(shown: Preprocessing, seed: int) -> Dataset:
         at = Preprocessing(shown.image_size, shown.mean, shown.std)
-        parts = [MemoryImages(_resized(p, shown.image_size), y) for p, y in splits]
-        return _chosen(parts, names, at, (classes, train_images, test_images), seed)
+        parts = [MemoryImages(_resize(p, shown.image_size), y) for p, y in splits]
+        return _select(parts, names, at, (classes, train_images, test_images), seed)
 
-    return opened
+    return open_for
 
 
 def _stl_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -150,12 +150,12 @@ def _stl_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images.transpose(0, 1, 3, 2).copy()), found
 
 
-def _resized(pixels: Tensor, side: int) -> Tensor:
+def _resize(pixels: Tensor, side: int) -> Tensor:
     parts = torch.split(pixels, _RESIZED_AT_ONCE)
     return torch.cat([F.resize(part, [side, side], antialias=True) for part in parts])
 
 
-def _chosen(
+def _select(
     parts: Sequence[Images],
     names: tuple[str, ...],
     shown: Preprocessing,
@@ -171,7 +171,7 @@ def _chosen(
         cut = images.subset((images.labels < classes).nonzero().flatten())
         if count is not None:
             drawn = generator(seed, f"{split}_images")
-            cut = cut.subset(balanced(cut.labels, count, drawn))
+            cut = cut.subset(choose_balanced(cut.labels, count, drawn))
         splits.append(cut)
     return Dataset(splits[0], None, splits[1], names[:classes], shown, "none")
 

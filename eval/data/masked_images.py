@@ -14,7 +14,7 @@ from torch import Tensor
 from compress.data.image_files import opened_image, read_rgb, upright_size
 from compress.errors import UserError
 
-VOID = 255
+IGNORE_INDEX = 255
 _UNKNOWN = -1
 
 
@@ -24,8 +24,8 @@ class MaskedImage:
 
     The image counts as turned upright, as its EXIF orientation says; a mask is never turned.
 
-    `meaning` gives the class of each of the 256 values of a mask, VOID where it is ignored and -1
-    where there is no such class.
+    `meaning` gives the class of each of the 256 values of a mask, IGNORE_INDEX where it is ignored
+    and -1 where there is no such class.
     """
 
     image: Path
@@ -66,13 +66,17 @@ class SegmentationData:
     background: bool = False
 
 
-def meaning(classes: Mapping[int, int], void: Iterable[int] = (VOID,)) -> tuple[int, ...]:
+def meaning(
+    classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)
+) -> tuple[int, ...]:
     """The `MaskedImage.meaning` of masks with the given value -> class, and of void values."""
-    ignored = {*void}
-    return tuple(VOID if v in ignored else classes.get(v, _UNKNOWN) for v in range(256))
+    without_class = {*ignored}
+    return tuple(
+        IGNORE_INDEX if v in without_class else classes.get(v, _UNKNOWN) for v in range(256)
+    )
 
 
-def checked(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage, ...]:
+def check_masks(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage, ...]:
     """The images of a split that `source` lists or holds, once all their masks have been read.
 
     Raises:
@@ -96,7 +100,7 @@ def _has_class(item: MaskedImage) -> bool:
                 f"{item.mask} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
                 f"{item.image.name} has {width} x {height}."
             )
-    return bool((classes != VOID).any())
+    return bool((classes != IGNORE_INDEX).any())
 
 
 def _ranges(values: list[int]) -> str:

@@ -27,7 +27,7 @@ from compress.errors import UserError
 from compress.seeding import generator
 from compress.storage.files import read_mapping, write_json
 from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
-from eval.data.layouts import Scene, write_coco, write_voc
+from eval.data.scene_files import Scene, write_coco, write_voc
 
 SPLITS = ("train", "val")
 CROP_SIZE = 28
@@ -130,7 +130,7 @@ def compose(pools: list[Tensor], image_size: int, draw: torch.Generator) -> Scen
         mask[y : y + height, x : x + width][ink >= _INK] = label + 1
         boxes.append((x, y, x + width, y + height))
         labels.append(label)
-    return Scene(_quantised(canvas), mask.numpy(), tuple(boxes), tuple(labels))
+    return Scene(_to_uint8(canvas), mask.numpy(), tuple(boxes), tuple(labels))
 
 
 def _integer(low: int, high: int, draw: torch.Generator) -> int:
@@ -192,10 +192,10 @@ def _write_crops(
             y = (CROP_SIZE - height) // 2 + _integer(-2, 2, draw)
             x = (CROP_SIZE - width) // 2 + _integer(-2, 2, draw)
             _paint(canvas[:, y : y + height, x : x + width], ink, draw)
-            Image.fromarray(_quantised(canvas)).save(folder / name / f"{index:04d}.png")
+            Image.fromarray(_to_uint8(canvas)).save(folder / name / f"{index:04d}.png")
 
 
-def _quantised(canvas: Tensor) -> NDArray[np.uint8]:
+def _to_uint8(canvas: Tensor) -> NDArray[np.uint8]:
     """(3, H, W) around 0..1 -> (H, W, 3) uint8."""
     pixels = canvas.clamp(0, 1).mul(255).round().to(torch.uint8)
     array: NDArray[np.uint8] = pixels.permute(1, 2, 0).contiguous().numpy()

@@ -8,7 +8,13 @@ from compress.data.image_files import SUFFIXES, check_whole, image_named
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing
 from eval.data.digit_scenes import prepare
-from eval.data.masked_images import VOID, MaskedImage, SegmentationData, checked, meaning
+from eval.data.masked_images import (
+    IGNORE_INDEX,
+    MaskedImage,
+    SegmentationData,
+    check_masks,
+    meaning,
+)
 from eval.data.segmentation_classes import (
     CAMVID_CLASSES,
     CITYSCAPES_CLASSES,
@@ -45,7 +51,7 @@ def voc_segmentation(
             mask = inside(Path(root), masks / f"{stem}.png", stem, path)
             return MaskedImage(image, mask, values)
 
-        return checked(map(item, stems), path)
+        return check_masks(map(item, stems), path)
 
     return _both(classes, read, train, test, background=True)
 
@@ -62,7 +68,7 @@ def cityscapes(
     labels = {label: index for index, label in enumerate(CITYSCAPES_CLASSES.values())}
     others = {*range(CITYSCAPES_LABELS)} - {*labels}
     of_train_ids = meaning({index: index for index in range(count)})
-    of_labels = meaning(labels, {VOID, *others})
+    of_labels = meaning(labels, {IGNORE_INDEX, *others})
 
     def item(image: Path) -> MaskedImage:
         stem = image.name.removesuffix("_leftImg8bit.png")
@@ -83,7 +89,7 @@ def cityscapes(
             image = source / mask.parent.name / f"{stem}_leftImg8bit.png"
             if not image.is_file():
                 raise UserError(f"{image} not found; {mask} is its mask.")
-        return checked((item(image) for image in images), masks)
+        return check_masks((item(image) for image in images), masks)
 
     return _both(tuple(CITYSCAPES_CLASSES), read, train, test)
 
@@ -104,7 +110,7 @@ def mask_folders(
     255 always is. A mask without its image is an error.
     """
     own = {index: index for index in range(len(classes))}
-    values = meaning(own, {VOID} if void is None else {VOID, void})
+    values = meaning(own, {IGNORE_INDEX} if void is None else {IGNORE_INDEX, void})
 
     def read(split: str) -> tuple[MaskedImage, ...]:
         source = Path(root, split)
@@ -117,7 +123,7 @@ def mask_folders(
         annotations = Path(root, split + masks)
         for mask in sorted(annotations.glob("*.png")):
             _image(source / mask.stem)
-        return checked(
+        return check_masks(
             (MaskedImage(image, annotations / f"{image.stem}.png", values) for image in images),
             annotations,
         )

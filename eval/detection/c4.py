@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eval.detection.trunk import Frozen, probed
+from eval.detection.backbone import FrozenModule, probe_map
 
 ANCHOR_SIZES: tuple[int, ...] = (32, 64, 128, 256, 512)
 ANCHOR_RATIOS: tuple[float, ...] = (0.5, 1.0, 2.0)
@@ -25,12 +25,12 @@ _ACTIVATIONS = (["relu"], ["act1"])
 _MODULES = ("torchvision.models.resnet", "timm.models.resnet")
 
 
-class C4Trunk(nn.Sequential):
+class C4Backbone(nn.Sequential):
     """conv1 to layer3 of a ResNet, under their names: (N, 3, H, W) -> (N, C, H/16, W/16)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(OrderedDict(islice(network.named_children(), len(_PARTS))))
-        self.out_channels = probed(self, side=64)[0]
+        self.out_channels = probe_map(self, side=64)[0]
 
 
 class C4Stage(nn.Module):
@@ -38,8 +38,8 @@ class C4Stage(nn.Module):
 
     def __init__(self, network: Any, channels: int, *, freeze: bool) -> None:
         super().__init__()
-        self.width = probed(network.layer4, channels, side=ROI_SIZE)[0]
-        self.layer4 = Frozen(network.layer4) if freeze else network.layer4
+        self.width = probe_map(network.layer4, channels, side=ROI_SIZE)[0]
+        self.layer4 = FrozenModule(network.layer4) if freeze else network.layer4
         self.norm = nn.BatchNorm2d(self.width)
 
     def forward(self, crops: Tensor) -> Tensor:
@@ -92,10 +92,10 @@ def c4_parts(network: nn.Module, *, freeze: bool) -> tuple[nn.Module, C4Stage]:
 
     freeze: neither of them learns; the extra norm does.
     """
-    trunk = C4Trunk(network)
+    trunk = C4Backbone(network)
     stage = C4Stage(network, trunk.out_channels, freeze=freeze)
     if not freeze:
         return trunk, stage
-    frozen = Frozen(trunk)
+    frozen = FrozenModule(trunk)
     frozen.out_channels = trunk.out_channels  # type: ignore[assignment]  # torchvision asks for it
     return frozen, stage

@@ -50,7 +50,7 @@ def run(
     Raises:
         UserError: detectron2 cannot be imported, or the job is none of its.
     """
-    from eval.detection.task import judged
+    from eval.detection.task import score_detections
 
     _require()
     check_job(context, design)
@@ -60,7 +60,7 @@ def run(
         detector, cfg = _built(context, start, design, data, flip=flip)
         train_detector(context, start, detector, cfg, data)
         found = detect(detector, cfg, data.test)
-    return judged(start, data, found, metric, masks=design.detector == "mask_rcnn")
+    return score_detections(start, data, found, metric, masks=design.detector == "mask_rcnn")
 
 
 def _require() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from compress.distributed.collectives import world
 from compress.errors import UserError
 from eval.data.annotations import AnnotatedImage, DetectionData
-from eval.data.masks import encoded
+from eval.data.masks import encode_segment
 from eval.detection.c4 import ANCHOR_RATIOS, ANCHOR_SIZES, ROI_SIZE
 from eval.detection.model import Design
 from eval.transfer.context import Context
@@ -142,7 +142,7 @@ def record(image: AnnotatedImage, number: int, *, learnt: bool) -> dict[str, Any
             segment = image.segments[row]
             size = (image.height, image.width)
             is_polygon = isinstance(segment, list)
-            annotation["segmentation"] = segment if is_polygon else encoded(segment, size)
+            annotation["segmentation"] = segment if is_polygon else encode_segment(segment, size)
         annotations.append(annotation)
     return {
         "file_name": str(image.path),

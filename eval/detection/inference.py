@@ -27,11 +27,11 @@ def detect(
         chunk = [
             image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
         ]
-        found += [_packed(output) for output in detector(chunk)]
+        found += [_pack(output) for output in detector(chunk)]
     return joined(found)
 
 
-def _packed(output: dict[str, Tensor]) -> dict[str, Any]:
+def _pack(output: dict[str, Tensor]) -> dict[str, Any]:
     """Masks, (n, 1, H, W) of how sure a pixel is, take megabytes an image; run lengths do not."""
     packed: dict[str, Any] = {k: v.cpu() for k, v in output.items() if k != "masks"}
     if "masks" in output:

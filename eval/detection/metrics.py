@@ -7,7 +7,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from eval.data.annotations import AnnotatedImage
-from eval.data.masks import encoded
+from eval.data.masks import encode_segment
 from eval.detection.voc_metric import PROTOCOL as VOC_PROTOCOL
 from eval.detection.voc_metric import voc_average_precision
 
@@ -87,7 +87,7 @@ def _ground_truth(
             }
             if kind == "segm":
                 assert image.segments is not None
-                annotation["segmentation"] = encoded(image.segments[row], size)
+                annotation["segmentation"] = encode_segment(image.segments[row], size)
             annotations.append(annotation)
     return {
         "images": [

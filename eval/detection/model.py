@@ -23,7 +23,7 @@ from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.seeding import seeded
 from eval.detection import c4
-from eval.detection.trunk import Backbone
+from eval.detection.backbone import DetectorBackbone
 
 _ROI_SIZE, _MASK_ROI_SIZE, _MASK_WIDTH = 7, 14, 256
 _ANCHOR_SIZES: tuple[int, ...] = (16, 24)
@@ -118,7 +118,7 @@ def _c4_parts(design: Design, network: nn.Module, classes: int) -> dict[str, Any
 
 
 def _two_fc_parts(design: Design, encoder: Encoder, classes: int) -> dict[str, Any]:
-    backbone = Backbone(
+    backbone = DetectorBackbone(
         encoder, design.stride, pool_stem=design.pool_at == "stem", freeze=design.freeze_encoder
     )
     channels, width = backbone.out_channels, design.head_width

@@ -211,10 +211,10 @@ def _with_torchvision(
     )
     fine_tune(context, start, DetectorLoss(detector), batches, "detection")
     found = detect(detector, data.test, context.settings.batch_size, context.device)
-    return by_first(lambda: judged(start, data, found, metric, masks=has_masks))
+    return by_first(lambda: score_detections(start, data, found, metric, masks=has_masks))
 
 
-def judged(
+def score_detections(
     start: Start,
     data: DetectionData,
     found: list[dict[str, Any]],

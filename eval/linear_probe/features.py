@@ -37,7 +37,7 @@ class Features:
     test_labels: Tensor
     classes: int
 
-    def standardised(self) -> "Features":
+    def standardise(self) -> "Features":
         """Each channel shifted and scaled by the training pictures' mean and deviation."""
         mean, deviation = self.train.mean(0), self.train.std(0).clamp_min(1e-6)
         train, test = ((one - mean) / deviation for one in (self.train, self.test))

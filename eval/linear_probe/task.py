@@ -41,7 +41,7 @@ def linear_probe(
     def evaluate(start: Start) -> dict[str, float]:
         features = features_of(context, start, pictures(start.origin.preprocessing))
         if standardise:
-            features = features.standardised()
+            features = features.standardise()
         if solver == "lbfgs":
             weight_decay = context.settings.weight_decay
             predicted = by_first(lambda: _by_lbfgs(features, weight_decay))

@@ -10,14 +10,14 @@ from torch.nn import functional
 from compress.distributed.collectives import is_first, part, summed
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
-from eval.data.masked_images import VOID, SegmentationData
+from eval.data.masked_images import IGNORE_INDEX, SegmentationData
 from eval.data.segmentation import DATASETS
-from eval.segmentation.deep_stem import deep_stemmed
+from eval.segmentation.backbone import auxiliary_map
+from eval.segmentation.deep_stem import with_deep_stem
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, majority, segmentation_metrics
 from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
 from eval.segmentation.overlays import draw_overlays
-from eval.segmentation.trunk import auxiliary_map
-from eval.segmentation.views import ViewBatches, Views, at_least, scaled
+from eval.segmentation.views import ViewBatches, Views, at_least, resize
 from eval.transfer.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
 
 __all__ = ["DATASETS", "segmentation"]
@@ -57,12 +57,12 @@ def segmentation(
     at_least("auxiliary_weight", auxiliary_weight, 0)
     if deep_stem and freeze_encoder:
         raise UserError("segmentation: a deep stem is new and must learn; not freeze_encoder.")
-    data = _opened(context)
+    data = _open_data(context)
     weight = 0.0 if freeze_encoder else auxiliary_weight  # its only use is to teach the encoder
 
     def evaluate(start: Start) -> dict[str, float]:
         segmenter = Segmenter(
-            _deepened(context, start) if deep_stem else start.encoder,
+            _deepen_encoder(context, start) if deep_stem else start.encoder,
             classes=len(data.class_names),
             seed=start.seed,
             width=width,
@@ -74,7 +74,7 @@ def segmentation(
     return _result(context, compare_inits(context, evaluate), data)
 
 
-def _opened(context: Context) -> SegmentationData:
+def _open_data(context: Context) -> SegmentationData:
     spec = dict(context.data)
     make = DATASETS[spec.pop("name")]
     data = opened(context, lambda folder: make(folder, **spec))
@@ -88,7 +88,7 @@ def _opened(context: Context) -> SegmentationData:
 
 def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData) -> dict[str, Any]:
     """The values of the stage, with what one class everywhere would score."""
-    alone = majority([item.classes() for item in data.test], len(data.class_names), VOID)
+    alone = majority([item.classes() for item in data.test], len(data.class_names), IGNORE_INDEX)
     name = data.class_names[alone.label]
     legend = (
         "Of each picture, the upper row shows the true masks, the lower row the predicted. "
@@ -116,12 +116,12 @@ def _result(context: Context, rows: list[dict[str, Any]], data: SegmentationData
     }
 
 
-def _deepened(context: Context, start: Start) -> Encoder:
+def _deepen_encoder(context: Context, start: Start) -> Encoder:
     """The start's encoder with a deep stem, where the share that matches is allowed."""
     taps = start.origin.taps
     assert taps.last_map is not None  # the encoder was cut there
     network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
-    encoder = deep_stemmed(network, start.encoder, taps.last_map, seed=start.seed)
+    encoder = with_deep_stem(network, start.encoder, taps.last_map, seed=start.seed)
     start.encoder.matched_percent = encoder.matched_percent  # what the row will show
     if start.init != SCRATCH and not context.allow_partial:
         raise UserError(
@@ -148,7 +148,7 @@ def _fine_tune(
         seed=start.seed,
         device=context.device,
     )
-    loss = SegmentationLoss(segmenter, VOID, auxiliary_weight)
+    loss = SegmentationLoss(segmenter, IGNORE_INDEX, auxiliary_weight)
     fine_tune(context, start, loss, batches, "segmentation")
     picture = start.folder / _PICTURE
     return _evaluate(segmenter, data, views.image_size, context.device, picture)
@@ -166,7 +166,9 @@ def _evaluate(
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for item in data.test[part(len(data.test))]:
         prediction = predict(segmenter, item.pixels(), image_size, device)
-        confusion += confusion_matrix(item.classes(), prediction, classes=classes, void=VOID)
+        confusion += confusion_matrix(
+            item.classes(), prediction, classes=classes, ignore_index=IGNORE_INDEX
+        )
     if is_first():
         shown = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
         draw_overlays(
@@ -188,7 +190,7 @@ def predict(
     segmenter.eval()
     size = (pixels.shape[1], pixels.shape[2])
     if image_size is not None:
-        pixels = scaled(pixels, (image_size, image_size))
+        pixels = resize(pixels, (image_size, image_size))
     logits = segmenter(segmenter.preprocessing.normalise(pixels[None].to(device)))
     logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
     return logits[0].argmax(0).cpu()

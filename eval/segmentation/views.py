@@ -12,7 +12,7 @@ from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.seeding import generator
 from eval.data.batches import KeyedBatches
-from eval.data.masked_images import VOID, MaskedImage
+from eval.data.masked_images import IGNORE_INDEX, MaskedImage
 
 _STEP = 0.1
 Example = tuple[Tensor, Tensor]
@@ -84,7 +84,9 @@ class ViewBatches:
             pixels, mask = example(self._images[index], self._views.image_size)
             if self._views.crop is not None:
                 draw = generator(self._seed, "view", epoch, index)
-                pixels, mask = cropped(pixels, mask, self._views, self._preprocessing.mean, draw)
+                pixels, mask = random_crop(
+                    pixels, mask, self._views, self._preprocessing.mean, draw
+                )
             return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
 
         return KeyedBatches(
@@ -111,10 +113,10 @@ def example(item: MaskedImage, image_size: int | None) -> Example:
     if image_size is None:
         return pixels, mask
     size = (image_size, image_size)
-    return scaled(pixels, size), _scaled_mask(mask, size)
+    return resize(pixels, size), _resize_mask(mask, size)
 
 
-def cropped(
+def random_crop(
     pixels: Tensor,
     mask: Tensor,
     views: Views,
@@ -128,20 +130,20 @@ def cropped(
         steps = round((high - low) / _STEP)
         factor = low + _STEP * int(torch.randint(steps + 1, (1,), generator=draw))
         size = (max(1, round(factor * mask.shape[0])), max(1, round(factor * mask.shape[1])))
-        pixels, mask = scaled(pixels, size), _scaled_mask(mask, size)
+        pixels, mask = resize(pixels, size), _resize_mask(mask, size)
     below, right = max(0, crop - mask.shape[0]), max(0, crop - mask.shape[1])
     if below or right:
         colour = (255 * torch.tensor(mean)).round().to(torch.uint8)
         whole = colour[:, None, None].repeat(1, mask.shape[0] + below, mask.shape[1] + right)
         whole[:, : mask.shape[0], : mask.shape[1]] = pixels
-        pixels, mask = whole, functional.pad(mask, (0, right, 0, below), value=VOID)
+        pixels, mask = whole, functional.pad(mask, (0, right, 0, below), value=IGNORE_INDEX)
     top = int(torch.randint(mask.shape[0] - crop + 1, (1,), generator=draw))
     left = int(torch.randint(mask.shape[1] - crop + 1, (1,), generator=draw))
     place = (..., slice(top, top + crop), slice(left, left + crop))
     return pixels[place], mask[place]
 
 
-def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) uint8."""
     changed = functional.interpolate(
         pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
@@ -149,7 +151,7 @@ def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return changed[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) int64 -> (*size) int64: the class at the centre of each new pixel."""
     changed = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
     return changed[0, 0].long()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.data.reader import Plan
+from compress.data.reader import EpochPlan
 from compress.taps import Taps
 from compress.teacher.cache.rows import TeacherCache
 
@@ -32,7 +32,7 @@ class CachedTeacher:
         cache: TeacherCache,
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
-        plan: Callable[[int], Plan] | None = None,
+        plan: Callable[[int], EpochPlan] | None = None,
         compiled_rows: Callable[[], int | None] | None = None,
     ) -> None:
         """`live` shows normalised images (N, 3, S, S) to the network; `output` is its type.
@@ -80,7 +80,7 @@ class CachedTeacher:
         shown = {kind: value.to(images.device) for kind, value in rows.items()}
         return Taps(shown.get("logits"), shown.get("pooled"), None, None, None, {})
 
-    def _expect(self, plan: Callable[[int], Plan], epoch: int) -> None:
+    def _expect(self, plan: Callable[[int], EpochPlan], epoch: int) -> None:
         planned = plan(epoch)
         for slots in planned.slots:
             self.cache.expect(planned.order, slots[planned.order])

@@ -27,7 +27,7 @@ def auxiliary_map(taps: TapSpecs) -> MapSpec | None:
     return finer[-1] if finer else None
 
 
-class Trunk(nn.Module):
+class SegmentationBackbone(nn.Module):
     """Normalised images (N, 3, H, W) -> the last map and the auxiliary map (None without one).
 
     Shares the encoder's parameters. Frozen, it stays in eval mode and takes no gradient, so
@@ -46,7 +46,7 @@ class Trunk(nn.Module):
             self.requires_grad_(False)
             self.train(False)
 
-    def train(self, mode: bool = True) -> "Trunk":
+    def train(self, mode: bool = True) -> "SegmentationBackbone":
         """Set the mode; a frozen trunk stays in eval mode."""
         super().train(mode and not self.frozen)
         return self

@@ -8,14 +8,14 @@ from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 
 
-class Frozen(nn.Module):
+class FrozenModule(nn.Module):
     """A network that never learns: eval mode whatever its parent's, no gradient."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "Frozen":
+    def train(self, mode: bool = True) -> "FrozenModule":
         """Stay in eval mode, so that batch norm keeps its statistics."""
         return super().train(False)
 
@@ -26,7 +26,7 @@ class Frozen(nn.Module):
         return maps
 
 
-class Backbone(nn.Module):
+class DetectorBackbone(nn.Module):
     """The encoder as torchvision's detectors expect it; a map of a small stride is pooled.
 
     The stride is what a dry run shows. A finer map becomes one of `stride` pixels by average
@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         self, encoder: Encoder, stride: int, *, pool_stem: bool = False, freeze: bool = False
     ) -> None:
         super().__init__()
-        own = probed(encoder)[1]
+        own = probe_map(encoder)[1]
         if stride % own and own < stride:
             raise UserError(f"detection: stride {stride} is not a multiple of the encoder's {own}.")
         factor = max(1, stride // own)
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         if pool_stem and factor > 1:
             first = _first_convolution(encoder)
             first.register_forward_hook(lambda _, __, maps: functional.max_pool2d(maps, factor))
-        self.encoder: nn.Module = Frozen(encoder) if freeze else encoder
+        self.encoder: nn.Module = FrozenModule(encoder) if freeze else encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) normalised -> (N, channels, H / stride, W / stride)."""
@@ -56,7 +56,7 @@ class Backbone(nn.Module):
 
 
 @torch.no_grad()
-def probed(network: nn.Module, channels: int = 3, side: int = 128) -> tuple[int, int]:
+def probe_map(network: nn.Module, channels: int = 3, side: int = 128) -> tuple[int, int]:
     """Channels of a network's map, and its stride, found by a dry run on an empty image.
 
     Raises:
@@ -82,7 +82,7 @@ def _first_convolution(encoder: nn.Module) -> nn.Module:
         for module in encoder.modules()
         if isinstance(module, nn.Conv2d)
     ]
-    probed(encoder)
+    probe_map(encoder)
     for hook in hooks:
         hook.remove()
     return called[0]

@@ -1,4 +1,16 @@
-"""Data sets by name, and what can be asked of any of them: classes, subsets, validation."""
+"""Data sets by name, with what a recipe may say of any of them: classes, subsets, validation.
+
+>>> data = open_data({"name": "digits", "classes": 3, "train_images": 30, "image_size": 8})
+>>> len(data.train), data.class_names, data.preprocessing.input_shape
+(30, ('0', '1', '2'), (3, 8, 8))
+>>> batches = ImageBatches(
+...     data.train, data.preprocessing, batch_size=10, augment=["crop_flip"], seed=0,
+...     device=torch.device("cpu"),
+... )
+>>> batch = next(batches.epoch(0))
+>>> batch.images[0].shape, batch.labels.shape
+(torch.Size([10, 3, 8, 8]), torch.Size([10]))
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -57,7 +69,7 @@ _COMMON = ("classes", "train_images", "test_images", "validation", "augment", "v
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as a recipe asks for it."""
+    """A data set as a recipe's `data` describes it."""
 
     train: Images
     validation: Images | None
@@ -94,7 +106,7 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
         seed: decides which images a subset holds, unless the spec has a seed.
 
     Raises:
-        UserError: the data are not there, or less than was asked for.
+        UserError: the data are missing, or fewer than the spec wants.
     """
     common = {key: spec.get(key) for key in _COMMON}
     own = {k: v for k, v in spec.items() if k not in _COMMON and k != "name" and v is not None}
@@ -107,18 +119,21 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
         train, common["train_images"], generator(seed, "train_images"), "train"
     )
     test = _balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
-    validation = None
-    if common["validation"]:
-        if common["validation"] >= len(train):
-            raise UserError(
-                f"data.validation: asks for {common['validation']} of {len(train)} training images"
-            )
-        chosen = choose_balanced(train.labels, common["validation"], generator(seed, "validation"))
-        keep = torch.ones(len(train), dtype=torch.bool)
-        keep[chosen] = False
-        train, validation = train.subset(keep.nonzero().flatten()), train.subset(chosen)
+    train, validation = _split_validation(train, common["validation"], seed)
     preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)
     return Dataset(train, validation, test, names, preprocessing, common["augment"] or "crop_flip")
+
+
+def _split_validation(train: Images, count: int | None, seed: int) -> tuple[Images, Images | None]:
+    """The images that are left for training, and `count` others for validation."""
+    if not count:
+        return train, None
+    if count >= len(train):
+        raise UserError(f"data.validation: asks for {count} of {len(train)} training images")
+    chosen = choose_balanced(train.labels, count, generator(seed, "validation"))
+    keep = torch.ones(len(train), dtype=torch.bool)
+    keep[chosen] = False
+    return train.subset(keep.nonzero().flatten()), train.subset(chosen)
 
 
 def _first_classes(

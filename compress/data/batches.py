@@ -42,35 +42,23 @@ class ImageBatches:
         Raises:
             UserError: too few images, or more `views` of an image than its augmentation makes.
         """
+        _check_views(views, augment)
         images = images.to(device)
         self.preprocessing = preprocessing
         self.device = device
         self.reader = Reader(
-            images,
-            preprocessing.image_size,
-            batch_size,
-            tuple(augment),
-            seed,
-            views,
-            views_seed,
-            rank(),
-            world(),
+            images=images,
+            image_size=preprocessing.image_size,
+            batch_size=batch_size,
+            augment=tuple(augment),
+            seed=seed,
+            views=views,
+            views_seed=views_seed,
+            rank=rank(),
+            world=world(),
         )
-        for name in augment:
-            if views is not None and views > AUGMENTATIONS[name].views:
-                raise UserError(
-                    f"data.views: {views} of each image were asked for, augmentation {name} has "
-                    f"{AUGMENTATIONS[name].views}"
-                )
         self._labels = images.labels.to(device)
-        full, rest = divmod(len(images), batch_size)
-        self._steps = full + (rest >= max(2, world()))
-        if not self._steps:
-            raise UserError(f"{len(images)} training images are too few to learn from")
-        if batch_size < world():
-            raise UserError(f"a batch of {batch_size} images is too small for {world()} processes")
-        if 2 <= rest < world():
-            _log_left_out(rest, len(images), batch_size, world())
+        self._steps = _steps_per_epoch(len(images), batch_size)
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)
@@ -109,6 +97,28 @@ class ImageBatches:
         reader = self.reader
         steps = range(len(self))
         return (reader.read(reader.step(plan.order, step), plan.view_ids) for step in steps)
+
+
+def _check_views(views: int | None, augment: Sequence[str]) -> None:
+    for name in augment:
+        if views is not None and views > AUGMENTATIONS[name].views:
+            raise UserError(
+                f"data.views: {views} of each image were asked for, augmentation {name} has "
+                f"{AUGMENTATIONS[name].views}"
+            )
+
+
+def _steps_per_epoch(images: int, batch_size: int) -> int:
+    """Whole batches, and a smaller last one where all processes and batch norm can use it."""
+    full, rest = divmod(images, batch_size)
+    steps = full + (rest >= max(2, world()))
+    if not steps:
+        raise UserError(f"{images} training images are too few to learn from")
+    if batch_size < world():
+        raise UserError(f"a batch of {batch_size} images is too small for {world()} processes")
+    if 2 <= rest < world():
+        _log_left_out(rest, images, batch_size, world())
+    return steps
 
 
 @lru_cache  # once, however many trainings there are

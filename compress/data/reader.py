@@ -1,4 +1,4 @@
-"""Which images a step reads and how they look: a pure function of (seed, epoch, index)."""
+"""The images that a step reads, and their views: a pure function of (seed, epoch, index)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from compress.seeding import generator
 
 @dataclass(frozen=True)
 class Reader:
-    """Which images a step reads and how they look; small, so that a worker process can hold it.
+    """The images that a step reads, and their views; small, so that a worker process can hold it.
 
     With `views` K an image has K views in all, drawn by `views_seed`. Of each step's images this
     reads the part of process `rank` of `world`.
@@ -32,7 +32,7 @@ class Reader:
     world: int = 1
 
     def plan(self, epoch: int) -> "EpochPlan":
-        """What an epoch's images are and how they look; on the CPU."""
+        """The order of an epoch's images, and their views; on the CPU."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
         slots, ids = [], []

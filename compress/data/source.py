@@ -1,4 +1,4 @@
-"""What a data set's function returns, and class-balanced choice from it."""
+"""The result of a data set's function, and a class-balanced choice from it."""
 
 from dataclasses import dataclass
 
@@ -38,8 +38,8 @@ def choose_balanced(labels: Tensor, count: int, generator: torch.Generator) -> T
         wanted = share + (position < extra)
         if wanted > len(members):
             raise UserError(
-                f"class number {label} has {len(members)} images, {wanted} of each class were "
-                f"asked for ({count} of {len(classes)} classes); ask for fewer"
+                f"class number {label} has {len(members)} images, {wanted} of each class are "
+                f"needed ({count} of {len(classes)} classes); ask for fewer"
             )
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen.append(shuffled[:wanted])

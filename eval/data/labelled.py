@@ -13,7 +13,7 @@ from compress.data.source import choose_balanced
 from compress.errors import UserError
 from compress.seeding import generator
 from compress.storage.user_files import inside, read_listing, require_file
-from eval.data.digit_scenes import prepare
+from eval.data.digit_scenes import write_digit_scenes
 
 # Opens the data for an encoder of some preprocessing; `seed` draws subsets.
 Opener = Callable[[Preprocessing, int], Dataset]
@@ -23,10 +23,8 @@ _RESIZED_AT_ONCE = 1000
 
 def digit_scenes(folder: Path, *, classes: int = 10, seed: int = 0) -> Opener:
     """Single digits on new backgrounds, as an image folder."""
-    root, _ = prepare(
-        folder, classes=classes, train_images=1, test_images=1, image_size=64, seed=seed
-    )
-    return image_folder(folder, root=str(root / "crops"))
+    write_digit_scenes(folder, classes=classes, train_images=1, test_images=1, seed=seed)
+    return image_folder(folder, root=str(folder / "crops"))
 
 
 def image_folder(

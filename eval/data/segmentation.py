@@ -7,7 +7,7 @@ from pathlib import Path
 from compress.data.image_files import SUFFIXES, check_whole, image_named
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing
-from eval.data.digit_scenes import prepare
+from eval.data.digit_scenes import digit_scenes_read_by
 from eval.data.masked_images import (
     IGNORE_INDEX,
     MaskedImage,
@@ -143,33 +143,17 @@ def camvid(folder: Path, *, root: str, train: str = "train", test: str = "val") 
     )
 
 
-def digit_scenes(
-    folder: Path,
-    *,
-    classes: int = 4,
-    train_images: int = 200,
-    test_images: int = 100,
-    image_size: int = 64,
-    seed: int = 0,
-) -> SegmentationData:
-    """Scenes of held-out digits, written below `folder` and read from there in VOC's layout."""
-    root, names = prepare(
-        folder,
-        classes=classes,
-        train_images=train_images,
-        test_images=test_images,
-        image_size=image_size,
-        seed=seed,
-    )
-    return voc_segmentation(folder, root=str(root), classes=("background", *names))
-
-
 DATASETS: Mapping[str, Callable[..., SegmentationData]] = {
     "voc_segmentation": voc_segmentation,
     "cityscapes": cityscapes,
     "camvid": camvid,
     "mask_folders": mask_folders,
-    "digit_scenes": digit_scenes,
+    "digit_scenes": digit_scenes_read_by(
+        lambda folder, names: voc_segmentation(
+            folder, root=str(folder), classes=("background", *names)
+        ),
+        usual_classes=4,
+    ),
 }
 
 

@@ -32,10 +32,10 @@ def check_job(context: Context, design: Design) -> None:
         f"precision: {settings.precision}": settings.precision != "float32",
         f"{world()} processes": world() > 1,
     }
-    for what, is_asked in refused.items():
-        if is_asked:
+    for setting, is_set in refused.items():
+        if is_set:
             raise UserError(
-                f"engine: detectron2 does not take {what} (it has head: c4, optimizer: sgd, no "
+                f"engine: detectron2 does not take {setting} (it has head: c4, optimizer: sgd, no "
                 "accumulation, float32, one process); take engine: torchvision, or run detectron2 "
                 "itself on what `python -m export.detectron2` writes."
             )
@@ -67,7 +67,7 @@ def job_config(
             "MASK_FORMAT": _mask_format(data),
         },
         "SOLVER": {
-            "IMS_PER_BATCH": min(settings.batch_size, len(training_records(data))),
+            "IMS_PER_BATCH": min(settings.batch_size, len(training_dicts(data))),
             "BASE_LR": float(settings.lr),
             "MOMENTUM": float(settings.momentum),
             "NESTEROV": settings.nesterov and settings.momentum > 0,
@@ -82,7 +82,7 @@ def job_config(
 def _model(design: Design, classes: int) -> dict[str, Any]:
     test_proposals = design.test_proposals or design.proposals
     return {
-        "MASK_ON": design.detector == "mask_rcnn",
+        "MASK_ON": design.has_masks,
         "ANCHOR_GENERATOR": {
             "SIZES": [[*(design.anchor_sizes or ANCHOR_SIZES)]],
             "ASPECT_RATIOS": [[*map(float, design.anchor_ratios or ANCHOR_RATIOS)]],
@@ -109,23 +109,23 @@ def _mask_format(data: DetectionData) -> str:
     return "bitmask" if lengths else "polygon"
 
 
-def training_records(data: DetectionData) -> list[dict[str, Any]]:
+def training_dicts(data: DetectionData) -> list[dict[str, Any]]:
     """The training images as detectron2 lists them; those with nothing to learn are left out.
 
     Raises:
         UserError: that leaves none.
     """
-    records = [
-        record(image, number, learnt=data.trains_on_ignored)
+    dicts = [
+        dataset_dict(image, number, learnt=data.trains_on_ignored)
         for number, image in enumerate(data.train)
     ]
-    kept = [one for one in records if one["annotations"]]
+    kept = [one for one in dicts if one["annotations"]]
     if not kept:
-        raise UserError(f"none of the {len(records)} training images has a box to learn from.")
+        raise UserError(f"none of the {len(dicts)} training images has a box to learn from.")
     return kept
 
 
-def record(image: AnnotatedImage, number: int, *, learnt: bool) -> dict[str, Any]:
+def dataset_dict(image: AnnotatedImage, number: int, *, learnt: bool) -> dict[str, Any]:
     """One image as detectron2 lists it.
 
     Args:

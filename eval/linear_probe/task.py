@@ -84,7 +84,7 @@ def _by_sgd(context: Context, start: Start, features: Features) -> Tensor:
         batch_size=context.settings.batch_size,
         seed=start.seed,
         flip=False,
-        read=lambda index, _: index,
+        read=lambda index, *_: index,
         collate=collate,
     )
     fine_tune(context, start, ProbeLoss(head), batches, "linear probe")

@@ -17,8 +17,16 @@ from eval.segmentation.deep_stem import with_deep_stem
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, majority, segmentation_metrics
 from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
 from eval.segmentation.overlays import draw_overlays
-from eval.segmentation.views import ViewBatches, Views, at_least, resize
-from eval.transfer.context import SCRATCH, Context, Start, compare_inits, fine_tune, opened, result
+from eval.segmentation.views import Views, at_least, resize, view_batches
+from eval.transfer.context import (
+    SCRATCH,
+    Context,
+    Start,
+    compare_inits,
+    fine_tune,
+    open_entry,
+    result,
+)
 
 __all__ = ["DATASETS", "segmentation"]
 
@@ -75,9 +83,7 @@ def segmentation(
 
 
 def _open_data(context: Context) -> SegmentationData:
-    spec = dict(context.data)
-    make = DATASETS[spec.pop("name")]
-    data = opened(context, lambda folder: make(folder, **spec))
+    data = open_entry(context, DATASETS)
     if min(context.settings.batch_size, len(data.train)) < 2:
         raise UserError(
             "segmentation needs batches of two or more images: the norm of the one-cell branch "
@@ -140,7 +146,7 @@ def _fine_tune(
     views: Views,
     auxiliary_weight: float,
 ) -> dict[str, float]:
-    batches = ViewBatches(
+    batches = view_batches(
         data.train,
         views,
         segmenter.preprocessing,

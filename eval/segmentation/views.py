@@ -1,7 +1,7 @@
 """Training views of segmentation: scaled, cropped, mirrored, by (seed, epoch, index) alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,59 +52,33 @@ class Views:
             raise UserError("segmentation: with scales, images differ in size; set crop.")
 
 
-class ViewBatches:
+def view_batches(
+    images: Sequence[MaskedImage],
+    views: Views,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> KeyedBatches[Example, Example]:
     """Batches of views for THE loop: normalised images (N, 3, H, W) and masks (N, H, W)."""
 
-    def __init__(
-        self,
-        images: Sequence[MaskedImage],
-        views: Views,
-        preprocessing: Preprocessing,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self._images = images
-        self._views = views
-        self._preprocessing = preprocessing
-        self._batch_size = batch_size
-        self._seed = seed
-        self._device = device
+    def read(index: int, mirrored: bool, epoch: int) -> Example:
+        pixels, mask = example(images[index], views.image_size)
+        if views.crop is not None:
+            draw = generator(seed, "view", epoch, index)
+            pixels, mask = random_crop(pixels, mask, views, preprocessing.mean, draw)
+        return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
 
-    def __len__(self) -> int:
-        return len(self._keyed(0))
-
-    def epoch(self, epoch: int) -> Iterator[Example]:
-        """The batches of one epoch."""
-        return self._keyed(epoch).epoch(epoch)
-
-    def _keyed(self, epoch: int) -> KeyedBatches[Example, Example]:
-        def read(index: int, mirrored: bool) -> Example:
-            pixels, mask = example(self._images[index], self._views.image_size)
-            if self._views.crop is not None:
-                draw = generator(self._seed, "view", epoch, index)
-                pixels, mask = random_crop(
-                    pixels, mask, self._views, self._preprocessing.mean, draw
-                )
-            return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
-
-        return KeyedBatches(
-            count=len(self._images),
-            batch_size=self._batch_size,
-            seed=self._seed,
-            flip=self._views.flip,
-            read=read,
-            collate=self._collate,
-        )
-
-    def _collate(self, examples: list[Example]) -> Example:
+    def collate(examples: list[Example]) -> Example:
         shapes = {tuple(mask.shape) for _, mask in examples}
         if len(shapes) > 1:
             raise UserError(f"segmentation: images of {len(shapes)} sizes; set image_size or crop.")
-        pixels = torch.stack([pixels for pixels, _ in examples]).to(self._device)
-        masks = torch.stack([mask for _, mask in examples]).to(self._device)
-        return self._preprocessing.normalise(pixels), masks
+        pixels = torch.stack([pixels for pixels, _ in examples]).to(device)
+        masks = torch.stack([mask for _, mask in examples]).to(device)
+        return preprocessing.normalise(pixels), masks
+
+    return KeyedBatches(len(images), batch_size, seed, views.flip, read, collate)
 
 
 def example(item: MaskedImage, image_size: int | None) -> Example:

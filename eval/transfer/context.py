@@ -108,6 +108,13 @@ def opened(context: Context, make: Callable[[Path], Data]) -> Data:
     return found[0] if is_first() else make(context.folder / "data")
 
 
+def open_entry(context: Context, datasets: Mapping[str, Callable[..., Data]]) -> Data:
+    """The entry's data set, made by the function that `datasets` has under its name."""
+    arguments = dict(context.data)
+    make = datasets[arguments.pop("name")]
+    return opened(context, lambda folder: make(folder, **arguments))
+
+
 def compare_inits(
     context: Context, evaluate: Callable[[Start], dict[str, float]]
 ) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from compress.run.directory import RunDirectory
 from compress.stages import settings_from
 from compress.stages.job import Job, Outcome
 from eval.detection import task as detection
-from eval.knn import task as neighbours
+from eval.knn import task as knn
 from eval.linear_probe import task as linear_probe
 from eval.segmentation import task as segmentation
 from eval.transfer.context import OUTCOME, Context, files_of_training, student_of
@@ -19,7 +19,8 @@ RESULT_VERSION = 3
 # The keyword-only parameters of a task are the arguments of its recipe entry.
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "linear_probe": linear_probe.linear_probe,
-    "neighbours": neighbours.neighbours,
+    "knn": knn.knn,
+    "neighbours": knn.knn,  # its former name, which recipes and run directories have
     "detection": detection.detection,
     "segmentation": segmentation.segmentation,
 }
@@ -27,7 +28,8 @@ TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
 # Data set functions take the folder for generated files, then keyword-only recipe arguments.
 DATASETS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "linear_probe": linear_probe.DATASETS,
-    "neighbours": neighbours.DATASETS,
+    "knn": knn.DATASETS,
+    "neighbours": knn.DATASETS,
     "detection": detection.DATASETS,
     "segmentation": segmentation.DATASETS,
 }

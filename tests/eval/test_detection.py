@@ -28,7 +28,8 @@ from eval.detection.examples import example
 from eval.detection.inference import detect
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
-from eval.detection.task import check_numbers, detection, shared_head
+from eval.detection.settings import check_numbers
+from eval.detection.task import common_head, detection
 from eval.transfer.context import Context
 from eval.transfer.pictures import draw_detections
 from tests.eval.runs import write_run
@@ -274,8 +275,8 @@ def test_inits_that_would_get_different_heads_are_refused_before_anything(tmp_pa
         detection(context)
     with pytest.raises(UserError, match=r"this student is a .*--head two_fc"):
         detection(context, head="c4")
-    assert shared_head(context, Design(head="two_fc")) == "two_fc"
-    assert shared_head(replace(context, inits=("distilled", "scratch")), Design()) == "c4"
+    assert common_head(context, Design(head="two_fc")) == "two_fc"
+    assert common_head(replace(context, inits=("distilled", "scratch")), Design()) == "c4"
 
 
 @pytest.mark.parametrize(

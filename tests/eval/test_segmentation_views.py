@@ -11,8 +11,9 @@ from torch import Tensor
 from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.seeding import generator
+from eval.data.batches import KeyedBatches
 from eval.data.masked_images import IGNORE_INDEX, MaskedImage, meaning
-from eval.segmentation.views import ViewBatches, Views, example, random_crop
+from eval.segmentation.views import Example, Views, example, random_crop, view_batches
 
 MEAN = (0.5, 0.25, 0.125)
 RAW = Preprocessing(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -34,8 +35,10 @@ def items(tmp_path: Path) -> list[MaskedImage]:
     return found
 
 
-def batches(items: list[MaskedImage], views: Views, seed: int = 0) -> ViewBatches:
-    return ViewBatches(items, views, RAW, batch_size=3, seed=seed, device=torch.device("cpu"))
+def batches(
+    items: list[MaskedImage], views: Views, seed: int = 0
+) -> KeyedBatches[Example, Example]:
+    return view_batches(items, views, RAW, batch_size=3, seed=seed, device=torch.device("cpu"))
 
 
 def masks(items: list[MaskedImage], views: Views, *, seed: int = 0, epoch: int = 0) -> Tensor:

@@ -26,7 +26,7 @@ from compress.data.cifar import cifar100
 from compress.data.digits import digits
 from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
-from compress.data.source import Source, choose_balanced
+from compress.data.source import Source, balanced_subset, choose_balanced, first_classes
 from compress.errors import UserError
 from compress.seeding import generator
 
@@ -114,11 +114,9 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
     seed = seed if common["seed"] is None else common["seed"]
     train, test, names = source.train, source.test, source.class_names
     if common["classes"] is not None:
-        train, test, names = _first_classes(train, test, names, common["classes"])
-    train = _balanced_subset(
-        train, common["train_images"], generator(seed, "train_images"), "train"
-    )
-    test = _balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
+        train, test, names = first_classes(train, test, names, common["classes"])
+    train = balanced_subset(train, common["train_images"], generator(seed, "train_images"), "train")
+    test = balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
     train, validation = _split_validation(train, common["validation"], seed)
     preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)
     return Dataset(train, validation, test, names, preprocessing, common["augment"] or "crop_flip")
@@ -134,22 +132,3 @@ def _split_validation(train: Images, count: int | None, seed: int) -> tuple[Imag
     keep = torch.ones(len(train), dtype=torch.bool)
     keep[chosen] = False
     return train.subset(keep.nonzero().flatten()), train.subset(chosen)
-
-
-def _first_classes(
-    train: Images, test: Images, names: tuple[str, ...], count: int
-) -> tuple[Images, Images, tuple[str, ...]]:
-    if count > len(names):
-        raise UserError(f"data.classes: asks for {count}, the data set has {len(names)}")
-    keep = [(split.labels < count).nonzero().flatten() for split in (train, test)]
-    return train.subset(keep[0]), test.subset(keep[1]), names[:count]
-
-
-def _balanced_subset(
-    images: Images, count: int | None, generator: torch.Generator, split: str
-) -> Images:
-    if count is None:
-        return images
-    if count > len(images):
-        raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
-    return images.subset(choose_balanced(images.labels, count, generator))

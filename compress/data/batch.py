@@ -40,11 +40,11 @@ class Batch:
 
     @property
     def share(self) -> float:
-        """How much of the whole step's mean this part's mean is."""
+        """The weight of this part's mean in the mean of the whole step."""
         return len(self.index) / self.whole
 
     def usual_part(self, parts: int) -> int:
-        """How many rows most of so many parts have here."""
+        """The number of rows that most of so many parts have here."""
         return mode(len(part.index) for part in self.split(parts))
 
     def split(self, parts: int) -> list["Batch"]:

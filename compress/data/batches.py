@@ -87,7 +87,7 @@ class ImageBatches:
 
     @property
     def slots(self) -> int:
-        """How many different views an image has in this training, at most."""
+        """The largest number of different views of an image in this training."""
         reader = self.reader
         return reader.views or max(AUGMENTATIONS[name].views for name in reader.augment)
 

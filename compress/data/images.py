@@ -1,4 +1,4 @@
-"""Where images come from: in memory as uint8, or in files that are decoded on reading."""
+"""Sources of images: in memory as uint8, or in files that are decoded on reading."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

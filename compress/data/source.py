@@ -44,3 +44,32 @@ def choose_balanced(labels: Tensor, count: int, generator: torch.Generator) -> T
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen.append(shuffled[:wanted])
     return torch.cat(chosen).sort().values
+
+
+def first_classes(
+    train: Images, test: Images, names: tuple[str, ...], count: int
+) -> tuple[Images, Images, tuple[str, ...]]:
+    """Both splits and the class names, cut to the first `count` classes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count > len(names):
+        raise UserError(f"data.classes: asks for {count}, the data set has {len(names)}")
+    keep = [(split.labels < count).nonzero().flatten() for split in (train, test)]
+    return train.subset(keep[0]), test.subset(keep[1]), names[:count]
+
+
+def balanced_subset(
+    images: Images, count: int | None, generator: torch.Generator, split: str
+) -> Images:
+    """`count` images of a split, the same number of each class; None: all of them.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count is None:
+        return images
+    if count > len(images):
+        raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
+    return images.subset(choose_balanced(images.labels, count, generator))

@@ -61,7 +61,7 @@ def embed(similarities: Tensor, mlp: nn.Module) -> Tensor:
 
 @in_float32
 def calibration(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """How much each student stage takes of each teacher stage.
+    """The weight of each teacher stage for each student stage.
 
     Args:
         queries: (N, L_s, D).

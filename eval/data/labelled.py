@@ -1,6 +1,7 @@
 """Labelled pictures for probing an encoder: image folders, STL-10, TinyImageNet."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from compress.data import Dataset, FileImages, Images, MemoryImages, Preprocessing, open_data
-from compress.data.source import choose_balanced
+from compress.data.source import balanced_subset, first_classes
 from compress.errors import UserError
 from compress.seeding import generator
 from compress.storage.user_files import inside, read_listing, require_file
@@ -45,7 +46,9 @@ def image_folder(
         "test_images": test_images,
         "seed": seed,
     }
-    return lambda shown, first: open_data({**spec, "image_size": shown.image_size}, seed=first)
+    return lambda preprocessing, first: open_data(
+        {**spec, "image_size": preprocessing.image_size}, seed=first
+    )
 
 
 def tiny_imagenet(
@@ -74,10 +77,8 @@ def tiny_imagenet(
         if not found:
             raise UserError(f"{place / split} holds no images")
 
-    def open_for(shown: Preprocessing, seed: int) -> Dataset:
-        at = Preprocessing(
-            shown.image_size, shown.mean, shown.std, shown.resize or shown.image_size
-        )
+    def open_for(preprocessing: Preprocessing, seed: int) -> Dataset:
+        at = replace(preprocessing, resize=preprocessing.resize or preprocessing.image_size)
         parts = [
             FileImages([p for p, _ in found], torch.tensor([y for _, y in found]), at, place)
             for found in (train, test)
@@ -122,9 +123,9 @@ def stl10(
         raise UserError(f"{listing} names {len(names)} classes, labels go up to {highest}")
     names = names or tuple(f"class {number}" for number in range(highest))
 
-    def open_for(shown: Preprocessing, seed: int) -> Dataset:
-        at = Preprocessing(shown.image_size, shown.mean, shown.std)
-        parts = [MemoryImages(_resize(p, shown.image_size), y) for p, y in splits]
+    def open_for(preprocessing: Preprocessing, seed: int) -> Dataset:
+        at = replace(preprocessing, resize=0)
+        parts = [MemoryImages(_resize(p, preprocessing.image_size), y) for p, y in splits]
         return _select(parts, names, at, (classes, train_images, test_images), seed)
 
     return open_for
@@ -156,22 +157,20 @@ def _resize(pixels: Tensor, side: int) -> Tensor:
 def _select(
     parts: Sequence[Images],
     names: tuple[str, ...],
-    shown: Preprocessing,
+    preprocessing: Preprocessing,
     wanted: tuple[int | None, int | None, int | None],
     seed: int,
 ) -> Dataset:
     """The first classes and class-balanced subsets of the two splits."""
-    classes = wanted[0] or len(names)
-    if classes > len(names):
-        raise UserError(f"data.classes: asks for {classes}, the data set has {len(names)}")
-    splits: list[Images] = []
-    for images, count, split in zip(parts, wanted[1:], ("train", "test"), strict=True):
-        cut = images.subset((images.labels < classes).nonzero().flatten())
-        if count is not None:
-            drawn = generator(seed, f"{split}_images")
-            cut = cut.subset(choose_balanced(cut.labels, count, drawn))
-        splits.append(cut)
-    return Dataset(splits[0], None, splits[1], names[:classes], shown, "none")
+    classes, *counts = wanted
+    train, test = parts
+    if classes:
+        train, test, names = first_classes(train, test, names, classes)
+    train, test = (
+        balanced_subset(images, count, generator(seed, f"{split}_images"), split)
+        for images, count, split in zip((train, test), counts, ("train", "test"), strict=True)
+    )
+    return Dataset(train, None, test, names, preprocessing, "none")
 
 
 DATASETS: Mapping[str, Callable[..., Opener]] = {

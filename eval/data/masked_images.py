@@ -83,15 +83,15 @@ def check_masks(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage
         UserError: a mask has another size than its image or a value that is no class, or all
             masks are void, so that there is nothing to learn or to measure.
     """
-    found = tuple(items)
-    labelled = [_has_class(item) for item in found]
+    images = tuple(items)
+    labelled = [_has_class(item) for item in images]
     if not any(labelled):
-        raise UserError(f"{source}: every pixel of its {len(found)} masks is void.")
-    return found
+        raise UserError(f"{source}: every pixel of its {len(images)} masks is void.")
+    return images
 
 
 def _has_class(item: MaskedImage) -> bool:
-    """Whether a mask, which must have the size of its image, is more than void."""
+    """Check a mask's values and size; return True if any pixel of it has a class."""
     classes = item.classes()
     if classes.shape != upright_size(item.image):
         height, width = item.pixels().shape[1:]  # the header may not tell all

@@ -15,10 +15,10 @@ RunLengths = dict[str, Any]
 
 
 def check_segment(segment: Any, size: tuple[int, int]) -> None:
-    """What can be said of an outline without drawing it.
+    """Check an outline without drawing it.
 
-    COCO's interface trusts what it is given: it reads past the end of damaged run lengths, and
-    never ends with some coordinates. So nothing reaches it that was not checked here.
+    COCO's interface trusts its input: it reads past the end of damaged run lengths, and never ends
+    with some coordinates. So everything is checked here before it reaches that interface.
 
     Args:
         size: height and width of its image.

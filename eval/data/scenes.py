@@ -1,7 +1,7 @@
 """Scenes composed from small digit images, with boxes and masks that are known exactly.
 
 They stand in for a detection or segmentation data set where none is at hand: one to three digits
-of 16 to 24 pixels on a textured background, written in the layouts of COCO and PASCAL VOC and as
+of 16 to 24 pixels on a textured background, written in the formats of COCO and PASCAL VOC and as
 folders of crops, so that the readers for real data read them too. The digits of the train and the
 test scenes are disjoint, and the caller hands in digits that the distillation never trained on.
 Everything is a function of the seed.
@@ -84,7 +84,7 @@ def write_scenes(
 
 
 def _is_changed(folder: Path, written: Path) -> bool:
-    """Whether scenes are not those that were written; they are then put aside."""
+    """Return True if the scenes differ from those that were written; put them aside then."""
     if not written.is_file():
         return False  # written before their digest was kept
     try:

@@ -31,7 +31,7 @@ def voc_segmentation(
     train: str = "train",
     test: str = "val",
 ) -> SegmentationData:
-    """VOC layout: `ImageSets/Segmentation/<split>.txt`, `JPEGImages/*`, `SegmentationClass/*.png`.
+    """VOC format: `ImageSets/Segmentation/<split>.txt`, `JPEGImages/*`, `SegmentationClass/*.png`.
 
     `classes` names the mask values 0, 1, 2, ... in order, background included; 255 is void. `root`
     may also be the folder above, with one `VOC<year>` in it.
@@ -59,7 +59,7 @@ def voc_segmentation(
 def cityscapes(
     folder: Path, *, root: str, train: str = "train", test: str = "val"
 ) -> SegmentationData:
-    """Cityscapes layout: `leftImg8bit/<split>/<city>/*_leftImg8bit.png` and masks in `gtFine`.
+    """Cityscapes format: `leftImg8bit/<split>/<city>/*_leftImg8bit.png` and masks in `gtFine`.
 
     A mask is `*_gtFine_labelTrainIds.png`, else `*_gtFine_labelIds.png`, whose 19 evaluated labels
     become 0 to 18 and whose others are void. A mask without its image is an error.
@@ -183,7 +183,7 @@ def _year(root: Path) -> Path:
 
 def _image(stem: Path) -> Path:
     """The image of that name, whatever its suffix."""
-    found = image_named(stem)
-    if found is None:
+    path = image_named(stem)
+    if path is None:
         raise UserError(f"{stem}.jpg or .png not found.")
-    return found
+    return path

@@ -1,4 +1,4 @@
-"""Reading boxes in PASCAL VOC's layout (XML).
+"""Reading boxes in PASCAL VOC's format (XML).
 
 VOC counts pixels from 1 and includes the last, hence x0 = xmin - 1 and x1 = xmax.
 """
@@ -30,7 +30,7 @@ def voc(
     test: str | tuple[str, ...] | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> DetectionData:
-    """PASCAL VOC layout: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
+    """PASCAL VOC format: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
 
     `root` holds these folders, and the splits are by default `train` and `val`; or it holds several
     of them, maybe in `VOCdevkit/`, which a split then names. There the papers' 07+12 union is the
@@ -45,8 +45,8 @@ def voc(
     train, test = train or usual[0], test or usual[1]
     train_files, test_files = _annotation_files(place, train), _annotation_files(place, test)
     if classes is None:
-        found = {name for path in train_files for name in _voc_names(path)}
-        classes = tuple(sorted(found))
+        names = {name for path in train_files for name in _voc_names(path)}
+        classes = tuple(sorted(names))
     train_images = tuple(_read_voc(place, path, tuple(classes)) for path in train_files)
     require_objects(train_images, f"training split {_join_splits(train)} of {root}", ignored=True)
     test_images = tuple(_read_voc(place, path, tuple(classes)) for path in test_files)

@@ -51,7 +51,7 @@ def iterations_of(context: Context, data: DetectionData) -> int:
 def job_config(
     context: Context, design: Design, data: DetectionData, *, flip: bool
 ) -> dict[str, Any]:
-    """What a job's config says beside the protocol's; the learning rate's course is not in it."""
+    """The job's own part of the config, without the schedule of the learning rate."""
     sizes = design.image_size if design.image_size is not None else 0  # 0: their own
     shorter = [sizes] if isinstance(sizes, int) else [*sizes]
     settings = context.settings

@@ -1,4 +1,4 @@
-"""Training a detector by detectron2, and what it then finds; see `detectron2_engine`."""
+"""Training and running a detector by detectron2; see `detectron2_engine`."""
 
 from typing import Any
 
@@ -83,16 +83,16 @@ def detect(
 
     detector.eval()
     mapper = DatasetMapper(cfg, is_train=False)
-    found = []
+    detections = []
     for number, image in enumerate(images):
         (output,) = detector([mapper(dataset_dict(image, number, learnt=False))])
         instances = output["instances"].to("cpu")
-        one = {
+        detection = {
             "boxes": instances.pred_boxes.tensor,
             "labels": instances.pred_classes + 1,
             "scores": instances.scores,
         }
         if instances.has("pred_masks"):
-            one["segments"] = encode_masks(instances.pred_masks)
-        found.append(one)
-    return found
+            detection["segments"] = encode_masks(instances.pred_masks)
+        detections.append(detection)
+    return detections

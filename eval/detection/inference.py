@@ -1,4 +1,4 @@
-"""What a trained detector finds in images."""
+"""Running a trained detector on images."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ def detect(
     sees whole batches of the images, and all get all detections.
     """
     detector.eval()
-    found: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     firsts = range(0, len(images), batch_size)
     for first in firsts[part(len(firsts))]:
         chunk = [
             image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
         ]
-        found += [_pack(output) for output in detector(chunk)]
-    return joined(found)
+        detections += [_pack(output) for output in detector(chunk)]
+    return joined(detections)
 
 
 def _pack(output: dict[str, Tensor]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ Head = Literal["auto", "c4", "two_fc"]
 
 @dataclass(frozen=True)
 class Design:
-    """What a detector is made of; see `task.detection` for each."""
+    """The parts and sizes of a detector; see `task.detection` for each."""
 
     detector: Detector = "faster_rcnn"
     head: Head = "auto"
@@ -56,7 +56,7 @@ class Design:
 
     @property
     def has_masks(self) -> bool:
-        """Whether the detector predicts masks beside boxes."""
+        """True if the detector predicts masks beside boxes."""
         return self.detector == "mask_rcnn"
 
     def head_of(self, network: nn.Module) -> Literal["c4", "two_fc"]:
@@ -107,10 +107,10 @@ def build_detector(
 
 
 def _c4_parts(design: Design, network: nn.Module, classes: int) -> dict[str, Any]:
-    trunk, stage = c4.c4_parts(network, freeze=design.freeze_encoder)
+    backbone, stage = c4.c4_parts(network, freeze=design.freeze_encoder)
     pool = MultiScaleRoIAlign(["0"], design.roi_size or c4.ROI_SIZE, 0)
     parts = {
-        "backbone": trunk,
+        "backbone": backbone,
         "box_roi_pool": pool,
         "box_head": c4.C4BoxHead(stage),
         "box_predictor": FastRCNNPredictor(stage.width, classes + 1),

@@ -32,7 +32,7 @@ _COUNTS = (
 
 @dataclass(frozen=True)
 class DetectionSettings:
-    """How every init of a detection entry is trained and measured; see `task.detection`."""
+    """Detector, engine and metric of a detection entry, the same for every init."""
 
     design: Design
     engine: Engine = "torchvision"

@@ -57,7 +57,7 @@ def detection(
     Args:
         detector: mask_rcnn also predicts masks; its data needs outlines.
         engine: detectron2 trains and evaluates with that library, where it is installed.
-        metric: how boxes are judged, as COCO does or as PASCAL VOC 2007; masks always as COCO does.
+        metric: average precision of boxes as COCO or as PASCAL VOC 2007 has it; masks: COCO's.
         head: c4 is the papers' form for ResNets of torchvision's and timm's (layer4 runs on every
             region), two_fc two fully connected layers; auto takes c4 where it is possible, and is
             refused where not all inits would get the same.

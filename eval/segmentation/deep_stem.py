@@ -26,7 +26,7 @@ def with_deep_stem(
     Its `matched_percent` no longer counts what is new.
 
     Args:
-        network: the plain architecture with its weights; it is changed in place.
+        network: the usual architecture with its weights; it is changed in place.
         encoder: the same as it was cut out before, for its preprocessing and matched share.
 
     Raises:
@@ -48,7 +48,7 @@ def with_deep_stem(
 
 
 def has_imagenet_stem(network: nn.Module) -> bool:
-    """Whether the network starts with one strided convolution and has layer1 to layer4."""
+    """Return True if the network starts with one strided convolution and has layer1 to layer4."""
     stem = getattr(network, "conv1", None)
     return (
         isinstance(stem, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""What a segmentation network of an architecture costs in parameters, without any training."""
+"""Counting the parameters of a segmentation network by its architecture, without training."""
 
 import argparse
 import json
@@ -31,9 +31,9 @@ def describe_architecture(name: str, classes: int, stem: str | None = None) -> d
     architecture = f"torchvision:{name}" if bare else name
     network = models.build(architecture, num_classes=classes).eval()
     side = _SIDES[architecture in models.MODELS]
-    shown = Preprocessing(side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    taps = discover(network, shown.input_shape, architecture)
-    encoder = cut_encoder(network, taps, shown, {}, architecture)
+    preprocessing = Preprocessing(side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    taps = discover(network, preprocessing.input_shape, architecture)
+    encoder = cut_encoder(network, taps, preprocessing, {}, architecture)
     stem = stem or ("deep" if has_imagenet_stem(network) else "plain")
     if stem == "deep":
         if taps.last_map is None:
@@ -61,10 +61,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--describe", metavar="NAME", required=True)
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--stem", choices=_STEMS)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         print(
-            json.dumps(describe_architecture(given.describe, given.classes, given.stem), indent=2)
+            json.dumps(
+                describe_architecture(options.describe, options.classes, options.stem), indent=2
+            )
         )
     except UserError as error:
         parser.exit(2, f"{error}\n")

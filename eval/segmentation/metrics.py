@@ -50,7 +50,7 @@ class Majority:
 
 
 def majority(masks: Iterable[Tensor], classes: int, ignore_index: int) -> Majority:
-    """What the best constant prediction scores on masks (H, W): the least that is to be beaten."""
+    """Score the best constant prediction on masks (H, W): the least that is to be beaten."""
     counts = torch.zeros(classes, dtype=torch.int64)
     for mask in masks:
         counts += torch.bincount(mask[mask != ignore_index], minlength=classes)

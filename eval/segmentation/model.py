@@ -110,7 +110,7 @@ class Segmenter(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """Mean cross-entropy over all pixels that are not void, for THE loop.
+    """Mean cross-entropy over all pixels but those of `ignore_index`, for THE loop.
 
     The auxiliary head's counts `weight` times.
     """
@@ -126,8 +126,8 @@ class SegmentationLoss(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """batch is normalised images (N, 3, H, W) and masks (N, H, W) of class indices.
 
-        A term is this process's share: its sum over the pixels of all processes. A batch that is
-        void throughout has the loss 0.
+        A term is this process's share: its sum over the pixels of all processes. A batch
+        without any class has the loss 0.
         """
         images, masks = batch
         count = summed((masks != self.ignore_index).sum()).clamp(min=1)

@@ -176,12 +176,12 @@ def _evaluate(
             item.classes(), prediction, classes=classes, ignore_index=IGNORE_INDEX
         )
     if is_first():
-        shown = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
+        examples = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
         draw_overlays(
             picture,
-            [item.pixels() for item in shown],
-            [item.classes() for item in shown],
-            [predict(segmenter, item.pixels(), image_size, device) for item in shown],
+            [item.pixels() for item in examples],
+            [item.classes() for item in examples],
+            [predict(segmenter, item.pixels(), image_size, device) for item in examples],
             data.class_names,
             background=data.background,
         )

@@ -26,13 +26,13 @@ def at_least(name: str, value: float | None, least: int) -> None:
 
 @dataclass(frozen=True)
 class Views:
-    """How an image becomes a training view.
+    """Scaling, cropping and mirroring that make a training view of an image.
 
     Attributes:
         image_size: side of the square to which images are scaled; None keeps them.
         scales: then by a factor from `scales[0]` to `scales[1]` in steps of 0.1.
         crop: then a square of that side is cut at random; what lies outside the image has the mean
-            colour and is void.
+            colour and no class (IGNORE_INDEX).
         flip: mirror half of them.
     """
 
@@ -119,13 +119,13 @@ def random_crop(
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) uint8."""
-    changed = functional.interpolate(
+    resized = functional.interpolate(
         pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
     )
-    return changed[0].round().clamp(0, 255).to(torch.uint8)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 
 def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) int64 -> (*size) int64: the class at the centre of each new pixel."""
-    changed = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
-    return changed[0, 0].long()
+    resized = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
+    return resized[0, 0].long()

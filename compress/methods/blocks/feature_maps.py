@@ -1,4 +1,4 @@
-"""What methods on feature maps share: which maps are compared, and how their sizes are met."""
+"""For methods on feature maps: pairs of maps, and ways to bring them to one size."""
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d

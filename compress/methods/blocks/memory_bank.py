@@ -1,4 +1,4 @@
-"""What methods with a memory bank share: embeddings, scores against it, its update, draws by class.
+"""For methods with a memory bank: embeddings, scores against it, its update, draws by class.
 
 A bank (train_size, D) has a row per training image. Anchors are scored against every row by one
 product and the wanted scalars are picked out of it, so no (N, K, D) tensor is ever made.
@@ -97,7 +97,7 @@ def write_rows(bank: Tensor, index: Tensor, features: Tensor, momentum: float) -
 
 
 def bank_bytes(rows: int, features: int) -> int:
-    """What the two banks of a pair of networks take: 4 bytes per number."""
+    """Bytes of the two banks of a pair of networks, 4 per number."""
     return 2 * rows * features * 4
 
 

@@ -69,12 +69,12 @@ def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     hidden = (".", "__")  # what editors and notebooks leave behind
-    names = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
-    found = tuple(sorted(names))
-    for name in found:
+    folders = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+    names = tuple(sorted(folders))
+    for name in names:
         if not _is_text(name):
             raise UserError(f"{folder} has the folder {name!r}, whose name is no UTF-8; rename it")
-    return found
+    return names
 
 
 def _is_text(name: str) -> bool:
@@ -90,13 +90,13 @@ def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) ->
     labels: list[int] = []
     for label, name in enumerate(names):
         named = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-        found = [p for p in named if not p.is_dir()]
-        for path in found:
+        files = [p for p in named if not p.is_dir()]
+        for path in files:
             require_file(path)
-        if not found and folder.name == "train":
+        if not files and folder.name == "train":
             raise UserError(f"{folder / name} holds no images; fill it or remove the folder")
-        paths += found
-        labels += [label] * len(found)
+        paths += files
+        labels += [label] * len(files)
     if not paths:
         raise UserError(f"{folder.absolute()} holds no images ({', '.join(sorted(_SUFFIXES))})")
     return FileImages(paths, torch.tensor(labels), preprocessing, folder)

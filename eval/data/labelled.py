@@ -73,15 +73,15 @@ def tiny_imagenet(
         for path in sorted((place / "train" / name / "images").glob("*.JPEG"))
     ]
     test = _read_val_annotations(place / "val", names)
-    for split, found in (("train", train), ("val", test)):
-        if not found:
+    for split, images in (("train", train), ("val", test)):
+        if not images:
             raise UserError(f"{place / split} holds no images")
 
     def open_for(preprocessing: Preprocessing, seed: int) -> Dataset:
         at = replace(preprocessing, resize=preprocessing.resize or preprocessing.image_size)
         parts = [
-            FileImages([p for p, _ in found], torch.tensor([y for _, y in found]), at, place)
-            for found in (train, test)
+            FileImages([p for p, _ in images], torch.tensor([y for _, y in images]), at, place)
+            for images in (train, test)
         ]
         return _select(parts, names, at, (classes, train_images, test_images), seed)
 
@@ -94,15 +94,15 @@ def _read_val_annotations(folder: Path, names: tuple[str, ...]) -> list[tuple[Pa
     if not listing.exists():
         raise UserError(f"{listing} not found; it says of which class each image of val/ is")
     number = {name: label for label, name in enumerate(names)}
-    found = []
+    images = []
     for line, text in enumerate(read_listing(listing).splitlines(), 1):
         cells = text.split("\t")
         if len(cells) < 2 or cells[1] not in number:
             raise UserError(f"{listing}, line {line}: no class of train/ in {text[:60]!r}")
         path = inside(folder.parent, folder / "images" / cells[0], cells[0], listing)
         require_file(path, listing)
-        found.append((path, number[cells[1]]))
-    return found
+        images.append((path, number[cells[1]]))
+    return images
 
 
 def stl10(
@@ -141,12 +141,12 @@ def _stl_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     if pixels.stat().st_size == 0 or pixels.stat().st_size % image_bytes:
         raise UserError(f"{pixels} is damaged: it holds no whole number of 96x96 images")
     images = np.fromfile(pixels, dtype=np.uint8).reshape(-1, 3, _STL_SIDE, _STL_SIDE)
-    found = torch.from_numpy(np.fromfile(labels, dtype=np.uint8)).long() - 1
-    if len(found) != len(images):
-        raise UserError(f"{labels} holds {len(found)} labels for {len(images)} images")
-    if int(found.min()) < 0:
+    numbers = torch.from_numpy(np.fromfile(labels, dtype=np.uint8)).long() - 1
+    if len(numbers) != len(images):
+        raise UserError(f"{labels} holds {len(numbers)} labels for {len(images)} images")
+    if int(numbers.min()) < 0:
         raise UserError(f"{labels} is damaged: labels count from 1, and one is 0")
-    return torch.from_numpy(images.transpose(0, 1, 3, 2).copy()), found
+    return torch.from_numpy(images.transpose(0, 1, 3, 2).copy()), numbers
 
 
 def _resize(pixels: Tensor, side: int) -> Tensor:

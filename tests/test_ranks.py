@@ -122,12 +122,12 @@ def _exchange(number: int) -> None:
     with pytest.raises(UserError, match="said by 0"):
         collectives.on_main_process(lambda: _fail(number))
     read = list[int]
-    batches = KeyedBatches[int, read](7, 5, 0, False, lambda index, _: index, list)
+    batches = KeyedBatches[int, read](7, 5, 0, False, lambda index, *_: index, list)
     (own,) = batches.epoch(0)
     assert [len(own), sorted(collectives.all_gather_items(own))[0] >= 0] == [2 + number, True]
     assert len(set(collectives.all_gather_items(own))) == 5
     with pytest.raises(UserError, match="too small for 2 processes"):
-        KeyedBatches[int, read](7, 1, 0, False, lambda index, _: index, list)
+        KeyedBatches[int, read](7, 1, 0, False, lambda index, *_: index, list)
 
 
 def _fail(number: int) -> None:

@@ -1,4 +1,16 @@
-"""Data sets by name, and what can be asked of any of them: classes, subsets, validation."""
+"""Data sets by name, with what a recipe may say of any of them: classes, subsets, validation.
+
+>>> data = open_data({"name": "digits", "classes": 3, "train_images": 30, "image_size": 8})
+>>> len(data.train), data.class_names, data.preprocessing.input_shape
+(30, ('0', '1', '2'), (3, 8, 8))
+>>> batches = ImageBatches(
+...     data.train, data.preprocessing, batch_size=10, augment=["crop_flip"], seed=0,
+...     device=torch.device("cpu"),
+... )
+>>> batch = next(batches.epoch(0))
+>>> batch.images[0].shape, batch.labels.shape
+(torch.Size([10, 3, 8, 8]), torch.Size([10]))
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -14,7 +26,7 @@ from compress.data.cifar import cifar100
 from compress.data.digits import digits
 from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
-from compress.data.source import Source, balanced
+from compress.data.source import Source, balanced_subset, choose_balanced, first_classes
 from compress.errors import UserError
 from compress.seeding import generator
 
@@ -57,7 +69,7 @@ _COMMON = ("classes", "train_images", "test_images", "validation", "augment", "v
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as a recipe asks for it."""
+    """A data set as a recipe's `data` describes it."""
 
     train: Images
     validation: Images | None
@@ -94,7 +106,7 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
         seed: decides which images a subset holds, unless the spec has a seed.
 
     Raises:
-        UserError: the data are not there, or less than was asked for.
+        UserError: the data are missing, or fewer than the spec wants.
     """
     common = {key: spec.get(key) for key in _COMMON}
     own = {k: v for k, v in spec.items() if k not in _COMMON and k != "name" and v is not None}
@@ -102,39 +114,21 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
     seed = seed if common["seed"] is None else common["seed"]
     train, test, names = source.train, source.test, source.class_names
     if common["classes"] is not None:
-        train, test, names = _first_classes(train, test, names, common["classes"])
-    train = _balanced_subset(
-        train, common["train_images"], generator(seed, "train_images"), "train"
-    )
-    test = _balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
-    validation = None
-    if common["validation"]:
-        if common["validation"] >= len(train):
-            raise UserError(
-                f"data.validation: asks for {common['validation']} of {len(train)} training images"
-            )
-        chosen = balanced(train.labels, common["validation"], generator(seed, "validation"))
-        keep = torch.ones(len(train), dtype=torch.bool)
-        keep[chosen] = False
-        train, validation = train.subset(keep.nonzero().flatten()), train.subset(chosen)
+        train, test, names = first_classes(train, test, names, common["classes"])
+    train = balanced_subset(train, common["train_images"], generator(seed, "train_images"), "train")
+    test = balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
+    train, validation = _split_validation(train, common["validation"], seed)
     preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)
     return Dataset(train, validation, test, names, preprocessing, common["augment"] or "crop_flip")
 
 
-def _first_classes(
-    train: Images, test: Images, names: tuple[str, ...], count: int
-) -> tuple[Images, Images, tuple[str, ...]]:
-    if count > len(names):
-        raise UserError(f"data.classes: asks for {count}, the data set has {len(names)}")
-    keep = [(split.labels < count).nonzero().flatten() for split in (train, test)]
-    return train.subset(keep[0]), test.subset(keep[1]), names[:count]
-
-
-def _balanced_subset(
-    images: Images, count: int | None, generator: torch.Generator, split: str
-) -> Images:
-    if count is None:
-        return images
-    if count > len(images):
-        raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
-    return images.subset(balanced(images.labels, count, generator))
+def _split_validation(train: Images, count: int | None, seed: int) -> tuple[Images, Images | None]:
+    """The images that are left for training, and `count` others for validation."""
+    if not count:
+        return train, None
+    if count >= len(train):
+        raise UserError(f"data.validation: asks for {count} of {len(train)} training images")
+    chosen = choose_balanced(train.labels, count, generator(seed, "validation"))
+    keep = torch.ones(len(train), dtype=torch.bool)
+    keep[chosen] = False
+    return train.subset(keep.nonzero().flatten()), train.subset(chosen)

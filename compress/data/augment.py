@@ -77,8 +77,8 @@ def crop_box(height: int, width: int, seed: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of a crop, distributed as torchvision's.
 
     Area 8 to 100 % and aspect 3/4 to 4/3 are drawn until the image holds the crop, at most ten
-    times; then it is the largest central one of such an aspect. torchvision itself is not asked:
-    what an id stands for must not change with its version.
+    times; then it is the largest central one of such an aspect. This is not torchvision's own
+    function, because an id must stand for the same view in every version of it.
     """
     draw = torch.Generator().manual_seed(seed)
     numbers = torch.rand(_TRIES, 4, generator=draw, dtype=torch.float64)
@@ -92,7 +92,7 @@ def crop_box(height: int, width: int, seed: int) -> tuple[int, int, int, int]:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _plain(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
+def _as_is(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     return images.fetch(indices)
 
 
@@ -100,5 +100,5 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "crop_flip": Augmentation(2 * _SHIFTS**2, _crop_flip),
     "crop": Augmentation(_SHIFTS**2, _crop_flip),
     "resized_crop": Augmentation(2 * _SEEDS, _resized_crop),
-    "none": Augmentation(1, _plain),
+    "none": Augmentation(1, _as_is),
 }

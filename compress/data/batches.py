@@ -42,37 +42,23 @@ class ImageBatches:
         Raises:
             UserError: too few images, or more `views` of an image than its augmentation makes.
         """
+        _check_views(views, augment)
         images = images.to(device)
         self.preprocessing = preprocessing
         self.device = device
         self.reader = Reader(
-            images,
-            preprocessing.image_size,
-            batch_size,
-            tuple(augment),
-            seed,
-            views,
-            views_seed,
-            rank(),
-            world_size(),
+            images=images,
+            image_size=preprocessing.image_size,
+            batch_size=batch_size,
+            augment=tuple(augment),
+            seed=seed,
+            views=views,
+            views_seed=views_seed,
+            rank=rank(),
+            world=world_size(),
         )
-        for name in augment:
-            if views is not None and views > AUGMENTATIONS[name].views:
-                raise UserError(
-                    f"data.views: {views} of each image were asked for, augmentation {name} has "
-                    f"{AUGMENTATIONS[name].views}"
-                )
         self._labels = images.labels.to(device)
-        full, rest = divmod(len(images), batch_size)
-        self._steps = full + (rest >= max(2, world_size()))
-        if not self._steps:
-            raise UserError(f"{len(images)} training images are too few to learn from")
-        if batch_size < world_size():
-            raise UserError(
-                f"a batch of {batch_size} images is too small for {world_size()} processes"
-            )
-        if 2 <= rest < world_size():
-            _tell_left_out(rest, len(images), batch_size, world_size())
+        self._steps = _steps_per_epoch(len(images), batch_size)
         self._files: _FileSteps | None = None
         if not isinstance(images, MemoryImages):
             self._files = _FileSteps(self.reader, workers, device)
@@ -113,8 +99,30 @@ class ImageBatches:
         return (reader.read(reader.step(plan.order, step), plan.view_ids) for step in steps)
 
 
+def _check_views(views: int | None, augment: Sequence[str]) -> None:
+    for name in augment:
+        if views is not None and views > AUGMENTATIONS[name].views:
+            raise UserError(
+                f"data.views: {views} of each image were asked for, augmentation {name} has "
+                f"{AUGMENTATIONS[name].views}"
+            )
+
+
+def _steps_per_epoch(images: int, batch_size: int) -> int:
+    """Whole batches, and a smaller last one where all processes and batch norm can use it."""
+    full, rest = divmod(images, batch_size)
+    steps = full + (rest >= max(2, world_size()))
+    if not steps:
+        raise UserError(f"{images} training images are too few to learn from")
+    if batch_size < world_size():
+        raise UserError(f"a batch of {batch_size} images is too small for {world_size()} processes")
+    if 2 <= rest < world_size():
+        _log_left_out(rest, images, batch_size, world_size())
+    return steps
+
+
 @lru_cache  # once, however many trainings there are
-def _tell_left_out(rest: int, images: int, batch_size: int, processes: int) -> None:
+def _log_left_out(rest: int, images: int, batch_size: int, processes: int) -> None:
     log(
         f"  each epoch leaves out {rest} of {images:,} training images, the last of its order: "
         f"after batches of {batch_size} they are fewer than the {processes} processes; fewer "
@@ -141,7 +149,7 @@ class _FileSteps:
     def epoch(self, epoch: int, steps: int) -> Iterator[list[Tensor]]:
         """The pixels of each step of an epoch."""
         self._order[:] = [(epoch, step) for step in range(steps)]
-        return _unwrapped(self._loader)
+        return _unwrap(self._loader)
 
 
 class _Steps(Dataset["list[Tensor] | str"]):
@@ -180,7 +188,7 @@ class _Chunks(Dataset["list[Tensor] | str"]):
             return str(error)
 
 
-def _unwrapped(loader: "DataLoader[list[Tensor] | str]") -> Iterator[list[Tensor]]:
+def _unwrap(loader: "DataLoader[list[Tensor] | str]") -> Iterator[list[Tensor]]:
     for pixels in loader:
         if isinstance(pixels, str):
             raise UserError(pixels)
@@ -210,5 +218,5 @@ def evaluation_batches(
         num_workers=0 if in_memory else workers,
         generator=torch.Generator().manual_seed(0),
     )
-    for index, (pixels,) in zip(chunks.chunks, _unwrapped(loader), strict=True):
+    for index, (pixels,) in zip(chunks.chunks, _unwrap(loader), strict=True):
         yield preprocessing.normalise(pixels.to(device)), images.labels[index].to(device)

@@ -59,9 +59,9 @@ def _find(root: Path) -> Path:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    found = read_pickle(path).get(b"fine_label_names")
+    names_in_file = read_pickle(path).get(b"fine_label_names")
     try:
-        names = tuple(n.decode() if isinstance(n, bytes) else n for n in found or ())
+        names = tuple(n.decode() if isinstance(n, bytes) else n for n in names_in_file or ())
     except (TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CIFAR-100 file: {error}") from None
     if not all(isinstance(name, str) for name in names):

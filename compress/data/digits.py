@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from compress.data.images import MemoryImages
-from compress.data.source import Source, balanced
+from compress.data.source import Source, choose_balanced
 from compress.seeding import generator
 
 _HELD_OUT = 300
@@ -47,7 +47,7 @@ def _split() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rest = torch.arange(len(labels))
     parts = []
     for part in ("test", "scenes"):
-        chosen = balanced(labels[rest], _HELD_OUT, generator(0, "digits", part))
+        chosen = choose_balanced(labels[rest], _HELD_OUT, generator(0, "digits", part))
         parts.append(rest[chosen])
         keep = torch.ones(len(rest), dtype=torch.bool)
         keep[chosen] = False

@@ -22,7 +22,7 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
     For evaluation the shorter side is resized to 8/7 of `image_size` (default 224), as torchvision
     does for 224 (256); up to 64 pixels to `image_size` itself.
     """
-    train, test, names = _layout(root)
+    train, test, names = _find_splits(root)
     size = image_size or 224
     resize = size if size <= 64 else round(size * 8 / 7)
     preprocessing = Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
@@ -43,10 +43,10 @@ def folder_classes(*, root: str) -> tuple[str, ...]:
     Raises:
         UserError: the folders are not as they must be.
     """
-    return _layout(root)[2]
+    return _find_splits(root)[2]
 
 
-def _layout(root: str) -> tuple[Path, Path, tuple[str, ...]]:
+def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
     """The folders of both splits, and the names of the classes."""
     place = Path(root)
     if not os.path.isdir(root):
@@ -69,12 +69,12 @@ def _layout(root: str) -> tuple[Path, Path, tuple[str, ...]]:
 
 def _classes(folder: Path) -> tuple[str, ...]:
     hidden = (".", "__")  # what editors and notebooks leave behind
-    names = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
-    found = tuple(sorted(names))
-    for name in found:
+    folders = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+    names = tuple(sorted(folders))
+    for name in names:
         if not _is_text(name):
             raise UserError(f"{folder} has the folder {name!r}, whose name is no UTF-8; rename it")
-    return found
+    return names
 
 
 def _is_text(name: str) -> bool:
@@ -90,13 +90,13 @@ def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) ->
     labels: list[int] = []
     for label, name in enumerate(names):
         named = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-        found = [p for p in named if not p.is_dir()]
-        for path in found:
+        files = [p for p in named if not p.is_dir()]
+        for path in files:
             require_file(path)
-        if not found and folder.name == "train":
+        if not files and folder.name == "train":
             raise UserError(f"{folder / name} holds no images; fill it or remove the folder")
-        paths += found
-        labels += [label] * len(found)
+        paths += files
+        labels += [label] * len(files)
     if not paths:
         raise UserError(f"{folder.absolute()} holds no images ({', '.join(sorted(_SUFFIXES))})")
     return FileImages(paths, torch.tensor(labels), preprocessing, folder)

@@ -41,7 +41,7 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
     require_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow remarks on oddities of files
+            warnings.simplefilter("ignore")  # Pillow warns of oddities of files
             with Image.open(path, formats=FORMATS) as image:
                 _refuse_strip(path, image)
                 yield image
@@ -78,8 +78,8 @@ def read_rgb(path: Path, *, upright: bool) -> Tensor:
         _refuse_deep(path, image)
         image.load()
         turn = _turn(image) if upright else None
-        shown = image if turn is None else image.transpose(turn)
-        return torch.from_numpy(np.array(shown.convert("RGB"))).permute(2, 0, 1)
+        upright_image = image if turn is None else image.transpose(turn)
+        return torch.from_numpy(np.array(upright_image.convert("RGB"))).permute(2, 0, 1)
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -129,7 +129,7 @@ def _refuse_deep(path: Path, image: Image.Image) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What sets an image upright, as far as it has been read."""
+    """The transposition that sets an image upright, by what has been read of it."""
     try:
         # Not PNG's own `getexif`, which decodes the image to look behind its pixels.
         return _TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))

@@ -1,4 +1,4 @@
-"""Where images come from: in memory as uint8, or in files that are decoded when asked for."""
+"""Sources of images: in memory as uint8, or in files that are decoded on reading."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -142,7 +142,7 @@ class MemoryImages:
 
 
 class FileImages:
-    """Image files, decoded when asked for."""
+    """Image files, decoded on reading."""
 
     def __init__(
         self, paths: Sequence[Path], labels: Tensor, preprocessing: Preprocessing, root: Path

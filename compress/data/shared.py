@@ -35,7 +35,7 @@ class SharedBatches:
             try:
                 self._batch = next(self._batches)
             except UserError:
-                self._epoch = -1  # the next that asks is told, too
+                self._epoch = -1  # the next reader gets the same error
                 raise
             self._step += 1
         assert self._batch is not None

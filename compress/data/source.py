@@ -1,4 +1,4 @@
-"""What a data set's function returns, and class-balanced choice from it."""
+"""The result of a data set's function, and a class-balanced choice from it."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Source:
     resize: int = 0
 
 
-def balanced(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def choose_balanced(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` indices, the same number of each class (one more of the first where it is uneven).
 
     Sorted, so that the choice alone depends on the generator.
@@ -38,9 +38,38 @@ def balanced(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
         wanted = share + (position < extra)
         if wanted > len(members):
             raise UserError(
-                f"class number {label} has {len(members)} images, {wanted} of each class were "
-                f"asked for ({count} of {len(classes)} classes); ask for fewer"
+                f"class number {label} has {len(members)} images, {wanted} of each class are "
+                f"needed ({count} of {len(classes)} classes); ask for fewer"
             )
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen.append(shuffled[:wanted])
     return torch.cat(chosen).sort().values
+
+
+def first_classes(
+    train: Images, test: Images, names: tuple[str, ...], count: int
+) -> tuple[Images, Images, tuple[str, ...]]:
+    """Both splits and the class names, cut to the first `count` classes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count > len(names):
+        raise UserError(f"data.classes: asks for {count}, the data set has {len(names)}")
+    keep = [(split.labels < count).nonzero().flatten() for split in (train, test)]
+    return train.subset(keep[0]), test.subset(keep[1]), names[:count]
+
+
+def balanced_subset(
+    images: Images, count: int | None, generator: torch.Generator, split: str
+) -> Images:
+    """`count` images of a split, the same number of each class; None: all of them.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count is None:
+        return images
+    if count > len(images):
+        raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
+    return images.subset(choose_balanced(images.labels, count, generator))

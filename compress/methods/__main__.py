@@ -12,7 +12,7 @@ from compress.recipe import signatures
 
 
 def describe(name: str, method: type[Method]) -> dict[str, Any]:
-    """What a program may want to know of a method: plain values."""
+    """Name, title, taps and arguments of a method, as values for JSON."""
     module = sys.modules[method.__module__].__doc__ or ""
     return {
         "name": name,

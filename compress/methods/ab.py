@@ -27,7 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import MapRegressor, left_out, pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import (
+    MapRegressor,
+    pool_to_smaller,
+    stage_pairs,
+    unpaired_stages,
+)
 from compress.methods.contract import MethodContext, PretrainedMethod, Views, pre_activations
 from compress.precision import in_float32
 from compress.taps import MapSpec
@@ -81,7 +86,7 @@ class AB(PretrainedMethod):
 
     def notes(self) -> list[str]:
         """See `Method.notes`."""
-        return left_out(self.context)
+        return unpaired_stages(self.context)
 
 
 def _connector(student: MapSpec, teacher: MapSpec) -> nn.Module:

@@ -182,7 +182,7 @@ class CRD(Method):
             contrast.after_step(self.momentum)  # type: ignore[operator]
 
     def notes(self) -> list[str]:
-        """What the banks take, and where draws repeat."""
+        """The memory of the banks, and whether draws repeat."""
         return [self._bank_note, *self.sampler.notes()]
 
 

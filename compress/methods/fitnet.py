@@ -4,7 +4,7 @@ L = mean over N, C_t, H, W of (R(S) - T)^2, with the maps S (N, C_s, ...) and T 
 one stage of student and teacher. The regressor R is a convolution that meets the teacher's width
 and size, batch norm and ReLU; it trains with the student and does not ship. Sizes that the
 convolution does not meet are met by average-pooling the larger of R(S) and T; see
-`compress.methods.blocks.maps.MapRegressor`.
+`compress.methods.blocks.feature_maps.MapRegressor`.
 
 Taps: stage `hint` of both, counted from 1 at the fine end. hint = 2 as in the CRD repository (its
 default index into [stem, stages..., pooled]); the SimKD repository has 1. Weight 100 as there. The
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import MapRegressor, pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import MapRegressor, pool_to_smaller, stage_pairs
 from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import pool_to_smaller
+from compress.methods.blocks.feature_maps import pool_to_smaller
 from compress.methods.contract import (
     MethodContext,
     PretrainedMethod,
@@ -78,7 +78,7 @@ class FSP(PretrainedMethod):
         if widths[0] != widths[1] or len(widths[0]) < 2:
             raise ValueError(
                 "the method needs two or more feature maps of the same widths in both networks, "
-                f"got {_listed(widths[0])} in the student and {_listed(widths[1])} in the teacher"
+                f"got {_join(widths[0])} in the student and {_join(widths[1])} in the teacher"
             )
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
@@ -102,5 +102,5 @@ class FSP(PretrainedMethod):
         return [*stem, *stages(views)]
 
 
-def _listed(widths: list[int]) -> str:
+def _join(widths: list[int]) -> str:
     return ", ".join(map(str, widths)) if widths else "none"

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import pool_to_smaller, stage_pairs
 from compress.methods.contract import (
     LossWeights,
     Method,

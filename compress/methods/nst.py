@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import pool_to_smaller, stage_pairs, unpaired_stages
 from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
@@ -77,4 +77,4 @@ class NST(Method):
 
     def notes(self) -> list[str]:
         """Stages that find no partner."""
-        return left_out(self.context)
+        return unpaired_stages(self.context)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import pool_to_smaller, stage_pairs
 from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
@@ -61,7 +61,7 @@ def embed(similarities: Tensor, mlp: nn.Module) -> Tensor:
 
 @in_float32
 def calibration(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """How much each student stage takes of each teacher stage.
+    """The weight of each teacher stage for each student stage.
 
     Args:
         queries: (N, L_s, D).
@@ -141,7 +141,9 @@ class SemCKD(Method):
         """The term `semckd`."""
         own, target = stages(student), stages(teachers[0])
         weights = calibration(
-            self._embedded(own, self.queries), self._embedded(target, self.keys), self.temperature
+            self._embed_stages(own, self.queries),
+            self._embed_stages(target, self.keys),
+            self.temperature,
         )
         distances = []
         for pair, projection in zip(product(own, target), self.projections, strict=True):
@@ -149,7 +151,7 @@ class SemCKD(Method):
             distances.append(squared_distances(projection(source), goal))
         return {"semckd": semckd_loss(weights, torch.stack(distances, 1).view_as(weights))}
 
-    def _embedded(self, maps: Sequence[Tensor], mlps: nn.ModuleList) -> Tensor:
+    def _embed_stages(self, maps: Sequence[Tensor], mlps: nn.ModuleList) -> Tensor:
         size = self.context.batch_size
         rows = [embed(similarity_rows(m, size), mlp) for m, mlp in zip(maps, mlps, strict=True)]
         return torch.stack(rows, dim=1)

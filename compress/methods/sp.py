@@ -23,7 +23,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from compress.data.batch import Batch
 from compress.methods.blocks.directions import fading
-from compress.methods.blocks.maps import stage_pairs
+from compress.methods.blocks.feature_maps import stage_pairs
 from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 

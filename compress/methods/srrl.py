@@ -81,7 +81,7 @@ class _MapConnector(nn.Module):
 
 
 class SRRL(Method):
-    """A connector to the teacher's features, and the teacher's classifier to judge them."""
+    """A connector to the teacher's features, and the teacher's classifier that reads them."""
 
     student_taps = ("pooled",)
     teacher_taps = ("pooled", "logits")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from compress.data.batch import Batch
-from compress.methods.blocks.maps import left_out, pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import pool_to_smaller, stage_pairs, unpaired_stages
 from compress.methods.contract import LossWeights, Method, MethodContext, Views, published, stages
 from compress.precision import in_float32
 
@@ -110,4 +110,4 @@ class VID(Method):
 
     def notes(self) -> list[str]:
         """See `Method.notes`."""
-        return left_out(self.context)
+        return unpaired_stages(self.context)

@@ -259,7 +259,8 @@ TRANSFER_TRAIN: dict[str, dict[str, Any]] = {
         "nesterov": False,
         "schedule": {"name": "multistep", "milestones": [0.25, 0.5, 0.75]},
     },
-    "neighbours": {"epochs": 1, "lr": 1.0},  # nothing is trained
+    "knn": {"epochs": 1, "lr": 1.0},  # nothing is trained
+    "neighbours": {"epochs": 1, "lr": 1.0},
     "detection": {"epochs": 12, "lr": 0.01, "batch_size": 8, "weight_decay": 1e-4},
     "segmentation": {"epochs": 30, "lr": 0.01, "batch_size": 8, "schedule": {"name": "poly"}},
 }

@@ -1,4 +1,4 @@
-"""Annotated images in one form, whatever layout they come from, checked when they are opened.
+"""Annotated images in one form, whatever format they come from, checked when they are opened.
 
 Boxes are x0 y0 x1 y1 in pixels, half-open, origin at the upper left corner. Labels count from 1;
 0 is the detector's background. A damaged or contradictory annotation is a UserError naming its
@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.data.image_files import read_rgb, upright_size
 from compress.errors import UserError
 from compress.storage.user_files import require_file
-from eval.data.masks import Segment, decoded, encoded
+from eval.data.masks import Segment, decode_masks, encode_segment
 
 # Annotation tools disagree whether pixels count from 0 or 1; a box may stick out by this much.
 _OUTSIDE_TOLERANCE = 1.0
@@ -49,7 +49,7 @@ class AnnotatedImage:
         assert self.segments is not None
         size = (self.height, self.width)
         try:
-            return decoded([encoded(segment, size) for segment in self.segments], size)
+            return decode_masks([encode_segment(segment, size) for segment in self.segments], size)
         except (ValueError, RuntimeError, OverflowError) as error:
             raise UserError(f"{self.path}: {error}.") from None
 
@@ -75,7 +75,7 @@ class DetectionData:
 
 
 def require_objects(images: Sequence[AnnotatedImage], split: str, *, ignored: bool) -> None:
-    """Something must be there to train on, or to be found.
+    """Check that a split has an object to train on, or to detect.
 
     Args:
         split: what the images are and where they are listed, for the message.
@@ -88,8 +88,8 @@ def require_objects(images: Sequence[AnnotatedImage], split: str, *, ignored: bo
         raise UserError(f"The {split} has no object in any of its {len(images)} images.")
 
 
-def vanishes(box: Box, size: tuple[int, int]) -> bool:
-    """Whether nothing is left of a box, otherwise sound, once it is cut to its image.
+def is_empty_after_cut(box: Box, size: tuple[int, int]) -> bool:
+    """Return True if nothing is left of a box, otherwise sound, once it is cut to its image.
 
     Args:
         size: height and width of its image.
@@ -109,7 +109,7 @@ def _is_sound(box: Box, size: tuple[int, int]) -> bool:
     return least <= x0 <= x1 <= size[1] + most and least <= y0 <= y1 <= size[0] + most
 
 
-def checked(
+def check_annotation(
     source: Path,
     image: Path,
     size: tuple[int, int],
@@ -124,7 +124,7 @@ def checked(
     if max(size) > _LARGEST_SIDE:
         raise UserError(f"{source} says that {image.name} has {width} x {height} pixels.")
     for box in boxes:
-        if not _is_sound(box, size) or vanishes(box, size):
+        if not _is_sound(box, size) or is_empty_after_cut(box, size):
             raise UserError(
                 f"{source} has the box {box} (x0, y0, x1, y1), which is empty or outside its "
                 f"image of {width} x {height} pixels ({image.name})."
@@ -132,7 +132,7 @@ def checked(
     tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     tensor = tensor.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
     classes, left_out = torch.tensor(labels, dtype=torch.int64), torch.tensor(ignored).bool()
-    found = AnnotatedImage(image, height, width, tensor, classes, left_out, segments)
+    annotated = AnnotatedImage(image, height, width, tensor, classes, left_out, segments)
     if upright_size(image) != size:
-        found.pixels()  # refused in there, unless the header did not tell all
-    return found
+        annotated.pixels()  # refused in there, unless the header did not tell all
+    return annotated

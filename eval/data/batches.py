@@ -7,10 +7,10 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from compress.data.batch import BatchSource
+from compress.distributed.collectives import own_rows, world_size
 from compress.errors import UserError
 from compress.seeding import generator
-from compress.distributed.collectives import own_rows, world_size
-from compress.data.batch import BatchSource
 
 Example = TypeVar("Example")
 Batch = TypeVar("Batch")
@@ -20,16 +20,16 @@ Batch = TypeVar("Batch")
 class KeyedBatches(Generic[Example, Batch]):
     """Shuffles `count` examples anew each epoch; the incomplete last batch is dropped.
 
-    `read(index, mirrored)` gives one example and `collate` makes a batch of a list of them. With
-    fewer examples than `batch_size` there is one batch of all. The global generator is not used.
-    Each of several processes gets its part of every batch.
+    `read(index, mirrored, epoch)` gives one example and `collate` makes a batch of a list of them.
+    With fewer examples than `batch_size` there is one batch of all. The global generator is not
+    used. Each of several processes gets its part of every batch.
     """
 
     count: int
     batch_size: int
     seed: int
     flip: bool
-    read: Callable[[int, bool], Example]
+    read: Callable[[int, bool, int], Example]
     collate: Callable[[list[Example]], Batch]
 
     def __post_init__(self) -> None:
@@ -45,9 +45,9 @@ class KeyedBatches(Generic[Example, Batch]):
         for step in range(len(self)):
             indices = order[step * self.batch_size : (step + 1) * self.batch_size]
             own = indices[own_rows(len(indices))]
-            yield self.collate([self.read(index, self._mirrored(epoch, index)) for index in own])
+            yield self.collate([self.read(i, self._is_mirrored(epoch, i), epoch) for i in own])
 
-    def _mirrored(self, epoch: int, index: int) -> bool:
+    def _is_mirrored(self, epoch: int, index: int) -> bool:
         if not self.flip:
             return False
         return bool(torch.rand(1, generator=generator(self.seed, "flip", epoch, index)) < 0.5)

@@ -1,4 +1,4 @@
-"""Reading boxes and outlines in COCO's layout (JSON)."""
+"""Reading boxes and outlines in COCO's format (JSON)."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,19 @@ from compress.console.messages import log
 from compress.data.image_files import check_whole
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing
-from eval.data.annotations import AnnotatedImage, Box, DetectionData, checked, require_objects, vanishes
+from eval.data.annotations import (
+    AnnotatedImage,
+    Box,
+    DetectionData,
+    check_annotation,
+    is_empty_after_cut,
+    require_objects,
+)
 from eval.data.masks import Segment, check_segment
 
 
 def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") -> DetectionData:
-    """COCO layout: `annotations/instances_<split>.json` and the images in `<split>/`.
+    """COCO format: `annotations/instances_<split>.json` and the images in `<split>/`.
 
     The original's splits are `train: train2017, test: val2017`. Boxes that have no width or height
     within their image, of which it has two, are left out.
@@ -44,10 +51,10 @@ def _read_coco(
         if len(label_of) < len(categories):
             raise UserError(f"{path} gives one id to several categories.")
         listed = content["images"]
-        found = _by_image(path, content, label_of)
+        annotations = _by_image(path, content, label_of)
         places = [_place(root, path, images, image) for image in listed]
         result = [
-            _image(path, place, image, found[image["id"]], label_of)
+            _image(path, place, image, annotations[image["id"]], label_of)
             for place, image in zip(places, listed, strict=True)
         ]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -61,22 +68,22 @@ def _by_image(
     path: Path, content: dict[str, Any], label_of: dict[int, int]
 ) -> dict[Any, list[dict[str, Any]]]:
     """The annotations of each image's id, but for those whose box is empty."""
-    found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    by_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     sizes = {image["id"]: _size(image) for image in content["images"]}
     empty = 0
     for annotation in content["annotations"]:
-        if annotation["image_id"] not in found:
+        if annotation["image_id"] not in by_image:
             raise UserError(f"{path} annotates image {annotation['image_id']}, not in its list.")
         if annotation["category_id"] not in label_of:
             raise UserError(f"{path} uses the unknown class id {annotation['category_id']}.")
-        flat = vanishes(_box(annotation), sizes[annotation["image_id"]])
+        flat = is_empty_after_cut(_box(annotation), sizes[annotation["image_id"]])
         if flat and not annotation.get("iscrowd", 0):
             empty += 1
         else:
-            found[annotation["image_id"]].append(annotation)
+            by_image[annotation["image_id"]].append(annotation)
     if empty:
         log(f"{path}: objects left out because their box has no width or no height: {empty}.")
-    return found
+    return by_image
 
 
 def _size(image: dict[str, Any]) -> tuple[int, int]:
@@ -101,7 +108,7 @@ def _image(
     label_of: dict[int, int],
 ) -> AnnotatedImage:
     size = _size(image)
-    return checked(
+    return check_annotation(
         path,
         target,
         size,

@@ -1,6 +1,7 @@
 """Labelled pictures for probing an encoder: image folders, STL-10, TinyImageNet."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from compress.data import Dataset, FileImages, Images, MemoryImages, Preprocessing, open_data
-from compress.data.source import balanced
+from compress.data.source import balanced_subset, first_classes
 from compress.errors import UserError
 from compress.seeding import generator
 from compress.storage.user_files import inside, read_listing, require_file
-from eval.data.digit_scenes import prepare
+from eval.data.digit_scenes import write_digit_scenes
 
 # Opens the data for an encoder of some preprocessing; `seed` draws subsets.
 Opener = Callable[[Preprocessing, int], Dataset]
@@ -23,10 +24,8 @@ _RESIZED_AT_ONCE = 1000
 
 def digit_scenes(folder: Path, *, classes: int = 10, seed: int = 0) -> Opener:
     """Single digits on new backgrounds, as an image folder."""
-    root, _ = prepare(
-        folder, classes=classes, train_images=1, test_images=1, image_size=64, seed=seed
-    )
-    return image_folder(folder, root=str(root / "crops"))
+    write_digit_scenes(folder, classes=classes, train_images=1, test_images=1, seed=seed)
+    return image_folder(folder, root=str(folder / "crops"))
 
 
 def image_folder(
@@ -47,7 +46,9 @@ def image_folder(
         "test_images": test_images,
         "seed": seed,
     }
-    return lambda shown, first: open_data({**spec, "image_size": shown.image_size}, seed=first)
+    return lambda preprocessing, first: open_data(
+        {**spec, "image_size": preprocessing.image_size}, seed=first
+    )
 
 
 def tiny_imagenet(
@@ -71,39 +72,37 @@ def tiny_imagenet(
         for label, name in enumerate(names)
         for path in sorted((place / "train" / name / "images").glob("*.JPEG"))
     ]
-    test = _annotated(place / "val", names)
-    for split, found in (("train", train), ("val", test)):
-        if not found:
+    test = _read_val_annotations(place / "val", names)
+    for split, images in (("train", train), ("val", test)):
+        if not images:
             raise UserError(f"{place / split} holds no images")
 
-    def opened(shown: Preprocessing, seed: int) -> Dataset:
-        at = Preprocessing(
-            shown.image_size, shown.mean, shown.std, shown.resize or shown.image_size
-        )
+    def open_for(preprocessing: Preprocessing, seed: int) -> Dataset:
+        at = replace(preprocessing, resize=preprocessing.resize or preprocessing.image_size)
         parts = [
-            FileImages([p for p, _ in found], torch.tensor([y for _, y in found]), at, place)
-            for found in (train, test)
+            FileImages([p for p, _ in images], torch.tensor([y for _, y in images]), at, place)
+            for images in (train, test)
         ]
-        return _chosen(parts, names, at, (classes, train_images, test_images), seed)
+        return _select(parts, names, at, (classes, train_images, test_images), seed)
 
-    return opened
+    return open_for
 
 
-def _annotated(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _read_val_annotations(folder: Path, names: tuple[str, ...]) -> list[tuple[Path, int]]:
     """Files and labels that `val_annotations.txt` lists: name, WNID and a box, tabs between."""
     listing = folder / "val_annotations.txt"
     if not listing.exists():
         raise UserError(f"{listing} not found; it says of which class each image of val/ is")
     number = {name: label for label, name in enumerate(names)}
-    found = []
+    images = []
     for line, text in enumerate(read_listing(listing).splitlines(), 1):
         cells = text.split("\t")
         if len(cells) < 2 or cells[1] not in number:
             raise UserError(f"{listing}, line {line}: no class of train/ in {text[:60]!r}")
         path = inside(folder.parent, folder / "images" / cells[0], cells[0], listing)
         require_file(path, listing)
-        found.append((path, number[cells[1]]))
-    return found
+        images.append((path, number[cells[1]]))
+    return images
 
 
 def stl10(
@@ -124,12 +123,12 @@ def stl10(
         raise UserError(f"{listing} names {len(names)} classes, labels go up to {highest}")
     names = names or tuple(f"class {number}" for number in range(highest))
 
-    def opened(shown: Preprocessing, seed: int) -> Dataset:
-        at = Preprocessing(shown.image_size, shown.mean, shown.std)
-        parts = [MemoryImages(_resized(p, shown.image_size), y) for p, y in splits]
-        return _chosen(parts, names, at, (classes, train_images, test_images), seed)
+    def open_for(preprocessing: Preprocessing, seed: int) -> Dataset:
+        at = replace(preprocessing, resize=0)
+        parts = [MemoryImages(_resize(p, preprocessing.image_size), y) for p, y in splits]
+        return _select(parts, names, at, (classes, train_images, test_images), seed)
 
-    return opened
+    return open_for
 
 
 def _stl_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -142,38 +141,36 @@ def _stl_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     if pixels.stat().st_size == 0 or pixels.stat().st_size % image_bytes:
         raise UserError(f"{pixels} is damaged: it holds no whole number of 96x96 images")
     images = np.fromfile(pixels, dtype=np.uint8).reshape(-1, 3, _STL_SIDE, _STL_SIDE)
-    found = torch.from_numpy(np.fromfile(labels, dtype=np.uint8)).long() - 1
-    if len(found) != len(images):
-        raise UserError(f"{labels} holds {len(found)} labels for {len(images)} images")
-    if int(found.min()) < 0:
+    numbers = torch.from_numpy(np.fromfile(labels, dtype=np.uint8)).long() - 1
+    if len(numbers) != len(images):
+        raise UserError(f"{labels} holds {len(numbers)} labels for {len(images)} images")
+    if int(numbers.min()) < 0:
         raise UserError(f"{labels} is damaged: labels count from 1, and one is 0")
-    return torch.from_numpy(images.transpose(0, 1, 3, 2).copy()), found
+    return torch.from_numpy(images.transpose(0, 1, 3, 2).copy()), numbers
 
 
-def _resized(pixels: Tensor, side: int) -> Tensor:
+def _resize(pixels: Tensor, side: int) -> Tensor:
     parts = torch.split(pixels, _RESIZED_AT_ONCE)
     return torch.cat([F.resize(part, [side, side], antialias=True) for part in parts])
 
 
-def _chosen(
+def _select(
     parts: Sequence[Images],
     names: tuple[str, ...],
-    shown: Preprocessing,
+    preprocessing: Preprocessing,
     wanted: tuple[int | None, int | None, int | None],
     seed: int,
 ) -> Dataset:
     """The first classes and class-balanced subsets of the two splits."""
-    classes = wanted[0] or len(names)
-    if classes > len(names):
-        raise UserError(f"data.classes: asks for {classes}, the data set has {len(names)}")
-    splits: list[Images] = []
-    for images, count, split in zip(parts, wanted[1:], ("train", "test"), strict=True):
-        cut = images.subset((images.labels < classes).nonzero().flatten())
-        if count is not None:
-            drawn = generator(seed, f"{split}_images")
-            cut = cut.subset(balanced(cut.labels, count, drawn))
-        splits.append(cut)
-    return Dataset(splits[0], None, splits[1], names[:classes], shown, "none")
+    classes, *counts = wanted
+    train, test = parts
+    if classes:
+        train, test, names = first_classes(train, test, names, classes)
+    train, test = (
+        balanced_subset(images, count, generator(seed, f"{split}_images"), split)
+        for images, count, split in zip((train, test), counts, ("train", "test"), strict=True)
+    )
+    return Dataset(train, None, test, names, preprocessing, "none")
 
 
 DATASETS: Mapping[str, Callable[..., Opener]] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from compress.data.image_files import opened_image, read_rgb, upright_size
 from compress.errors import UserError
 
-VOID = 255
+IGNORE_INDEX = 255
 _UNKNOWN = -1
 
 
@@ -24,8 +24,8 @@ class MaskedImage:
 
     The image counts as turned upright, as its EXIF orientation says; a mask is never turned.
 
-    `meaning` gives the class of each of the 256 values of a mask, VOID where it is ignored and -1
-    where there is no such class.
+    `meaning` gives the class of each of the 256 values of a mask, IGNORE_INDEX where it is ignored
+    and -1 where there is no such class.
     """
 
     image: Path
@@ -66,28 +66,32 @@ class SegmentationData:
     background: bool = False
 
 
-def meaning(classes: Mapping[int, int], void: Iterable[int] = (VOID,)) -> tuple[int, ...]:
+def meaning(
+    classes: Mapping[int, int], ignored: Iterable[int] = (IGNORE_INDEX,)
+) -> tuple[int, ...]:
     """The `MaskedImage.meaning` of masks with the given value -> class, and of void values."""
-    ignored = {*void}
-    return tuple(VOID if v in ignored else classes.get(v, _UNKNOWN) for v in range(256))
+    without_class = {*ignored}
+    return tuple(
+        IGNORE_INDEX if v in without_class else classes.get(v, _UNKNOWN) for v in range(256)
+    )
 
 
-def checked(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage, ...]:
+def check_masks(items: Iterable[MaskedImage], source: Path) -> tuple[MaskedImage, ...]:
     """The images of a split that `source` lists or holds, once all their masks have been read.
 
     Raises:
         UserError: a mask has another size than its image or a value that is no class, or all
             masks are void, so that there is nothing to learn or to measure.
     """
-    found = tuple(items)
-    labelled = [_has_class(item) for item in found]
+    images = tuple(items)
+    labelled = [_has_class(item) for item in images]
     if not any(labelled):
-        raise UserError(f"{source}: every pixel of its {len(found)} masks is void.")
-    return found
+        raise UserError(f"{source}: every pixel of its {len(images)} masks is void.")
+    return images
 
 
 def _has_class(item: MaskedImage) -> bool:
-    """Whether a mask, which must have the size of its image, is more than void."""
+    """Check a mask's values and size; return True if any pixel of it has a class."""
     classes = item.classes()
     if classes.shape != upright_size(item.image):
         height, width = item.pixels().shape[1:]  # the header may not tell all
@@ -96,7 +100,7 @@ def _has_class(item: MaskedImage) -> bool:
                 f"{item.mask} has {classes.shape[1]} x {classes.shape[0]} pixels, its image "
                 f"{item.image.name} has {width} x {height}."
             )
-    return bool((classes != VOID).any())
+    return bool((classes != IGNORE_INDEX).any())
 
 
 def _ranges(values: list[int]) -> str:

@@ -15,10 +15,10 @@ RunLengths = dict[str, Any]
 
 
 def check_segment(segment: Any, size: tuple[int, int]) -> None:
-    """What can be said of an outline without drawing it.
+    """Check an outline without drawing it.
 
-    COCO's interface trusts what it is given: it reads past the end of damaged run lengths, and
-    never ends with some coordinates. So nothing reaches it that was not checked here.
+    COCO's interface trusts its input: it reads past the end of damaged run lengths, and never ends
+    with some coordinates. So everything is checked here before it reaches that interface.
 
     Args:
         size: height and width of its image.
@@ -46,14 +46,14 @@ def _check_run_lengths(segment: dict[str, Any], size: tuple[int, int]) -> None:
             f"a mask of {shape[1]} x {shape[0]} pixels in an image of {size[1]} x {size[0]}"
         )
     if isinstance(counts, (str, bytes)):
-        counts = _uncompressed(counts)
+        counts = _decompress(counts)
     if not _are_numbers(counts, {int}) or min(counts, default=0) < 0:
         raise ValueError("run lengths that are not integers of at least 0")
     if sum(counts) != size[0] * size[1]:
         raise ValueError(f"a mask of {sum(counts)} pixels in an image of {size[0] * size[1]}")
 
 
-def _uncompressed(text: str | bytes) -> list[int]:
+def _decompress(text: str | bytes) -> list[int]:
     """The run lengths of COCO's text: six bits a character, from the third the second difference.
 
     The lowest five bits of a character belong to the number, lowest first, the sixth says that it
@@ -96,7 +96,7 @@ def _are_numbers(values: Any, kinds: set[type]) -> bool:
     return isinstance(values, list) and set(map(type, values)) <= kinds
 
 
-def encoded(segment: Segment, size: tuple[int, int]) -> RunLengths:
+def encode_segment(segment: Segment, size: tuple[int, int]) -> RunLengths:
     """The compressed run lengths of one object.
 
     Raises:
@@ -110,7 +110,7 @@ def encoded(segment: Segment, size: tuple[int, int]) -> RunLengths:
     return merged
 
 
-def decoded(lengths: Sequence[RunLengths], size: tuple[int, int]) -> Tensor:
+def decode_masks(lengths: Sequence[RunLengths], size: tuple[int, int]) -> Tensor:
     """n run lengths -> (n, H, W) uint8."""
     if not lengths:
         return torch.zeros(0, *size, dtype=torch.uint8)

@@ -1,7 +1,7 @@
 """Scenes composed from small digit images, with boxes and masks that are known exactly.
 
 They stand in for a detection or segmentation data set where none is at hand: one to three digits
-of 16 to 24 pixels on a textured background, written in the layouts of COCO and PASCAL VOC and as
+of 16 to 24 pixels on a textured background, written in the formats of COCO and PASCAL VOC and as
 folders of crops, so that the readers for real data read them too. The digits of the train and the
 test scenes are disjoint, and the caller hands in digits that the distillation never trained on.
 Everything is a function of the seed.
@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from compress.storage.files import read_mapping, write_json
 from compress.console.messages import log
 from compress.errors import UserError
-from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
 from compress.seeding import generator
-from eval.data.layouts import Scene, write_coco, write_voc
+from compress.storage.files import read_mapping, write_json
+from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
+from eval.data.scene_files import Scene, write_coco, write_voc
 
 SPLITS = ("train", "val")
 CROP_SIZE = 28
@@ -84,7 +84,7 @@ def write_scenes(
 
 
 def _is_changed(folder: Path, written: Path) -> bool:
-    """Whether scenes are not those that were written; they are then put aside."""
+    """Return True if the scenes differ from those that were written; put them aside then."""
     if not written.is_file():
         return False  # written before their digest was kept
     try:
@@ -130,7 +130,7 @@ def compose(pools: list[Tensor], image_size: int, draw: torch.Generator) -> Scen
         mask[y : y + height, x : x + width][ink >= _INK] = label + 1
         boxes.append((x, y, x + width, y + height))
         labels.append(label)
-    return Scene(_quantised(canvas), mask.numpy(), tuple(boxes), tuple(labels))
+    return Scene(_to_uint8(canvas), mask.numpy(), tuple(boxes), tuple(labels))
 
 
 def _integer(low: int, high: int, draw: torch.Generator) -> int:
@@ -192,10 +192,10 @@ def _write_crops(
             y = (CROP_SIZE - height) // 2 + _integer(-2, 2, draw)
             x = (CROP_SIZE - width) // 2 + _integer(-2, 2, draw)
             _paint(canvas[:, y : y + height, x : x + width], ink, draw)
-            Image.fromarray(_quantised(canvas)).save(folder / name / f"{index:04d}.png")
+            Image.fromarray(_to_uint8(canvas)).save(folder / name / f"{index:04d}.png")
 
 
-def _quantised(canvas: Tensor) -> NDArray[np.uint8]:
+def _to_uint8(canvas: Tensor) -> NDArray[np.uint8]:
     """(3, H, W) around 0..1 -> (H, W, 3) uint8."""
     pixels = canvas.clamp(0, 1).mul(255).round().to(torch.uint8)
     array: NDArray[np.uint8] = pixels.permute(1, 2, 0).contiguous().numpy()

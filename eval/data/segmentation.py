@@ -7,9 +7,20 @@ from pathlib import Path
 from compress.data.image_files import SUFFIXES, check_whole, image_named
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing
-from eval.data.digit_scenes import prepare
-from eval.data.segmentation_classes import CAMVID_CLASSES, CITYSCAPES_CLASSES, CITYSCAPES_LABELS, VOC_CLASSES
-from eval.data.masked_images import VOID, MaskedImage, SegmentationData, checked, meaning
+from eval.data.digit_scenes import digit_scenes_read_by
+from eval.data.masked_images import (
+    IGNORE_INDEX,
+    MaskedImage,
+    SegmentationData,
+    check_masks,
+    meaning,
+)
+from eval.data.segmentation_classes import (
+    CAMVID_CLASSES,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_LABELS,
+    VOC_CLASSES,
+)
 
 
 def voc_segmentation(
@@ -20,7 +31,7 @@ def voc_segmentation(
     train: str = "train",
     test: str = "val",
 ) -> SegmentationData:
-    """VOC layout: `ImageSets/Segmentation/<split>.txt`, `JPEGImages/*`, `SegmentationClass/*.png`.
+    """VOC format: `ImageSets/Segmentation/<split>.txt`, `JPEGImages/*`, `SegmentationClass/*.png`.
 
     `classes` names the mask values 0, 1, 2, ... in order, background included; 255 is void. `root`
     may also be the folder above, with one `VOC<year>` in it.
@@ -40,7 +51,7 @@ def voc_segmentation(
             mask = inside(Path(root), masks / f"{stem}.png", stem, path)
             return MaskedImage(image, mask, values)
 
-        return checked(map(item, stems), path)
+        return check_masks(map(item, stems), path)
 
     return _both(classes, read, train, test, background=True)
 
@@ -48,7 +59,7 @@ def voc_segmentation(
 def cityscapes(
     folder: Path, *, root: str, train: str = "train", test: str = "val"
 ) -> SegmentationData:
-    """Cityscapes layout: `leftImg8bit/<split>/<city>/*_leftImg8bit.png` and masks in `gtFine`.
+    """Cityscapes format: `leftImg8bit/<split>/<city>/*_leftImg8bit.png` and masks in `gtFine`.
 
     A mask is `*_gtFine_labelTrainIds.png`, else `*_gtFine_labelIds.png`, whose 19 evaluated labels
     become 0 to 18 and whose others are void. A mask without its image is an error.
@@ -57,7 +68,7 @@ def cityscapes(
     labels = {label: index for index, label in enumerate(CITYSCAPES_CLASSES.values())}
     others = {*range(CITYSCAPES_LABELS)} - {*labels}
     of_train_ids = meaning({index: index for index in range(count)})
-    of_labels = meaning(labels, {VOID, *others})
+    of_labels = meaning(labels, {IGNORE_INDEX, *others})
 
     def item(image: Path) -> MaskedImage:
         stem = image.name.removesuffix("_leftImg8bit.png")
@@ -78,7 +89,7 @@ def cityscapes(
             image = source / mask.parent.name / f"{stem}_leftImg8bit.png"
             if not image.is_file():
                 raise UserError(f"{image} not found; {mask} is its mask.")
-        return checked((item(image) for image in images), masks)
+        return check_masks((item(image) for image in images), masks)
 
     return _both(tuple(CITYSCAPES_CLASSES), read, train, test)
 
@@ -99,7 +110,7 @@ def mask_folders(
     255 always is. A mask without its image is an error.
     """
     own = {index: index for index in range(len(classes))}
-    values = meaning(own, {VOID} if void is None else {VOID, void})
+    values = meaning(own, {IGNORE_INDEX} if void is None else {IGNORE_INDEX, void})
 
     def read(split: str) -> tuple[MaskedImage, ...]:
         source = Path(root, split)
@@ -112,7 +123,7 @@ def mask_folders(
         annotations = Path(root, split + masks)
         for mask in sorted(annotations.glob("*.png")):
             _image(source / mask.stem)
-        return checked(
+        return check_masks(
             (MaskedImage(image, annotations / f"{image.stem}.png", values) for image in images),
             annotations,
         )
@@ -132,33 +143,17 @@ def camvid(folder: Path, *, root: str, train: str = "train", test: str = "val") 
     )
 
 
-def digit_scenes(
-    folder: Path,
-    *,
-    classes: int = 4,
-    train_images: int = 200,
-    test_images: int = 100,
-    image_size: int = 64,
-    seed: int = 0,
-) -> SegmentationData:
-    """Scenes of held-out digits, written below `folder` and read from there in VOC's layout."""
-    root, names = prepare(
-        folder,
-        classes=classes,
-        train_images=train_images,
-        test_images=test_images,
-        image_size=image_size,
-        seed=seed,
-    )
-    return voc_segmentation(folder, root=str(root), classes=("background", *names))
-
-
 DATASETS: Mapping[str, Callable[..., SegmentationData]] = {
     "voc_segmentation": voc_segmentation,
     "cityscapes": cityscapes,
     "camvid": camvid,
     "mask_folders": mask_folders,
-    "digit_scenes": digit_scenes,
+    "digit_scenes": digit_scenes_read_by(
+        lambda folder, names: voc_segmentation(
+            folder, root=str(folder), classes=("background", *names)
+        ),
+        usual_classes=4,
+    ),
 }
 
 
@@ -188,7 +183,7 @@ def _year(root: Path) -> Path:
 
 def _image(stem: Path) -> Path:
     """The image of that name, whatever its suffix."""
-    found = image_named(stem)
-    if found is None:
+    path = image_named(stem)
+    if path is None:
         raise UserError(f"{stem}.jpg or .png not found.")
-    return found
+    return path

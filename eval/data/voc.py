@@ -1,4 +1,4 @@
-"""Reading boxes in PASCAL VOC's layout (XML).
+"""Reading boxes in PASCAL VOC's format (XML).
 
 VOC counts pixels from 1 and includes the last, hence x0 = xmin - 1 and x1 = xmax.
 """
@@ -10,7 +10,13 @@ from pathlib import Path
 from compress.data.image_files import check_whole, image_named
 from compress.errors import UserError
 from compress.storage.user_files import inside, read_listing, require_file
-from eval.data.annotations import AnnotatedImage, Box, DetectionData, checked, require_objects
+from eval.data.annotations import (
+    AnnotatedImage,
+    Box,
+    DetectionData,
+    check_annotation,
+    require_objects,
+)
 
 _ONE = ("train", "val")
 _UNION = (("VOC2007/trainval", "VOC2012/trainval"), "VOC2007/test")
@@ -24,7 +30,7 @@ def voc(
     test: str | tuple[str, ...] | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> DetectionData:
-    """PASCAL VOC layout: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
+    """PASCAL VOC format: `ImageSets/Main/<split>.txt`, `Annotations/*.xml`, `JPEGImages/*`.
 
     `root` holds these folders, and the splits are by default `train` and `val`; or it holds several
     of them, maybe in `VOCdevkit/`, which a split then names. There the papers' 07+12 union is the
@@ -37,23 +43,23 @@ def voc(
     place = place if place.is_dir() else Path(root)
     usual = _ONE if (place / "ImageSets").is_dir() else _UNION
     train, test = train or usual[0], test or usual[1]
-    train_files, test_files = _listed(place, train), _listed(place, test)
+    train_files, test_files = _annotation_files(place, train), _annotation_files(place, test)
     if classes is None:
-        found = {name for path in train_files for name in _voc_names(path)}
-        classes = tuple(sorted(found))
+        names = {name for path in train_files for name in _voc_names(path)}
+        classes = tuple(sorted(names))
     train_images = tuple(_read_voc(place, path, tuple(classes)) for path in train_files)
-    require_objects(train_images, f"training split {_shown(train)} of {root}", ignored=True)
+    require_objects(train_images, f"training split {_join_splits(train)} of {root}", ignored=True)
     test_images = tuple(_read_voc(place, path, tuple(classes)) for path in test_files)
-    require_objects(test_images, f"test split {_shown(test)} of {root}", ignored=False)
+    require_objects(test_images, f"test split {_join_splits(test)} of {root}", ignored=False)
     check_whole(image.path for image in test_images)
     return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
 
 
-def _shown(splits: str | tuple[str, ...]) -> str:
+def _join_splits(splits: str | tuple[str, ...]) -> str:
     return splits if isinstance(splits, str) else " + ".join(splits)
 
 
-def _listed(root: Path, splits: str | tuple[str, ...]) -> list[Path]:
+def _annotation_files(root: Path, splits: str | tuple[str, ...]) -> list[Path]:
     """The annotation files of one or more `<folder>/<split>`, in their order."""
     files = []
     for split in (splits,) if isinstance(splits, str) else splits:
@@ -114,7 +120,7 @@ def _read_voc(root: Path, path: Path, classes: tuple[str, ...]) -> AnnotatedImag
     images = path.parents[1] / "JPEGImages"
     named = annotation.findtext("filename") or path.stem + ".jpg"
     image = image_named(images / path.stem) or inside(root, images / named, named, path)
-    return checked(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
+    return check_annotation(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
 
 
 def _name(item: ElementTree.Element) -> str:

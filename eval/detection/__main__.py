@@ -1,4 +1,4 @@
-"""`python -m eval.detection RUN_OR_BUNDLE --data DIR`: the encoder as a detector's trunk."""
+"""`python -m eval.detection RUN_OR_BUNDLE --data DIR`: the encoder as a detector's backbone."""
 
 from eval.transfer.command import main
 

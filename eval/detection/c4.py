@@ -1,7 +1,7 @@
 """The C4 form of ResNets, torchvision's and timm's, as the MoCo and CoCoRD papers fine-tune them.
 
-conv1 to layer3 are the trunk (stride 16); layer4 and one more batch norm run on each region's 14 x
-14 crop, for its box by their spatial mean and for its mask as a map. All batch norms learn.
+conv1 to layer3 are the backbone (stride 16); layer4 and one more batch norm run on each region's
+14 x 14 crop, for its box by their spatial mean and for its mask as a map. All batch norms learn.
 
 What differs from detectron2's form of it, whose numbers the papers print: RoIAlign's half-pixel
 shift, smooth L1 with beta 1/9 in place of L1, box regressions of the background class, batch norms
@@ -14,23 +14,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eval.detection.trunk import Frozen, probed
+from eval.detection.backbone import FrozenModule, probe_map
 
 ANCHOR_SIZES: tuple[int, ...] = (32, 64, 128, 256, 512)
 ANCHOR_RATIOS: tuple[float, ...] = (0.5, 1.0, 2.0)
 ROI_SIZE = 14
-# What both libraries' ResNets run one after the other; the activation has a name in each.
+# The parts of both libraries' ResNets in order; the activation has another name in each.
 _PARTS = ["conv1", "bn1", "maxpool", "layer1", "layer2", "layer3", "layer4"]
 _ACTIVATIONS = (["relu"], ["act1"])
 _MODULES = ("torchvision.models.resnet", "timm.models.resnet")
 
 
-class C4Trunk(nn.Sequential):
+class C4Backbone(nn.Sequential):
     """conv1 to layer3 of a ResNet, under their names: (N, 3, H, W) -> (N, C, H/16, W/16)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(OrderedDict(islice(network.named_children(), len(_PARTS))))
-        self.out_channels = probed(self, side=64)[0]
+        self.out_channels = probe_map(self, side=64)[0]
 
 
 class C4Stage(nn.Module):
@@ -38,15 +38,15 @@ class C4Stage(nn.Module):
 
     def __init__(self, network: Any, channels: int, *, freeze: bool) -> None:
         super().__init__()
-        self.width = probed(network.layer4, channels, side=ROI_SIZE)[0]
-        self.layer4 = Frozen(network.layer4) if freeze else network.layer4
+        self.width = probe_map(network.layer4, channels, side=ROI_SIZE)[0]
+        self.layer4 = FrozenModule(network.layer4) if freeze else network.layer4
         self.norm = nn.BatchNorm2d(self.width)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Without crops a black one is sent through: several processes' batch norm needs a row."""
         padded = crops if len(crops) else crops.new_zeros(1, *crops.shape[1:])
-        maps: Tensor = self.norm(self.layer4(padded))
-        return maps[: len(crops)]
+        feature_map: Tensor = self.norm(self.layer4(padded))
+        return feature_map[: len(crops)]
 
 
 class C4BoxHead(nn.Module):
@@ -57,8 +57,8 @@ class C4BoxHead(nn.Module):
         self.stage = stage
 
     def forward(self, crops: Tensor) -> Tensor:
-        maps: Tensor = self.stage(crops)
-        return maps.mean((2, 3))
+        feature_map: Tensor = self.stage(crops)
+        return feature_map.mean((2, 3))
 
 
 class C4MaskHead(nn.Module):
@@ -66,15 +66,15 @@ class C4MaskHead(nn.Module):
 
     def __init__(self, stage: C4Stage) -> None:
         super().__init__()
-        self.shared = (stage,)  # in a tuple: its parameters belong to the box head
+        self.stages = (stage,)  # in a tuple: its parameters belong to the box head
 
     def forward(self, crops: Tensor) -> Tensor:
-        maps: Tensor = self.shared[0](crops)
-        return maps
+        feature_map: Tensor = self.stages[0](crops)
+        return feature_map
 
 
 def has_form(network: nn.Module) -> bool:
-    """Whether a network is a ResNet of torchvision's or timm's whose stem is one strided layer.
+    """Return True for a ResNet of torchvision's or timm's whose stem is one strided layer.
 
     Somebody's own class may do more in its forward than run these parts one after the other.
     """
@@ -88,14 +88,14 @@ def has_form(network: nn.Module) -> bool:
 
 
 def c4_parts(network: nn.Module, *, freeze: bool) -> tuple[nn.Module, C4Stage]:
-    """Trunk and last stage of a ResNet that `has_form`, sharing its parameters.
+    """Backbone and last stage of a ResNet that `has_form`, sharing its parameters.
 
     freeze: neither of them learns; the extra norm does.
     """
-    trunk = C4Trunk(network)
-    stage = C4Stage(network, trunk.out_channels, freeze=freeze)
+    backbone = C4Backbone(network)
+    stage = C4Stage(network, backbone.out_channels, freeze=freeze)
     if not freeze:
-        return trunk, stage
-    frozen = Frozen(trunk)
-    frozen.out_channels = trunk.out_channels  # type: ignore[assignment]  # torchvision asks for it
+        return backbone, stage
+    frozen = FrozenModule(backbone)
+    frozen.out_channels = backbone.out_channels  # type: ignore[assignment]  # torchvision reads it
     return frozen, stage

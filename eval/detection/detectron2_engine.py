@@ -2,12 +2,11 @@
 
 detectron2 is no dependency: it is imported here, when a recipe or a command asks for
 `engine: detectron2`. It builds the detector, loads what `export.detectron2` writes, reads the
-images, trains and detects; the detections are judged and drawn as those of the other engine, with
-the same metrics.
+images, trains and detects; metrics and pictures of the detections are those of the other engine.
 
 What differs from the papers' runs: the task's own schedule, sizes and numbers of regions; precise
-batch norm sees at most as many batches as the training had. A training that was interrupted begins
-anew.
+batch norm sees at most as many batches as the training had. An interrupted training starts
+again.
 """
 
 import importlib
@@ -27,8 +26,7 @@ from compress.storage.files import write_text
 from eval.data.annotations import DetectionData
 from eval.detection.detectron2_job import check_job, job_config
 from eval.detection.detectron2_training import detect, train_detector
-from eval.detection.metrics import Metric
-from eval.detection.model import Design
+from eval.detection.settings import DetectionSettings
 from eval.transfer.context import SCRATCH, Start, TransferContext
 from export.detectron2.command import config_text, expected_missing, full_name, write_network
 from export.detectron2.config import config, merge
@@ -39,28 +37,26 @@ def run(
     start: Start,
     *,
     data: DetectionData,
-    design: Design,
-    metric: Metric,
-    flip: bool,
+    settings: DetectionSettings,
 ) -> dict[str, float]:
-    """Fine-tune from one initialisation and judge on the test images; see `task.detection`.
+    """Fine-tune from one initialisation; metrics over the test images.
 
     The config, the weights that were loaded, the log of losses and the detector stay in the folder.
 
     Raises:
         UserError: detectron2 cannot be imported, or the job is none of its.
     """
-    from eval.detection.task import judged
+    from eval.detection.task import score_detections
 
     _require()
-    check_job(context, design)
+    check_job(context, settings.design)
     with _repeatable(start.seed), warnings.catch_warnings():
         # Its own deprecated calls into torch, which no user can change.
         warnings.filterwarnings("ignore", module=r"(detectron2|fvcore|torch)\.")
-        detector, cfg = _built(context, start, design, data, flip=flip)
+        detector, cfg = _build(context, start, settings, data)
         train_detector(context, start, detector, cfg, data)
-        found = detect(detector, cfg, data.test)
-    return judged(start, data, found, metric, masks=design.detector == "mask_rcnn")
+        detections = detect(detector, cfg, data.test)
+    return score_detections(start, data, detections, settings)
 
 
 def _require() -> None:
@@ -75,8 +71,8 @@ def _require() -> None:
         ) from None
 
 
-def _built(
-    context: TransferContext, start: Start, design: Design, data: DetectionData, *, flip: bool
+def _build(
+    context: TransferContext, start: Start, settings: DetectionSettings, data: DetectionData
 ) -> tuple[nn.Module, Any]:
     """The detector with the student's weights, and detectron2's config of the job."""
     from detectron2.checkpoint import DetectionCheckpointer
@@ -87,7 +83,7 @@ def _built(
     network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
     trunk = write_network(weights, network, start.student)
     content = config(trunk, start.origin.preprocessing, weights=str(weights))
-    content = merge(content, job_config(context, design, data, flip=flip))
+    content = merge(content, job_config(context, settings.design, data, flip=settings.flip))
     written = start.folder / "detectron2.yaml"
     write_text(written, config_text(content))
     cfg = get_cfg()
@@ -96,7 +92,7 @@ def _built(
         detector: nn.Module = build_model(cfg)
     DetectionCheckpointer(detector).load(str(weights))
     check_loaded(detector.state_dict(), weights, mask=cfg.MODEL.MASK_ON)
-    if design.freeze_encoder:
+    if settings.design.freeze_encoder:
         detector.get_submodule("backbone").freeze(4)  # type: ignore[operator]
         for block in list(detector.get_submodule("roi_heads.res5").children())[:-1]:
             block.freeze()  # type: ignore[operator]  # all but the extra norm
@@ -104,12 +100,12 @@ def _built(
 
 
 def check_loaded(state: Mapping[str, Tensor], weights: Path, *, mask: bool) -> None:
-    """Whether a detector has every tensor of the file, bit for bit, and lacks none but the new.
+    """Check that a detector has every tensor of the file, bit for bit, and lacks none but the new.
 
     detectron2 itself only logs what it could not place.
 
     Raises:
-        UserError: it is not so; names the first tensor.
+        UserError: names the first tensor that differs.
     """
     tensors = torch.load(weights, weights_only=True)["model"]
     placed = {full_name(name): tensor for name, tensor in tensors.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from compress.distributed.collectives import world_size
 from compress.errors import UserError
 from eval.data.annotations import AnnotatedImage, DetectionData
-from eval.data.masks import encoded
+from eval.data.masks import encode_segment
 from eval.detection.c4 import ANCHOR_RATIOS, ANCHOR_SIZES, ROI_SIZE
 from eval.detection.model import Design
 from eval.transfer.context import TransferContext
@@ -32,10 +32,10 @@ def check_job(context: TransferContext, design: Design) -> None:
         f"precision: {settings.precision}": settings.precision != "float32",
         f"{world_size()} processes": world_size() > 1,
     }
-    for what, is_asked in refused.items():
-        if is_asked:
+    for setting, is_set in refused.items():
+        if is_set:
             raise UserError(
-                f"engine: detectron2 does not take {what} (it has head: c4, optimizer: sgd, no "
+                f"engine: detectron2 does not take {setting} (it has head: c4, optimizer: sgd, no "
                 "accumulation, float32, one process); take engine: torchvision, or run detectron2 "
                 "itself on what `python -m export.detectron2` writes."
             )
@@ -51,7 +51,7 @@ def iterations_of(context: TransferContext, data: DetectionData) -> int:
 def job_config(
     context: TransferContext, design: Design, data: DetectionData, *, flip: bool
 ) -> dict[str, Any]:
-    """What a job's config says beside the protocol's; the learning rate's course is not in it."""
+    """The job's own part of the config, without the schedule of the learning rate."""
     sizes = design.image_size if design.image_size is not None else 0  # 0: their own
     shorter = [sizes] if isinstance(sizes, int) else [*sizes]
     settings = context.settings
@@ -67,7 +67,7 @@ def job_config(
             "MASK_FORMAT": _mask_format(data),
         },
         "SOLVER": {
-            "IMS_PER_BATCH": min(settings.batch_size, len(training_records(data))),
+            "IMS_PER_BATCH": min(settings.batch_size, len(training_dicts(data))),
             "BASE_LR": float(settings.lr),
             "MOMENTUM": float(settings.momentum),
             "NESTEROV": settings.nesterov and settings.momentum > 0,
@@ -82,7 +82,7 @@ def job_config(
 def _model(design: Design, classes: int) -> dict[str, Any]:
     test_proposals = design.test_proposals or design.proposals
     return {
-        "MASK_ON": design.detector == "mask_rcnn",
+        "MASK_ON": design.has_masks,
         "ANCHOR_GENERATOR": {
             "SIZES": [[*(design.anchor_sizes or ANCHOR_SIZES)]],
             "ASPECT_RATIOS": [[*map(float, design.anchor_ratios or ANCHOR_RATIOS)]],
@@ -109,23 +109,23 @@ def _mask_format(data: DetectionData) -> str:
     return "bitmask" if lengths else "polygon"
 
 
-def training_records(data: DetectionData) -> list[dict[str, Any]]:
+def training_dicts(data: DetectionData) -> list[dict[str, Any]]:
     """The training images as detectron2 lists them; those with nothing to learn are left out.
 
     Raises:
         UserError: that leaves none.
     """
-    records = [
-        record(image, number, learnt=data.trains_on_ignored)
+    dicts = [
+        dataset_dict(image, number, learnt=data.trains_on_ignored)
         for number, image in enumerate(data.train)
     ]
-    kept = [one for one in records if one["annotations"]]
+    kept = [one for one in dicts if one["annotations"]]
     if not kept:
-        raise UserError(f"none of the {len(records)} training images has a box to learn from.")
+        raise UserError(f"none of the {len(dicts)} training images has a box to learn from.")
     return kept
 
 
-def record(image: AnnotatedImage, number: int, *, learnt: bool) -> dict[str, Any]:
+def dataset_dict(image: AnnotatedImage, number: int, *, learnt: bool) -> dict[str, Any]:
     """One image as detectron2 lists it.
 
     Args:
@@ -142,7 +142,7 @@ def record(image: AnnotatedImage, number: int, *, learnt: bool) -> dict[str, Any
             segment = image.segments[row]
             size = (image.height, image.width)
             is_polygon = isinstance(segment, list)
-            annotation["segmentation"] = segment if is_polygon else encoded(segment, size)
+            annotation["segmentation"] = segment if is_polygon else encode_segment(segment, size)
         annotations.append(annotation)
     return {
         "file_name": str(image.path),

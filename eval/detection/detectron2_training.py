@@ -1,4 +1,4 @@
-"""Training a detector by detectron2, and what it then finds; see `detectron2_engine`."""
+"""Training and running a detector by detectron2; see `detectron2_engine`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 from compress.errors import UserError
 from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.masks import encode_masks
-from eval.detection.detectron2_job import record, training_records
+from eval.detection.detectron2_job import dataset_dict, training_dicts
 from eval.transfer.context import Start, TransferContext
 
 _LOGGED_EVERY = 20
@@ -64,11 +64,11 @@ def _loader(cfg: Any, data: DetectionData, seed: int) -> Any:
     from detectron2.data import DatasetMapper, build_detection_train_loader
     from detectron2.data.samplers import TrainingSampler
 
-    records = training_records(data)
+    dicts = training_dicts(data)
     return build_detection_train_loader(
-        records,
+        dicts,
         mapper=DatasetMapper(cfg, is_train=True),
-        sampler=TrainingSampler(len(records), seed=seed),
+        sampler=TrainingSampler(len(dicts), seed=seed),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=0,
     )
@@ -83,16 +83,16 @@ def detect(
 
     detector.eval()
     mapper = DatasetMapper(cfg, is_train=False)
-    found = []
+    detections = []
     for number, image in enumerate(images):
-        (output,) = detector([mapper(record(image, number, learnt=False))])
+        (output,) = detector([mapper(dataset_dict(image, number, learnt=False))])
         instances = output["instances"].to("cpu")
-        one = {
+        detection = {
             "boxes": instances.pred_boxes.tensor,
             "labels": instances.pred_classes + 1,
             "scores": instances.scores,
         }
         if instances.has("pred_masks"):
-            one["segments"] = encode_masks(instances.pred_masks)
-        found.append(one)
-    return found
+            detection["segments"] = encode_masks(instances.pred_masks)
+        detections.append(detection)
+    return detections

@@ -1,4 +1,4 @@
-"""What a trained detector finds in images."""
+"""Running a trained detector on images."""
 
 from typing import Any
 
@@ -21,17 +21,17 @@ def detect(
     sees whole batches of the images, and all get all detections.
     """
     detector.eval()
-    found: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     firsts = range(0, len(images), batch_size)
     for first in firsts[own_rows(len(firsts))]:
         chunk = [
             image.pixels().to(device).float() / 255 for image in images[first : first + batch_size]
         ]
-        found += [_packed(output) for output in detector(chunk)]
-    return all_gather_items(found)
+        detections += [_pack(output) for output in detector(chunk)]
+    return all_gather_items(detections)
 
 
-def _packed(output: dict[str, Tensor]) -> dict[str, Any]:
+def _pack(output: dict[str, Tensor]) -> dict[str, Any]:
     """Masks, (n, 1, H, W) of how sure a pixel is, take megabytes an image; run lengths do not."""
     packed: dict[str, Any] = {k: v.cpu() for k, v in output.items() if k != "masks"}
     if "masks" in output:

@@ -7,7 +7,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 
 from eval.data.annotations import AnnotatedImage
-from eval.data.masks import encoded
+from eval.data.masks import encode_segment
 from eval.detection.voc_metric import PROTOCOL as VOC_PROTOCOL
 from eval.detection.voc_metric import voc_average_precision
 
@@ -40,7 +40,7 @@ def mask_average_precision(
     return {f"mask_{key}": value for key, value in values.items()}
 
 
-# Name -> how boxes are judged, and how a report names that.
+# Name -> the metric of boxes, and its description in a report.
 BOX_METRICS: Mapping[str, tuple[Callable[..., dict[str, float]], str]] = {
     "coco": (average_precision, PROTOCOL),
     "voc07": (voc_average_precision, VOC_PROTOCOL),
@@ -54,10 +54,10 @@ def _coco(
     kind: Literal["bbox", "segm"],
 ) -> dict[str, float]:
     truth = COCO(_ground_truth(images, class_count, kind), print_function=_silent)
-    found = _detections(detections, kind)
-    if not found or not truth.anns:
+    rows = _detections(detections, kind)
+    if not rows or not truth.anns:
         return {"ap_percent": 0.0, "ap50_percent": 0.0, "ap75_percent": 0.0}
-    evaluation = COCOeval_faster(truth, truth.loadRes(found), iouType=kind, print_function=_silent)
+    evaluation = COCOeval_faster(truth, truth.loadRes(rows), iouType=kind, print_function=_silent)
     evaluation.run()
     ap, ap50, ap75 = (100 * max(0.0, float(value)) for value in evaluation.stats[:3])
     return {"ap_percent": ap, "ap50_percent": ap50, "ap75_percent": ap75}
@@ -87,7 +87,7 @@ def _ground_truth(
             }
             if kind == "segm":
                 assert image.segments is not None
-                annotation["segmentation"] = encoded(image.segments[row], size)
+                annotation["segmentation"] = encode_segment(image.segments[row], size)
             annotations.append(annotation)
     return {
         "images": [
@@ -104,13 +104,13 @@ def _detections(
 ) -> list[dict[str, Any]]:
     """The evaluator's rows: of boxes their corner and size, of masks their run lengths."""
     rows: list[dict[str, Any]] = []
-    for index, found in enumerate(detections):
+    for index, detection in enumerate(detections):
         key = "bbox" if kind == "bbox" else "segmentation"
-        places = _as_xywh(found["boxes"]) if kind == "bbox" else found["segments"]
+        places = _as_xywh(detection["boxes"]) if kind == "bbox" else detection["segments"]
         rows += [
             {"image_id": index + 1, "category_id": label, key: place, "score": score}
             for place, label, score in zip(
-                places, found["labels"].tolist(), found["scores"].tolist(), strict=True
+                places, detection["labels"].tolist(), detection["scores"].tolist(), strict=True
             )
         ]
     return rows

@@ -23,7 +23,7 @@ from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.seeding import seeded
 from eval.detection import c4
-from eval.detection.trunk import Backbone
+from eval.detection.backbone import DetectorBackbone
 
 _ROI_SIZE, _MASK_ROI_SIZE, _MASK_WIDTH = 7, 14, 256
 _ANCHOR_SIZES: tuple[int, ...] = (16, 24)
@@ -37,7 +37,7 @@ Head = Literal["auto", "c4", "two_fc"]
 
 @dataclass(frozen=True)
 class Design:
-    """What a detector is made of; see `task.detection` for each."""
+    """The parts and sizes of a detector; see `task.detection` for each."""
 
     detector: Detector = "faster_rcnn"
     head: Head = "auto"
@@ -54,11 +54,16 @@ class Design:
     head_width: int = 128
     freeze_encoder: bool = False
 
+    @property
+    def has_masks(self) -> bool:
+        """True if the detector predicts masks beside boxes."""
+        return self.detector == "mask_rcnn"
+
     def head_of(self, network: nn.Module) -> Literal["c4", "two_fc"]:
         """The head that a student gets.
 
         Raises:
-            UserError: c4 is asked for, and the student has no stages for it.
+            UserError: `head` is c4, and the student has no stages for it.
         """
         fits = c4.has_form(network)
         if self.head == "c4" and not fits:
@@ -88,7 +93,7 @@ def build_detector(
             sizes, ratios = _ANCHOR_SIZES, _ANCHOR_RATIOS
         sizes, ratios = design.anchor_sizes or sizes, design.anchor_ratios or ratios
         test_proposals = design.test_proposals or design.proposals
-        detector = (MaskRCNN if design.detector == "mask_rcnn" else FasterRCNN)(
+        detector = (MaskRCNN if design.has_masks else FasterRCNN)(
             **parts,
             rpn_anchor_generator=AnchorGenerator((tuple(sizes),), (tuple(ratios),)),
             rpn_pre_nms_top_n_train=_PRE_NMS * design.proposals,
@@ -102,15 +107,15 @@ def build_detector(
 
 
 def _c4_parts(design: Design, network: nn.Module, classes: int) -> dict[str, Any]:
-    trunk, stage = c4.c4_parts(network, freeze=design.freeze_encoder)
+    backbone, stage = c4.c4_parts(network, freeze=design.freeze_encoder)
     pool = MultiScaleRoIAlign(["0"], design.roi_size or c4.ROI_SIZE, 0)
     parts = {
-        "backbone": trunk,
+        "backbone": backbone,
         "box_roi_pool": pool,
         "box_head": c4.C4BoxHead(stage),
         "box_predictor": FastRCNNPredictor(stage.width, classes + 1),
     }
-    if design.detector == "mask_rcnn":
+    if design.has_masks:
         parts["mask_roi_pool"] = pool
         parts["mask_head"] = c4.C4MaskHead(stage)
         parts["mask_predictor"] = MaskRCNNPredictor(stage.width, _MASK_WIDTH, classes + 1)
@@ -118,7 +123,7 @@ def _c4_parts(design: Design, network: nn.Module, classes: int) -> dict[str, Any
 
 
 def _two_fc_parts(design: Design, encoder: Encoder, classes: int) -> dict[str, Any]:
-    backbone = Backbone(
+    backbone = DetectorBackbone(
         encoder, design.stride, pool_stem=design.pool_at == "stem", freeze=design.freeze_encoder
     )
     channels, width = backbone.out_channels, design.head_width
@@ -129,7 +134,7 @@ def _two_fc_parts(design: Design, encoder: Encoder, classes: int) -> dict[str, A
         "box_head": TwoMLPHead(channels * size**2, width),
         "box_predictor": FastRCNNPredictor(width, classes + 1),
     }
-    if design.detector == "mask_rcnn":
+    if design.has_masks:
         parts["mask_roi_pool"] = MultiScaleRoIAlign(["0"], _MASK_ROI_SIZE, 2)
         parts["mask_head"] = MaskRCNNHeads(channels, (width,) * 4, 1)
         parts["mask_predictor"] = MaskRCNNPredictor(width, width, classes + 1)

@@ -1,7 +1,6 @@
 """The detection task: fine-tune Faster or Mask R-CNN from each init, report average precision."""
 
 import importlib
-import math
 from functools import partial
 from typing import Any, Literal
 
@@ -14,13 +13,14 @@ from eval.detection.examples import example, to_device
 from eval.detection.inference import detect
 from eval.detection.metrics import BOX_METRICS, Metric, mask_average_precision
 from eval.detection.model import Design, Detector, DetectorLoss, Head, build_detector
+from eval.detection.settings import DetectionSettings, Engine
 from eval.transfer.context import (
     SCRATCH,
     Start,
     TransferContext,
     compare_inits,
     fine_tune,
-    open_in_order,
+    open_entry,
     result,
     student_of,
 )
@@ -29,31 +29,13 @@ from eval.transfer.pictures import draw_detections
 __all__ = ["DATASETS", "detection"]
 
 _PICTURED = 4
-_SHOWN = {
-    "faster_rcnn": "Faster R-CNN",
-    "mask_rcnn": "Mask R-CNN",
-    "c4": "C4 head",
-    "two_fc": "two-layer head",
-}
-# What counts or measures something: above 0, each of several, where it is given.
-_COUNTS = (
-    "image_size",
-    "longest_side",
-    "stride",
-    "anchor_sizes",
-    "rois_per_image",
-    "roi_size",
-    "proposals",
-    "test_proposals",
-    "head_width",
-)
 
 
 def detection(
     context: TransferContext,
     *,
     detector: Detector = "faster_rcnn",
-    engine: Literal["torchvision", "detectron2"] = "torchvision",
+    engine: Engine = "torchvision",
     metric: Metric = "coco",
     head: Head = "auto",
     image_size: int | tuple[int, ...] | None = None,
@@ -75,7 +57,7 @@ def detection(
     Args:
         detector: mask_rcnn also predicts masks; its data needs outlines.
         engine: detectron2 trains and evaluates with that library, where it is installed.
-        metric: how boxes are judged, as COCO does or as PASCAL VOC 2007; masks always as COCO does.
+        metric: average precision of boxes as COCO or as PASCAL VOC 2007 has it; masks: COCO's.
         head: c4 is the papers' form for ResNets of torchvision's and timm's (layer4 runs on every
             region), two_fc two fully connected layers; auto takes c4 where it is possible, and is
             refused where not all inits would get the same.
@@ -96,25 +78,22 @@ def detection(
     """
     given = locals()
     design = Design(**{key: given[key] for key in Design.__dataclass_fields__})
-    check_numbers(design)
-    shared = "c4" if engine == "detectron2" else shared_head(context, design)
-    spec = dict(context.data)
-    make = DATASETS[spec.pop("name")]
-    data = open_in_order(context, lambda folder: make(folder, **spec))
-    if detector == "mask_rcnn":
+    return _compare(context, DetectionSettings(design, engine, metric, flip))
+
+
+def _compare(context: TransferContext, settings: DetectionSettings) -> dict[str, Any]:
+    """The `values` of the stage: every init trained and measured alike."""
+    on_detectron2 = settings.engine == "detectron2"
+    head = "c4" if on_detectron2 else common_head(context, settings.design)
+    data = open_entry(context, DATASETS)
+    if settings.design.has_masks:
         check_masks(data)
-    run = _with_detectron2() if engine == "detectron2" else _with_torchvision
-    evaluate = partial(run, context, data=data, design=design, metric=metric, flip=flip)
-    rows = compare_inits(context, evaluate)
-    protocol = f"{_SHOWN[detector]} with a {_SHOWN[shared]}; {BOX_METRICS[metric][1]}"
-    if detector == "mask_rcnn":
-        protocol += "; masks are judged by COCO's average precision"
-    if engine == "detectron2":
-        protocol += "; trained and evaluated by detectron2"
+    run = _detectron2_run() if on_detectron2 else _run_torchvision
+    rows = compare_inits(context, partial(run, context, data=data, settings=settings))
     return result(
         context,
         rows,
-        protocol=protocol,
+        protocol=settings.protocol(head),
         headline="ap50_percent",
         train_images=len(data.train),
         test_images=len(data.test),
@@ -123,48 +102,29 @@ def detection(
     )
 
 
-def _with_detectron2() -> Any:
+def _detectron2_run() -> Any:
+    """Import the engine only where it is needed: detectron2 may not be installed."""
     return importlib.import_module("eval.detection.detectron2_engine").run
 
 
-def shared_head(context: TransferContext, design: Design) -> str:
+def common_head(context: TransferContext, design: Design) -> str:
     """The head that every init gets.
 
     Raises:
-        UserError: they would get different ones, which compares heads, not encoders; or one cannot
-            have the one that is asked for.
+        UserError: they would get different ones, which compares heads, not encoders; or one of them
+            does not fit the head that the settings name.
     """
     heads = {
         init: design.head_of(context.origin(student_of(context, init)).network(weights=False))
         for init in context.inits
     }
     if len({*heads.values()}) > 1:
-        told = ", ".join(f"{init} {head}" for init, head in heads.items())
+        each = ", ".join(f"{init} {head}" for init, head in heads.items())
         raise UserError(
-            f"detection: head: auto would give the inits different heads ({told}), so that they "
+            f"detection: head: auto would give the inits different heads ({each}), so that they "
             "cannot be compared; say head: two_fc (--head two_fc)."
         )
     return next(iter(heads.values()))
-
-
-def check_numbers(design: Design) -> None:
-    """Sizes and counts are at least 1, ratios above 0.
-
-    Raises:
-        UserError: one is not, or one of several is none.
-    """
-    for name in (*_COUNTS, "anchor_ratios"):
-        value = getattr(design, name)
-        if value is None:
-            continue
-        several = value if isinstance(value, (list, tuple)) else (value,)
-        if not several:
-            raise UserError(f"detection: {name} is empty; name one value at least.")
-        for one in several:
-            if name in _COUNTS and not one >= 1:
-                raise UserError(f"detection: {name} is at least 1, got {one}")
-            if not (one > 0 and math.isfinite(one)):
-                raise UserError(f"detection: {name} is finite and above 0, got {one}")
 
 
 def check_masks(data: DetectionData) -> None:
@@ -177,7 +137,7 @@ def check_masks(data: DetectionData) -> None:
         if image.segments is None:
             raise UserError(
                 f"{image.path} has boxes without outlines, which detector: mask_rcnn learns from; "
-                "COCO's layout gives them as `segmentation`."
+                "COCO's format gives them as `segmentation`."
             )
 
 
@@ -187,44 +147,39 @@ def _pictures(context: TransferContext) -> list[str]:
     return sorted(name for name in names if (context.folder / name).is_file())
 
 
-def _with_torchvision(
-    context: TransferContext,
-    start: Start,
-    *,
-    data: DetectionData,
-    design: Design,
-    metric: Metric,
-    flip: bool,
+def _run_torchvision(
+    context: TransferContext, start: Start, *, data: DetectionData, settings: DetectionSettings
 ) -> dict[str, float]:
+    """Fine-tune from one initialisation; metrics over the test images."""
+    design = settings.design
     network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
     detector = build_detector(
         design, start.encoder, network, classes=len(data.class_names), seed=start.seed
     )
-    has_masks = design.detector == "mask_rcnn"
     batches = KeyedBatches(
         count=len(data.train),
         batch_size=context.settings.batch_size,
         seed=start.seed,
-        flip=flip,
-        read=lambda index, mirrored: example(data, index, mirrored, masks=has_masks),
+        flip=settings.flip,
+        read=lambda index, mirrored, _: example(data, index, mirrored, masks=design.has_masks),
         collate=lambda examples: to_device(examples, context.device),
     )
     fine_tune(context, start, DetectorLoss(detector), batches, "detection")
-    found = detect(detector, data.test, context.settings.batch_size, context.device)
-    return on_main_process(lambda: judged(start, data, found, metric, masks=has_masks))
+    detections = detect(detector, data.test, context.settings.batch_size, context.device)
+    return on_main_process(lambda: score_detections(start, data, detections, settings))
 
 
-def judged(
+def score_detections(
     start: Start,
     data: DetectionData,
-    found: list[dict[str, Any]],
-    metric: Metric,
-    *,
-    masks: bool,
+    detections: list[dict[str, Any]],
+    settings: DetectionSettings,
 ) -> dict[str, float]:
     """Metrics over the test images, the first of which are drawn into the training's folder."""
     picture = start.folder / f"{start.init}.png"
-    draw_detections(picture, data.test[:_PICTURED], found[:_PICTURED], data.class_names)
+    draw_detections(picture, data.test[:_PICTURED], detections[:_PICTURED], data.class_names)
     classes = len(data.class_names)
-    metrics = BOX_METRICS[metric][0](data.test, found, classes)
-    return metrics | mask_average_precision(data.test, found, classes) if masks else metrics
+    metrics = BOX_METRICS[settings.metric][0](data.test, detections, classes)
+    if settings.design.has_masks:
+        metrics |= mask_average_precision(data.test, detections, classes)
+    return metrics

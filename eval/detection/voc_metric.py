@@ -67,12 +67,12 @@ def _nearest_objects(
     overlaps most (n,), that object's number (n,), and whether it is difficult (n,)."""
     scores, overlaps, objects, difficult = [], [], [], []
     count = 0
-    for image, found in zip(images, detections, strict=True):
-        chosen, mine = found["labels"] == label, image.labels == label
+    for image, detection in zip(images, detections, strict=True):
+        chosen, mine = detection["labels"] == label, image.labels == label
         # An object that nothing overlaps, so that there is a nearest one in every image.
         boxes = torch.cat([image.boxes[mine].double(), torch.zeros(1, 4, dtype=torch.float64)])
-        overlap, nearest = box_iou(found["boxes"][chosen].double(), boxes).max(1)
-        scores.append(found["scores"][chosen])
+        overlap, nearest = box_iou(detection["boxes"][chosen].double(), boxes).max(1)
+        scores.append(detection["scores"][chosen])
         overlaps.append(overlap.nan_to_num())
         objects.append(nearest + count)
         difficult.append(torch.cat([image.ignored[mine], torch.tensor([False])])[nearest])
@@ -82,7 +82,7 @@ def _nearest_objects(
 
 
 def _right(overlaps: Tensor, objects: Tensor, difficult: Tensor, threshold: float) -> Tensor:
-    """Which detections are right, without those of difficult objects: bool, as long as these."""
+    """Per detection True where it is right; those of difficult objects are left out."""
     hits = overlaps > threshold
     taken: set[int] = set()
     verdicts = []

@@ -1,7 +1,7 @@
-"""`python -m eval.neighbours RUN_OR_BUNDLE --data DIR`: see `eval.transfer.command`."""
+"""`python -m eval.knn RUN_OR_BUNDLE --data DIR`: see `eval.transfer.command`."""
 
 import sys
 
 from eval.transfer.command import main
 
-sys.exit(main("neighbours"))
+sys.exit(main("knn"))

@@ -1,4 +1,4 @@
-"""Nearest neighbours: how close pictures of one class lie in the frozen encoder's feature space.
+"""knn: how close pictures of one class lie in the feature space of the encoder.
 
 The k-NN classifier of DLKD (k = 10, as in SEED, Fang et al., ICLR 2021): the majority class of the
 training pictures whose pooled features are the most similar. Nothing is trained, so the seed
@@ -15,10 +15,10 @@ from eval.data.labelled import DATASETS
 from eval.linear_probe.features import Features, features_of, open_pictures
 from eval.transfer.context import Start, TransferContext, compare_inits, result
 
-__all__ = ["DATASETS", "neighbours"]
+__all__ = ["DATASETS", "knn"]
 
 
-def neighbours(
+def knn(
     context: TransferContext, *, k: int = 10, metric: Literal["cosine", "euclidean"] = "cosine"
 ) -> dict[str, Any]:
     """Classify the test pictures by their `k` nearest training pictures, for every init."""
@@ -28,9 +28,7 @@ def neighbours(
     def evaluate(start: Start) -> dict[str, float]:
         features = features_of(context, start, pictures(start.origin.preprocessing))
         if not 1 <= k <= len(features.train):
-            raise UserError(
-                f"neighbours: k is {k}, but there are {len(features.train)} training pictures"
-            )
+            raise UserError(f"knn: k is {k}, but there are {len(features.train)} training pictures")
         return on_main_process(lambda: {"top1_percent": knn_accuracy(features, k=k, metric=metric)})
 
     rows = compare_inits(context, evaluate)
@@ -49,7 +47,7 @@ def neighbours(
 
 
 def knn_accuracy(features: Features, *, k: int, metric: str) -> float:
-    """Percent of the test pictures whose majority among `k` neighbours is their class."""
+    """Percent of the test pictures that have the majority class of their `k` nearest."""
     model = KNeighborsClassifier(n_neighbors=k, metric=metric, algorithm="brute")
     model.fit(features.train.cpu().numpy(), features.train_labels.cpu().numpy())
     predicted = model.predict(features.test.cpu().numpy())

@@ -22,7 +22,7 @@ from compress.storage.files import read_tensors, write_tensors
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import put_aside
 from eval.data.labelled import DATASETS
-from eval.transfer.context import SCRATCH, Start, TransferContext, open_in_order
+from eval.transfer.context import SCRATCH, Start, TransferContext, open_entry
 
 _BATCH = 256
 
@@ -37,7 +37,7 @@ class Features:
     test_labels: Tensor
     classes: int
 
-    def standardised(self) -> "Features":
+    def standardise(self) -> "Features":
         """Each channel shifted and scaled by the training pictures' mean and deviation."""
         mean, deviation = self.train.mean(0), self.train.std(0).clamp_min(1e-6)
         train, test = ((one - mean) / deviation for one in (self.train, self.test))
@@ -46,14 +46,12 @@ class Features:
 
 def open_pictures(context: TransferContext) -> Callable[[Preprocessing], Dataset]:
     """Gives the entry's pictures at the size on which a network was trained."""
-    arguments = dict(context.data)
-    make = DATASETS[arguments.pop("name")]
-    opener = open_in_order(context, lambda folder: make(folder, **arguments))
-    return cache(lambda shown: opener(shown, context.seed))
+    open_for = open_entry(context, DATASETS)
+    return cache(lambda preprocessing: open_for(preprocessing, context.seed))
 
 
 def features_of(context: TransferContext, start: Start, data: Dataset) -> Features:
-    """The features of both splits, read where a file of this very encoder and data is there.
+    """The features of both splits, read where a file of the same encoder and data exists.
 
     Students keep one file for all seeds; a random encoder has one for each.
     """
@@ -70,11 +68,11 @@ def features_of(context: TransferContext, start: Start, data: Dataset) -> Featur
     )
     if not on_main_process(partial(_is_kept, path, digest)):
         pairs = zip(("train", "test"), (data.train, data.test), strict=True)
-        found = {split: pooled_features(encoder, images, context.device) for split, images in pairs}
-        write_tensors(path, found, {"digest": digest})
+        pooled = {s: pooled_features(encoder, images, context.device) for s, images in pairs}
+        write_tensors(path, pooled, {"digest": digest})
     else:
-        found = read_tensors(path)[0]
-    train, test = (found[split].to(context.device) for split in ("train", "test"))
+        pooled = read_tensors(path)[0]
+    train, test = (pooled[split].to(context.device) for split in ("train", "test"))
     labels = [images.labels.to(context.device) for images in (data.train, data.test)]
     return Features(train, labels[0], test, labels[1], len(data.class_names))
 
@@ -109,6 +107,6 @@ def pooled_features(encoder: Encoder, images: Images, device: torch.device) -> T
     features = [torch.empty(0, encoder.channels, device=device)]  # where there are few images
     if own := batches[own_rows(len(batches))]:
         share = images.subset(torch.cat(own))
-        shown = evaluation_batches(share, _BATCH, encoder.preprocessing, device)
-        features += [encoder(pixels).float().mean((2, 3)) for pixels, _ in shown]
+        seen = evaluation_batches(share, _BATCH, encoder.preprocessing, device)
+        features += [encoder(pixels).float().mean((2, 3)) for pixels, _ in seen]
     return all_gather(torch.cat(features))

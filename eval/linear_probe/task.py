@@ -41,7 +41,7 @@ def linear_probe(
     def evaluate(start: Start) -> dict[str, float]:
         features = features_of(context, start, pictures(start.origin.preprocessing))
         if standardise:
-            features = features.standardised()
+            features = features.standardise()
         if solver == "lbfgs":
             weight_decay = context.settings.weight_decay
             predicted = on_main_process(lambda: _by_lbfgs(features, weight_decay))
@@ -84,7 +84,7 @@ def _by_sgd(context: TransferContext, start: Start, features: Features) -> Tenso
         batch_size=context.settings.batch_size,
         seed=start.seed,
         flip=False,
-        read=lambda index, _: index,
+        read=lambda index, *_: index,
         collate=collate,
     )
     fine_tune(context, start, ProbeLoss(head), batches, "linear probe")

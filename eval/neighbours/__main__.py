@@ -4,5 +4,4 @@ import sys
 
 from eval.transfer.command import main
 
-if __name__ == "__main__":
-    sys.exit(main("neighbours"))
+sys.exit(main("neighbours"))

@@ -8,5 +8,5 @@ import sys
 from eval.segmentation import describe
 from eval.transfer.command import main
 
-asked = any(argument.split("=")[0] == "--describe" for argument in sys.argv[1:])
-sys.exit(describe.main(sys.argv[1:]) if asked else main("segmentation"))
+describes = any(argument.split("=")[0] == "--describe" for argument in sys.argv[1:])
+sys.exit(describe.main(sys.argv[1:]) if describes else main("segmentation"))

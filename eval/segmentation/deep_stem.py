@@ -18,19 +18,21 @@ from compress.taps import MapSpec, encoder_until
 _WIDTHS = (64, 64, 128)
 
 
-def deep_stemmed(network: nn.Module, encoder: Encoder, last_map: MapSpec, *, seed: int) -> Encoder:
+def with_deep_stem(
+    network: nn.Module, encoder: Encoder, last_map: MapSpec, *, seed: int
+) -> Encoder:
     """The encoder of an ImageNet-style ResNet with a deep stem, whose weights `seed` draws.
 
     Its `matched_percent` no longer counts what is new.
 
     Args:
-        network: the plain architecture with its weights; it is changed in place.
+        network: the usual architecture with its weights; it is changed in place.
         encoder: the same as it was cut out before, for its preprocessing and matched share.
 
     Raises:
         UserError: the network has no stem of one convolution before `layer1`.
     """
-    if not has_plain_stem(network):
+    if not has_imagenet_stem(network):
         raise UserError(
             f"{type(network).__name__} has no conv1, bn1 and layer1 of an ImageNet-style ResNet to "
             "give a deep stem."
@@ -45,8 +47,8 @@ def deep_stemmed(network: nn.Module, encoder: Encoder, last_map: MapSpec, *, see
     return Encoder(body, last_map, encoder.preprocessing, share)
 
 
-def has_plain_stem(network: nn.Module) -> bool:
-    """Whether the network starts with one strided convolution and has layer1 to layer4."""
+def has_imagenet_stem(network: nn.Module) -> bool:
+    """Return True if the network starts with one strided convolution and has layer1 to layer4."""
     stem = getattr(network, "conv1", None)
     return (
         isinstance(stem, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""What a segmentation network of an architecture costs in parameters, without any training."""
+"""Counting the parameters of a segmentation network by its architecture, without training."""
 
 import argparse
 import json
@@ -10,16 +10,16 @@ from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.model_files.artifacts import cut_encoder
 from compress.taps.discovery import discover
-from eval.segmentation.deep_stem import deep_stemmed, has_plain_stem
+from eval.segmentation.backbone import auxiliary_map
+from eval.segmentation.deep_stem import has_imagenet_stem, with_deep_stem
 from eval.segmentation.model import Segmenter
-from eval.segmentation.trunk import auxiliary_map
 from eval.segmentation.views import at_least
 
 _SIDES = {True: 32, False: 224}  # of our CIFAR networks, of all others
 _STEMS = ("deep", "plain")
 
 
-def described(name: str, classes: int, stem: str | None = None) -> dict[str, Any]:
+def describe_architecture(name: str, classes: int, stem: str | None = None) -> dict[str, Any]:
     """Parameters of the whole network (auxiliary head included) and of its parts.
 
     Args:
@@ -31,14 +31,14 @@ def described(name: str, classes: int, stem: str | None = None) -> dict[str, Any
     architecture = f"torchvision:{name}" if bare else name
     network = models.build(architecture, num_classes=classes).eval()
     side = _SIDES[architecture in models.MODELS]
-    shown = Preprocessing(side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    taps = discover(network, shown.input_shape, architecture)
-    encoder = cut_encoder(network, taps, shown, {}, architecture)
-    stem = stem or ("deep" if has_plain_stem(network) else "plain")
+    preprocessing = Preprocessing(side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    taps = discover(network, preprocessing.input_shape, architecture)
+    encoder = cut_encoder(network, taps, preprocessing, {}, architecture)
+    stem = stem or ("deep" if has_imagenet_stem(network) else "plain")
     if stem == "deep":
         if taps.last_map is None:
             raise UserError(f"{architecture} has no last map.")
-        encoder = deep_stemmed(network, encoder, taps.last_map, seed=0)
+        encoder = with_deep_stem(network, encoder, taps.last_map, seed=0)
     segmenter = Segmenter(encoder, classes=classes, seed=0, auxiliary=auxiliary_map(taps))
     parts = {
         part: sum(p.numel() for p in module.parameters())
@@ -61,9 +61,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--describe", metavar="NAME", required=True)
     parser.add_argument("--classes", type=int, default=19)
     parser.add_argument("--stem", choices=_STEMS)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        print(json.dumps(described(given.describe, given.classes, given.stem), indent=2))
+        print(
+            json.dumps(
+                describe_architecture(options.describe, options.classes, options.stem), indent=2
+            )
+        )
     except UserError as error:
         parser.exit(2, f"{error}\n")
     return 0

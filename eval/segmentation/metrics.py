@@ -13,9 +13,11 @@ PROTOCOL = (
 )
 
 
-def confusion_matrix(truth: Tensor, prediction: Tensor, *, classes: int, void: int) -> Tensor:
-    """Counts (K, K) int64: row = true class, column = predicted; void pixels dropped."""
-    valid = truth != void
+def confusion_matrix(
+    truth: Tensor, prediction: Tensor, *, classes: int, ignore_index: int
+) -> Tensor:
+    """Counts (K, K) int64: row = true class, column = predicted; pixels of ignore_index dropped."""
+    valid = truth != ignore_index
     cells = truth[valid].long() * classes + prediction[valid].long()
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
@@ -47,11 +49,11 @@ class Majority:
     pixel_percent: float
 
 
-def majority(masks: Iterable[Tensor], classes: int, void: int) -> Majority:
-    """What the best constant prediction scores on masks (H, W): the least that is to be beaten."""
+def majority(masks: Iterable[Tensor], classes: int, ignore_index: int) -> Majority:
+    """Score the best constant prediction on masks (H, W): the least that is to be beaten."""
     counts = torch.zeros(classes, dtype=torch.int64)
     for mask in masks:
-        counts += torch.bincount(mask[mask != void], minlength=classes)
+        counts += torch.bincount(mask[mask != ignore_index], minlength=classes)
     label = int(counts.argmax())
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     confusion[:, label] = counts

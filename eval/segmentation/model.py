@@ -17,7 +17,7 @@ from compress.distributed.collectives import all_reduce
 from compress.model_files.artifacts import Encoder
 from compress.seeding import seeded
 from compress.taps import MapSpec
-from eval.segmentation.trunk import Trunk
+from eval.segmentation.backbone import SegmentationBackbone
 
 BINS = (1, 2, 3, 6)
 AUXILIARY_WEIGHT = 0.4
@@ -71,7 +71,7 @@ class Segmenter(nn.Module):
     Args:
         width: channels of each branch; None: a quarter of the encoder's, 64 or more.
         auxiliary: the map that the auxiliary head reads; None: there is no such head.
-        frozen: the encoder does not learn, see `Trunk`.
+        frozen: the encoder does not learn, see `SegmentationBackbone`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.preprocessing = encoder.preprocessing
-        self.trunk = Trunk(encoder, auxiliary, frozen=frozen)
+        self.trunk = SegmentationBackbone(encoder, auxiliary, frozen=frozen)
         self.width = max(_LEAST_WIDTH, encoder.channels // 4) if width is None else width
         with seeded(seed, "segmentation", "head"):
             self.head = PyramidPoolingHead(encoder.channels, classes, self.width)
@@ -110,28 +110,30 @@ class Segmenter(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """Mean cross-entropy over all pixels that are not void, for THE loop.
+    """Mean cross-entropy over all pixels but those of `ignore_index`, for THE loop.
 
     The auxiliary head's counts `weight` times.
     """
 
-    def __init__(self, segmenter: Segmenter, void: int, weight: float = AUXILIARY_WEIGHT) -> None:
+    def __init__(
+        self, segmenter: Segmenter, ignore_index: int, weight: float = AUXILIARY_WEIGHT
+    ) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.void = void
+        self.ignore_index = ignore_index
         self.weight = weight
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """batch is normalised images (N, 3, H, W) and masks (N, H, W) of class indices.
 
-        A term is this process's share: its sum over the pixels of all processes. A batch that is
-        void throughout has the loss 0.
+        A term is this process's share: its sum over the pixels of all processes. A batch
+        without any class has the loss 0.
         """
         images, masks = batch
-        count = all_reduce((masks != self.void).sum()).clamp(min=1)
+        count = all_reduce((masks != self.ignore_index).sum()).clamp(min=1)
 
         def mean(logits: Tensor) -> Tensor:
-            return self._summed(logits, masks) / count
+            return self._sum_loss(logits, masks) / count
 
         logits, second = self.segmenter.both(images)
         terms = {"ce": mean(logits)}
@@ -139,5 +141,7 @@ class SegmentationLoss(nn.Module):
             terms["auxiliary"] = self.weight * mean(second)
         return terms
 
-    def _summed(self, logits: Tensor, masks: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, masks, ignore_index=self.void, reduction="sum")
+    def _sum_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits, masks, ignore_index=self.ignore_index, reduction="sum"
+        )

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from eval.data.masked_images import VOID
+from eval.data.masked_images import IGNORE_INDEX
 from eval.transfer.pictures import GAP, enlarged, row_of
 
 _SIDE = 320
@@ -34,7 +34,7 @@ def draw_overlays(
     rows = []
     for masks in (truths, predictions):
         pairs = zip(images, masks, strict=True)
-        rows.append(row_of([_coloured(p, m, colours, background) for p, m in pairs]))
+        rows.append(row_of([_overlay(p, m, colours, background) for p, m in pairs]))
     legend = _legend(class_names, colours, rows[0].width, background)
     height = 2 * (rows[0].height + GAP)
     sheet = Image.new("RGB", (rows[0].width, height + legend.height), "white")
@@ -53,9 +53,9 @@ def palette(count: int) -> Tensor:
     return torch.from_numpy(np.array(Image.fromarray(strip, "HSV").convert("RGB"))[0])
 
 
-def _coloured(pixels: Tensor, mask: Tensor, colours: Tensor, background: bool) -> Image.Image:
+def _overlay(pixels: Tensor, mask: Tensor, colours: Tensor, background: bool) -> Image.Image:
     """One panel: the image with its classes' colours over it, its longer side at _SIDE pixels."""
-    bare = mask == VOID
+    bare = mask == IGNORE_INDEX
     if background:
         bare = bare | (mask == 0)
     overlay = colours[mask.clamp(max=len(colours) - 1)].permute(2, 0, 1)

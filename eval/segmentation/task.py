@@ -10,21 +10,21 @@ from torch.nn import functional
 from compress.distributed.collectives import all_reduce, is_main_process, own_rows
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
-from eval.data.masked_images import VOID, SegmentationData
+from eval.data.masked_images import IGNORE_INDEX, SegmentationData
 from eval.data.segmentation import DATASETS
-from eval.segmentation.deep_stem import deep_stemmed
+from eval.segmentation.backbone import auxiliary_map
+from eval.segmentation.deep_stem import with_deep_stem
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, majority, segmentation_metrics
 from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
 from eval.segmentation.overlays import draw_overlays
-from eval.segmentation.trunk import auxiliary_map
-from eval.segmentation.views import ViewBatches, Views, at_least, scaled
+from eval.segmentation.views import Views, at_least, resize, view_batches
 from eval.transfer.context import (
     SCRATCH,
     Start,
     TransferContext,
     compare_inits,
     fine_tune,
-    open_in_order,
+    open_entry,
     result,
 )
 
@@ -65,12 +65,12 @@ def segmentation(
     at_least("auxiliary_weight", auxiliary_weight, 0)
     if deep_stem and freeze_encoder:
         raise UserError("segmentation: a deep stem is new and must learn; not freeze_encoder.")
-    data = _opened(context)
+    data = _open_data(context)
     weight = 0.0 if freeze_encoder else auxiliary_weight  # its only use is to teach the encoder
 
     def evaluate(start: Start) -> dict[str, float]:
         segmenter = Segmenter(
-            _deepened(context, start) if deep_stem else start.encoder,
+            _deepen_encoder(context, start) if deep_stem else start.encoder,
             classes=len(data.class_names),
             seed=start.seed,
             width=width,
@@ -82,10 +82,8 @@ def segmentation(
     return _result(context, compare_inits(context, evaluate), data)
 
 
-def _opened(context: TransferContext) -> SegmentationData:
-    spec = dict(context.data)
-    make = DATASETS[spec.pop("name")]
-    data = open_in_order(context, lambda folder: make(folder, **spec))
+def _open_data(context: TransferContext) -> SegmentationData:
+    data = open_entry(context, DATASETS)
     if min(context.settings.batch_size, len(data.train)) < 2:
         raise UserError(
             "segmentation needs batches of two or more images: the norm of the one-cell branch "
@@ -98,7 +96,7 @@ def _result(
     context: TransferContext, rows: list[dict[str, Any]], data: SegmentationData
 ) -> dict[str, Any]:
     """The values of the stage, with what one class everywhere would score."""
-    alone = majority([item.classes() for item in data.test], len(data.class_names), VOID)
+    alone = majority([item.classes() for item in data.test], len(data.class_names), IGNORE_INDEX)
     name = data.class_names[alone.label]
     legend = (
         "Of each picture, the upper row shows the true masks, the lower row the predicted. "
@@ -126,12 +124,12 @@ def _result(
     }
 
 
-def _deepened(context: TransferContext, start: Start) -> Encoder:
+def _deepen_encoder(context: TransferContext, start: Start) -> Encoder:
     """The start's encoder with a deep stem, where the share that matches is allowed."""
     taps = start.origin.taps
     assert taps.last_map is not None  # the encoder was cut there
     network = start.origin.network(weights=start.init != SCRATCH, seed=start.seed)
-    encoder = deep_stemmed(network, start.encoder, taps.last_map, seed=start.seed)
+    encoder = with_deep_stem(network, start.encoder, taps.last_map, seed=start.seed)
     start.encoder.matched_percent = encoder.matched_percent  # what the row will show
     if start.init != SCRATCH and not context.allow_partial:
         raise UserError(
@@ -150,7 +148,7 @@ def _fine_tune(
     views: Views,
     auxiliary_weight: float,
 ) -> dict[str, float]:
-    batches = ViewBatches(
+    batches = view_batches(
         data.train,
         views,
         segmenter.preprocessing,
@@ -158,7 +156,7 @@ def _fine_tune(
         seed=start.seed,
         device=context.device,
     )
-    loss = SegmentationLoss(segmenter, VOID, auxiliary_weight)
+    loss = SegmentationLoss(segmenter, IGNORE_INDEX, auxiliary_weight)
     fine_tune(context, start, loss, batches, "segmentation")
     picture = start.folder / _PICTURE
     return _evaluate(segmenter, data, views.image_size, context.device, picture)
@@ -176,14 +174,16 @@ def _evaluate(
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for item in data.test[own_rows(len(data.test))]:
         prediction = predict(segmenter, item.pixels(), image_size, device)
-        confusion += confusion_matrix(item.classes(), prediction, classes=classes, void=VOID)
+        confusion += confusion_matrix(
+            item.classes(), prediction, classes=classes, ignore_index=IGNORE_INDEX
+        )
     if is_main_process():
-        shown = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
+        examples = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
         draw_overlays(
             picture,
-            [item.pixels() for item in shown],
-            [item.classes() for item in shown],
-            [predict(segmenter, item.pixels(), image_size, device) for item in shown],
+            [item.pixels() for item in examples],
+            [item.classes() for item in examples],
+            [predict(segmenter, item.pixels(), image_size, device) for item in examples],
             data.class_names,
             background=data.background,
         )
@@ -198,7 +198,7 @@ def predict(
     segmenter.eval()
     size = (pixels.shape[1], pixels.shape[2])
     if image_size is not None:
-        pixels = scaled(pixels, (image_size, image_size))
+        pixels = resize(pixels, (image_size, image_size))
     logits = segmenter(segmenter.preprocessing.normalise(pixels[None].to(device)))
     logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=True)
     return logits[0].argmax(0).cpu()

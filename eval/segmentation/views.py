@@ -1,7 +1,7 @@
 """Training views of segmentation: scaled, cropped, mirrored, by (seed, epoch, index) alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.seeding import generator
 from eval.data.batches import KeyedBatches
-from eval.data.masked_images import VOID, MaskedImage
+from eval.data.masked_images import IGNORE_INDEX, MaskedImage
 
 _STEP = 0.1
 Example = tuple[Tensor, Tensor]
@@ -26,13 +26,13 @@ def at_least(name: str, value: float | None, least: int) -> None:
 
 @dataclass(frozen=True)
 class Views:
-    """How an image becomes a training view.
+    """Scaling, cropping and mirroring that make a training view of an image.
 
     Attributes:
         image_size: side of the square to which images are scaled; None keeps them.
         scales: then by a factor from `scales[0]` to `scales[1]` in steps of 0.1.
         crop: then a square of that side is cut at random; what lies outside the image has the mean
-            colour and is void.
+            colour and no class (IGNORE_INDEX).
         flip: mirror half of them.
     """
 
@@ -52,57 +52,33 @@ class Views:
             raise UserError("segmentation: with scales, images differ in size; set crop.")
 
 
-class ViewBatches:
+def view_batches(
+    images: Sequence[MaskedImage],
+    views: Views,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> KeyedBatches[Example, Example]:
     """Batches of views for THE loop: normalised images (N, 3, H, W) and masks (N, H, W)."""
 
-    def __init__(
-        self,
-        images: Sequence[MaskedImage],
-        views: Views,
-        preprocessing: Preprocessing,
-        *,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self._images = images
-        self._views = views
-        self._preprocessing = preprocessing
-        self._batch_size = batch_size
-        self._seed = seed
-        self._device = device
+    def read(index: int, mirrored: bool, epoch: int) -> Example:
+        pixels, mask = example(images[index], views.image_size)
+        if views.crop is not None:
+            draw = generator(seed, "view", epoch, index)
+            pixels, mask = random_crop(pixels, mask, views, preprocessing.mean, draw)
+        return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
 
-    def __len__(self) -> int:
-        return len(self._keyed(0))
-
-    def epoch(self, epoch: int) -> Iterator[Example]:
-        """The batches of one epoch."""
-        return self._keyed(epoch).epoch(epoch)
-
-    def _keyed(self, epoch: int) -> KeyedBatches[Example, Example]:
-        def read(index: int, mirrored: bool) -> Example:
-            pixels, mask = example(self._images[index], self._views.image_size)
-            if self._views.crop is not None:
-                draw = generator(self._seed, "view", epoch, index)
-                pixels, mask = cropped(pixels, mask, self._views, self._preprocessing.mean, draw)
-            return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
-
-        return KeyedBatches(
-            count=len(self._images),
-            batch_size=self._batch_size,
-            seed=self._seed,
-            flip=self._views.flip,
-            read=read,
-            collate=self._collate,
-        )
-
-    def _collate(self, examples: list[Example]) -> Example:
+    def collate(examples: list[Example]) -> Example:
         shapes = {tuple(mask.shape) for _, mask in examples}
         if len(shapes) > 1:
             raise UserError(f"segmentation: images of {len(shapes)} sizes; set image_size or crop.")
-        pixels = torch.stack([pixels for pixels, _ in examples]).to(self._device)
-        masks = torch.stack([mask for _, mask in examples]).to(self._device)
-        return self._preprocessing.normalise(pixels), masks
+        pixels = torch.stack([pixels for pixels, _ in examples]).to(device)
+        masks = torch.stack([mask for _, mask in examples]).to(device)
+        return preprocessing.normalise(pixels), masks
+
+    return KeyedBatches(len(images), batch_size, seed, views.flip, read, collate)
 
 
 def example(item: MaskedImage, image_size: int | None) -> Example:
@@ -111,10 +87,10 @@ def example(item: MaskedImage, image_size: int | None) -> Example:
     if image_size is None:
         return pixels, mask
     size = (image_size, image_size)
-    return scaled(pixels, size), _scaled_mask(mask, size)
+    return resize(pixels, size), _resize_mask(mask, size)
 
 
-def cropped(
+def random_crop(
     pixels: Tensor,
     mask: Tensor,
     views: Views,
@@ -128,28 +104,28 @@ def cropped(
         steps = round((high - low) / _STEP)
         factor = low + _STEP * int(torch.randint(steps + 1, (1,), generator=draw))
         size = (max(1, round(factor * mask.shape[0])), max(1, round(factor * mask.shape[1])))
-        pixels, mask = scaled(pixels, size), _scaled_mask(mask, size)
+        pixels, mask = resize(pixels, size), _resize_mask(mask, size)
     below, right = max(0, crop - mask.shape[0]), max(0, crop - mask.shape[1])
     if below or right:
         colour = (255 * torch.tensor(mean)).round().to(torch.uint8)
         whole = colour[:, None, None].repeat(1, mask.shape[0] + below, mask.shape[1] + right)
         whole[:, : mask.shape[0], : mask.shape[1]] = pixels
-        pixels, mask = whole, functional.pad(mask, (0, right, 0, below), value=VOID)
+        pixels, mask = whole, functional.pad(mask, (0, right, 0, below), value=IGNORE_INDEX)
     top = int(torch.randint(mask.shape[0] - crop + 1, (1,), generator=draw))
     left = int(torch.randint(mask.shape[1] - crop + 1, (1,), generator=draw))
     place = (..., slice(top, top + crop), slice(left, left + crop))
     return pixels[place], mask[place]
 
 
-def scaled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) uint8."""
-    changed = functional.interpolate(
+    resized = functional.interpolate(
         pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
     )
-    return changed[0].round().clamp(0, 255).to(torch.uint8)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _scaled_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) int64 -> (*size) int64: the class at the centre of each new pixel."""
-    changed = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
-    return changed[0, 0].long()
+    resized = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
+    return resized[0, 0].long()

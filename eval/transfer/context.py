@@ -110,6 +110,13 @@ def open_in_order(context: TransferContext, make: Callable[[Path], Data]) -> Dat
     return found[0] if is_main_process() else make(context.folder / "data")
 
 
+def open_entry(context: TransferContext, datasets: Mapping[str, Callable[..., Data]]) -> Data:
+    """The entry's data set, made by the function that `datasets` has under its name."""
+    arguments = dict(context.data)
+    make = datasets[arguments.pop("name")]
+    return open_in_order(context, lambda folder: make(folder, **arguments))
+
+
 def compare_inits(
     context: TransferContext, evaluate: Callable[[Start], dict[str, float]]
 ) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from eval.data.annotations import AnnotatedImage
-from eval.data.masks import RunLengths, decoded
+from eval.data.masks import RunLengths, decode_masks
 
 TRUTH = (86, 180, 233)
 PREDICTION = (230, 159, 0)
@@ -62,7 +62,7 @@ def _tinted(pixels: Tensor, masks: Sequence[RunLengths]) -> Tensor:
     """(3, H, W) uint8 with the predicted masks in half the prediction's colour."""
     if not masks:
         return pixels
-    inside = decoded(masks, (pixels.shape[1], pixels.shape[2])).amax(0).bool()
+    inside = decode_masks(masks, (pixels.shape[1], pixels.shape[2])).amax(0).bool()
     mixed = 0.5 * pixels + 0.5 * torch.tensor(PREDICTION)[:, None, None]
     return torch.where(inside, mixed.round().to(torch.uint8), pixels)
 

@@ -14,7 +14,7 @@ from compress.run.train_checks import check_transfer_train
 from compress.stages import settings_from
 from compress.stages.job import Outcome, StepJob
 from eval.detection import task as detection
-from eval.knn import task as neighbours
+from eval.knn import task as knn
 from eval.linear_probe import task as linear_probe
 from eval.segmentation import task as segmentation
 from eval.transfer.context import OUTCOME, TransferContext, files_of_training, student_of
@@ -25,7 +25,8 @@ IN_EVERY_PROCESS = True
 # The keyword-only parameters of a task are the arguments of its recipe entry.
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "linear_probe": linear_probe.linear_probe,
-    "neighbours": neighbours.neighbours,
+    "knn": knn.knn,
+    "neighbours": knn.knn,  # its former name, which recipes and run directories have
     "detection": detection.detection,
     "segmentation": segmentation.segmentation,
 }
@@ -33,7 +34,8 @@ TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {
 # Data set functions take the folder for generated files, then keyword-only recipe arguments.
 DATASETS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "linear_probe": linear_probe.DATASETS,
-    "neighbours": neighbours.DATASETS,
+    "knn": knn.DATASETS,
+    "neighbours": knn.DATASETS,
     "detection": detection.DATASETS,
     "segmentation": segmentation.DATASETS,
 }

@@ -23,12 +23,13 @@ from compress.seeding import seeded
 from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.coco import coco
 from eval.data.masks import encode_masks
+from eval.detection.backbone import DetectorBackbone
 from eval.detection.examples import example
 from eval.detection.inference import detect
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
-from eval.detection.task import check_numbers, detection, shared_head
-from eval.detection.trunk import Backbone
+from eval.detection.settings import check_numbers
+from eval.detection.task import common_head, detection
 from eval.transfer.context import TransferContext
 from eval.transfer.pictures import draw_detections
 from tests.eval.runs import write_run
@@ -190,14 +191,14 @@ def test_frozen_encoder_gives_the_same_maps_after_training(encoder: Encoder, sce
 def test_stem_pooling_shows_the_encoder_less(encoder: Encoder) -> None:
     images = torch.rand(1, 3, 64, 64)
     expected = encoder.eval().body[1:](functional.max_pool2d(encoder.body[0](images), 4))
-    pooled = Backbone(encoder, 16, pool_stem=True).eval()(images)
+    pooled = DetectorBackbone(encoder, 16, pool_stem=True).eval()(images)
     assert pooled.shape == (1, 8, 4, 4)
     torch.testing.assert_close(pooled, expected)
 
 
 def test_stride_is_that_of_a_dry_run_whatever_the_encoder_says(encoder: Encoder) -> None:
     encoder.stride = 16
-    assert Backbone(encoder, 8)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 8, 8)
+    assert DetectorBackbone(encoder, 8)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 8, 8)
 
 
 def test_pictures_show_boxes_and_tint_masks(tmp_path: Path, scenes: Write) -> None:
@@ -218,10 +219,10 @@ def test_pictures_show_boxes_and_tint_masks(tmp_path: Path, scenes: Write) -> No
 
 
 def test_fine_map_is_pooled_to_the_stride(encoder: Encoder) -> None:
-    assert Backbone(encoder, 16)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 4, 4)
-    assert Backbone(encoder, 2)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 16, 16)
+    assert DetectorBackbone(encoder, 16)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 4, 4)
+    assert DetectorBackbone(encoder, 2)(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 16, 16)
     with pytest.raises(UserError, match="stride 6"):
-        Backbone(encoder, 6)
+        DetectorBackbone(encoder, 6)
 
 
 def test_task_trains_masks_on_a_frozen_encoder_and_names_its_protocols(
@@ -274,8 +275,8 @@ def test_inits_that_would_get_different_heads_are_refused_before_anything(tmp_pa
         detection(context)
     with pytest.raises(UserError, match=r"this student is a .*--head two_fc"):
         detection(context, head="c4")
-    assert shared_head(context, Design(head="two_fc")) == "two_fc"
-    assert shared_head(replace(context, inits=("distilled", "scratch")), Design()) == "c4"
+    assert common_head(context, Design(head="two_fc")) == "two_fc"
+    assert common_head(replace(context, inits=("distilled", "scratch")), Design()) == "c4"
 
 
 @pytest.mark.parametrize(

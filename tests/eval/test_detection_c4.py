@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.seeding import seeded
 from eval.data.annotations import AnnotatedImage
 from eval.data.masks import encode_masks
-from eval.detection.c4 import C4Stage, C4Trunk
+from eval.detection.c4 import C4Backbone, C4Stage
 from eval.detection.inference import detect
 from eval.detection.metrics import mask_average_precision
 from eval.detection.model import Design, DetectorLoss, build_detector
@@ -69,7 +69,7 @@ def test_parameters_of_resnet50_are_the_published_detectors(
 def test_trunk_and_stage_are_the_network_cut_in_two() -> None:
     network = thin_resnet().eval()
     images = torch.rand(2, 3, 64, 64)
-    trunk = C4Trunk(network).eval()
+    trunk = C4Backbone(network).eval()
     stage = C4Stage(network, trunk.out_channels, freeze=False).eval()
     stage.norm = nn.Identity()  # type: ignore[assignment]
     maps = trunk(images)
@@ -138,7 +138,7 @@ def test_frozen_encoder_keeps_trunk_and_last_stage() -> None:
     network = thin_resnet()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     images = torch.rand(2, 3, 64, 64)
-    maps = C4Trunk(network).eval()(images).detach()
+    maps = C4Backbone(network).eval()(images).detach()
     module = DetectorLoss(built(network, freeze_encoder=True, detector="mask_rcnn", **SMALL))
     module.train()
     free = [p for p in module.parameters() if p.requires_grad]

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from compress.errors import UserError
 from eval.data.annotations import DetectionData
 from eval.data.coco import coco
-from eval.data.masks import decoded, encode_masks, encoded
+from eval.data.masks import decode_masks, encode_masks, encode_segment
 from eval.data.voc import voc
 from eval.detection.examples import example
 from eval.detection.task import check_masks
@@ -442,8 +442,8 @@ def test_run_lengths_as_text_give_their_mask_back() -> None:
     masks[3] = False
     masks[3, 7:60, 5:40] = True
     texts = [{**m, "counts": m["counts"].decode()} for m in encode_masks(masks)]
-    lengths = [encoded(text, (64, 48)) for text in texts]
-    assert torch.equal(decoded(lengths, (64, 48)), masks.to(torch.uint8))
+    lengths = [encode_segment(text, (64, 48)) for text in texts]
+    assert torch.equal(decode_masks(lengths, (64, 48)), masks.to(torch.uint8))
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.coco import coco
 from eval.detection import detectron2_engine
 from eval.detection.detectron2_engine import check_loaded, run
-from eval.detection.detectron2_job import check_job, job_config, record, training_records
+from eval.detection.detectron2_job import check_job, dataset_dict, job_config, training_dicts
 from eval.detection.detectron2_training import detect
 from eval.detection.metrics import average_precision
 from eval.detection.model import Design, Detector
+from eval.detection.settings import DetectionSettings
 from eval.transfer.context import Start, TransferContext
 from export.detectron2.command import convert_names, expected_missing, full_name, write_network
 
@@ -70,21 +71,21 @@ def data(*images: AnnotatedImage, trains_on_ignored: bool = False) -> DetectionD
 
 
 def test_an_image_is_listed_in_detectron2s_form() -> None:
-    assert record(image(), 7, learnt=False) == {
+    assert dataset_dict(image(), 7, learnt=False) == {
         "file_name": "street.png",
         "image_id": 7,
         "height": 4,
         "width": 6,
         "annotations": [{"bbox": [0, 1, 2, 3], "bbox_mode": 0, "category_id": 1, "iscrowd": 0}],
     }
-    assert len(record(image(), 7, learnt=True)["annotations"]) == 2
+    assert len(dataset_dict(image(), 7, learnt=True)["annotations"]) == 2
 
 
 def test_outlines_go_as_polygons_or_as_compressed_run_lengths() -> None:
     polygon: list[list[float]] = [[0.0, 0.0, 2.0, 0.0, 2.0, 2.0]]
     lengths = {"size": [4, 6], "counts": [20, 4]}
     given = image(segments=(polygon, lengths))
-    first, second = record(given, 0, learnt=True)["annotations"]
+    first, second = dataset_dict(given, 0, learnt=True)["annotations"]
     assert first["segmentation"] == polygon
     assert isinstance(second["segmentation"]["counts"], (str, bytes))
     settings = context(Path())
@@ -97,10 +98,10 @@ def test_outlines_go_as_polygons_or_as_compressed_run_lengths() -> None:
 
 def test_images_with_nothing_to_learn_are_left_out_but_not_all() -> None:
     ignored = image(ignored=torch.tensor([True, True]))
-    assert len(training_records(data(ignored, image()))) == 1
-    assert len(training_records(data(ignored, image(), trains_on_ignored=True))) == 2
+    assert len(training_dicts(data(ignored, image()))) == 1
+    assert len(training_dicts(data(ignored, image(), trains_on_ignored=True))) == 2
     with pytest.raises(UserError, match="none of the 1 training images"):
-        training_records(data(ignored))
+        training_dicts(data(ignored))
 
 
 def test_the_job_is_the_tasks_in_detectron2s_terms(tmp_path: Path) -> None:
@@ -154,9 +155,7 @@ def test_without_detectron2_one_sentence_says_so(
             context(tmp_path),
             cast(Start, None),
             data=data(image()),
-            design=SMALL,
-            metric="coco",
-            flip=False,
+            settings=DetectionSettings(SMALL),
         )
     assert "\n" not in str(told.value)
 
@@ -217,8 +216,8 @@ def start(folder: Path, name: str = "resnet18") -> Start:
 
 def built(folder: Path, name: str, design: Design, scenes: DetectionData) -> Any:
     detectron2_engine._require()
-    return detectron2_engine._built(
-        context(folder), start(folder / name, name), design, scenes, flip=False
+    return detectron2_engine._build(
+        context(folder), start(folder / name, name), DetectionSettings(design), scenes
     )[0]
 
 
@@ -249,9 +248,7 @@ def trained(
         context(folder.parent, lr=0.01),
         start(folder),
         data=scenes,
-        design=design,
-        metric="coco",
-        flip=True,
+        settings=DetectionSettings(design, flip=True),
     )
     state = torch.load(folder / "detector.pth", weights_only=True)["model"]
     return metrics, state

@@ -142,7 +142,7 @@ def test_standardised_features() -> None:
     drawn = torch.Generator().manual_seed(0)
     train, test = torch.randn(50, 3, generator=drawn) * 7 + 2, torch.ones(4, 3)
     labels = torch.zeros(50)
-    found = Features(train, labels, test, labels, 1).standardised()
+    found = Features(train, labels, test, labels, 1).standardise()
     torch.testing.assert_close(found.train.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(found.train.std(0), torch.ones(3))
     torch.testing.assert_close(found.test, (test - train.mean(0)) / train.std(0))

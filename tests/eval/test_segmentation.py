@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.model_files.artifacts import Encoder
-from eval.data.masked_images import VOID, SegmentationData
+from eval.data.masked_images import IGNORE_INDEX, SegmentationData
 from eval.data.segmentation import voc_segmentation
 from eval.segmentation.metrics import (
     confusion_matrix,
@@ -26,7 +26,7 @@ Write = Callable[..., Path]
 def mean_iou_by_sets(truth: Tensor, prediction: Tensor, classes: int) -> float:
     """Float64 oracle: sets of pixel positions per class, void positions taken out first."""
     pairs = zip(truth.flatten().tolist(), prediction.flatten().tolist(), strict=True)
-    pixels = [(i, t, p) for i, (t, p) in enumerate(pairs) if t != VOID]
+    pixels = [(i, t, p) for i, (t, p) in enumerate(pairs) if t != IGNORE_INDEX]
     ratios = []
     for label in range(classes):
         true = {i for i, t, _ in pixels if t == label}
@@ -44,24 +44,25 @@ def read(root: Path, classes: tuple[str, ...] = ("background", "0", "1", "2")) -
 def test_mean_iou_equals_counting_sets(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     truth = torch.randint(0, 4, (3, 9, 7), generator=draw)
-    truth[torch.rand(truth.shape, generator=draw) < 0.2] = VOID
+    truth[torch.rand(truth.shape, generator=draw) < 0.2] = IGNORE_INDEX
     prediction = torch.randint(0, 5, (3, 9, 7), generator=draw)  # class 5 of 6 never occurs
-    whole = confusion_matrix(truth, prediction, classes=6, void=VOID)
+    whole = confusion_matrix(truth, prediction, classes=6, ignore_index=IGNORE_INDEX)
     parts = sum(
-        confusion_matrix(t, p, classes=6, void=VOID) for t, p in zip(truth, prediction, strict=True)
+        confusion_matrix(t, p, classes=6, ignore_index=IGNORE_INDEX)
+        for t, p in zip(truth, prediction, strict=True)
     )
     assert torch.equal(whole, parts)
     metrics = segmentation_metrics(whole)
     assert metrics["miou_percent"] == pytest.approx(mean_iou_by_sets(truth, prediction, 6))
     assert metrics["absent_classes"] == 1
-    valid = truth != VOID
+    valid = truth != IGNORE_INDEX
     accuracy = (truth == prediction)[valid].double().mean().item()
     assert metrics["pixel_accuracy_percent"] == pytest.approx(100 * accuracy)
 
 
 def test_class_that_is_only_predicted_counts_as_zero() -> None:
     truth, prediction = torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 1, 1])
-    confusion = confusion_matrix(truth, prediction, classes=3, void=VOID)
+    confusion = confusion_matrix(truth, prediction, classes=3, ignore_index=IGNORE_INDEX)
     assert confusion.tolist() == [[2, 2, 0], [0, 0, 0], [0, 0, 0]]
     assert iou_per_class(confusion)[:2].tolist() == [0.5, 0.0]
     assert iou_per_class(confusion)[2].isnan()
@@ -91,7 +92,7 @@ def test_void_pixels_carry_no_gradient(encoder: Encoder) -> None:
     segmenter = Segmenter(encoder, classes=3, width=4, seed=0).eval()
     images = torch.rand(2, 3, 32, 32)
     masks = torch.randint(0, 3, (2, 32, 32))
-    masks[:, :16] = VOID
+    masks[:, :16] = IGNORE_INDEX
     logits = segmenter(images).detach().double()
     chosen = [
         -torch.log_softmax(logits[n, :, y, x], 0)[masks[n, y, x]]
@@ -99,7 +100,7 @@ def test_void_pixels_carry_no_gradient(encoder: Encoder) -> None:
         for y in range(16, 32)
         for x in range(32)
     ]
-    loss = SegmentationLoss(segmenter, VOID)((images, masks))["ce"]
+    loss = SegmentationLoss(segmenter, IGNORE_INDEX)((images, masks))["ce"]
     assert loss.item() == pytest.approx(torch.stack(chosen).mean().item(), rel=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_loss_falls_and_reaches_every_parameter(encoder: Encoder, scenes: Write)
     pairs = [example(item, None) for item in data.train]
     images = encoder.preprocessing.normalise(torch.stack([pixels for pixels, _ in pairs]))
     masks = torch.stack([mask for _, mask in pairs])
-    module = SegmentationLoss(Segmenter(encoder, classes=4, width=8, seed=0), VOID)
+    module = SegmentationLoss(Segmenter(encoder, classes=4, width=8, seed=0), IGNORE_INDEX)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
     losses = []
     for _ in range(12):
@@ -134,8 +135,8 @@ def test_prediction_has_the_mask_size_when_images_are_scaled(
 
 
 def test_majority_is_the_constant_prediction() -> None:
-    masks = [torch.tensor([[0, 2, 2], [2, VOID, VOID]]), torch.tensor([[2, 2, 0]])]
-    found = majority(masks, classes=4, void=VOID)
+    masks = [torch.tensor([[0, 2, 2], [2, IGNORE_INDEX, IGNORE_INDEX]]), torch.tensor([[2, 2, 0]])]
+    found = majority(masks, classes=4, ignore_index=IGNORE_INDEX)
     truth = torch.cat([mask.flatten() for mask in masks])
     constant = torch.full_like(truth, 2)
     assert found.label == 2

@@ -10,7 +10,7 @@ import torch
 from PIL import ExifTags, Image
 
 from compress.errors import UserError
-from eval.data.masked_images import VOID, SegmentationData
+from eval.data.masked_images import IGNORE_INDEX, SegmentationData
 from eval.data.segmentation import camvid, cityscapes, mask_folders, voc_segmentation
 from eval.data.segmentation_classes import CITYSCAPES_CLASSES, VOC_CLASSES
 
@@ -51,7 +51,7 @@ def test_void_is_read_as_void_and_not_as_a_class(scenes: Write) -> None:
     values = np.asarray(Image.open(path)).copy()
     values[:5] = 255
     Image.fromarray(values).save(path)
-    assert (read(root).train[0].classes()[:5] == VOID).all()
+    assert (read(root).train[0].classes()[:5] == IGNORE_INDEX).all()
 
 
 def test_voc_has_its_twenty_classes_and_background() -> None:
@@ -75,15 +75,17 @@ def test_label_ids_become_the_nineteen_train_ids(tmp_path: Path) -> None:
     assert [*CITYSCAPES_CLASSES.values()] == evaluated
     assert found[0, evaluated].tolist() == list(range(19))
     others = [value for value in range(34) if value not in evaluated]
-    assert (found[0, others] == VOID).all()
-    assert (found[1] == VOID).all()
+    assert (found[0, others] == IGNORE_INDEX).all()
+    assert (found[1] == IGNORE_INDEX).all()
     assert not data.background
 
 
 def test_train_ids_are_read_as_they_stand_and_before_label_ids(tmp_path: Path) -> None:
     write_city(tmp_path, "labelIds", [[7, 33]])
     write_city(tmp_path, "labelTrainIds", [[18, 255]])
-    assert cityscapes(tmp_path, root=str(tmp_path)).test[0].classes().tolist() == [[18, VOID]]
+    assert cityscapes(tmp_path, root=str(tmp_path)).test[0].classes().tolist() == [
+        [18, IGNORE_INDEX]
+    ]
 
 
 def test_label_beyond_the_thirty_four_is_refused(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_label_beyond_the_thirty_four_is_refused(tmp_path: Path) -> None:
 def test_void_of_folder_pairs_is_an_argument(tmp_path: Path) -> None:
     root = write_folders(tmp_path, [[0, 1, 7, 255]])
     data = mask_folders(root, root=str(root), classes=("sky", "road"), void=7)
-    assert data.train[0].classes().tolist() == [[0, 1, VOID, VOID]]
+    assert data.train[0].classes().tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX]]
     with pytest.raises(UserError, match=r"one\.png has the value 7, .* values 0 to 1, 255"):
         mask_folders(root, root=str(root), classes=("sky", "road"))
 
@@ -103,14 +105,14 @@ def test_void_of_folder_pairs_is_an_argument(tmp_path: Path) -> None:
 def test_void_may_lie_among_the_classes(tmp_path: Path) -> None:
     root = write_folders(tmp_path, [[0, 1, 2]])
     data = mask_folders(root, root=str(root), classes=("void", "sky", "road"), void=0)
-    assert data.test[0].classes().tolist() == [[VOID, 1, 2]]
+    assert data.test[0].classes().tolist() == [[IGNORE_INDEX, 1, 2]]
 
 
 def test_camvid_has_eleven_classes_and_void(tmp_path: Path) -> None:
     root = write_folders(tmp_path, [[0, 10, 11]])
     data = camvid(root, root=str(root))
     assert len(data.class_names) == 11
-    assert data.train[0].classes().tolist() == [[0, 10, VOID]]
+    assert data.train[0].classes().tolist() == [[0, 10, IGNORE_INDEX]]
     assert data.train[0].pixels().shape == (3, 1, 3)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.seeding import generator
-from eval.data.masked_images import VOID, MaskedImage, meaning
-from eval.segmentation.views import ViewBatches, Views, cropped, example
+from eval.data.batches import KeyedBatches
+from eval.data.masked_images import IGNORE_INDEX, MaskedImage, meaning
+from eval.segmentation.views import Example, Views, example, random_crop, view_batches
 
 MEAN = (0.5, 0.25, 0.125)
 RAW = Preprocessing(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -34,8 +35,10 @@ def items(tmp_path: Path) -> list[MaskedImage]:
     return found
 
 
-def batches(items: list[MaskedImage], views: Views, seed: int = 0) -> ViewBatches:
-    return ViewBatches(items, views, RAW, batch_size=3, seed=seed, device=torch.device("cpu"))
+def batches(
+    items: list[MaskedImage], views: Views, seed: int = 0
+) -> KeyedBatches[Example, Example]:
+    return view_batches(items, views, RAW, batch_size=3, seed=seed, device=torch.device("cpu"))
 
 
 def masks(items: list[MaskedImage], views: Views, *, seed: int = 0, epoch: int = 0) -> Tensor:
@@ -47,7 +50,7 @@ def masks(items: list[MaskedImage], views: Views, *, seed: int = 0, epoch: int =
 )
 def test_every_pixel_keeps_its_class(items: list[MaskedImage], views: Views) -> None:
     for pixels, mask in batches(items, views).epoch(0):
-        valid = mask != VOID
+        valid = mask != IGNORE_INDEX
         assert torch.equal((255 * pixels[:, 0]).round().long()[valid], 16 * mask[valid])
         assert valid.sum(dim=(1, 2)).min() > 0
         side = views.crop
@@ -62,8 +65,8 @@ def test_scaled_views_keep_their_classes_away_from_edges(tmp_path: Path) -> None
     views = Views(crop=24, scales=(0.7, 2.1))
     sides = set()
     for number in range(40):
-        seen, labels = cropped(pixels, mask, views, MEAN, generator(number))
-        valid = labels != VOID
+        seen, labels = random_crop(pixels, mask, views, MEAN, generator(number))
+        valid = labels != IGNORE_INDEX
         off = (seen[0].long() != 100 * labels) & valid
         assert off.any(dim=0).sum() <= 4
         sides.add(int(valid.any(dim=0).sum()))
@@ -72,10 +75,10 @@ def test_scaled_views_keep_their_classes_away_from_edges(tmp_path: Path) -> None
 
 def test_outside_the_image_is_the_mean_colour_and_void() -> None:
     pixels, mask = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(4, 5, dtype=torch.int64)
-    seen, labels = cropped(pixels, mask, Views(crop=8), MEAN, generator(0))
-    assert (labels != VOID).sum() == 20
+    seen, labels = random_crop(pixels, mask, Views(crop=8), MEAN, generator(0))
+    assert (labels != IGNORE_INDEX).sum() == 20
     assert seen[:, 7, 7].tolist() == [128, 64, 32]
-    assert (seen[0] == 128).sum() == (labels == VOID).sum()
+    assert (seen[0] == 128).sum() == (labels == IGNORE_INDEX).sum()
 
 
 def test_views_are_keyed_by_seed_epoch_and_index(items: list[MaskedImage]) -> None:

@@ -59,6 +59,7 @@ def entry_of(task: str, root: Path) -> dict[str, Any]:
     crops = {"name": "image_folder", "root": str(root / "crops")}
     data: dict[str, dict[str, Any]] = {
         "linear_probe": crops,
+        "knn": crops,
         "neighbours": crops,
         "detection": {"name": "voc", "root": str(root)},
         "segmentation": {
@@ -82,7 +83,7 @@ def test_task_gives_the_same_values_twice_and_keeps_what_is_done(
     assert all(first["headline"] in row["metrics"] for row in first["rows"])
     folder = run_folder / "transfer" / "first"
     assert all((folder / picture).is_file() for picture in first["pictures"])
-    epochs = 0 if task == "neighbours" else 2
+    epochs = 0 if task in ("knn", "neighbours") else 2
     trained = folder / "scratch" / "seed-0" / "metrics.jsonl"
     assert (len(trained.read_text().splitlines()) if trained.exists() else 0) == epochs
     json.dumps(first)
@@ -95,6 +96,15 @@ def test_task_gives_the_same_values_twice_and_keeps_what_is_done(
     checkpoint.unlink(missing_ok=True)
     assert stage.run(job(run_folder, entry)).values == first
     assert not checkpoint.exists()
+
+
+def test_knn_goes_by_its_former_name_too(run_folder: Path, scenes: Write) -> None:
+    root = scenes()
+    now, before = (
+        stage.run(job(run_folder, entry_of(task, root), task)).values
+        for task in ("knn", "neighbours")
+    )
+    assert now == {**before, "task": "knn"}
 
 
 def test_generated_scenes_serve_every_task(
@@ -176,7 +186,7 @@ def test_batches_are_a_function_of_seed_epoch_and_index() -> None:
             batch_size=4,
             seed=seed,
             flip=flip,
-            read=lambda index, mirrored: (index, mirrored),
+            read=lambda index, mirrored, _: (index, mirrored),
             collate=list,
         )
 
@@ -246,7 +256,7 @@ def test_iterations_are_steps_of_the_same_stream(
     iterations: int, expected: tuple[int, int]
 ) -> None:
     plain: KeyedBatches[int, list[int]] = KeyedBatches(
-        count=9, batch_size=4, seed=0, flip=False, read=lambda index, _: index, collate=list
+        count=9, batch_size=4, seed=0, flip=False, read=lambda index, *_: index, collate=list
     )
     batches, epochs = in_iterations(plain, iterations)
     assert (epochs, len(batches)) == expected

@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.data import Preprocessing, open_data
 from eval.data.coco import coco
 from eval.data.labelled import stl10, tiny_imagenet
-from eval.data.layouts import Scene, write_coco, write_voc
+from eval.data.scene_files import Scene, write_coco, write_voc
 from eval.data.segmentation import camvid, voc_segmentation
 from eval.data.voc import voc
 from tests.hostile.pictures import harmed, replace_by_hostile

@@ -156,6 +156,15 @@ def test_draws_are_a_function_of_the_step_and_of_other_classes() -> None:
     assert bool((ALL.labels[drawn[:, 1:]] != ALL.labels[:, None]).all())
 
 
+@pytest.mark.parametrize("mode", ["exact", "relax"])
+@pytest.mark.parametrize("negatives", [3, 16384], ids=["distinct", "with repeats"])
+def test_parts_of_a_batch_draw_the_rows_of_the_whole(mode: str, negatives: int) -> None:
+    method = _built(mode=mode, negatives=negatives)
+    drawn = method.draw_rows(ALL)
+    for rows in (slice(0, 5), slice(5, 24)):
+        assert torch.equal(method.draw_rows(building.part(ALL, rows)), drawn[rows]), rows
+
+
 def test_several_teachers_add_up_with_banks_of_their_own() -> None:
     module = building.distillation(CRD, teachers=2).eval()
     batch, method = _first(module), module.method

@@ -22,6 +22,7 @@ from compress.methods.contract import (
     pooled,
     pooled_widths,
 )
+from compress.precision import in_float32
 from compress.taps import Tapped, Taps
 
 
@@ -92,6 +93,11 @@ class ThreeViews(Method):
         self.steps += 1
 
 
+@in_float32
+def mean_square(difference: Tensor) -> Tensor:
+    return difference.square().mean()
+
+
 class TwoTeachers(Method):
     """Reads two teachers' logits and standardises logits in the soft loss (as LSKD does)."""
 
@@ -109,10 +115,11 @@ class TwoTeachers(Method):
         )
 
     def soft_loss(self, student: Views, teachers: Sequence[Views], loss: SoftLoss) -> Tensor:
+        @in_float32
         def standardised(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
             first, second = (
                 (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7)
-                for z in (student_logits.float(), teacher_logits.float())
+                for z in (student_logits, teacher_logits)
             )
             return loss(first, second)
 
@@ -124,7 +131,7 @@ class TwoTeachers(Method):
         shares = (self.first_share, 1 - self.first_share)
         for i, (adapter, share) in enumerate(zip(self.adapters, shares, strict=True)):
             stages = _taps(teachers[i], 0).tensors("stages")
-            terms[f"teacher{i}"] = share * (adapter(own) - stages[1]).float().square().mean()
+            terms[f"teacher{i}"] = share * mean_square(adapter(own) - stages[1])
         return terms
 
 
@@ -145,7 +152,7 @@ class Masked(Method):
         kept = self.draw(batch, (1, *own.shape[2:])) >= self.share
         noise = self.draw(batch, own.shape[1:], key="noise", sample=torch.randn)
         recovered = self.adapter(own * kept + 0.1 * noise * ~kept)
-        return {"masked": (recovered - last_map(teachers[0])).float().square().mean()}
+        return {"masked": mean_square(recovered - last_map(teachers[0]))}
 
 
 class Alternating(Method):
@@ -163,7 +170,7 @@ class Alternating(Method):
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         head = self.odd if batch.step % 2 else self.even
-        return {"turns": (head(pooled(student)) - pooled(teachers[0])).float().square().mean()}
+        return {"turns": mean_square(head(pooled(student)) - pooled(teachers[0]))}
 
 
 def teachers_needed(method: type[Method]) -> int:

@@ -1,1 +1,1 @@
-"""What several methods share: which maps they compare, projections, memory banks."""
+"""Building blocks of methods: pairs of maps, projections, memory banks."""

@@ -1,4 +1,4 @@
-"""What methods with a memory bank share: embeddings, scores against it, its update, draws by class.
+"""For methods with a memory bank: embeddings, scores against it, its update, draws by class.
 
 A bank (train_size, D) has a row per training image. Anchors are scored against every row by one
 product and the wanted scalars are picked out of it, so no (N, K, D) tensor is ever made.
@@ -58,13 +58,13 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         bank, index = ctx.saved_tensors
         size = _at_once(len(bank))
-        found = []
+        gradients = []
         with torch.autocast(bank.device.type, enabled=False):
             parts = zip(torch.split(gradient, size), torch.split(index, size), strict=True)
             for some, columns in parts:
                 spread = some.new_zeros(len(some), len(bank)).scatter_add_(1, columns, some)
-                found.append(spread @ bank)
-        return torch.cat(found), None, None
+                gradients.append(spread @ bank)
+        return torch.cat(gradients), None, None
 
 
 def _at_once(rows: int) -> int:
@@ -97,7 +97,7 @@ def write_rows(bank: Tensor, index: Tensor, features: Tensor, momentum: float) -
 
 
 def bank_bytes(rows: int, features: int) -> int:
-    """What the two banks of a pair of networks take: 4 bytes per number."""
+    """Bytes of the two banks of a pair of networks, 4 per number."""
     return 2 * rows * features * 4
 
 
@@ -183,16 +183,16 @@ class ClassSampler(nn.Module):
     ) -> Tensor:
         """The images with the highest of random keys; 31 bits, so that hardly two are equal."""
         size, end = _at_once(len(self.labels)), start + len(classes)
-        found: list[Tensor] = []
+        drawn: list[Tensor] = []
         for first in range(0, end, size):  # rows before the own ones, too: they move the generator
             shape = min(size, whole - first), len(self.labels)
             keys = torch.empty(shape, dtype=torch.int32, device=classes.device)
             own = keys.random_(generator=generator)[max(0, start - first) : end - first]
-            done = sum(len(rows) for rows in found)
+            done = sum(len(rows) for rows in drawn)
             of = classes[done : done + len(own)]
             own = own.masked_fill_(self.labels == of[:, None], -1)
-            found.append(own.topk(self.negatives, dim=1, sorted=False).indices)
-        return torch.cat(found)
+            drawn.append(own.topk(self.negatives, dim=1, sorted=False).indices)
+        return torch.cat(drawn)
 
 
 def _integers(shape: torch.Size, generator: torch.Generator) -> Tensor:

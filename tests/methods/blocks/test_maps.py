@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.methods.blocks.maps import MapRegressor, pool_to_smaller
+from compress.methods.blocks.feature_maps import MapRegressor, pool_to_smaller
 from compress.taps import MapSpec
 
 

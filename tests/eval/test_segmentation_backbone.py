@@ -16,10 +16,10 @@ from compress.model_files.artifacts import Encoder, cut_encoder
 from compress.taps import TapSpecs
 from compress.taps.discovery import discover
 from eval.segmentation import describe
-from eval.segmentation.deep_stem import deep_stemmed
-from eval.segmentation.describe import described
+from eval.segmentation.backbone import SegmentationBackbone, auxiliary_map, dilate
+from eval.segmentation.deep_stem import with_deep_stem
+from eval.segmentation.describe import describe_architecture
 from eval.segmentation.model import SegmentationLoss, Segmenter
-from eval.segmentation.trunk import Trunk, auxiliary_map, dilate
 
 SHOWN = Preprocessing(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -70,7 +70,7 @@ def parameters_by_hand(blocks: list[int], expansion: int, classes: int, *, deep:
 def test_parameters_are_the_published_ones(
     name: str, stem: str | None, published: float, blocks: list[int], expansion: int
 ) -> None:
-    found = described(name, 19, stem)
+    found = describe_architecture(name, 19, stem)
     assert found["parameters"] / 1e6 == pytest.approx(published, abs=0.01)
     by_hand = parameters_by_hand(blocks, expansion, 19, deep=stem is None)
     assert found["parameters"] == by_hand
@@ -137,7 +137,7 @@ def test_other_encoders_keep_their_stride(name: str) -> None:
     _, taps, encoder = cut(name)
     second = auxiliary_map(taps)
     assert second is not None
-    trunk = Trunk(encoder, second, frozen=False)
+    trunk = SegmentationBackbone(encoder, second, frozen=False)
     assert trunk.output_stride == encoder.stride
     last, found = trunk(torch.rand(2, 3, 64, 64))
     assert found is not None
@@ -152,7 +152,7 @@ def test_auxiliary_map_is_what_a_tap_of_the_plain_network_shows() -> None:
     assert second is not None
     assert second.path == "layer2"
     images = torch.rand(2, 3, 32, 32)
-    trunk = Trunk(encoder, second, frozen=True)
+    trunk = SegmentationBackbone(encoder, second, frozen=True)
     shown: list[Tensor] = []
     network.eval().get_submodule(second.path).register_forward_hook(
         lambda _module, _given, output: shown.append(output)
@@ -221,7 +221,7 @@ def test_deep_stem_keeps_all_but_the_stem(name: str) -> None:
     network, taps, encoder = cut(name)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     assert taps.last_map is not None
-    deep = deep_stemmed(network, encoder, taps.last_map, seed=0)
+    deep = with_deep_stem(network, encoder, taps.last_map, seed=0)
     after: dict[str, Any] = dict(deep.state_dict())
     new = [k for k in after if k not in before or not torch.equal(before[k], after[k])]
     stem = ("body.conv1.", "body.bn1.", "body.layer1.0.conv1.", "body.layer1.0.downsample.")
@@ -237,4 +237,4 @@ def test_deep_stem_of_another_network_is_refused() -> None:
     network, taps, encoder = cut("resnet8")
     assert taps.last_map is not None
     with pytest.raises(UserError, match="no conv1, bn1 and layer1 of an ImageNet-style ResNet"):
-        deep_stemmed(network, encoder, taps.last_map, seed=0)
+        with_deep_stem(network, encoder, taps.last_map, seed=0)

@@ -1,4 +1,4 @@
-"""Writing scenes in the layouts of COCO and PASCAL VOC."""
+"""Writing scenes in the formats of COCO and PASCAL VOC."""
 
 import json
 import xml.etree.ElementTree as ElementTree

@@ -1,4 +1,4 @@
-"""Nearest neighbours against a plain loop; what k and the metric mean."""
+"""knn against a plain loop; what k and the metric mean."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compress.errors import UserError
-from eval.knn.task import knn_accuracy, neighbours
+from eval.knn.task import knn, knn_accuracy
 from eval.linear_probe.features import Features
 from tests.eval.test_linear_probe import context
 
@@ -37,7 +37,7 @@ def test_equals_a_loop_over_all_pairs(metric: str, k: int) -> None:
 
 def test_task_compares_the_inits(tmp_path: Path, scenes: Callable[..., Path]) -> None:
     entry = context(tmp_path, {"name": "image_folder", "root": str(scenes() / "crops")})
-    found = neighbours(entry, k=3)
+    found = knn(entry, k=3)
     rows = {row["init"]: row for row in found["rows"]}
     assert list(rows) == ["distilled", "alone", "scratch"]
     assert rows["distilled"]["spread"] == {"top1_percent": 0.0}  # nothing but scratch has a seed
@@ -45,7 +45,7 @@ def test_task_compares_the_inits(tmp_path: Path, scenes: Callable[..., Path]) ->
     assert found["data"]["train_images"] > 3
 
 
-def test_more_neighbours_than_pictures(tmp_path: Path, scenes: Callable[..., Path]) -> None:
+def test_k_above_the_number_of_pictures(tmp_path: Path, scenes: Callable[..., Path]) -> None:
     entry = context(tmp_path, {"name": "image_folder", "root": str(scenes() / "crops")})
     with pytest.raises(UserError, match="k is 100000"):
-        neighbours(replace(entry, inits=("alone",)), k=100_000)
+        knn(replace(entry, inits=("alone",)), k=100_000)

@@ -1,4 +1,4 @@
-"""What methods on feature maps share: which maps are compared, and how their sizes are met."""
+"""For methods on feature maps: pairs of maps, and ways to bring them to one size."""
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -24,7 +24,7 @@ def stage_pairs(context: MethodContext, *, kind: str = "stages") -> list[tuple[M
     """The maps that a method compares: each student stage beside the teacher's of the same number.
 
     Counted from the fine end, as the papers' code does; the deepest stages of the network that has
-    more of them are left out (`left_out` says so).
+    more of them are left out (`unpaired_stages` says so).
 
     Args:
         kind: `stages` or `pre_activations`.
@@ -39,7 +39,7 @@ def stage_pairs(context: MethodContext, *, kind: str = "stages") -> list[tuple[M
     return list(zip(getattr(context.student, kind), getattr(teacher, kind), strict=False))
 
 
-def left_out(context: MethodContext) -> list[str]:
+def unpaired_stages(context: MethodContext) -> list[str]:
     """A note on stages that find no partner, if there are any."""
     student, teacher = len(context.student.stages), len(context.teachers[0].taps.stages)
     if student == teacher:

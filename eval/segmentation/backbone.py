@@ -27,7 +27,7 @@ def auxiliary_map(taps: TapSpecs) -> MapSpec | None:
     return finer[-1] if finer else None
 
 
-class Trunk(nn.Module):
+class SegmentationBackbone(nn.Module):
     """Normalised images (N, 3, H, W) -> the last map and the auxiliary map (None without one).
 
     Shares the encoder's parameters. Frozen, it stays in eval mode and takes no gradient, so
@@ -46,15 +46,15 @@ class Trunk(nn.Module):
             self.requires_grad_(False)
             self.train(False)
 
-    def train(self, mode: bool = True) -> "Trunk":
-        """Set the mode; a frozen trunk stays in eval mode."""
+    def train(self, mode: bool = True) -> "SegmentationBackbone":
+        """Set the mode; a frozen encoder stays in eval mode."""
         super().train(mode and not self.frozen)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """See the class."""
-        found: Any = self.body(images)
-        return found if isinstance(found, tuple) else (found, None)
+        maps: Any = self.body(images)
+        return maps if isinstance(maps, tuple) else (maps, None)
 
 
 def with_map(body: fx.GraphModule, path: str) -> fx.GraphModule:
@@ -87,10 +87,10 @@ def dilate(encoder: Encoder) -> int:
                 module.padding = (reach[0], reach[1])
     side = 8 * OUTPUT_STRIDE
     try:
-        found = _side(encoder, side)
+        reached = _side(encoder, side)
     except RuntimeError:  # a pooled shortcut no longer fits its block
-        found = 0
-    if found != side // OUTPUT_STRIDE:
+        reached = 0
+    if reached != side // OUTPUT_STRIDE:
         raise UserError(
             "the encoder's layer3 and layer4 cannot be brought to output stride 8: they halve the "
             "map by something else than the stride of a convolution."
@@ -103,6 +103,6 @@ def _side(encoder: Encoder, side: int) -> int:
     """The side of the last map of a square image."""
     training = encoder.training
     device = next(encoder.parameters()).device
-    found = int(encoder.eval()(torch.zeros(1, 3, side, side, device=device)).shape[-1])
+    last = int(encoder.eval()(torch.zeros(1, 3, side, side, device=device)).shape[-1])
     encoder.train(training)
-    return found
+    return last

@@ -173,7 +173,7 @@ def test_what_several_processes_leave_out_is_said_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(processes: int, batch_size: int, steps: int) -> str:
-        monkeypatch.setattr("compress.data.batches.world", lambda: processes)
+        monkeypatch.setattr("compress.data.batches.world_size", lambda: processes)
         assert len(batches(batch_size)) == steps
         return " ".join(capsys.readouterr().out.split())
 

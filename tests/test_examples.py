@@ -1,31 +1,57 @@
-"""Every public name of a package can be imported, and the example in its docstring runs."""
+"""The examples in the docstrings of packages run, and their `__all__` names what is there."""
 
 import doctest
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from compress import methods
+from compress.methods import METHODS
 from tests.export.tracing import traced_exports
 
 PACKAGES = (
     "compress.accounting",
+    "compress.data",
+    "compress.methods",
     "compress.models",
     "compress.onnx",
     "compress.reporting",
+    "eval.data",
+    "eval.detection",
+    "eval.knn",
+    "eval.linear_probe",
+    "eval.segmentation",
     "export",
 )
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_exist_and_the_example_runs(package: str) -> None:
-    module = importlib.import_module(package)
-    assert all(getattr(module, name) is not None for name in module.__all__)
+@pytest.mark.parametrize("name", PACKAGES)
+def test_public_names_exist_and_the_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    package = importlib.import_module(name)
+    assert all(getattr(package, public) is not None for public in package.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):
-        module.no_such_name  # noqa: B018
+        package.no_such_name  # noqa: B018
     with traced_exports():
-        assert doctest.testmod(module, raise_on_error=True).failed == 0
+        doctest.testmod(package, optionflags=doctest.ELLIPSIS, raise_on_error=True)
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"none"}))
+def test_the_losses_of_a_method_are_public(name: str) -> None:
+    module = importlib.import_module(f"compress.methods.{name}")
+    losses = {
+        key
+        for key, value in vars(module).items()
+        if key.endswith("_loss") and value.__module__ == module.__name__
+    }
+    assert f"{name}_loss" in losses
+    assert losses <= {*methods.__all__}
+    assert all(getattr(methods, loss) is getattr(module, loss) for loss in losses)
 
 
 @pytest.mark.parametrize("command", ["export", "export.verify"])

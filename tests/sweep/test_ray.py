@@ -20,8 +20,8 @@ from compress.errors import UserError
 from compress.sweep import command, execution, ray_cluster
 from compress.sweep.processes import Command, Runner
 from compress.sweep.ray_cluster import on_ray
-from tests.test_sweep import small
-from tests.test_sweep_processes import endless, is_alive, pid_in
+from tests.sweep.test_processes import endless, is_alive, pid_in
+from tests.sweep.test_sweep import small
 from tests.waiting import HANG, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

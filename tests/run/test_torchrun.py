@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from compress.storage.files import read_json, read_tensors
-from tests.test_pipeline import SCENES, TINY
+from tests.run.test_pipeline import SCENES, TINY
 from tests.waiting import HANG
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # 120 images in batches of 19: the last has 6, and one process has a row more than the other.
 TRAIN = {"epochs": 2, "lr": 0.002, "batch_size": 19}
 METHODS = ("kd", "simkd", "rkd", "crd")

@@ -12,7 +12,7 @@ from compress.recipe.schema import Recipe, check_shape
 from compress.run.checks import check_recipe
 from compress.run.schema import schema
 
-PIPELINES = sorted((Path(__file__).parents[1] / "pipelines").glob("*.yaml"))
+PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
 
 
 def raw(**changes: Any) -> dict[str, Any]:

@@ -404,7 +404,11 @@ class Touch:
         ("train", {b"data": [[-1] * 3072] * 30}, "no pixels of 32x32 images"),
         ("train", {b"data": np.zeros((30, 3071), np.uint8)}, "no pixels of 32x32 images"),
         ("train", {b"data": np.ndarray}, "refers to numpy.ndarray|no pixels"),
-        ("train", {b"data": Touch()}, "refers to tests.test_data.Touch, which is not an array"),
+        (
+            "train",
+            {b"data": Touch()},
+            "refers to tests.data.test_data.Touch, which is not an array",
+        ),
         ("meta", {b"fine_label_names": 3}, "'int' object is not iterable"),
         ("meta", {b"fine_label_names": [3] * 5}, "a class name in it is no text"),
         ("meta", {b"fine_label_names": [b"\xff"] * 5}, "can't decode"),

@@ -19,9 +19,9 @@ from compress.sweep import command
 from compress.text import printable
 from eval.transfer.options import _read
 from tests.mutations import mutations
-from tests.test_pipeline import TINY, TRANSFER
-from tests.test_recipe import PIPELINES, raw
-from tests.test_sweep import small
+from tests.recipe.test_recipe import PIPELINES, raw
+from tests.run.test_pipeline import TINY, TRANSFER
+from tests.sweep.test_sweep import small
 
 SOURCES = {path.stem: read_yaml(path) for path in PIPELINES}
 SOURCES["tiny"] = {**TINY, "transfer": TRANSFER}

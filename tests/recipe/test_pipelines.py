@@ -25,7 +25,7 @@ from eval.transfer.request import read_request
 from export.detectron2.config import SCHEDULES
 from tests.eval.runs import write_run
 
-ROOT = Path(__file__).parents[1] / "pipelines"
+ROOT = Path(__file__).parents[2] / "pipelines"
 TABLES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tables/*.yaml"))
 FILES = sorted({path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml")} - {*TABLES})
 CLASSES = {"cifar100": 100, "digits": 10, "image_folder": 1000}

@@ -19,10 +19,10 @@ from compress.console.ending import Terminated, doing, exit_code
 from compress.errors import UserError
 from compress.sweep import command
 from compress.sweep.runs import SweepRuns
-from tests.test_pipeline import TINY, run
-from tests.test_sweep import small
-from tests.test_sweep_processes import endless, pid_in
-from tests.test_torchrun import ROOT
+from tests.run.test_pipeline import TINY, run
+from tests.run.test_torchrun import ROOT
+from tests.sweep.test_processes import endless, pid_in
+from tests.sweep.test_sweep import small
 from tests.waiting import HANG, wait_until
 
 LONG = {"model": "resnet14", "train": {"epochs": 30, "lr": 0.05}}

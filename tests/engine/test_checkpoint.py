@@ -13,7 +13,7 @@ from compress.engine.loop import train
 from compress.engine.optimization import TrainSettings
 from compress.errors import UserError
 from compress.storage.files import read_tensors
-from tests.test_training import CPU, Data, Problem
+from tests.engine.test_loop import CPU, Data, Problem
 
 METRIC = "validation_top1_percent"
 

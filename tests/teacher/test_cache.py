@@ -340,7 +340,7 @@ def _rows_of_either(cache: OutputCache, factors: tuple[int, ...]) -> int:
 
 def test_two_writers_of_the_same_rows_and_a_kill_leave_no_wrong_row(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.test_teacher_cache import *\n"
+        "import sys; from pathlib import Path; from tests.teacher.test_cache import *\n"
         "folder = Path(sys.argv[1]); cache = opened(folder); index, slots = everything()\n"
         "for factor in range(1, 10**6):\n"
         "    found = {k: v * (factor % 7 + 1) for k, v in targets(index, slots).items()}\n"
@@ -349,7 +349,7 @@ def test_two_writers_of_the_same_rows_and_a_kill_leave_no_wrong_row(tmp_path: Pa
     )
     cache, (index, view_numbers) = opened(tmp_path), everything()
     own = {kind: value * 9 for kind, value in targets(index, view_numbers).items()}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
     try:
         begun = tmp_path / "begun"

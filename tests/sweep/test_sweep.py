@@ -119,8 +119,8 @@ def test_a_sweep_with_code_of_its_own_lets_no_other_run(tmp_path: Path) -> None:
 
 def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, out = _write(tmp_path, small()), tmp_path / "out"
-    command = [str(file), "--out", str(out), "--jobs", "2"]
-    assert command.main(command) == 0
+    arguments = [str(file), "--out", str(out), "--jobs", "2"]
+    assert command.main(arguments) == 0
     first = capsys.readouterr().out
     assert first.count(": starts") == 3, "one teacher, two cells"
     rows = json.loads((out / "table.json").read_text(encoding="utf-8"))
@@ -135,12 +135,12 @@ def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "75.00 ± 0.50" in text
     assert "Protocol crd" in text
     assert "big → thin" in (out / "table.html").read_text(encoding="utf-8")
-    assert command.main(command) == 0
+    assert command.main(arguments) == 0
     assert ": starts" not in capsys.readouterr().out
     _changes_are_noticed(file, out)
     # One more row trains that row alone.
     _write(tmp_path, small(methods=[*SMALL["methods"], {"name": "none", "trials": 1}]))
-    assert command.main(command) == 0
+    assert command.main(arguments) == 0
     assert capsys.readouterr().out.count(": starts") == 1
 
 

@@ -69,7 +69,7 @@ def test_taps_are_found(name: str, last: str, channels: int, stages: list[str] |
     if stages is not None:
         assert [stage.path for stage in specs.stages] == stages
     images = torch.randn(2, 3, 64, 64)
-    taps = Tapped(network, specs, ("last_map", "pooled", "stages"))(images)
+    taps = Tapped(network, specs, ("last_map", "pooled", "stages", "logits"))(images)
     # Independent of hooks: the pooled vector is the mean of the last map, the logits follow.
     torch.testing.assert_close(
         taps.tensor("last_map").mean((2, 3)), taps.tensor("pooled"), rtol=1e-4, atol=1e-5

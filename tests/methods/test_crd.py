@@ -133,7 +133,7 @@ def test_trial_passes_and_passes_in_eval_mode_leave_banks_and_normalisers_alone(
     module = building.distillation(CRD)
     batch = _first(module)
     before = {k: v.clone() for k, v in module.method.state_dict().items()}
-    for trial in (partial(module.enter, None), module.measure, module.eval()):
+    for trial in (partial(module.begin_phase, None), module.measure, module.eval()):
         trial(batch)
         module.after_step()
     assert {"student_bank", "teacher_bank", "normalisers"} <= {k.split(".")[-1] for k in before}

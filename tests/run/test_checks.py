@@ -15,7 +15,7 @@ from compress.storage.files import read_json, write_json
 from compress.taps.discovery import discover
 
 CODE = """
-from tests.models.test_layout import Auxiliary, ChangesItsInput, Small
+from tests.models.test_forward import Auxiliary, ChangesItsInput, Small
 
 class Choosing(Small):
     def forward(self, images):

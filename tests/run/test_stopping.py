@@ -36,7 +36,7 @@ def _sigterm() -> None:
 def _told(command: Callable[[], int]) -> tuple[int, list[str]]:
     """The exit code of a command, and how it was said to have stopped."""
     told: list[str] = []
-    return exit_code(command, tell_stop=told.append), told
+    return exit_code(command, show_stop=told.append), told
 
 
 def test_the_place_is_told_and_what_was_before_holds_again() -> None:

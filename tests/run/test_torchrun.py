@@ -141,7 +141,10 @@ def test_one_process_goes_on_with_what_two_did(runs: tuple[Path, Path, str]) -> 
     [
         (["--frehs", "teacher"], "unrecognized arguments"),  # told by the command's parser
         (["--until", "nothing"], "unknown stage 'nothing'"),  # found by every process
-        (["--set", "teacher.train.lr=1e9"], "error: teacher: the loss is no longer finite"),
+        (
+            ["--set", "teacher.train.lr=10000", "--set", "teacher.train.epochs=20"],
+            "error: teacher: the loss is no longer finite",
+        ),
     ],
 )
 def test_a_mistake_gets_one_message(tmp_path: Path, options: list[str], words: str) -> None:

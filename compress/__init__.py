@@ -14,7 +14,7 @@ The packages that a program may import are those in `__all__` below and the sibl
     >>> from compress.taps import discover
     >>> from compress.tasks import Classification
 
-A student and a teacher of one's own learn to read digits, for one epoch, with the terms of attention transfer:
+A student and a teacher of one's own read digits and train for an epoch of attention transfer:
 
     >>> def network(width):
     ...     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))

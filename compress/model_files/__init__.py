@@ -25,11 +25,12 @@ from compress.model_files.artifacts import (
     Student,
     cut_encoder,
     describe,
+    describe_method,
+    load_description,
     load_student,
     load_unfinished,
     save,
 )
-from compress.model_files.descriptions import read_description
 from compress.model_files.origins import Origin, load_encoder, open_origin, origins_of
 from compress.model_files.weights import load_state, read_state
 
@@ -39,13 +40,14 @@ __all__ = [
     "Student",
     "cut_encoder",
     "describe",
+    "describe_method",
+    "load_description",
     "load_encoder",
     "load_state",
     "load_student",
     "load_unfinished",
     "open_origin",
     "origins_of",
-    "read_description",
     "read_state",
     "save",
 ]

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from compress.engine import compiling
 from compress.engine.compiling import CompiledTaps, compiled_taps, pays
 from compress.models import build
-from compress.taps import TapSpecs
-from compress.taps.discovery import discover
-from compress.taps.graph import TappedGraph
+from compress.taps import TappedGraph, TapSpecs, discover
 
 CPU = torch.device("cpu")
 

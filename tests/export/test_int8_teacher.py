@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.onnx import open_session
-from compress.onnx.graphs import INPUT
+from compress.onnx import INPUT, open_session
 from compress.onnx.qdq import largest_weight
-from compress.taps import Tapped, TapSpecs
-from compress.taps.discovery import discover
-from compress.teacher.inference import measure_tap_differences
+from compress.taps import Tapped, TapSpecs, discover
+from compress.teacher import measure_tap_differences
 from compress.teacher.int8 import int8_teacher
 from tests.export.quantizing import batches, settled
 

@@ -13,13 +13,12 @@ from compress import models
 from compress.accounting import account_pair, pairs
 from compress.data import IMAGE_SIZES
 from compress.pipeline import STAGES
-from compress.recipe.files import apply_override, read_yaml
-from compress.recipe.schema import Recipe, check_shape
+from compress.recipe import Recipe, apply_override, check_shape, read_yaml
 from compress.run import probe as probe_module
 from compress.run.checks import check_recipe
 from compress.run.probe import probe
 from compress.sweep.schema import check_sweep, recipe_of
-from compress.taps.discovery import discover
+from compress.taps import discover
 from eval.transfer.command import _parser
 from eval.transfer.request import read_request
 from export.detectron2.config import SCHEDULES

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from compress import models
-from compress.model_files import artifacts
-from compress.recipe.schema import Recipe
+from compress import model_files, models
+from compress.recipe import Recipe
 from compress.run.preview import teacher_remarks
 from compress.run.probe import probe
 from compress.stages import dataset_of
 from compress.storage.files import read_json, write_json
-from compress.taps.discovery import discover
+from compress.taps import discover
 
 CODE = """
 from tests.models.test_layout import Auxiliary, ChangesItsInput, Small
@@ -77,10 +76,10 @@ def test_a_teacher_of_other_images_is_told(tmp_path: Path) -> None:
     network = models.build("resnet14", num_classes=10)
     specs = discover(network, SHAPE, "resnet14")
     architecture = {"name": "resnet14", "arguments": {}}
-    description = artifacts.describe(
+    description = model_files.describe(
         architecture, specs, data.class_names, data.preprocessing, metrics={}, fingerprint="f"
     )
-    artifacts.save(tmp_path, "teacher", network, description | {"method": None})
+    model_files.save(tmp_path, "teacher", network, description | {"method": None})
     assert teacher_remarks(given) == []
     content = read_json(tmp_path / "teacher.json")
     content["preprocessing"]["mean"] = [0.1, 0.2, 0.9]

@@ -15,9 +15,9 @@ import yaml
 
 from compress import pipeline
 from compress.errors import UserError
-from compress.model_files.origins import open_origin
+from compress.model_files import open_origin
 from compress.pipeline import STAGES
-from compress.recipe.schema import check_shape
+from compress.recipe import check_shape
 from compress.reporting.collect import load, metrics
 from compress.run.directory import RunDirectory
 from compress.run.executor import is_finished

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.models import build
-from compress.taps import Tapped, TapSpecs
-from compress.taps.discovery import discover
-from compress.teacher.inference import Precision, make_fast, measure_tap_differences
+from compress.taps import Tapped, TapSpecs, discover
+from compress.teacher import Precision, make_fast, measure_tap_differences
 
 NONE = TapSpecs((), (), None, None, None, 10)
 

@@ -34,7 +34,7 @@ ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \|(.*)\|$", re.MULTILINE)
 
 # Each architecture is built, tapped and counted once in this file: no test trains or changes one.
 _build, _discover = functools.cache(models.build), functools.cache(discover)
-_counted = functools.cache(pairs.counted_network)
+_counted = functools.cache(pairs.count_network)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def _once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", _build)
     monkeypatch.setattr(probe_module, "discover", _discover)
     monkeypatch.setattr(pairs, "discover", _discover)
-    monkeypatch.setattr(pairs, "counted_network", _counted)
+    monkeypatch.setattr(pairs, "count_network", _counted)
 
 
 def read(file: str) -> Recipe:

@@ -50,7 +50,7 @@ def run_steps(
 
     Args:
         arguments: the command's, without its name.
-        companions: what all runs that take turns with it have in common, empty at first.
+        lockstep_values: what all runs that take turns with it have in common, empty at first.
 
     Raises:
         UserError: also written to the run's log.

@@ -1,4 +1,4 @@
-"""The batches and teachers that a student learns from, its own or those of companions."""
+"""The batches and teachers that a student learns from, shared with jobs in lockstep with it."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,7 +25,7 @@ from compress.teacher.shared import SharedEnsemble
 
 
 class StudentInputs:
-    """The batches and the teachers of one student; with companions, those of all of them."""
+    """The batches and the teachers of one student; in lockstep, those of all its jobs."""
 
     def __init__(self, job: Job, data: Dataset, teachers: Sequence[artifacts.Student]) -> None:
         self.job = job
@@ -35,7 +35,7 @@ class StudentInputs:
 
     @property
     def main_batches(self) -> BatchSource:
-        """Those of the main training, which companions read together."""
+        """Those of the main training, which jobs in lockstep read together."""
         if self.job.lockstep_values is None:
             return self.batches
         lockstep_values, key = self.job.lockstep_values, ("batches", self._key)
@@ -139,7 +139,7 @@ class StudentInputs:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        """Values that companions have in common who read the same batches."""
+        """Values that jobs have in common if they read the same batches."""
         reader, recipe = self.batches.reader, self.job.recipe
         seeds = recipe.seed, reader.seed, reader.views_seed
         return recipe.data.model_dump_json(), reader.batch_size, reader.augment, seeds

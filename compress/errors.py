@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error of another library says, which may be lines of text or nothing."""
+    """The message of another library's error on one line; its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -19,8 +19,9 @@
 `python -m export RUN` does; `verify_bundle` checks one, as `python -m export.verify BUNDLE` does.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from compress import import_lazily
 
 if TYPE_CHECKING:
     from export.bundle.request import BundleRequest
@@ -49,9 +50,5 @@ _MODULES = {
     "write_bundle": "export.bundle.writer",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is used: the commands' --help needs neither torch nor onnx."""
-    if name not in _MODULES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+# The commands' --help needs neither torch nor onnx.
+__getattr__ = import_lazily(__name__, _MODULES)

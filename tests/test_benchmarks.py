@@ -20,9 +20,8 @@ import step
 from plain_terms import Memory, Projector
 from turns import Candidate, interleaved
 
+from compress.data import Batch, Preprocessing
 from compress.data.augment import shift_and_flip
-from compress.data.batch import Batch
-from compress.data.images import Preprocessing
 from tests.waiting import wait_until
 
 IMAGES = 40

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import compress
 from compress import methods
 from compress.methods import METHODS
 from tests.export.tracing import traced_exports
 
 PACKAGES = (
-    "compress.accounting",
-    "compress.data",
-    "compress.methods",
-    "compress.models",
-    "compress.onnx",
-    "compress.reporting",
+    *(f"compress.{name}" for name in compress.__all__ if name != "errors"),
     "eval.data",
     "eval.detection",
     "eval.knn",
@@ -39,6 +35,24 @@ def test_public_names_exist_and_the_example_runs(
         package.no_such_name  # noqa: B018
     with traced_exports():
         doctest.testmod(package, optionflags=doctest.ELLIPSIS, raise_on_error=True)
+
+
+def test_the_example_of_the_whole_trains_networks_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    done = doctest.testmod(compress, optionflags=doctest.ELLIPSIS, raise_on_error=True)
+    assert done.attempted > 10
+    assert list(tmp_path.glob("*/checkpoint.safetensors"))
+
+
+def test_import_compress_imports_nothing_else() -> None:
+    code = (
+        "import sys, compress\n"
+        "assert not [name for name in sys.modules if name.startswith(('compress.', 'torch'))]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"none"}))

@@ -12,9 +12,9 @@
 it is also the command `python -m compress.accounting`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from compress import import_lazily
 from compress.accounting.costs import network_costs, pruning_columns
 from compress.accounting.latency import (
     LatencyMeasurement,
@@ -53,9 +53,5 @@ __all__ = [
     "speedup_percent",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import `account_pair` when it is used: importing every method takes seconds."""
-    if name != "account_pair":
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return importlib.import_module("compress.accounting.pairs").account_pair
+# Importing every method takes seconds.
+__getattr__ = import_lazily(__name__, {"account_pair": "compress.accounting.pairs"})

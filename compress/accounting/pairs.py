@@ -73,8 +73,8 @@ def account_pair(
     problems += _number_problems(num_classes, input_shape, latency_rounds)
     if problems:
         raise UserError("\n".join(problems))
-    large = counted_network(teacher, num_classes, input_shape)
-    small = counted_network(student, num_classes, input_shape)
+    large = count_network(teacher, num_classes, input_shape)
+    small = count_network(student, num_classes, input_shape)
     deployed = _deployed(name, arguments, large, small, num_classes)
     costs = (
         small.costs if deployed is small.network else network_costs(deployed.eval(), input_shape)
@@ -96,9 +96,7 @@ def account_pair(
     }
 
 
-def counted_network(
-    name: str, num_classes: int, input_shape: tuple[int, int, int]
-) -> CountedNetwork:
+def count_network(name: str, num_classes: int, input_shape: tuple[int, int, int]) -> CountedNetwork:
     """Build a named architecture, find its taps and count it.
 
     Raises:

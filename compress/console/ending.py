@@ -67,7 +67,7 @@ def stop_sentence(stop: KeyboardInterrupt) -> str:
 
 @contextmanager
 def doing(place: str) -> Iterator[None]:
-    """Where a command that is stopped inside the block is said to have been."""
+    """Name the work inside the block, for the message of a command that is stopped there."""
     before = _place.set(place)
     try:
         yield

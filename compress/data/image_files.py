@@ -31,8 +31,8 @@ SUFFIXES = (".jpg", ".png", ".jpeg", ".JPEG", ".JPG")
 
 
 @contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
-    """The image of a file, whose header alone is read so far.
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open the image of a file; its header alone is read so far.
 
     Raises:
         UserError: there is no such file, it is of none of `FORMATS`, too large or too long, or
@@ -74,7 +74,7 @@ def read_rgb(path: Path, *, upright: bool) -> Tensor:
     Raises:
         UserError: it is no readable image, or has more than 8 bits per channel.
     """
-    with opened_image(path) as image:
+    with open_image(path) as image:
         _refuse_deep(path, image)
         image.load()
         turn = _turn(image) if upright else None
@@ -91,7 +91,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: see `read_rgb`.
     """
-    with opened_image(path) as image:
+    with open_image(path) as image:
         _refuse_deep(path, image)
         width, height = image.size
         return (width, height) if _turn(image) in _ONTO_SIDE else (height, width)
@@ -107,7 +107,7 @@ def check_whole(paths: Iterable[Path]) -> None:
         UserError: one cannot be read.
     """
     for path in paths:
-        with opened_image(path) as image:
+        with open_image(path) as image:
             image.draft(None, (1, 1))
             image.load()
 

@@ -195,8 +195,8 @@ class Checkpoint:
     def _write(self, history: list[dict[str, Any]], keep_best: Selection | None) -> None:
         best: int | None = keep_best.best(history)["epoch"] if keep_best is not None else None
         if best == len(history):
-            told = {**self.identity, "epoch": str(best)}
-            write_tensors(self._best_path(best), self.module.state_dict(), told)
+            metadata = {**self.identity, "epoch": str(best)}
+            write_tensors(self._best_path(best), self.module.state_dict(), metadata)
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
         plain: dict[str, Any] = {}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -288,8 +288,8 @@ class Checkpoint:
                 raise
             # They are those of the checkpoint itself.
             put_aside(self.directory, [weights.name])
-            told = {**self.identity, "epoch": str(best)}
-            write_tensors(weights, part_of(tensors, "module."), told)
+            metadata = {**self.identity, "epoch": str(best)}
+            write_tensors(weights, part_of(tensors, "module."), metadata)
         return weights
 
     def _load(self, path: Path) -> list[dict[str, Any]]:

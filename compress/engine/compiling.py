@@ -19,7 +19,7 @@ _LEAST_MACS = 1e14
 _LEAST_STEPS = 10_000
 
 
-def pays(
+def compiling_pays(
     wish: Literal["auto", "always", "never"],
     device: torch.device,
     *,
@@ -39,7 +39,7 @@ def pays(
     return has_compiler and macs() / world_size() >= _LEAST_MACS
 
 
-def compiled_taps(
+def compile_taps(
     network: nn.Module,
     specs: TapSpecs,
     wanted: Sequence[str],

@@ -17,7 +17,19 @@ from collections.abc import Mapping
 from compress.methods.ab import AB, ab_loss
 from compress.methods.at import AT, at_loss
 from compress.methods.cc import CC, cc_loss
-from compress.methods.contract import Method
+from compress.methods.contract import (
+    LossWeights,
+    Method,
+    MethodContext,
+    NetworkForward,
+    Phase,
+    PretrainedMethod,
+    TeacherContext,
+    TeacherForward,
+    View,
+    Views,
+    teacher_context,
+)
 from compress.methods.crd import CRD, crd_loss
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fsp import FSP, fsp_loss
@@ -35,7 +47,16 @@ from compress.methods.vid import VID, vid_loss
 
 __all__ = [
     "METHODS",
+    "LossWeights",
     "Method",
+    "MethodContext",
+    "NetworkForward",
+    "Phase",
+    "PretrainedMethod",
+    "TeacherContext",
+    "TeacherForward",
+    "View",
+    "Views",
     "ab_loss",
     "at_loss",
     "cc_loss",
@@ -52,6 +73,7 @@ __all__ = [
     "simkd_loss",
     "sp_loss",
     "srrl_loss",
+    "teacher_context",
     "vid_loss",
 ]
 

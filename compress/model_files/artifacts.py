@@ -80,7 +80,7 @@ def describe(
     metrics: Mapping[str, Any],
     fingerprint: str,
 ) -> dict[str, Any]:
-    """What every model file says of itself; `architecture` is {"name", "arguments"}."""
+    """Build the content of a model file's description; `architecture` is {"name", "arguments"}."""
     name = architecture["name"]
     arguments = without_sources(name, architecture["arguments"])
     return {
@@ -104,7 +104,7 @@ def describe(
 
 
 def describe_method(method: Method, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What rebuilding a method's deployed network takes: arguments and shapes, no teacher."""
+    """Arguments and shapes that rebuild a method's deployed network without a teacher."""
     context = method.context
     return {
         "name": name,
@@ -244,8 +244,8 @@ def load_unfinished(folder: Path) -> Student:
             method = rebuild_method(description["method"])
         # Banks and the like are as long as the training set, which is not here.
         own = method.state_dict()
-        found = part_of(state, "method.")
-        fitting = {k: v for k, v in found.items() if k in own and v.shape == own[k].shape}
+        method_state = part_of(state, "method.")
+        fitting = {k: v for k, v in method_state.items() if k in own and v.shape == own[k].shape}
         method.load_state_dict(fitting, strict=False)
         network = method.deploy(network)
     epoch = trained_epoch(folder, history)
@@ -267,7 +267,7 @@ def _require_output(
         return
     training = network.training
     try:
-        found = tuple(network.eval()(torch.zeros(1, *shape)).shape[1:])
+        output_shape = tuple(network.eval()(torch.zeros(1, *shape)).shape[1:])
     except Exception as error:  # shapes that no training wrote fail in many ways
         raise UserError(
             f"{origin} does not fit its description: the network cannot run on an image of "
@@ -275,10 +275,10 @@ def _require_output(
         ) from error
     finally:
         network.train(training)
-    if found != expected:
+    if output_shape != expected:
         raise UserError(
             f"{origin} does not fit its description: of an image of {shape[1]} pixels the network "
-            f"makes {found}, described is {expected}"
+            f"makes {output_shape}, described is {expected}"
         )
 
 
@@ -320,12 +320,12 @@ def cut_encoder(
     if specs.last_map is None:
         raise UserError(f"{origin} has no last map to cut its encoder at")
     own = network.state_dict()
-    found = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    network.load_state_dict(found, strict=False)
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    network.load_state_dict(fitting, strict=False)
     last = specs.last_map
     body = encoder_until(network, last.path)
     expected = (last.channels, last.height, last.width)
     _require_output(body, preprocessing.input_shape, expected, origin)
     needed = body.state_dict().keys()
-    matched = 100 * len(needed & found.keys()) / len(needed)
+    matched = 100 * len(needed & fitting.keys()) / len(needed)
     return Encoder(body, specs.last_map, preprocessing, matched)

@@ -41,11 +41,11 @@ class Origin:
 
     `description` is what a model file says of itself (see `compress.model_files.artifacts`), `read`
     gives the weights under the names of the plain architecture, `digest` identifies both. `weights`
-    is the file beside the description, where there is one.
+    is the file beside the description, where there is one; `reference` is as the user named it.
     """
 
     name: str
-    given: str
+    reference: str
     description: Mapping[str, Any]
     read: Callable[[], State]
     digest: str
@@ -54,7 +54,7 @@ class Origin:
 
     @property
     def taps(self) -> TapSpecs:
-        """Where the plain architecture can be tapped."""
+        """Taps of the plain architecture."""
         return TapSpecs.from_dict(self.description["taps"])
 
     @property
@@ -91,38 +91,38 @@ class Origin:
     def _built(self, weights: bool, seed: int) -> tuple[nn.Module, Encoder]:
         network = build_plain(self.description, seed=seed, weights=self.weights)
         state = self.read() if weights else {}
-        check_kinds(state, network.state_dict(), self.given)
+        check_kinds(state, network.state_dict(), self.reference)
         encoder = cut_encoder(network, self.taps, self.preprocessing, state, self.name)
         if weights and encoder.matched_percent < 100 and not self.allow_partial:
             raise UserError(
-                f"{self.given}: only {encoder.matched_percent:.1f} % of the encoder's weights were "
-                "found in the file; it was written for another architecture (--allow-partial "
+                f"{self.reference}: only {encoder.matched_percent:.1f} % of the encoder's weights "
+                "were found in the file; it was written for another architecture (--allow-partial "
                 "takes it all the same)."
             )
-        check_finite(encoder.body.state_dict(), self.given)
+        check_finite(encoder.body.state_dict(), self.reference)
         return network, encoder
 
 
-def open_origin(given: str, *, model: str | None = None, allow_partial: bool = False) -> Origin:
-    """What `given` names; `model` is the architecture where it is a file of weights alone.
+def open_origin(reference: str, *, model: str | None = None, allow_partial: bool = False) -> Origin:
+    """Open what a user named; `model` is the architecture where it is a file of weights alone.
 
     Raises:
         UserError: there is no such thing, or it is no student.
     """
-    path = Path(given)
+    path = Path(reference)
     for name in ("student", "teacher"):
         if (path / f"{name}.json").is_file():
-            return _described(path, name, given, allow_partial)
+            return _described(path, name, reference, allow_partial)
     if path.is_dir():
-        return _described(path / "distill" / _main_label(path), "student", given, allow_partial)
+        return _described(path / "distill" / _main_label(path), "student", reference, allow_partial)
     if model is None and path.is_file() and is_described(path):
-        return _described(path.parent, path.stem, given, allow_partial)
+        return _described(path.parent, path.stem, reference, allow_partial)
     if model is not None:
-        return _plain(model, given, f"{model}@{given}", allow_partial)
-    architecture, at, weights = given.partition("@")
-    if at or ":" in given:
-        return _plain(architecture, weights, given, allow_partial)
-    raise UserError(f"'{given}' is no encoder (looked in {Path.cwd()}); give {_FORMS}")
+        return _plain(model, reference, f"{model}@{reference}", allow_partial)
+    architecture, at, weights = reference.partition("@")
+    if at or ":" in reference:
+        return _plain(architecture, weights, reference, allow_partial)
+    raise UserError(f"'{reference}' is no encoder (looked in {Path.cwd()}); give {_FORMS}")
 
 
 def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encoder:
@@ -133,11 +133,11 @@ def load_encoder(folder: Path, *, weights: bool = True, seed: int = 0) -> Encode
 def origins_of(run: Path) -> dict[str, Path]:
     """Label -> folder of every finished student of a run, and of its teacher."""
     files = sorted((run / "distill").glob("*/student.json"))
-    found = {file.parent.name: file.parent for file in files}
+    folders = {file.parent.name: file.parent for file in files}
     teachers = sorted((run / "teacher").glob("*/teacher.json"), key=lambda p: int(p.parent.name))
     for number, file in enumerate(teachers):
-        found["teacher" if number == 0 else f"teacher-{number + 1}"] = file.parent
-    return found
+        folders["teacher" if number == 0 else f"teacher-{number + 1}"] = file.parent
+    return folders
 
 
 def _main_label(run: Path) -> str:
@@ -153,7 +153,7 @@ def _main_label(run: Path) -> str:
     return label
 
 
-def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Origin:
+def _described(folder: Path, name: str, reference: str, allow_partial: bool) -> Origin:
     require_whole(folder, name)
     description = load_description(folder, name)
     weights = folder / f"{name}.safetensors"
@@ -165,20 +165,20 @@ def _described(folder: Path, name: str, given: str, allow_partial: bool) -> Orig
     def read() -> State:
         return encoder_state(read_tensors(weights)[0], description)
 
-    return Origin(label, given, description, read, digest, allow_partial, weights)
+    return Origin(label, reference, description, read, digest, allow_partial, weights)
 
 
-def _plain(model: str, weights: str, given: str, allow_partial: bool) -> Origin:
+def _plain(model: str, weights: str, place: str, allow_partial: bool) -> Origin:
     """A named architecture with published weights, with those of a file, or with none."""
     state = find_state(model, weights) if weights else None
-    description = plain_description(model, state, None if allow_partial else given)
+    description = plain_description(model, state, None if allow_partial else place)
 
     def read() -> State:
         if state is None:
-            raise UserError(f"'{given}' names no weights; add @DEFAULT or @FILE.pth")
+            raise UserError(f"'{place}' names no weights; add @DEFAULT or @FILE.pth")
         return state
 
-    told = sha256_file(Path(weights)) if Path(weights).is_file() else weights
-    digest = fingerprint_of({"model": model, "weights": told})
+    identity = sha256_file(Path(weights)) if Path(weights).is_file() else weights
+    digest = fingerprint_of({"model": model, "weights": identity})
     name = "-".join(filter(None, (model.split(":")[-1], Path(weights).stem)))
-    return Origin(name, given, description, read, digest, allow_partial)
+    return Origin(name, place, description, read, digest, allow_partial)

@@ -21,32 +21,32 @@ _IMAGENET = Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 256
 State = Mapping[str, Tensor]
 
 
-def plain_description(model: str, state: State | None, given: str | None) -> dict[str, Any]:
+def plain_description(model: str, state: State | None, origin: str | None) -> dict[str, Any]:
     """The description of an architecture whose class count is that of its weights.
 
     Args:
-        given: names the weights in the message if they hold more than the network's tensors;
+        origin: names the weights in the message if they hold more than the network's tensors;
             None takes those too.
     """
-    shown = _CIFAR if model in models.MODELS else _IMAGENET
+    preprocessing = _CIFAR if model in models.MODELS else _IMAGENET
     classes = 100 if model in models.MODELS else 1000
-    specs, shapes = _tapped(model, classes, shown)
+    specs, shapes = _tapped(model, classes, preprocessing)
     name = f"{specs.classifier}.weight"
     weight = (state or {}).get(name)
     # One of another shape is told when it is loaded.
     if weight is not None and weight.ndim and weight.shape[1:] == shapes.get(name, ())[1:]:
         classes = len(weight)
-        specs, shapes = _tapped(model, classes, shown)
-    if given is not None and (extra := sorted({*(state or {})} - {*shapes})):
+        specs, shapes = _tapped(model, classes, preprocessing)
+    if origin is not None and (extra := sorted({*(state or {})} - {*shapes})):
         raise UserError(
-            f"{given}: {len(extra)} tensors of the file are none of the network's, first "
+            f"{origin}: {len(extra)} tensors of the file are none of the network's, first "
             f"'{extra[0]}'; it was written for another architecture (--allow-partial leaves them)."
         )
     description = describe(
         {"name": model, "arguments": {}},
         specs,
         tuple(f"class {number}" for number in range(classes)),
-        shown,
+        preprocessing,
         metrics={},
         fingerprint="",
     )
@@ -55,9 +55,9 @@ def plain_description(model: str, state: State | None, given: str | None) -> dic
 
 @cache
 def _tapped(
-    model: str, classes: int, shown: Preprocessing
+    model: str, classes: int, preprocessing: Preprocessing
 ) -> tuple[TapSpecs, Mapping[str, torch.Size]]:
     """Taps and the shapes of the tensors of an architecture."""
     network = models.build(model, num_classes=classes)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    return discover(network, shown.input_shape, model), shapes
+    return discover(network, preprocessing.input_shape, model), shapes

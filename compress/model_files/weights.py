@@ -36,7 +36,7 @@ _PLAIN_VALUES: list[Any] = [
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded: whether the classifier was left out because its class count differs."""
+    """The outcome of loading: whether the classifier was left out, as its class count differs."""
 
     classifier_replaced: bool
     classes_in_file: int | None
@@ -51,36 +51,36 @@ def published_weights(model: str) -> list[str]:
     return [*names, "DEFAULT"] if names else []
 
 
-def find_state(model: str, given: str) -> Mapping[str, Tensor]:
+def find_state(model: str, weights: str) -> Mapping[str, Tensor]:
     """The weights of a file, or those that torchvision or timm publishes under a name (a download).
 
     Raises:
         UserError: there are no such weights, or no such architecture.
     """
     builder = models.find(model)
-    if Path(given).is_file():
-        return read_state(Path(given))
+    if Path(weights).is_file():
+        return read_state(Path(weights))
     published = published_weights(model)
     try:
-        if given in published:
+        if weights in published:
             entries = torchvision.models.get_model_weights(model.partition(":")[2])
-            state: Mapping[str, Tensor] = entries[given].get_state_dict(progress=True)
+            state: Mapping[str, Tensor] = entries[weights].get_state_dict(progress=True)
             return state
-        if model.startswith("timm:") and given == "DEFAULT":
+        if model.startswith("timm:") and weights == "DEFAULT":
             return builder(pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"could not download {model} {given} ({error}); give a local file instead, such as "
+            f"could not download {model} {weights} ({error}); give a local file instead, such as "
             "resnet18.pth"
         ) from None
     raise UserError(
-        f"{model}: weights '{given}' are neither a file (looked in {Path.cwd()}) nor published "
-        f"under that name{nearest(given, published or ['DEFAULT'])}"
+        f"{model}: weights '{weights}' are neither a file (looked in {Path.cwd()}) nor published "
+        f"under that name{nearest(weights, published or ['DEFAULT'])}"
     )
 
 
 def load_initial(
-    network: nn.Module, model: str, given: str, input_shape: tuple[int, int, int]
+    network: nn.Module, model: str, weights: str, input_shape: tuple[int, int, int]
 ) -> int | None:
     """Load published weights or a file into a network, whatever the class count of its classifier.
 
@@ -88,7 +88,7 @@ def load_initial(
         The number of classes in the file where the classifier was left as initialised, else None.
     """
     classifier = discover(network, input_shape, model).classifier
-    loaded = load_state(network, find_state(model, given), classifier, given)
+    loaded = load_state(network, find_state(model, weights), classifier, weights)
     if not loaded.classifier_replaced:
         return None
     own = len(network.state_dict()[f"{classifier}.weight"])

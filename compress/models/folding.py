@@ -31,7 +31,7 @@ class Folded:
     not_folded: list[dict[str, str]] = field(default_factory=list)
 
 
-class _Tracer(fx.Tracer):
+class _FoldingTracer(fx.Tracer):
     """A tracer that keeps the given modules whole and remembers where tracing failed."""
 
     def __init__(self, whole: set[str]) -> None:
@@ -99,7 +99,7 @@ def _trace(network: nn.Module, reasons: dict[str, str]) -> fx.Graph | None:
     """The network's graph, untraceable submodules as single calls; None if it has none."""
     whole: set[str] = set()
     while True:
-        tracer = _Tracer(whole)
+        tracer = _FoldingTracer(whole)
         try:
             return tracer.trace(network)
         except Exception as error:  # user code under proxies may raise anything

@@ -1,4 +1,4 @@
-"""What of a recipe has the right shape, so that it can be checked although another part has not."""
+"""The parts of a recipe that have the right shape, to be checked although others have not."""
 
 import copy
 from typing import Any

@@ -71,7 +71,7 @@ class Data(Named):
 
 
 class Train(Part):
-    """How a network is trained: the papers' SGD unless said otherwise.
+    """Training of a network: the papers' SGD unless said otherwise.
 
     `accumulate: P` runs each batch in P parts whose gradients are summed, to need less memory.
     `precision` is that of the networks (autocast); losses are float32 in any case.
@@ -90,13 +90,13 @@ class Train(Part):
 
 
 class TapPaths(Part):
-    """Where to tap a network, by dotted module paths; what is not given is found."""
+    """Taps of a network by dotted module paths; those left out are discovered."""
 
     stages: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
     last_map: str | None = None
 
 
-class Teacher(Part):
+class TeacherPart(Part):
     """A teacher: trained here (`train`), read (`checkpoint`) or published (`weights`)."""
 
     model: Named | None = None
@@ -106,7 +106,7 @@ class Teacher(Part):
     train: Train | None = None
 
     @model_validator(mode="after")
-    def _has_a_source(self) -> "Teacher":
+    def _has_a_source(self) -> "TeacherPart":
         if self.model is None and self.checkpoint is None:
             raise ValueError("names no model; give `model`, or `checkpoint` of a file written here")
         if self.checkpoint is None and self.weights is None and self.train is None:
@@ -154,12 +154,12 @@ class Distill(Part):
 
 
 class Fuse(Part):
-    """How far the deployed network may be from what was trained, in logits (max abs)."""
+    """Limit of the difference between deployed and trained network, in logits (max abs)."""
 
     tolerance: Share = 1e-3
 
 
-class Latency(Part):
+class LatencyPart(Part):
     """Which batch sizes are timed, and how often."""
 
     batch_sizes: Annotated[list[Positive], Field(max_length=100)] = [1, 64]
@@ -168,9 +168,9 @@ class Latency(Part):
 
 
 class Account(Part):
-    """What is counted and timed."""
+    """Costs to count and time."""
 
-    latency: Latency = Latency()
+    latency: LatencyPart = LatencyPart()
 
 
 class Int8(Part):
@@ -210,7 +210,7 @@ class Export(Part):
     license: Annotated[str, Field(pattern=r"^[^\r\n]+$")] | None = None
 
 
-class TeacherCache(Part):
+class TeacherCachePart(Part):
     """Teacher outputs kept on disk under (image, view).
 
     `max_gb` bounds the file. float16 halves it; its error is measured and printed. `folder` is
@@ -223,7 +223,7 @@ class TeacherCache(Part):
 
 
 class Engine(Part):
-    """How the work is done, not what is done.
+    """Execution of the work: compiling, teachers, caches.
 
     `compile` of networks: `auto` where the run is long enough and there is a compiler. `teacher` is
     the arithmetic of teachers while students learn: bfloat16 and int8 change their targets by
@@ -233,12 +233,12 @@ class Engine(Part):
 
     compile: Literal["auto", "always", "never"] = "auto"
     teacher: Literal["float32", "bfloat16", "int8"] = "float32"
-    cache: TeacherCache | None = None
+    cache: TeacherCachePart | None = None
     share_teacher: bool = False
 
 
 class TransferTrain(Train):
-    """How a transfer task trains: so many passes over its data, or so many steps."""
+    """Training of a transfer task: so many passes over its data, or so many steps."""
 
     epochs: Epochs = 1
     iterations: Positive | None = None
@@ -294,7 +294,7 @@ class TransferPart(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the stage is told beside data, inits and training: own arguments and `seeds`."""
+        """The task's own arguments and `seeds`."""
         return {"seeds": self.seeds, **self.own_arguments}
 
 
@@ -304,7 +304,7 @@ class Recipe(Part):
     seed: Seed = 0
     trials: Trials = 1
     data: Data
-    teacher: Annotated[list[Teacher], Field(min_length=1, max_length=100)]
+    teacher: Annotated[list[TeacherPart], Field(min_length=1, max_length=100)]
     student: StudentPart
     distill: Distill
     engine: Engine = Engine()

@@ -24,33 +24,33 @@ def arguments_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
     Arguments that a `functools.partial` has already given are not among them.
     """
-    bound: Mapping[str, Any] = {}
+    preset: Mapping[str, Any] = {}
     while isinstance(function, functools.partial):
-        bound = {**function.keywords, **bound}
+        preset = {**function.keywords, **preset}
         function = function.func
     target = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(target)
     return {
         p.name: (hints.get(p.name, Any), p.default)
         for p in inspect.signature(target).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name not in bound
+        if p.kind is p.KEYWORD_ONLY and p.name not in preset
     }
 
 
 def check(
     function: Callable[..., Any],
-    given: Mapping[str, Any],
+    values: Mapping[str, Any],
     path: str,
     *,
     supplied: tuple[str, ...] = (),
 ) -> list[str]:
-    """Problems of arguments given for a function, each with its path.
+    """Problems of the arguments `values` of a function, each with its path.
 
     Args:
         supplied: arguments that the caller fills in itself; a recipe may not give them.
     """
     accepted = {k: v for k, v in arguments_of(function).items() if k not in supplied}
-    unknown = [name for name in given if name not in accepted]
+    unknown = [name for name in values if name not in accepted]
     known = ", ".join(accepted) or "nothing"
     problems = [
         f"{path}.{dotted(name)}: unknown key; accepted here: {known}{nearest(name, accepted)}"
@@ -58,13 +58,13 @@ def check(
     ]
     if len(unknown) > _MOST_PROBLEMS:
         problems.append(f"{path}: and {len(unknown) - _MOST_PROBLEMS:,} more unknown keys")
-    for name in (name for name in given if name in accepted):
-        if detail := _mistake(accepted[name][0], given[name]):
-            problems.append(f"{path}.{name}: {detail}, got {short_repr(given[name])}")
+    for name in (name for name in values if name in accepted):
+        if detail := _mistake(accepted[name][0], values[name]):
+            problems.append(f"{path}.{name}: {detail}, got {short_repr(values[name])}")
     problems += [
         f"{path}.{name}: missing"
         for name, (_, default) in accepted.items()
-        if default is inspect.Parameter.empty and name not in given
+        if default is inspect.Parameter.empty and name not in values
     ]
     return problems
 

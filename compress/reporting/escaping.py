@@ -18,7 +18,7 @@ def escape_markdown(text: str) -> str:
     return _MARKDOWN_START.sub(lambda match: _escape_last(match.group()), escaped)
 
 
-def fenced(text: str, language: str = "") -> str:
+def fence(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

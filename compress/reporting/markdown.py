@@ -10,7 +10,7 @@ from compress.reporting.document import (
     KeyFigures,
     Paragraph,
 )
-from compress.reporting.escaping import escape_markdown, fenced
+from compress.reporting.escaping import escape_markdown, fence
 from compress.reporting.tables import ReportTable
 
 
@@ -38,7 +38,7 @@ def _block(block: Block) -> str:
                 for term, text in block.items
             )
         case Code():
-            return fenced(block.text, "yaml")
+            return fence(block.text, "yaml")
 
 
 def _key_figure(number: str, meaning: str, note: str) -> str:

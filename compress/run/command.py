@@ -44,13 +44,13 @@ def main(read: Callable[[], RecipeRequest], stages: StageTable) -> int:
 
 
 def run_steps(
-    arguments: list[str], stages: StageTable, companions: dict[Any, Any]
+    arguments: list[str], stages: StageTable, lockstep_values: dict[Any, Any]
 ) -> Generator[Position, None, None]:
     """The command as a generator that stops before each training step of a student.
 
     Args:
         arguments: the command's, without its name.
-        companions: what all runs that take turns with it have in common, empty at first.
+        lockstep_values: what all runs that take turns with it have in common, empty at first.
 
     Raises:
         UserError: also written to the run's log.
@@ -58,7 +58,7 @@ def run_steps(
     request = read_request(arguments)
     device = usable_device(request.options.device)
     plan, _ = _checked_plan(request, stages, device)
-    yield from _run(request, plan, stages, device, companions)
+    yield from _run(request, plan, stages, device, lockstep_values)
 
 
 def _command(request: RecipeRequest, stages: StageTable) -> int:
@@ -103,7 +103,7 @@ def _run(
     plan: RecipePlan,
     stages: StageTable,
     device: torch.device,
-    companions: dict[Any, Any],
+    lockstep_values: dict[Any, Any],
 ) -> Generator[Position, None, None]:
     recipe, options = plan.recipe, request.options
     name: str = options.recipe.stem
@@ -125,7 +125,7 @@ def _run(
             options.workers,
             options.fresh,
             options.until,
-            companions,
+            lockstep_values,
         )
         with _failure_noted():
             with track_to(recipe.trackers, folder, str(folder), resolved):

@@ -27,7 +27,7 @@ from compress.errors import UserError
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_mapping, write_json
 from compress.storage.fingerprints import changed_fields, fingerprint_of
-from compress.storage.integrity import numbered, record, seal
+from compress.storage.integrity import choose_folder, record, seal
 from compress.storage.results import read_result
 
 _STAGE_FOLDERS = ("teacher", "distill/*", "fuse", "account", "export", "transfer/*")
@@ -107,8 +107,8 @@ class RunDirectory:
         """The folder of a stage's files."""
         return self.folder / stage
 
-    def finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
-        """Whether the stage has a result for exactly these fields; see also `run.skipping`.
+    def is_finished(self, stage: str, fields: Mapping[str, Any]) -> bool:
+        """Tell whether the stage has a result for exactly these fields; see also `run.skipping`.
 
         Raises:
             UserError: the result is damaged.
@@ -128,8 +128,8 @@ class RunDirectory:
         path = folder / "fields.json"
         if not path.is_file():
             # Nobody knows what such a folder was trained for: it is put aside, never resumed.
-            found = folder.is_dir() and any(folder.iterdir())
-            return ["its fields.json is missing"] if found else []
+            has_files = folder.is_dir() and any(folder.iterdir())
+            return ["its fields.json is missing"] if has_files else []
         try:
             before = read_json(path)
         except UserError:
@@ -174,7 +174,7 @@ class RunDirectory:
         folder = self.stage_folder(stage)
         if not folder.exists():
             return None
-        target = numbered(self.folder / "superseded", stage.replace("/", "-"))
+        target = choose_folder(self.folder / "superseded", stage.replace("/", "-"))
         folder.rename(target)
         return target
 

@@ -25,14 +25,14 @@ from compress.recipe.schema import Recipe
 from compress.run.directory import RunDirectory
 from compress.run.fields import StepFields, recipe_fingerprint, step_fields
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
-from compress.run.skipping import Files, require_undamaged, stands
+from compress.run.skipping import Files, can_skip, require_undamaged
 from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
 from compress.stages.job import Job, Outcome, StepJob
 
 
 class Progress:
-    """What a run directory has of a plan: the digest of each step whose result is there.
+    """Progress of a plan in a run directory: the digest of each step whose result is there.
 
     Knows every step's fields, since these hold the results of the steps before it.
     """
@@ -63,7 +63,7 @@ class Progress:
         Raises:
             UserError: the result, or a file that it vouches for, is damaged.
         """
-        is_finished = self.directory.finished(step.name, self.fields(step).result)
+        is_finished = self.directory.is_finished(step.name, self.fields(step).result)
         if is_finished:
             require_undamaged(self.directory, step.name, self._files(step))
         return is_finished
@@ -72,7 +72,7 @@ class Progress:
         """Whether a step is finished; what is damaged of it is put aside and made again."""
         fields = self.fields(step)
         files = self._files(step)
-        return stands(self.directory, step.name, fields.result, files, fields.folder)
+        return can_skip(self.directory, step.name, fields.result, files, fields.folder)
 
     def finish(self, step: PlannedStep, outcome: Outcome) -> None:
         """Write a step's result, with a record of the files that it vouches for."""
@@ -94,8 +94,8 @@ class Progress:
 class Executor:
     """Runs a plan: where and how.
 
-    `fresh` names stages or steps to be redone, `until` the last one to run. `companions` is what
-    runs that take turns in one process have in common, see `Job`.
+    `fresh` names stages or steps to be redone, `until` the last one to run. `lockstep_values` is
+    what runs that take turns in one process have in common, see `Job`.
     """
 
     plan: RunPlan
@@ -105,7 +105,7 @@ class Executor:
     workers: int = 2
     fresh: Sequence[str] = ()
     until: str | None = None
-    companions: dict[Any, Any] = field(default_factory=dict)
+    lockstep_values: dict[Any, Any] = field(default_factory=dict)
 
     def steps(self) -> Generator[Position, None, list[str]]:
         """Run the plan, stopping before each training step of a student.
@@ -190,9 +190,11 @@ class Executor:
         recipe = self._recipe
         if recipe is None:
             return StepJob(**common)
-        companions = self.companions if recipe.engine.share_teacher else None
+        lockstep_values = self.lockstep_values if recipe.engine.share_teacher else None
         fingerprint = recipe_fingerprint(recipe)
-        return Job(**common, recipe=recipe, recipe_fingerprint=fingerprint, companions=companions)
+        return Job(
+            **common, recipe=recipe, recipe_fingerprint=fingerprint, lockstep_values=lockstep_values
+        )
 
     def _prepare(self, step: PlannedStep, progress: Progress) -> bool:
         """Decide whether to skip, resume or redo a step; return True if it must run."""

@@ -23,7 +23,7 @@ Fields = dict[str, Any]
 
 @dataclass(frozen=True)
 class StepFields:
-    """What a step's result depends on, and what its folder stands for.
+    """Fields that a step's result depends on, and those that its folder is kept for.
 
     The latter is less where the parts in the folder know the rest themselves.
     """
@@ -98,29 +98,29 @@ _OF_STAGE: Mapping[str, Callable[[Recipe, PlannedStep], Fields]] = {
 
 def _of_transfer(recipe: Recipe, step: PlannedStep) -> tuple[Fields, Fields]:
     """Of a recipe's entry, whose trainings have folders each: of its result, of its folder."""
-    given = step.arguments
+    arguments = step.arguments
     common = {
-        "task": given["task"],
+        "task": arguments["task"],
         "name": step.name.partition("/")[2],
-        "data": _with_digests(given["data"]),
-        "train": given["train"].model_dump(),
-        **given["arguments"],
+        "data": _with_digests(arguments["data"]),
+        "train": arguments["train"].model_dump(),
+        **arguments["arguments"],
     }
-    own = {**common, "init": list(given["init"]), "seeds": len(given["seeds"])}
+    own = {**common, "init": list(arguments["init"]), "seeds": len(arguments["seeds"])}
     return {"seed": recipe.seed, "transfer": own}, {"seed": recipe.seed, "transfer": common}
 
 
 def _of_command(step: PlannedStep) -> tuple[Fields, Fields]:
     """Of a transfer command's step on one data set, likewise."""
-    given = step.arguments
+    arguments = step.arguments
     common = {
-        "task": given["task"],
-        "data": _with_digests(dict(given["data"])),
-        "train": given["train"].model_dump(),
-        "arguments": dict(given["arguments"]),
+        "task": arguments["task"],
+        "data": _with_digests(dict(arguments["data"])),
+        "train": arguments["train"].model_dump(),
+        "arguments": dict(arguments["arguments"]),
     }
-    origins = [[init, *origin] for init, origin in given["origins"].items()]
-    return {**common, "init": origins, "seeds": list(given["seeds"])}, common
+    origins = [[init, *origin] for init, origin in arguments["origins"].items()]
+    return {**common, "init": origins, "seeds": list(arguments["seeds"])}, common
 
 
 def training_fields(folder: Mapping[str, Any], *, init: str, origin: str, seed: int) -> Fields:
@@ -145,7 +145,7 @@ def _reads_teachers(part: MethodPart, terms: LossWeights) -> bool:
 
 
 def _targets(engine: Engine) -> dict[str, str]:
-    """What of the engine changes the targets that students learn from."""
+    """The engine's settings that change the targets that students learn from."""
     stored = engine.cache.dtype if engine.cache else "float32"
     return {"engine.teacher": arithmetic_name(engine.teacher), "engine.cache.dtype": stored}
 

@@ -89,13 +89,13 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-def usable_device(given: str | None) -> torch.device:
+def usable_device(wanted: str | None) -> torch.device:
     """The device of `--device`, by default a GPU where there is one; it has been tried.
 
     Raises:
         UserError: it cannot be used here.
     """
-    name = given or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = own_device(torch.device(name))
         torch.zeros(1, device=device).item()

@@ -67,16 +67,16 @@ def _check_data(data: Data, *, is_exported: bool) -> list[str]:
     return problems
 
 
-def check_weights(given: str | None, model: Named | None, path: str) -> list[str]:
+def check_weights(weights: str | None, model: Named | None, path: str) -> list[str]:
     """A file that must be there to be read, unless it is the name of published weights."""
     published = published_weights(model.name) if model is not None else []
-    if given is None or given in published:
+    if weights is None or weights in published:
         return []
-    if os.path.isfile(given):
-        return [] if os.access(given, os.R_OK) else [f"{path}: '{given}' cannot be read"]
+    if os.path.isfile(weights):
+        return [] if os.access(weights, os.R_OK) else [f"{path}: '{weights}' cannot be read"]
     known = f"; published for it: {', '.join(published)}" if published else ""
     place = f"(looked in {Path.cwd()})"
-    return [f"{path}: '{given}' not found {place}{known}{nearest(given, published)}"]
+    return [f"{path}: '{weights}' not found {place}{known}{nearest(weights, published)}"]
 
 
 def _not_writable(folder: str) -> str | None:

@@ -97,5 +97,5 @@ def transfer_arguments(
         command: of a step of no recipe: `students` (label -> where it is), `allow_partial`, and
             `origins` (init -> label of its student, digest of all that it takes from there).
     """
-    given = {"task": part.task, "data": data, "init": tuple(part.init), "train": part.train}
-    return {**given, "arguments": own, "main": main, "seeds": seeds, **command}
+    arguments = {"task": part.task, "data": data, "init": tuple(part.init), "train": part.train}
+    return {**arguments, "arguments": own, "main": main, "seeds": seeds, **command}

@@ -13,7 +13,7 @@ from compress.run.plan import RecipePlan
 from compress.run.probe import Shapes
 from compress.stages import dataset_of
 from compress.stages.distill import terms_for
-from compress.stages.teacher import normalised_otherwise, own_description
+from compress.stages.teacher import describe_other_normalisation, own_description
 from compress.teacher.cache import expected_hit_share, obstacle
 
 
@@ -23,14 +23,14 @@ def show(plan: RecipePlan, shapes: Shapes | None) -> None:
     for step in plan.steps:
         table.add_row(step.name, ", ".join(step.inputs))
     console.print(table)
-    for remark in teacher_remarks(plan.recipe):
-        console.print(remark, soft_wrap=True)
+    for note in list_teacher_notes(plan.recipe):
+        console.print(note, soft_wrap=True)
     if shapes is None:
         return
     console.print(_taps(shapes))
     console.print(_adapters(shapes))
-    for remark in _cache_remarks(plan, shapes):
-        console.print(remark, soft_wrap=True)
+    for note in _list_cache_notes(plan, shapes):
+        console.print(note, soft_wrap=True)
     console.print("The recipe is in order.")
 
 
@@ -65,13 +65,13 @@ def _adapters(shapes: Shapes) -> Table:
     return adapters
 
 
-def _cache_remarks(plan: RecipePlan, shapes: Shapes) -> list[str]:
+def _list_cache_notes(plan: RecipePlan, shapes: Shapes) -> list[str]:
     """The share of targets that a teacher cache is expected to save each method, or why none."""
     recipe = plan.recipe
     if recipe.engine.cache is None:
         return []
-    slots = recipe.data.views or AUGMENTATIONS[recipe.data.augment].views
-    remarks = []
+    views_kept = recipe.data.views or AUGMENTATIONS[recipe.data.augment].views
+    notes = []
     for label, part in recipe.methods.items():
         if label not in shapes.methods:
             continue
@@ -79,29 +79,29 @@ def _cache_remarks(plan: RecipePlan, shapes: Shapes) -> list[str]:
         wanted = {*(method.teacher_taps if terms.method else ()), *(["logits"] if terms.kd else [])}
         seen = [view.augment or recipe.data.augment for view in method.views if view.teacher]
         specs, images = shapes.teachers[0][1], recipe.data.train_images or 0
-        remark = obstacle(sorted(wanted), specs, seen, images, slots)
-        if remark is None:
+        reason = obstacle(sorted(wanted), specs, seen, images, views_kept)
+        if reason is None:
             draws = recipe.distill.train.epochs * len(seen)
-            share = 100 * expected_hit_share(draws, slots)
-            remark = (
-                f"teacher cache: of {draws} times that an image is shown, in {slots} views, a cold "
-                f"run is expected to find {share:.1f} % of the targets there"
+            share = 100 * expected_hit_share(draws, views_kept)
+            reason = (
+                f"teacher cache: of {draws} times that an image is shown, in {views_kept} views, a "
+                f"cold run is expected to find {share:.1f} % of the targets there"
             )
-        remarks.append(f"{label}: {remark}")
-    return remarks
+        notes.append(f"{label}: {reason}")
+    return notes
 
 
-def teacher_remarks(recipe: Recipe) -> list[str]:
+def list_teacher_notes(recipe: Recipe) -> list[str]:
     """Remarks on teachers from files that may not fit; opens the data, where they are here."""
-    remarks = []
+    notes = []
     for part in recipe.teacher:
         try:
             known = own_description(part)
             if part.checkpoint is None or known is None:
                 continue
-            shown = dataset_of(recipe).preprocessing
+            preprocessing = dataset_of(recipe).preprocessing
         except UserError:
             continue  # the run tells what is wrong with the file or the data
-        remark = normalised_otherwise(part.checkpoint, known, shown)
-        remarks += [f"teacher: {remark}"] if remark is not None else []
-    return remarks
+        difference = describe_other_normalisation(part.checkpoint, known, preprocessing)
+        notes += [f"teacher: {difference}"] if difference is not None else []
+    return notes

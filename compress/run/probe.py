@@ -76,8 +76,8 @@ def _tap_teachers(recipe: Recipe, networks: "_Networks") -> list[tuple[str, _Net
     teachers = []
     for part in recipe.teacher:
         if part.model is not None:
-            given, learns = part.checkpoint or part.weights, part.train is not None
-            network = networks.tap(part.model, part.taps, given, "teacher", learns=learns)
+            weights, learns = part.checkpoint or part.weights, part.train is not None
+            network = networks.tap(part.model, part.taps, weights, "teacher", learns=learns)
             teachers += [(part.model.name, network)] if network is not None else []
     return teachers
 
@@ -92,9 +92,9 @@ class _Networks:
     _built: dict[str, _Network] = field(default_factory=dict)
 
     def tap(
-        self, part: Named, taps: TapPaths, given: str | None, path: str, *, learns: bool
+        self, part: Named, taps: TapPaths, weights: str | None, path: str, *, learns: bool
     ) -> _Network | None:
-        """Build and tap a network; None where it, or the file `given` for it, does not fit."""
+        """Build and tap a network; None where it, or the file `weights` for it, does not fit."""
         shape = (3, self.size, self.size)
         try:
             key = part.model_dump_json() + taps.model_dump_json()
@@ -107,14 +107,14 @@ class _Networks:
             reason = f"{part.name} cannot be used at {self.size} pixels: {error}"
             self.problems.append(f"{path}: {reason}")
             return None
-        return self._built[key] if self._fits(self._built[key], part.name, given, path) else None
+        return self._built[key] if self._fits(self._built[key], part.name, weights, path) else None
 
-    def _fits(self, network: _Network, model: str, given: str | None, path: str) -> bool:
+    def _fits(self, network: _Network, model: str, weights: str | None, path: str) -> bool:
         """Whether the file of a network's weights fits; a missing one is found elsewhere."""
-        if given is None or given in published_weights(model) or not os.path.isfile(given):
+        if weights is None or weights in published_weights(model) or not os.path.isfile(weights):
             return True
         try:
-            load_state(network[0], read_state(Path(given)), network[1].classifier, given)
+            load_state(network[0], read_state(Path(weights)), network[1].classifier, weights)
         except UserError as error:
             self.problems.append(f"{path}: {error}")
             return False

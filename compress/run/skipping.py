@@ -14,7 +14,7 @@ from compress.engine.checkpoint import rewrite_metrics
 from compress.errors import UserError
 from compress.run.directory import RunDirectory
 from compress.storage.files import write_json
-from compress.storage.integrity import damaged, put_aside
+from compress.storage.integrity import find_damaged, put_aside
 from compress.storage.results import read_result
 
 # Of a stage's folder and its result's `values`: the files it vouches for, and known digests.
@@ -23,14 +23,14 @@ Files = Callable[[Path, Mapping[str, Any]], Mapping[str, str | None]]
 RESULT = "result.json"
 
 
-def stands(
+def can_skip(
     run: RunDirectory,
     stage: str,
     fields: Mapping[str, Any],
     files: Files,
     folder_fields: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Decide whether to skip a stage; what is damaged of a finished one is put aside.
+    """Decide whether to skip a stage; damaged files of a finished one are put aside.
 
     To be called by the process that holds the run directory.
 
@@ -41,7 +41,7 @@ def stands(
     """
     folder = run.stage_folder(stage)
     try:
-        if not run.finished(stage, fields):
+        if not run.is_finished(stage, fields):
             return False
     except UserError as error:
         # Which files were whole is not known any more.
@@ -77,9 +77,9 @@ def damage(run: RunDirectory, stage: str, files: Files) -> dict[str, str]:
     """Name -> what is wrong with it, of the files that a finished stage vouches for."""
     folder, result = run.stage_folder(stage), read_result(run.folder, stage)
     if "files" in result:
-        return damaged(folder, result["files"])
+        return find_damaged(folder, result["files"])
     known = files(folder, result["values"])
-    return damaged(folder, {name: {"sha256": digest} for name, digest in known.items()})
+    return find_damaged(folder, {name: {"sha256": digest} for name, digest in known.items()})
 
 
 def _with_histories_mended(
@@ -96,7 +96,7 @@ def _with_histories_mended(
         records = {**result["files"]}
         put_aside(folder, [name])
         entry = {name: records.pop(name)}
-        whole = rewrite_metrics((folder / name).parent) and not damaged(folder, entry)
+        whole = rewrite_metrics((folder / name).parent) and not find_damaged(folder, entry)
         if not whole:
             put_aside(folder, [name])
             run.write_result(stage, {**result, "files": records})

@@ -19,9 +19,9 @@ def check_train(train: Train, path: str) -> list[str]:
             f"{train.accumulate}"
         )
     if train.optimizer.arguments:
-        given = ", ".join(train.optimizer.arguments)
+        names = ", ".join(train.optimizer.arguments)
         problems.append(
-            f"{path}.optimizer: takes no arguments ({given}); momentum, nesterov and weight_decay "
+            f"{path}.optimizer: takes no arguments ({names}); momentum, nesterov and weight_decay "
             "stand beside it"
         )
     if train.optimizer.name not in OPTIMIZERS:

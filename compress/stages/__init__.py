@@ -15,7 +15,7 @@ from torch import nn
 from compress.accounting import count_macs
 from compress.data import Dataset, ImageBatches, evaluation_batches, open_data
 from compress.engine.checkpoint import Selection
-from compress.engine.compiling import compiled_taps, pays
+from compress.engine.compiling import compile_taps, compiling_pays
 from compress.engine.optimization import SCHEDULES, TrainSettings
 from compress.recipe.schema import Recipe, Train
 from compress.stages.job import Job
@@ -69,10 +69,12 @@ def compiles(job: Job, data: Dataset, network: nn.Module, train: Train, *, passe
     def macs() -> float:
         return float(passes * images * count_macs(network, data.preprocessing.input_shape).macs)
 
-    return pays(job.recipe.engine.compile, job.device, macs=macs, steps=images // train.batch_size)
+    return compiling_pays(
+        job.recipe.engine.compile, job.device, macs=macs, steps=images // train.batch_size
+    )
 
 
-def compiled_forward(
+def compile_forward(
     job: Job,
     data: Dataset,
     network: nn.Module,
@@ -88,7 +90,7 @@ def compiled_forward(
         return None
     network.to(job.device)
     wish = job.recipe.engine.compile
-    return compiled_taps(network, specs, wanted, name, wish=wish, rows=rows())
+    return compile_taps(network, specs, wanted, name, wish=wish, rows=rows())
 
 
 def training_batches(

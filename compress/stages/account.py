@@ -1,4 +1,4 @@
-"""What every network of a run costs: teachers, the plain student, and what each method ships.
+"""Costs of every network of a run: teachers, the plain student, and what each method ships.
 
 Parameters are those of the unfolded networks, as papers count them. MACs are the same folded or
 not. Activations and latency are those of the folded networks, which is what runs. Pruning ratios
@@ -93,8 +93,8 @@ def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
     described = next(iter(students.values())).description
     teachers = read_result(job.run_folder, "teacher")["values"]["teachers"]
     entries = [
-        _entry(told["label"], "teacher", teacher.network)
-        for told, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
+        _entry(description["label"], "teacher", teacher.network)
+        for description, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
     ]
     entries.append(_entry("student", "student", build_plain(described)))
     entries += [_entry(label, "deployed", s.network) for label, s in students.items()]
@@ -121,19 +121,19 @@ def _latencies(
     job: Job, entries: list[_Entry], input_shape: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Milliseconds per forward of every folded network at every batch size of the recipe."""
-    asked = job.recipe.account.latency  # type: ignore[union-attr]  # the stage runs only if given
+    settings = job.recipe.account.latency  # type: ignore[union-attr]  # the stage runs only if given
     folded = {entry.label: entry.folded.to(job.device) for entry in entries}
     wait = partial(torch.cuda.synchronize, job.device) if job.device.type == "cuda" else None
     latency: dict[str, dict[str, Any]] = {label: {} for label in folded}
-    with bar("  timing", len(asked.batch_sizes)) as advance, torch.inference_mode():
-        for batch in asked.batch_sizes:
+    with bar("  timing", len(settings.batch_sizes)) as advance, torch.inference_mode():
+        for batch in settings.batch_sizes:
             images = torch.zeros(batch, *input_shape, device=job.device)
             calls = {label: partial(network, images) for label, network in folded.items()}
-            found = measure_latency(
-                calls, warmup=asked.warmup, rounds=asked.rounds, synchronise=wait
+            measurements = measure_latency(
+                calls, warmup=settings.warmup, rounds=settings.rounds, synchronise=wait
             )
-            for label, one in found.items():
+            for label, one in measurements.items():
                 latency[label][str(batch)] = one.as_dict()
             advance(note=f"batch {batch}")
-    told = protocol(job.device, warmup=asked.warmup, rounds=asked.rounds)
-    return {"latency": latency, "protocol": told}
+    timing = protocol(job.device, warmup=settings.warmup, rounds=settings.rounds)
+    return {"latency": latency, "protocol": timing}

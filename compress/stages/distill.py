@@ -40,8 +40,8 @@ def terms_for(part: MethodPart, distill: Distill) -> LossWeights:
     `distill.weights` is for the method that ships; a method beside it has its own `weights`.
     """
     terms = METHODS[part.name].protocols[distill.protocol]
-    given = part.weights or (distill.weights if part is distill.method else None)
-    return terms if given is None else replace(terms, **given.model_dump(exclude_none=True))
+    overrides = part.weights or (distill.weights if part is distill.method else None)
+    return terms if overrides is None else replace(terms, **overrides.model_dump(exclude_none=True))
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -57,7 +57,7 @@ def run(job: Job) -> Outcome:
 
 
 def learn(job: Job) -> Generator[Position, None, Outcome]:
-    """`run`, stopping before each step: jobs with common `companions` can take their turns."""
+    """`run`, stopping before each step: jobs with common `lockstep_values` can take turns."""
     recipe, trial = job.recipe, job.arguments["trial"]
     part: MethodPart = job.arguments["part"]
     data = dataset_of(recipe, job.device)

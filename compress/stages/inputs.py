@@ -1,4 +1,4 @@
-"""The batches and teachers that a student learns from, its own or those of companions."""
+"""The batches and teachers that a student learns from, shared with jobs in lockstep with it."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from compress.methods import METHODS
 from compress.methods.contract import Phase, TeacherForward, View
 from compress.model_files import artifacts
 from compress.recipe.schema import MethodPart
-from compress.stages import compiled_forward, compiles, training_batches
+from compress.stages import compile_forward, compiles, training_batches
 from compress.stages.job import Job
 from compress.storage.fingerprints import sha256_file
 from compress.taps import TappedForward, TapSpecs
@@ -25,7 +25,7 @@ from compress.teacher.shared import SharedEnsemble
 
 
 class StudentInputs:
-    """The batches and the teachers of one student; with companions, those of all of them."""
+    """The batches and the teachers of one student; in lockstep, those of all its jobs."""
 
     def __init__(self, job: Job, data: Dataset, teachers: Sequence[artifacts.Student]) -> None:
         self.job = job
@@ -35,14 +35,14 @@ class StudentInputs:
 
     @property
     def main_batches(self) -> BatchSource:
-        """Those of the main training, which companions read together."""
-        if self.job.companions is None:
+        """Those of the main training, which jobs in lockstep read together."""
+        if self.job.lockstep_values is None:
             return self.batches
-        companions, key = self.job.companions, ("batches", self._key)
-        if key not in companions:
+        lockstep_values, key = self.job.lockstep_values, ("batches", self._key)
+        if key not in lockstep_values:
             # Phases read `batches` in their own time.
-            companions[key] = SharedBatches(self._batches())
-        batches: BatchSource = companions[key]
+            lockstep_values[key] = SharedBatches(self._batches())
+        batches: BatchSource = lockstep_values[key]
         return batches
 
     @cached_property
@@ -53,7 +53,7 @@ class StudentInputs:
 
     def student_forward(self, module: Distillation) -> TappedForward | None:
         """The student compiled, where the run is long enough for it."""
-        return compiled_forward(
+        return compile_forward(
             self.job,
             self.data,
             module.student,
@@ -69,11 +69,11 @@ class StudentInputs:
         wanted = module.teacher_taps(phase)
         if not wanted:
             return []
-        if self.job.companions is None or phase is not None:
+        if self.job.lockstep_values is None or phase is not None:
             return self.ensemble.forwards(wanted)
         key = "teachers", self._key, self.ensemble.identity(wanted)
         shared: SharedEnsemble
-        shared = self.job.companions.setdefault(key, SharedEnsemble(self.ensemble))
+        shared = self.job.lockstep_values.setdefault(key, SharedEnsemble(self.ensemble))
         return [*shared.forwards(wanted)]
 
     @cached_property
@@ -113,8 +113,8 @@ class StudentInputs:
         engine = self.job.recipe.engine
         if engine.cache is None:
             return InferenceSettings(engine.teacher)
-        given = engine.cache.folder
-        folder = Path(given) if given else self.job.run_folder / "teacher_cache"
+        cache_folder = engine.cache.folder
+        folder = Path(cache_folder) if cache_folder else self.job.run_folder / "teacher_cache"
         dtype: torch.dtype = getattr(torch, engine.cache.dtype)
         cache = CacheSettings(folder, dtype, int(engine.cache.max_gb * 1e9))
         return InferenceSettings(engine.teacher, cache)
@@ -139,7 +139,7 @@ class StudentInputs:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        """Values that companions have in common who read the same batches."""
+        """Values that jobs have in common if they read the same batches."""
         reader, recipe = self.batches.reader, self.job.recipe
         seeds = recipe.seed, reader.seed, reader.views_seed
         return recipe.data.model_dump_json(), reader.batch_size, reader.augment, seeds

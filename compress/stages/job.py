@@ -40,10 +40,10 @@ class StepJob:
 class Job(StepJob):
     """A step of a recipe.
 
-    `companions` is what jobs that are trained in lockstep have in common; None: the job is trained
-    alone.
+    `lockstep_values` is what jobs that are trained in lockstep have in common; None: the job
+    is trained alone.
     """
 
     recipe: Recipe
     recipe_fingerprint: str
-    companions: dict[Any, Any] | None = None
+    lockstep_values: dict[Any, Any] | None = None

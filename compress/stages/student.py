@@ -34,9 +34,9 @@ def build_student(
     )
     shape, taps = data.preprocessing.input_shape, recipe.student.taps
     specs = discover(student, shape, model.name, **taps.model_dump())
-    given = recipe.student.weights
-    if given is not None:
-        load_initial(student, model.name, given, shape)
+    weights = recipe.student.weights
+    if weights is not None:
+        load_initial(student, model.name, weights, shape)
     context = MethodContext(
         student=specs,
         teachers=tuple(

@@ -16,9 +16,9 @@ from compress.methods.contract import logits_of
 from compress.model_files import artifacts
 from compress.model_files.weights import load_initial
 from compress.models.forward import check_forward, lay_channels_last
-from compress.recipe.schema import Teacher, Train
+from compress.recipe.schema import TeacherPart, Train
 from compress.stages import (
-    compiled_forward,
+    compile_forward,
     dataset_of,
     evaluate,
     selection_of,
@@ -42,13 +42,13 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     """The files of every teacher, with the digests that the result's `values` hold."""
     rows = values.get("teachers", ())
     digests = {str(number): row.get("sha256") for number, row in enumerate(rows)}
-    found: dict[str, str | None] = {}
+    digest_by_file: dict[str, str | None] = {}
     for number in sorted({*digests, *(p.parent.name for p in folder.glob("[0-9]*/teacher.*"))}):
-        found[f"{number}/teacher.safetensors"] = digests.get(number)
-        found[f"{number}/teacher.json"] = None
+        digest_by_file[f"{number}/teacher.safetensors"] = digests.get(number)
+        digest_by_file[f"{number}/teacher.json"] = None
         if (folder / number / "metrics.jsonl").is_file():
-            found[f"{number}/metrics.jsonl"] = None
-    return found
+            digest_by_file[f"{number}/metrics.jsonl"] = None
+    return digest_by_file
 
 
 def run(job: Job) -> Outcome:
@@ -68,7 +68,7 @@ def load_teachers(run_folder: Path) -> list[artifacts.Student]:
     return [artifacts.load_student(folder, "teacher") for folder in folders]
 
 
-def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, Any]:
+def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str, Any]:
     """Obtain, evaluate and save one teacher; returns its row of the result."""
     folder = job.folder / str(index)
     folder.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: Teacher) -> dict[str, An
     return row | {"sha256": artifacts.save(folder, "teacher", network, description)}
 
 
-def _prepare(job: Job, data: Dataset, part: Teacher, network: nn.Module, name: str) -> TapSpecs:
+def _prepare(job: Job, data: Dataset, part: TeacherPart, network: nn.Module, name: str) -> TapSpecs:
     """Find the taps, refuse what cannot serve, and lay the network out in memory."""
     shape, learns = data.preprocessing.input_shape, part.train is not None
     specs = discover(network, shape, name, **part.taps.model_dump())
@@ -125,7 +125,7 @@ def _train(
     """Train a teacher on hard labels."""
     task, wanted = task_of(job.recipe), ("logits",)
     batches = training_batches(job, data, settings, augment=[data.augment], trial=0)
-    forward = compiled_forward(
+    forward = compile_forward(
         job,
         data,
         network,
@@ -163,15 +163,15 @@ class _Supervised(nn.Module):
 
 
 def _build(
-    job: Job, data: Dataset, index: int, part: Teacher
+    job: Job, data: Dataset, index: int, part: TeacherPart
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
     """Network, architecture, and the method of a teacher that was itself distilled here."""
     classes = len(data.class_names)
-    given = part.checkpoint or part.weights
+    weights = part.checkpoint or part.weights
     known = own_description(part)
     if known is not None and part.checkpoint is not None:
         path = Path(part.checkpoint)
-        note = normalised_otherwise(part.checkpoint, known, data.preprocessing)
+        note = describe_other_normalisation(part.checkpoint, known, data.preprocessing)
         if note is not None:
             log(f"  {note}")
         if known["num_classes"] == classes:
@@ -198,19 +198,19 @@ def _build(
         )
     else:
         raise UserError(
-            f"teacher.checkpoint: '{given}' has no .json beside it that names its architecture; "
+            f"teacher.checkpoint: '{weights}' has no .json beside it that names its architecture; "
             "give `model` too"
         )
-    if given is not None:
+    if weights is not None:
         shape = data.preprocessing.input_shape
-        replaced = load_initial(network, architecture["name"], given, shape)
+        replaced = load_initial(network, architecture["name"], weights, shape)
         if replaced is not None and part.train is None:
             raise _other_classes(replaced, data)
     return network, architecture, None
 
 
-def normalised_otherwise(
-    given: str, description: Mapping[str, Any], used: Preprocessing
+def describe_other_normalisation(
+    weights: str, description: Mapping[str, Any], used: Preprocessing
 ) -> str | None:
     """A note on the images that a teacher learned from, where those of the run are others."""
     own, now = description["preprocessing"], used.as_dict()
@@ -221,12 +221,12 @@ def normalised_otherwise(
         ", ".join(f"{key} {values.get(key)}" for key in differing) for values in (own, now)
     )
     return (
-        f"{given} learned from images of {learned}; here it is shown the data set's, of {sees}, "
+        f"{weights} learned from images of {learned}; here it is shown the data set's, of {sees}, "
         "and may say less of them"
     )
 
 
-def own_description(part: Teacher) -> dict[str, Any] | None:
+def own_description(part: TeacherPart) -> dict[str, Any] | None:
     """Read the description of a checkpoint that this project wrote; None for others."""
     path = Path(part.checkpoint) if part.checkpoint else None
     if path is None or not artifacts.is_described(path) or part.model is not None:
@@ -241,9 +241,9 @@ def _other_classes(classes: int, data: Dataset) -> UserError:
     )
 
 
-def _source(part: Teacher) -> str:
-    given = part.checkpoint or part.weights
-    return "trained" if given is None else f"{given}{', then trained' if part.train else ''}"
+def _source(part: TeacherPart) -> str:
+    weights = part.checkpoint or part.weights
+    return "trained" if weights is None else f"{weights}{', then trained' if part.train else ''}"
 
 
 def _refuse_chance(value: float, task: Task, data: Dataset, label: str) -> None:

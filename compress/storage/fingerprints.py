@@ -18,8 +18,8 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
 
 def fingerprint_of_folder(root: Path) -> str:
     """A digest of names and sizes: reading every file of a large data set would take minutes."""
-    found = (Path(at, name) for at, names in folders_below(root) for name in names)
-    files = sorted(path for path in found if path.is_file())
+    paths = (Path(at, name) for at, names in folders_below(root) for name in names)
+    files = sorted(path for path in paths if path.is_file())
     return fingerprint_of({f.relative_to(root).as_posix(): f.stat().st_size for f in files})
 
 

@@ -63,8 +63,8 @@ def record(path: Path) -> dict[str, Any]:
     return {"bytes": sum(p.stat().st_size for p in _files(path)), "sha256": _sha256(path)}
 
 
-def damaged(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Of the files of a folder those that are not as recorded, and what is wrong with each.
+def find_damaged(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Find the files of a folder that are not as recorded, and what is wrong with each.
 
     A record without `bytes`, or whose digest is None, says that much less of its file.
     """
@@ -95,8 +95,8 @@ def require_whole(folder: Path, name: str) -> None:
         raise UserError(f"{path} is damaged; {_AGAIN}") from None
     files = ((folder / f"{name}{s}").relative_to(stage) for s in (".safetensors", ".json"))
     names = [file.as_posix() for file in files]
-    found = damaged(stage, {name: records[name] for name in names if name in records})
-    for damaged_name, problem in found.items():
+    problems = find_damaged(stage, {name: records[name] for name in names if name in records})
+    for damaged_name, problem in problems.items():
         raise UserError(f"{stage / damaged_name} {problem}; {_AGAIN}, or restore it")
 
 
@@ -113,7 +113,7 @@ def put_aside(folder: Path, names: Iterable[str]) -> Path:
     """
     root = next((p for p in (folder, *folder.parents) if (p / "run.json").is_file()), folder)
     place = "-".join(folder.relative_to(root).parts)
-    target = numbered(root / "superseded", f"damaged-{place}" if place else "damaged")
+    target = choose_folder(root / "superseded", f"damaged-{place}" if place else "damaged")
     for name in names:
         if (folder / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +121,8 @@ def put_aside(folder: Path, names: Iterable[str]) -> Path:
     return target
 
 
-def numbered(shelf: Path, name: str) -> Path:
-    """A place for a further folder in `superseded/`: `004-NAME`."""
+def choose_folder(shelf: Path, name: str) -> Path:
+    """Choose the next free folder in `superseded/`: `004-NAME`."""
     shelf.mkdir(parents=True, exist_ok=True)
     numbers = [p.name.split("-")[0] for p in shelf.iterdir()]
     number = 1 + max((int(n) for n in numbers if n.isdigit()), default=0)
@@ -177,7 +177,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _read_verified(path: Path) -> dict[str, dict[str, Any]]:
-    """What is damaged here is as good as nothing: the files are read again."""
+    """The files that were verified; none where the list is damaged: they are read again."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -66,7 +66,7 @@ def run_sweep(options: argparse.Namespace, raw: dict[str, Any], sweep: Sweep) ->
 
 @contextmanager
 def _runner(options: argparse.Namespace) -> Iterator[Runner]:
-    """What runs the commands: processes of this machine, or a Ray cluster's."""
+    """Runner of the commands: processes of this machine, or a Ray cluster's."""
     if options.ray is not None:
         with on_ray(options.ray, cpus=options.cpus_per_run, gpus=options.gpus_per_run) as runner:
             yield runner
@@ -76,7 +76,7 @@ def _runner(options: argparse.Namespace) -> Iterator[Runner]:
 
 
 def _options(sweep: Sweep, options: argparse.Namespace) -> list[str]:
-    """What every run is started with."""
+    """Command-line options of every run."""
     named = (entry.get("model") for entry in (*sweep.teachers.values(), *sweep.students.values()))
     names = [model["name"] if isinstance(model, dict) else model for model in named]
     own_code = {n: None for n in names if isinstance(n, str) and user_code.is_user_code(n)}
@@ -92,18 +92,18 @@ def _check_cells(sweep: Sweep, *, trust_code: bool) -> tuple[dict[str, str], lis
     refused: dict[str, str] = {}
     problems: list[str] = []
     for pair in sweep.pairs:
-        found: list[str] = []
+        of_pair: list[str] = []
         for number, method in enumerate(sweep.methods):
-            found += _check_cell(sweep, pair, method, number, trust_code=trust_code)
-        if not found:
+            of_pair += _check_cell(sweep, pair, method, number, trust_code=trust_code)
+        if not of_pair:
             recipe, _ = check_shape(recipe_of(sweep, pair, list(sweep.methods)))
             assert recipe is not None  # each of its methods was checked alone
-            shapes, found = probe(recipe)
+            shapes, of_pair = probe(recipe)
             if shapes is not None:
                 refused |= {f"{pair.name}/{row}": why for row, why in shapes.refused.items()}
-                found = []
-            found = [_in_sweep(problem, pair, 0) for problem in found]
-        problems += found
+                of_pair = []
+            of_pair = [_in_sweep(problem, pair, 0) for problem in of_pair]
+        problems += of_pair
     return refused, list(dict.fromkeys(problems))
 
 

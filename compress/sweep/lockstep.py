@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
     failed: dict[Path, str] = {}
-    companions: dict[Any, Any] = {}
-    runs = [_one(path, options, companions, failed) for path in recipes]
+    lockstep_values: dict[Any, Any] = {}
+    runs = [_one(path, options, lockstep_values, failed) for path in recipes]
     drain(in_lockstep(runs))
     for path, message in failed.items():
         print_error(f"{path}: {message}")
@@ -42,11 +42,11 @@ def _run(recipes: Sequence[Path], options: Sequence[str]) -> int:
 
 
 def _one(
-    path: Path, options: Sequence[str], companions: dict[Any, Any], failed: dict[Path, str]
+    path: Path, options: Sequence[str], lockstep_values: dict[Any, Any], failed: dict[Path, str]
 ) -> Generator[Position, None, None]:
     arguments = [str(path), "--out", str(path.with_suffix("")), *options]
     try:
-        yield from command.run_steps(arguments, STAGES, companions)
+        yield from command.run_steps(arguments, STAGES, lockstep_values)
     except (UserError, OSError) as error:
         failed[path] = str(error)
     except Exception as error:  # a defect in one run is no reason to lose the others

@@ -31,7 +31,7 @@ class Ended:
     """The end of a command: its exit code (minus a signal's number) and all that it printed."""
 
     code: int
-    told: str
+    output: str
 
 
 # Runs a command and waits for it. Once the event is set the command is ended, and
@@ -46,11 +46,11 @@ def run_process(command: Command, stopped: Event, *, threads: int) -> Ended:
         KeyboardInterrupt: `stopped` was set; the process has ended.
     """
     _wait_for_others(command, stopped)
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             [sys.executable, *command.arguments],
             env={"OMP_NUM_THREADS": str(threads), **os.environ},
-            stdout=told,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
@@ -58,8 +58,8 @@ def run_process(command: Command, stopped: Event, *, threads: int) -> Ended:
                 _pause(stopped)
         finally:
             _end(child)
-        told.seek(0)
-        return Ended(child.returncode, told.read().decode("utf-8", "replace"))
+        output.seek(0)
+        return Ended(child.returncode, output.read().decode("utf-8", "replace"))
 
 
 def _pause(stopped: Event) -> None:
@@ -108,9 +108,9 @@ def problem(ended: Ended, log_file: Path, recipe: Path | None = None) -> str | N
         name = signal.Signals(-ended.code).name
         return f"ended by {name} (out of memory?); {log_file} has what it did"
     mark = f"error: {recipe}: " if recipe else "error: "
-    start = ended.told.rfind(mark)
+    start = ended.output.rfind(mark)
     if ended.code == 2 and start >= 0:
-        told = ended.told[start + len(mark) :]
-        return " ".join((told.partition("\nerror: ")[0] if recipe else told).split())
-    lines = ended.told.strip().splitlines() or ["it said nothing"]
+        message = ended.output[start + len(mark) :]
+        return " ".join((message.partition("\nerror: ")[0] if recipe else message).split())
+    lines = ended.output.strip().splitlines() or ["it said nothing"]
     return f"exit code {ended.code}: {lines[-1].strip()}; {log_file} has what it did"

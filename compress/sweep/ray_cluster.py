@@ -27,7 +27,7 @@ _ATTEMPTS = 5  # at cancelling a task, within that time
 
 @contextmanager
 def on_ray(address: str, *, cpus: float, gpus: float) -> Iterator[Runner]:
-    """What runs commands on the cluster at `address`, each with so many CPUs and GPUs.
+    """Connect to run commands on the cluster at `address`, each with so many CPUs and GPUs.
 
     Args:
         address: as of `ray.init`; `local` starts a Ray of this machine that ends with the block.
@@ -67,8 +67,8 @@ def _say_what_lacks(nodes: list[dict[str, Any]], wanted: dict[str, float]) -> No
     """A cluster may still grow, so that what no node has is no mistake."""
     offered = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in offered):
-        asked = " and ".join(f"{v:g} {k}" for k, v in wanted.items() if v)
-        log(f"no node of the cluster has {asked} for a run; the runs wait until one has")
+        resources = " and ".join(f"{v:g} {k}" for k, v in wanted.items() if v)
+        log(f"no node of the cluster has {resources} for a run; the runs wait until one has")
 
 
 def _runner(cpus: float, gpus: float) -> Runner:
@@ -105,7 +105,7 @@ def _cancel(work: Any) -> None:
 def _work(command: Command, folder: str, threads: int) -> Ended:
     """On a node: the command as a process; Ray cancels with KeyboardInterrupt, which ends it."""
     if not Path(folder).is_dir():
-        told = f"error: node {socket.gethostname()} has no folder {folder}; share it with all nodes"
-        return Ended(2, told)
+        host = socket.gethostname()
+        return Ended(2, f"error: node {host} has no folder {folder}; share it with all nodes")
     os.chdir(folder)
     return run_process(command, Event(), threads=threads)

@@ -1,4 +1,4 @@
-"""What a sweep's directory holds: the results of its cells, by pair and row."""
+"""The results of a sweep's directory: those of its cells, by pair and row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ KEYS = {"last_epoch": "top1_percent", "best_on_test": "best_on_test_top1_percent
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a cell (or a pair's teacher) has to say."""
+class CellResult:
+    """Accuracies of a cell (or a pair's teacher), or the reason why there are none."""
 
     pair: str
     row: str
@@ -39,17 +39,17 @@ class Results:
     """Everything that a sweep's directory holds, by pair and row."""
 
     sweep: Sweep
-    found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    by_cell: dict[tuple[str, str], CellResult] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[str]:
         """The teacher, then the methods in the sweep's order."""
         return [TEACHER, *(method.row for method in self.sweep.methods)]
 
-    def reading(self, one: Found) -> str:
+    def reading(self, one: CellResult) -> str:
         """Against KD: "higher", "lower", "not distinguishable", or "" where it says nothing."""
         reference = self.sweep.reference
-        other = self.found.get((one.pair, reference)) if reference else None
+        other = self.by_cell.get((one.pair, reference)) if reference else None
         is_student = one.row not in (TEACHER, reference)
         if other is None or other.mean is None or one.mean is None or not is_student:
             return ""
@@ -65,7 +65,7 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
         if name in status.current:
             networks = _load(folder / "teachers" / pair.teacher, name, status).teachers
             percents = tuple(p for network in networks for p in network.percents(key))
-        results.found[pair.name, TEACHER] = Found(
+        results.by_cell[pair.name, TEACHER] = CellResult(
             pair.name,
             TEACHER,
             percents,
@@ -78,7 +78,7 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
             wanted = cell.method.trials or sweep.recipe.get("trials", 1)
             students = _load(folder / "cells" / cell.name, cell.name, status).students
             trials = tuple(t for s in students for t in s.trials if t.get("trial", 0) < wanted)
-        results.found[cell.pair.name, cell.method.row] = Found(
+        results.by_cell[cell.pair.name, cell.method.row] = CellResult(
             cell.pair.name,
             cell.method.row,
             tuple(trial[key] for trial in trials),

@@ -108,12 +108,12 @@ class SweepRuns:
         """The runs that one process does each: one, or of a shared teacher its part of them all."""
         if not (self.sweep.recipe.get("engine") or {}).get("share_teacher"):
             return [[run] for run in students]
-        found: dict[Any, list[RecipeRun]] = {}
+        by_teacher: dict[Any, list[RecipeRun]] = {}
         for run in students:
             if not self._is_finished(run, mends=True):
                 size = run.recipe["distill"]["train"].get("batch_size")
-                found.setdefault((run.recipe["teacher"]["checkpoint"], size), []).append(run)
-        return [runs[i :: self.jobs] for runs in found.values() for i in range(self.jobs)]
+                by_teacher.setdefault((run.recipe["teacher"]["checkpoint"], size), []).append(run)
+        return [runs[i :: self.jobs] for runs in by_teacher.values() for i in range(self.jobs)]
 
     def _is_finished(self, run: RecipeRun, *, mends: bool = False) -> bool:
         """Whether a run is done; a damaged one has failed, unless it is about to be mended."""
@@ -155,7 +155,7 @@ class SweepRuns:
         return run.name in self.status.failed or self._is_finished(run, mends=True)
 
     def _note(self, run: RecipeRun, ended: Ended, *, alone: bool) -> None:
-        """What became of a run whose process has ended."""
+        """Record the outcome of a run whose process has ended."""
         why = problem(ended, run.folder / "log.txt", None if alone else run.file)
         if why is not None and (alone or not self._is_finished(run)):
             self.status.failed[run.name] = why
@@ -177,7 +177,7 @@ class SweepRuns:
         return ended
 
     def _command(self, unit: list[RecipeRun]) -> Command:
-        """What runs them, and their recipes as files."""
+        """The command that runs them; writes their recipes as files."""
         for run in unit:
             run.file.parent.mkdir(parents=True, exist_ok=True)
             write_text(run.file, yaml.safe_dump(run.recipe, sort_keys=False))

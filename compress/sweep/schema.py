@@ -87,7 +87,7 @@ class Cell:
 
 @dataclass
 class Status:
-    """What is known of a sweep's runs by name (`teacher T` or a cell's): why not, or finished."""
+    """Status of a sweep's runs by name (`teacher T` or a cell's): why not, or finished."""
 
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def check_sweep(raw: dict[str, Any]) -> tuple[Sweep | None, list[str]]:
 
 
 def _wrong_parts(sweep: Sweep) -> list[str]:
-    """What cannot be merged into a recipe."""
+    """Problems of parts that cannot be merged into a recipe."""
     distill = sweep.recipe.get("distill")
     parts = {f"recipe.{key}": sweep.recipe.get(key) for key in ("teacher", "student", "distill")}
     if isinstance(distill, dict):

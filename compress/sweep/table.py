@@ -21,7 +21,7 @@ from compress.reporting.markdown import markdown
 from compress.reporting.ranking import NOT_DISTINGUISHABLE
 from compress.reporting.tables import Column, ReportCell, ReportTable
 from compress.storage.files import write_text
-from compress.sweep.results import KEYS, TEACHER, Found, Results, collect
+from compress.sweep.results import KEYS, TEACHER, CellResult, Results, collect
 from compress.sweep.schema import PaperValue, Status, Sweep
 
 _ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", NOT_DISTINGUISHABLE: "≈"}
@@ -35,13 +35,13 @@ def accuracy_table(results: Results) -> ReportTable:
     columns += [Column(f"{pair.teacher} → {pair.student}", "%") for pair in sweep.pairs]
     rows = []
     for row in results.rows:
-        shown = [_cell(results, results.found[pair.name, row]) for pair in sweep.pairs]
+        entries = [_cell(results, results.by_cell[pair.name, row]) for pair in sweep.pairs]
         title = {"none": "student alone"}.get(row, row)
-        rows.append([ReportCell(title, "paper" if row in sweep.paper else ""), *shown])
+        rows.append([ReportCell(title, "paper" if row in sweep.paper else ""), *entries])
     return ReportTable(columns, rows, f"{sweep.title}: top-1 accuracy")
 
 
-def _cell(results: Results, one: Found) -> ReportCell:
+def _cell(results: Results, one: CellResult) -> ReportCell:
     arrow = _ARROWS.get(results.reading(one), "")
     text = formats.mean_and_deviation(one.percents)
     if one.refused or one.failed:
@@ -56,7 +56,7 @@ def _paper(value: PaperValue) -> str:
 
 
 def terms_table(results: Results) -> ReportTable:
-    """What each method's own term did on the held-out batch, first trial of each cell."""
+    """Each method's own term on the held-out batch, first trial of each cell."""
     columns = (
         Column("Pair", is_number=False),
         Column("Method", is_number=False),
@@ -68,15 +68,15 @@ def terms_table(results: Results) -> ReportTable:
         Column("Fell", is_number=False),
     )
     rows = []
-    for one in results.found.values():
+    for one in results.by_cell.values():
         terms = one.trials[0].get("terms", {}) if one.trials else {}
         if not terms.get("initial"):
             continue
         values = [terms[when]["term"] for when in ("initial", "start", "end")]
         pulls = [terms[when]["gradient_to_ce"] for when in ("initial", "end")]
-        shown = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
+        numbers = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
         fell = None not in (values[0], values[2]) and values[2] < values[0]
-        rows.append([one.pair, one.row, *shown, "yes" if fell else "no"])
+        rows.append([one.pair, one.row, *numbers, "yes" if fell else "no"])
     return ReportTable(columns, rows, "The methods' own terms on a fixed batch")
 
 
@@ -89,8 +89,8 @@ def document(results: Results) -> Document:
         accuracy_table(results),
         Paragraph(_reading(results), is_note=True),
     ]
-    remarks = [one for one in results.found.values() if one.refused or one.failed]
-    for one in remarks:
+    untrained = [one for one in results.by_cell.values() if one.refused or one.failed]
+    for one in untrained:
         kind = "not applicable" if one.refused else "failed"
         why = one.refused or one.failed
         blocks.append(Paragraph(f"{one.pair}, {one.row}: {kind}: {why}", is_note=True))
@@ -117,8 +117,8 @@ def _protocol(results: Results) -> str:
         else "accuracy after the last epoch",
         "best_on_test": "best accuracy on the test set, which is optimistic",
     }
-    done = sum(bool(one.percents) for one in results.found.values() if one.row != TEACHER)
-    wanted = sum(not one.refused for one in results.found.values() if one.row != TEACHER)
+    done = sum(bool(one.percents) for one in results.by_cell.values() if one.row != TEACHER)
+    wanted = sum(not one.refused for one in results.by_cell.values() if one.row != TEACHER)
     return (
         f"Protocol {sweep.protocol}: {_PROTOCOLS.get(sweep.protocol, 'published weights')} Each "
         f"number is the {statistic[sweep.statistic]}. {done} of {wanted} cells are trained."
@@ -132,7 +132,7 @@ _PROTOCOLS = {
 
 
 def _reading(results: Results) -> str:
-    counts = [len(one.percents) for one in results.found.values() if one.row != TEACHER]
+    counts = [len(one.percents) for one in results.by_cell.values() if one.row != TEACHER]
     counts = [count for count in counts if count] or [0]
     trials = str(max(counts)) if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
     spread = ", mean ± standard deviation (divisor n - 1)" if max(counts) > 1 else ""
@@ -163,7 +163,7 @@ def records(results: Results) -> list[dict[str, Any]]:
             "failed": one.failed or None,
             "terms": [trial.get("terms") for trial in one.trials],
         }
-        for one in results.found.values()
+        for one in results.by_cell.values()
     ]
 
 

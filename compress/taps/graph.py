@@ -106,7 +106,7 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
     return encoder
 
 
-class _Tracer(fx.Tracer):
+class _TapTracer(fx.Tracer):
     """A tracer that keeps each module's first input and its output, those of the last call."""
 
     def __init__(self, network: nn.Module, opaque: set[str]) -> None:
@@ -151,8 +151,8 @@ class _Tracer(fx.Tracer):
 
     def run(self) -> None:
         """Trace the network; arguments with a default keep it."""
-        given = list(inspect.signature(self._network.forward).parameters.values())
-        defaults = {p.name: p.default for p in given[1:] if p.default is not p.empty}
+        parameters = list(inspect.signature(self._network.forward).parameters.values())
+        defaults = {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
         self.graph = self.trace(self._network, defaults or None)
         result = next(iter(reversed(self.graph.nodes))).args[0]
         self.values[NETWORK] = fx.Proxy(result, self) if isinstance(result, fx.Node) else None
@@ -163,11 +163,11 @@ class _Tracer(fx.Tracer):
             delattr(self._network, name)
 
 
-def _trace(network: nn.Module) -> _Tracer:
+def _trace(network: nn.Module) -> _TapTracer:
     """The traced network; submodules that cannot be traced are single calls in it."""
     opaque: set[str] = set()
     while True:
-        tracer = _Tracer(network, opaque)
+        tracer = _TapTracer(network, opaque)
         try:
             tracer.run()
             return tracer

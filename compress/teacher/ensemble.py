@@ -13,7 +13,7 @@ from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, Taps
 from compress.teacher.cache import CachedTeacher, OutputCache, obstacle, planning_note
-from compress.teacher.inference import difference, make_fast
+from compress.teacher.inference import make_fast, measure_tap_differences
 from compress.teacher.settings import InferenceSettings, Teacher, TeacherImages, arithmetic_name
 
 # Images of the test split on which the effect of other arithmetic on targets is measured.
@@ -117,7 +117,7 @@ class TeacherEnsemble:
         """Log how far the taps are from those in float32."""
         images = self._sample(teacher, self.images.test, _COMPARED)
         exact = Tapped(teacher.network, teacher.specs, wanted)
-        differences = difference(network, exact, images)
+        differences = measure_tap_differences(network, exact, images)
         listed = ", ".join(f"{key} {value:.3g}" for key, value in differences.items())
         arithmetic = self.settings.arithmetic
         self._note(

@@ -153,7 +153,7 @@ def _done(folded: Folded, skipped: Sequence[str]) -> str:
     return f"{text}; not run: {named}"
 
 
-def difference(fast: TappedForward, exact: Tapped, images: Tensor) -> dict[str, float]:
+def measure_tap_differences(fast: TappedForward, exact: Tapped, images: Tensor) -> dict[str, float]:
     """Measure how far the taps of `fast` are from those of `exact`, on normalised images.
 
     Returns:

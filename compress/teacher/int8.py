@@ -2,7 +2,7 @@
 
 Weights of 7 bits per output channel, activations between layers in 256 steps, batch norm folded,
 nothing run past the last wanted tap. The taps differ from the float network's;
-`compress.teacher.inference.difference` tells by how much.
+`compress.teacher.inference.measure_tap_differences` tells by how much.
 
 Seven bits on every CPU, though one with VNNI could take 8: the targets are then the same wherever a
 run is resumed, and 7 bits cost little (benchmarks/results/bundles.md).

@@ -30,7 +30,7 @@ _open: ContextVar[dict[str, Tracker] | None] = ContextVar("trackers", default=No
 
 
 def lacks(name: str) -> str | None:
-    """What to install for a tracker; None where it can be used."""
+    """A sentence on what to install for a tracker; None where it can be used."""
     tracker = TRACKERS[name]
     spec = importlib.util.find_spec(tracker.package)
     if spec is not None and spec.origin is not None:  # a mere folder of that name has none
@@ -87,31 +87,32 @@ def recall(role: str, rows: Sequence[Mapping[str, Any]]) -> None:
 def _give(role: str, rows: Sequence[Mapping[str, Any]], *, again: bool) -> None:
     trackers = _open.get() or {}
     for name, tracker in list(trackers.items()):
-        with _survived(name) as told:
-            given = tracker.given
-            last = given.last(role) if again and given is not None else 0
-            if given is not None and again and not rows:
-                given.note(role, 0)  # it begins anew
+        with _survived(name) as failures:
+            logged_epochs = tracker.logged_epochs
+            last = logged_epochs.last(role) if again and logged_epochs is not None else 0
+            if logged_epochs is not None and again and not rows:
+                logged_epochs.note(role, 0)  # it begins anew
             for row in rows:
                 epoch = int(row["epoch"])
                 if epoch > last:
                     tracker.log(role, epoch, _plain(row))
-                    if given is not None:
-                        given.note(role, epoch)
-        if told:
+                    if logged_epochs is not None:
+                        logged_epochs.note(role, epoch)
+        if failures:
             del trackers[name]
 
 
 @contextmanager
 def _survived(name: str) -> Iterator[list[str]]:
-    """A tracker's failure (its network, its disk) is told and stops nothing."""
-    told: list[str] = []
+    """Log a tracker's failure (its network, its disk) inside the block, which stops nothing."""
+    failures: list[str] = []
     try:
-        yield told
+        yield failures
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        told.append(f"tracker {name} failed and gets no more rows: {reason}; metrics.jsonl has all")
-        log(told[0])
+        failure = f"tracker {name} failed and gets no more rows: {reason}; metrics.jsonl has all"
+        failures.append(failure)
+        log(failure)
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, float]:

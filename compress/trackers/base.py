@@ -18,8 +18,10 @@ class Place:
     name: str
     recipe: Mapping[str, Any]
 
-    def remembered(self, kind: str, where: Mapping[str, Any], create: Callable[[], str]) -> str:
-        """The id of this run at a tracker, so that a run that is continued is one run there.
+    def load_or_create_id(
+        self, kind: str, where: Mapping[str, Any], create: Callable[[], str]
+    ) -> str:
+        """Return the id of this run at a tracker, so that a run that is continued is one run there.
 
         Args:
             kind: names the tracker.
@@ -31,9 +33,9 @@ class Place:
             write_text(file, create() + "\n")
         return file.read_text(encoding="utf-8").strip()
 
-    def given(self, kind: str, where: Mapping[str, Any]) -> "Given":
-        """What this run has given to a tracker; `kind` and `where` as in `remembered`."""
-        return Given(self._file(kind, where, "json"))
+    def logged_epochs(self, kind: str, where: Mapping[str, Any]) -> "LoggedEpochs":
+        """The epochs that a tracker has of this run; arguments as of `load_or_create_id`."""
+        return LoggedEpochs(self._file(kind, where, "json"))
 
     def _file(self, kind: str, where: Mapping[str, Any], ending: str) -> Path:
         folder = self.folder / "trackers"
@@ -50,8 +52,8 @@ class TrackerPart(Protocol):
     def arguments(self) -> dict[str, Any]: ...
 
 
-class Given:
-    """The last epoch of each network that a service was given, in a file of the run directory."""
+class LoggedEpochs:
+    """The last epoch of each network that a service has, in a file of the run directory."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -68,14 +70,16 @@ class Given:
 
 
 class Tracker(ABC):
-    """Where numbers go. Its keyword-only arguments are those of a recipe.
+    """A service or file that the numbers of a run are logged to.
 
-    Whatever it raises is told to the user once, and it is not asked again.
+    Its keyword-only arguments are those of a recipe. An error that it raises is logged once, and it
+    gets no more numbers.
     """
 
     package: ClassVar[str]  # the module that it needs
     install: ClassVar[str]  # what pip has to install for that
-    given: Given | None = None  # where an epoch that is given twice would be shown twice
+    # Of a service that would show an epoch twice where it is logged twice.
+    logged_epochs: LoggedEpochs | None = None
 
     @abstractmethod
     def __init__(self, place: Place, **arguments: Any) -> None: ...

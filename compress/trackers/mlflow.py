@@ -24,14 +24,14 @@ class MLflow(Tracker):
         client = MlflowClient(tracking_uri=uri)
 
         def create() -> str:
-            found = client.get_experiment_by_name(experiment)
-            number = found.experiment_id if found else client.create_experiment(experiment)
+            existing = client.get_experiment_by_name(experiment)
+            number = existing.experiment_id if existing else client.create_experiment(experiment)
             return str(client.create_run(number, run_name=place.name).info.run_id)
 
         self._client = client
         where = {"experiment": experiment, "uri": uri}
-        self._run = place.remembered("mlflow", where, create)
-        self.given = place.given("mlflow", where)
+        self._run = place.load_or_create_id("mlflow", where, create)
+        self.logged_epochs = place.logged_epochs("mlflow", where)
         client.update_run(self._run, status="RUNNING")
         client.log_text(self._run, yaml.safe_dump(dict(place.recipe)), "recipe.yaml")
 

@@ -33,11 +33,11 @@ class WeightsAndBiases(Tracker):
             name=place.name,
             dir=str(place.folder),
             config=dict(place.recipe),
-            id=place.remembered("wandb", where, lambda: uuid.uuid4().hex),
+            id=place.load_or_create_id("wandb", where, lambda: uuid.uuid4().hex),
             resume="allow",
             reinit="create_new",  # another run of this process keeps its own
         )
-        self.given = place.given("wandb", where)
+        self.logged_epochs = place.logged_epochs("wandb", where)
         self._roles: set[str] = set()
 
     def log(self, role: str, epoch: int, values: Mapping[str, float]) -> None:

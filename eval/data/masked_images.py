@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.data.image_files import opened_image, read_rgb, upright_size
+from compress.data.image_files import open_image, read_rgb, upright_size
 from compress.errors import UserError
 
 IGNORE_INDEX = 255
@@ -42,7 +42,7 @@ class MaskedImage:
         Raises:
             UserError: the mask cannot be read, or has a value that stands for no class.
         """
-        with opened_image(self.mask) as mask:
+        with open_image(self.mask) as mask:
             if mask.mode not in ("P", "L"):
                 raise UserError(f"{self.mask} is no mask of class indices (mode {mask.mode}).")
             values = torch.from_numpy(np.array(mask)).long()

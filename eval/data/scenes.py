@@ -26,7 +26,7 @@ from compress.console.messages import log
 from compress.errors import UserError
 from compress.seeding import generator
 from compress.storage.files import read_mapping, write_json
-from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
+from compress.storage.integrity import find_damaged, put_aside, record, require_seal, seal
 from eval.data.scene_files import Scene, write_coco, write_voc
 
 SPLITS = ("train", "val")
@@ -90,7 +90,7 @@ def _is_changed(folder: Path, written: Path) -> bool:
     try:
         content = read_mapping(written)
         require_seal(content, written, ())
-        problem = damaged(folder.parent, {folder.name: content["scenes"]}).get(folder.name)
+        problem = find_damaged(folder.parent, {folder.name: content["scenes"]}).get(folder.name)
     except UserError as error:
         problem = str(error)
     if problem:

@@ -76,8 +76,8 @@ def detection(
         flip: mirror training images at random; wrong where left and right differ in meaning.
         freeze_encoder: the encoder does not learn, and its batch norms keep their statistics.
     """
-    given = locals()
-    design = Design(**{key: given[key] for key in Design.__dataclass_fields__})
+    arguments = locals()
+    design = Design(**{key: arguments[key] for key in Design.__dataclass_fields__})
     return _compare(context, DetectionSettings(design, engine, metric, flip))
 
 

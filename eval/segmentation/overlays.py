@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from eval.data.masked_images import IGNORE_INDEX
-from eval.transfer.pictures import GAP, enlarged, row_of
+from eval.transfer.pictures import GAP, enlarge, row_of
 
 _SIDE = 320
 _LINE = 16
@@ -60,7 +60,7 @@ def _overlay(pixels: Tensor, mask: Tensor, colours: Tensor, background: bool) ->
         bare = bare | (mask == 0)
     overlay = colours[mask.clamp(max=len(colours) - 1)].permute(2, 0, 1)
     mixed = torch.where(bare, pixels.float(), (1 - _SHARE) * pixels + _SHARE * overlay)
-    return enlarged(mixed.round().to(torch.uint8), _SIDE)[0]
+    return enlarge(mixed.round().to(torch.uint8), _SIDE)[0]
 
 
 def _legend(

@@ -133,8 +133,8 @@ def _deepen_encoder(context: TransferContext, start: Start) -> Encoder:
     start.encoder.matched_percent = encoder.matched_percent  # what the row will show
     if start.init != SCRATCH and not context.allow_partial:
         raise UserError(
-            f"{start.origin.given}: with a deep stem only {encoder.matched_percent:.1f} % of the "
-            "encoder's weights match, as it was trained with another stem; allow that "
+            f"{start.origin.reference}: with a deep stem only {encoder.matched_percent:.1f} % of "
+            "the encoder's weights match, as it was trained with another stem; allow that "
             "(--allow-partial) or leave out deep_stem."
         )
     return encoder

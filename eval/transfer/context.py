@@ -21,7 +21,7 @@ from compress.run.directory import RunDirectory
 from compress.run.fields import training_fields
 from compress.storage.files import read_mapping, write_json
 from compress.storage.fingerprints import fingerprint_of
-from compress.storage.integrity import damaged, put_aside, record, require_seal, seal
+from compress.storage.integrity import find_damaged, put_aside, record, require_seal, seal
 from eval.data.batches import in_iterations
 from eval.transfer.statistics import compare_with_reference
 
@@ -105,9 +105,9 @@ def open_in_order(context: TransferContext, make: Callable[[Path], Data]) -> Dat
 
     The first process reads before the others, as it may have to write the files.
     """
-    found: list[Data] = []
-    on_main_process(lambda: found.append(make(context.folder / "data")))
-    return found[0] if is_main_process() else make(context.folder / "data")
+    opened: list[Data] = []
+    on_main_process(lambda: opened.append(make(context.folder / "data")))
+    return opened[0] if is_main_process() else make(context.folder / "data")
 
 
 def open_entry(context: TransferContext, datasets: Mapping[str, Callable[..., Data]]) -> Data:
@@ -176,8 +176,8 @@ def _outcome(
         matched = float(encoder.matched_percent)
         done = {"seed": seed, "metrics": metrics, "matched_percent": matched}
         outcome = on_main_process(partial(_write_outcome, folder, done))
-    shown = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
-    log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {shown}")
+    metrics_text = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
+    log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {metrics_text}")
     return outcome
 
 
@@ -195,14 +195,14 @@ def _read_outcome(folder: Path, stage: str) -> dict[str, Any] | None:
     try:
         outcome = read_mapping(path)
         require_seal(outcome, path, ("seed", "metrics", "matched_percent"))
-        problems = damaged(folder, outcome.get("files", {}))
+        problems = find_damaged(folder, outcome.get("files", {}))
         if not problems:
             return outcome
-        told = ", ".join(f"{folder / name} {problem}" for name, problem in problems.items())
+        reason = ", ".join(f"{folder / name} {problem}" for name, problem in problems.items())
     except UserError as error:
-        problems, told = {}, str(error)
+        problems, reason = {}, str(error)
     place = put_aside(folder, [*problems, OUTCOME])
-    log(f"{stage}: {told}; it is now in {place}, and made again from what is whole")
+    log(f"{stage}: {reason}; it is now in {place}, and made again from what is whole")
     return None
 
 
@@ -214,7 +214,7 @@ def _write_outcome(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def files_of_training(folder: Path) -> list[str]:
-    """What a training left in its folder besides its outcome and its state."""
+    """Files that a training left in its folder besides its outcome and its state."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     left = [path for path in paths if not any(path.match(pattern) for pattern in _STATE)]
     return [path.relative_to(folder).as_posix() for path in left]

@@ -39,17 +39,17 @@ def add_options(parser: argparse.ArgumentParser, task: str) -> None:
     for make in DATASETS[task].values():
         for name, (hint, _) in signatures.arguments_of(make).items():
             hints.setdefault(name, []).append(hint)
-    for name, found in hints.items():
+    for name, hint in hints.items():
         if name != "root":
-            _add(group, "data", name, found, inspect.Parameter.empty)
+            _add(group, "data", name, hint, inspect.Parameter.empty)
 
 
 def _add(group: Any, kind: str, name: str, hints: Sequence[Any], default: Any) -> None:
     flag = "--" + name.replace("_", "-")
     if flag in group._option_string_actions:  # the task or the command has it: the data's is told
         flag = f"--{kind}-{name.replace('_', '-')}"
-    told = "" if default is inspect.Parameter.empty else f"default: {default}"
-    shared = {"dest": f"{kind}.{name}", "default": argparse.SUPPRESS, "help": told}
+    help_text = "" if default is inspect.Parameter.empty else f"default: {default}"
+    shared = {"dest": f"{kind}.{name}", "default": argparse.SUPPRESS, "help": help_text}
     if all(hint is bool for hint in hints):
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **shared)
     else:
@@ -61,23 +61,23 @@ def read_arguments(
 ) -> tuple[Arguments, list[str]]:
     """The arguments that were given for a function, read by its types, and their problems."""
     hints = {name: hint for name, (hint, _) in signatures.arguments_of(function).items()}
-    found = {
+    texts = {
         name.removeprefix(f"{kind}."): value
         for name, value in vars(options).items()
         if name.startswith(f"{kind}.")
     }
-    arguments = {name: _read(value, hints.get(name, str), name) for name, value in found.items()}
+    arguments = {name: _read(value, hints.get(name, str), name) for name, value in texts.items()}
     return arguments, signatures.check(function, arguments, kind, supplied=("root",))
 
 
-def _read(given: bool | list[str], hint: Any, name: str) -> Any:
+def _read(texts: bool | list[str], hint: Any, name: str) -> Any:
     """Words of the command line as a value: the first of their readings that the type accepts."""
-    if isinstance(given, bool):
-        return given
-    parsed = [parse_yaml(text, f"--{name}") for text in given]
-    readings: list[Any] = [given[0], parsed[0]] if len(given) == 1 else []
+    if isinstance(texts, bool):
+        return texts
+    parsed = [parse_yaml(text, f"--{name}") for text in texts]
+    readings: list[Any] = [texts[0], parsed[0]] if len(texts) == 1 else []
     if _takes_several(hint):
-        readings += [given, parsed]
+        readings += [texts, parsed]
     adapter = TypeAdapter(hint)
     for reading in readings:
         try:

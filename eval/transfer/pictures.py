@@ -34,17 +34,17 @@ def draw_detections(
     detections[i] is as `eval.detection.inference.detect` gives it; masks are tinted.
     """
     panels = []
-    for image, found in zip(images, detections, strict=True):
-        sure = found["scores"] >= least_score
-        masks = found.get("segments", [])[: int(sure.sum())]  # the surest stand first
-        panel, scale = enlarged(_tinted(image.pixels(), masks))
+    for image, detected in zip(images, detections, strict=True):
+        sure = detected["scores"] >= least_score
+        masks = detected.get("segments", [])[: int(sure.sum())]  # the surest stand first
+        panel, scale = enlarge(_tinted(image.pixels(), masks))
         pen = ImageDraw.Draw(panel)
         for box in image.boxes.tolist():
             pen.rectangle(_corners(box, scale), outline=TRUTH, width=3)
         for box, label, score in zip(
-            found["boxes"][sure].tolist(),
-            found["labels"][sure].tolist(),
-            found["scores"][sure].tolist(),
+            detected["boxes"][sure].tolist(),
+            detected["labels"][sure].tolist(),
+            detected["scores"][sure].tolist(),
             strict=True,
         ):
             corners = _corners(box, scale)
@@ -72,8 +72,8 @@ def _corners(box: Sequence[float], scale: float) -> tuple[float, float, float, f
     return x0, y0, x1, y1
 
 
-def enlarged(pixels: Tensor, side: int = _SIDE) -> tuple[Image.Image, float]:
-    """The image (3, H, W) with its longer side at `side` pixels, and the factor."""
+def enlarge(pixels: Tensor, side: int = _SIDE) -> tuple[Image.Image, float]:
+    """Scale an image (3, H, W) to a longer side of `side` pixels; returns it and the factor."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -37,7 +37,7 @@ class TransferRequest:
 
     @property
     def directory(self) -> RunDirectory:
-        """Where it is done."""
+        """The run directory of the request."""
         task = self.part.task
         return RunDirectory(self.out or Path("runs") / f"{task}-{self.main}", f"eval.{task}")
 
@@ -106,32 +106,32 @@ def read_request(task: str, options: argparse.Namespace) -> TransferRequest:
 
 def _train(task: str, options: argparse.Namespace) -> dict[str, Any]:
     """The task's usual training with what was given for it, each value as YAML."""
-    given = {
+    overrides = {
         key.removeprefix("train."): value if isinstance(value, bool) else parse_yaml(value, key)
         for key, value in vars(options).items()
         if key.startswith("train.")
     }
     usual = dict(TRANSFER_TRAIN[task])
-    if "iterations" in given:
+    if "iterations" in overrides:
         usual.pop("epochs", None)
-    return {**usual, **given}
+    return {**usual, **overrides}
 
 
 def _data(task: str, options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Label -> description of each data set, and what is wrong with their arguments."""
     if not options.data and options.dataset is None:
         raise UserError(f"give --data DIR, or --dataset of {', '.join(DATASETS[task])}")
-    found: dict[str, dict[str, Any]] = {}
+    data_sets: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for root in options.data or [None]:
         name = options.dataset or recognise_dataset(task, root)
         arguments, wrong = read_arguments(options, "data", DATASETS[task][name])
         label = root.resolve().name if root else name
         place = {"root": str(root)} if root else {}
-        found[label if label not in found else f"{label}-{len(found)}"] = {
+        data_sets[label if label not in data_sets else f"{label}-{len(data_sets)}"] = {
             "name": name, **place, **arguments}  # fmt: skip
         problems += wrong
-    return found, problems
+    return data_sets, problems
 
 
 def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, list[str]]:
@@ -144,13 +144,13 @@ def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, 
     run = next((place for place in places if (place / "resolved.yaml").is_file()), None)
     students: dict[str, Path | str] = dict(origins_of(run)) if run else {}
     names = []
-    for number, given in enumerate(options.origins):
-        origin = open_origin(given, model=options.model, allow_partial=options.allow_partial)
+    for number, place in enumerate(options.origins):
+        origin = open_origin(place, model=options.model, allow_partial=options.allow_partial)
         name = origin.name
         if number and name in students:
             name = f"{name}-{number + 1}"
         if name not in names:
             names.append(name)
         if run is None or number or first.resolve() != run.resolve():
-            students[name] = origin.given
+            students[name] = origin.reference
     return students, names[0], names[1:]

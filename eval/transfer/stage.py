@@ -64,13 +64,13 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     """The outcome of every training and what it left, and the data that were generated."""
     trainings = [f"{row['init']}/seed-{seed}" for row in values.get("rows", ())
                  for seed in values.get("seeds", ())]  # fmt: skip
-    found: dict[str, str | None] = {}
+    digest_by_file: dict[str, str | None] = {}
     for training in trainings:
         names = (OUTCOME, *files_of_training(folder / training))
-        found |= {f"{training}/{name}": None for name in names}
+        digest_by_file |= {f"{training}/{name}": None for name in names}
     if (folder / "data").is_dir() and trainings:
-        found["data"] = None
-    return found
+        digest_by_file["data"] = None
+    return digest_by_file
 
 
 def run(job: StepJob) -> Outcome:
@@ -85,19 +85,19 @@ def run(job: StepJob) -> Outcome:
 
 def context_of(job: StepJob) -> TransferContext:
     """A transfer step as its task receives it; its arguments are those of `transfer_arguments`."""
-    given = job.arguments
+    arguments = job.arguments
     return TransferContext(
         run=RunDirectory(job.run_folder, job.run_folder.name),
         stage=job.name,
-        students=given.get("students") or origins_of(job.run_folder),
-        main=given["main"],
-        inits=tuple(given["init"]),
-        data=given["data"],
-        settings=settings_from(given["train"]),
+        students=arguments.get("students") or origins_of(job.run_folder),
+        main=arguments["main"],
+        inits=tuple(arguments["init"]),
+        data=arguments["data"],
+        settings=settings_from(arguments["train"]),
         device=job.device,
-        seeds=tuple(given["seeds"]),
-        iterations=given["train"].iterations,
-        allow_partial=given.get("allow_partial", False),
+        seeds=tuple(arguments["seeds"]),
+        iterations=arguments["train"].iterations,
+        allow_partial=arguments.get("allow_partial", False),
         fields=job.fields,
         fresh=job.fresh,
     )

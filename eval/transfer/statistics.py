@@ -44,14 +44,14 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Pa
 
 def means(per_seed: Sequence[Metrics]) -> dict[str, float]:
     """Each metric's mean over the seeds."""
-    return {key: mean(found[key] for found in per_seed) for key in per_seed[0]}
+    return {key: mean(metrics[key] for metrics in per_seed) for key in per_seed[0]}
 
 
 def spreads(per_seed: Sequence[Metrics]) -> dict[str, float] | None:
     """Each metric's standard deviation over the seeds (divisor n - 1); None of a single seed."""
     if len(per_seed) < 2:
         return None
-    return {key: stdev(found[key] for found in per_seed) for key in per_seed[0]}
+    return {key: stdev(metrics[key] for metrics in per_seed) for key in per_seed[0]}
 
 
 def against(

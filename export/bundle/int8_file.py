@@ -107,7 +107,7 @@ def _require(parities: dict[str, Parity], settings: Int8) -> None:
     """
     limits, sentences = _limits(settings), []
     for name, parity in parities.items():
-        clauses = limits.exceeded(parity)
+        clauses = limits.list_exceeded(parity)
         if clauses:
             sentences.append(f"{name}, {parity.images} images: {', '.join(clauses)}")
     if sentences:

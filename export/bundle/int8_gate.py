@@ -17,8 +17,8 @@ class Int8Limits:
     min_agreement_percent: float = 95.0
     max_difference: float = 0.1
 
-    def exceeded(self, parity: Parity, slack_images: int = 0) -> list[str]:
-        """A clause for each exceeded limit, naming its key; a NaN exceeds it.
+    def list_exceeded(self, parity: Parity, slack_images: int = 0) -> list[str]:
+        """List a clause for each exceeded limit, naming its key; a NaN exceeds it.
 
         Args:
             slack_images: images that may go wrong however few there are.

@@ -13,7 +13,7 @@ from compress.console.messages import bar
 from compress.data import Dataset, Images, evaluation_batches, evenly
 from compress.model_files.artifacts import Student
 from compress.onnx.files import open_session
-from compress.recipe.schema import Export, Latency
+from compress.recipe.schema import Export, LatencyPart
 from export.bundle.parity import Parity, ToInput, compare, pixels_of
 
 _BATCH = 64
@@ -34,7 +34,7 @@ class BundleRequest:
     data: Dataset
     data_section: Mapping[str, Any]
     settings: Export
-    latency: Latency | None = None
+    latency: LatencyPart | None = None
     costs: Mapping[str, Any] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     teachers: Sequence[Mapping[str, Any]] = ()

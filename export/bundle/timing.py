@@ -20,7 +20,7 @@ from torch import nn
 
 from compress.accounting import measure_latency, protocol
 from compress.onnx.files import open_session, run_session, takes_pixels
-from compress.recipe.schema import Latency
+from compress.recipe.schema import LatencyPart
 
 _CPU = torch.device("cpu")
 TORCH, COMPILED, ORT, ORT_INT8 = "torch", "torch.compile", "ONNX Runtime", "ONNX Runtime, int8"
@@ -30,7 +30,7 @@ def time_runtimes(
     network: nn.Module,
     files: dict[str, Path],
     input_shape: tuple[int, int, int],
-    settings: Latency,
+    settings: LatencyPart,
     *,
     compiled: bool,
 ) -> dict[str, Any]:

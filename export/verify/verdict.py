@@ -38,7 +38,7 @@ def failures(
             )
             continue
         slack = _SLACK_IMAGES if parity.images < most else 0
-        if clauses := int8.exceeded(parity, slack):
+        if clauses := int8.list_exceeded(parity, slack):
             sentences.append(f"{where}: {', '.join(clauses)}")
     for maps in encoder:
         where = f"{ENCODER} at {maps.height}x{maps.width}, batch {maps.batch} on "

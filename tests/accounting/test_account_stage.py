@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.accounting import count_parameters
-from compress.model_files.artifacts import Student
+from compress.model_files import Student
 from compress.models import build
-from compress.recipe.schema import Recipe
+from compress.recipe import Recipe
 from compress.stages import account
 from compress.stages.job import Job, Outcome
 

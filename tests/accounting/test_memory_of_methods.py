@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from compress.data import Batch
-from compress.distill.module import Distillation
-from compress.engine.optimization import TrainSettings, constant
-from compress.methods import METHODS
-from compress.methods.contract import LossWeights
+from compress.distill import Distillation
+from compress.engine import TrainSettings
+from compress.engine.optimization import constant
+from compress.methods import METHODS, LossWeights
 from compress.stages.distill import _Distilling, step_bytes
 from compress.stages.job import Job
 from tests.methods import building

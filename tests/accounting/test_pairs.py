@@ -14,8 +14,7 @@ from compress import models
 from compress.accounting import account_pair, count_macs, count_parameters, speedup_percent
 from compress.accounting.__main__ import main
 from compress.errors import UserError
-from compress.methods import METHODS
-from compress.methods.contract import Method, MethodContext
+from compress.methods import METHODS, Method, MethodContext
 
 PAIR: dict[str, Any] = {"teacher": "resnet14", "student": "resnet8", "num_classes": 10}
 COMMAND = ["--teacher", "resnet14", "--student", "resnet8", "--classes", "10"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from compress.accounting import account_pair, pairs, speedup_percent
-from compress.accounting.pairs import counted_network
+from compress.accounting.pairs import count_network
 
 CLASSES = 100
 SHAPE = (3, 32, 32)
@@ -122,13 +122,13 @@ MULT_ADDS_SHARE = 0.003  # 0.3 %
 
 
 # Each architecture is built, tapped and counted once in this file.
-_counted = functools.cache(counted_network)
+_counted = functools.cache(count_network)
 
 
 @functools.cache
 def _account(teacher: str, student: str, reduction: int) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "counted_network", _counted)
+        patch.setattr(pairs, "count_network", _counted)
         method = {"name": "simkd", "reduction": reduction}
         return account_pair(teacher=teacher, student=student, method=method, num_classes=CLASSES)
 
@@ -211,7 +211,7 @@ def test_cocord_counted_another_resnet50_than_it_trained() -> None:
 
 @pytest.mark.parametrize(("model", "printed"), TABLE_11.items())
 def test_cocord_table_11(model: str, printed: tuple[float, float]) -> None:
-    found = counted_network(model, 1000, (3, 224, 224)).costs
+    found = count_network(model, 1000, (3, 224, 224)).costs
     assert found["macs"] == pytest.approx(1e9 * printed[0], rel=MULT_ADDS_SHARE)
     assert found["parameters"] == pytest.approx(1e6 * printed[1], abs=5001)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from compress import pipeline
-from compress.model_files.artifacts import load_student
+from compress.model_files import load_student
 from compress.models import user_code
 from compress.storage.files import read_json
 

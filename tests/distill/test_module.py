@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from compress.errors import UserError
-from compress.methods import METHODS
-from compress.methods.contract import LossWeights, NetworkForward
-from compress.recipe.schema import Recipe
+from compress.methods import METHODS, LossWeights, NetworkForward
+from compress.recipe import Recipe
 from compress.stages import dataset_of, distill
 from compress.stages.job import Job
 from compress.taps import Taps

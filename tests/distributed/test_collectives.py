@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from compress.data.batch import Batch
-from compress.distill.gathering import gather_rows
+from compress.data import Batch
+from compress.distill import gather_rows
 from compress.distributed import collectives
 from compress.distributed.collectives import all_gather, all_gather_in_order, rank, sort_by
 from compress.errors import UserError
@@ -17,7 +17,7 @@ from compress.methods.crd import Contrast
 from compress.taps import Taps
 from compress.tasks import Classification
 from eval.data.batches import KeyedBatches
-from eval.detection.task import detect
+from eval.detection import detect
 from tests.methods import building
 from tests.waiting import HANG
 

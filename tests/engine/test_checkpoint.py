@@ -8,9 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.engine.checkpoint import Checkpoint, Selection, trained_state
-from compress.engine.loop import train
-from compress.engine.optimization import TrainSettings
+from compress.engine import Checkpoint, Selection, TrainSettings, train, trained_state
 from compress.errors import UserError
 from compress.storage.files import read_tensors
 from tests.engine.test_loop import CPU, Data, Problem

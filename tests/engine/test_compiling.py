@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.engine import compiling
-from compress.engine.compiling import CompiledTaps, compiled_taps, pays
+from compress.engine.compiling import CompiledTaps, compile_taps, compiling_pays
 from compress.models import build
-from compress.taps import TapSpecs
-from compress.taps.discovery import discover
-from compress.taps.graph import TappedGraph
+from compress.taps import TappedGraph, TapSpecs, discover
 
 CPU = torch.device("cpu")
 
@@ -52,11 +50,11 @@ def test_a_student_is_compiled_for_the_usual_rows(
 def test_each_process_counts_its_own_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling.shutil, "which", lambda _: "c++")
     enough = 1.5e14
-    assert pays("auto", CPU, macs=lambda: enough, steps=1)
+    assert compiling_pays("auto", CPU, macs=lambda: enough, steps=1)
     monkeypatch.setattr(compiling, "world_size", lambda: 2)
-    assert not pays("auto", CPU, macs=lambda: enough, steps=1)
-    assert pays("auto", CPU, macs=lambda: 2 * enough, steps=1)
-    assert pays("always", CPU, macs=lambda: 0, steps=1)
+    assert not compiling_pays("auto", CPU, macs=lambda: enough, steps=1)
+    assert compiling_pays("auto", CPU, macs=lambda: 2 * enough, steps=1)
+    assert compiling_pays("always", CPU, macs=lambda: 0, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +71,6 @@ def test_where_processes_exchange_statistics_only_a_wish_compiles_a_student(
 ) -> None:
     monkeypatch.setattr(compiling, "world_size", lambda: processes)
     network, specs = resnet8()
-    look = compiled_taps(network, specs, ["logits"], "student", wish=wish)
+    look = compile_taps(network, specs, ["logits"], "student", wish=wish)
     assert (look is not None) is expected
     assert ("batch norm across 2 processes" in capsys.readouterr().out) is not expected

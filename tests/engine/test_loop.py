@@ -11,12 +11,19 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from compress.data.batch import Batch
-from compress.engine.checkpoint import Checkpoint, Selection, trained_state
-from compress.engine.loop import OptimizerStep, train
-from compress.engine.optimization import SCHEDULES, TrainSettings, multistep
+from compress.data import Batch
+from compress.engine import (
+    SCHEDULES,
+    Checkpoint,
+    OptimizerStep,
+    Selection,
+    TrainSettings,
+    train,
+    trained_state,
+)
+from compress.engine.optimization import multistep
 from compress.errors import UserError
-from compress.recipe.schema import Named
+from compress.recipe import Named
 from compress.storage.files import write_tensors
 from compress.trackers import track_to
 

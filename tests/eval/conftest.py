@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.data import Preprocessing
-from compress.model_files.artifacts import Encoder
+from compress.model_files import Encoder
 from eval.data.scenes import write_scenes
 
 

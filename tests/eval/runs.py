@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from compress import models
+from compress import model_files, models
 from compress.data import Preprocessing
-from compress.model_files import artifacts
-from compress.taps.discovery import discover
+from compress.taps import discover
 
 SHOWN = Preprocessing(16, (0.3, 0.3, 0.3), (0.3, 0.3, 0.3))
 
@@ -23,7 +22,7 @@ def write_run(folder: Path) -> Path:
     for seed, (place, name) in enumerate(places, 1):
         network = models.build("resnet8", num_classes=3, seed=seed)
         (folder / place).mkdir(parents=True)
-        description = artifacts.describe(
+        description = model_files.describe(
             {"name": "resnet8", "arguments": {}},
             discover(network, (3, 16, 16), "resnet8"),
             ("a", "b", "c"),
@@ -33,6 +32,6 @@ def write_run(folder: Path) -> Path:
         )
         label = "teacher" if name == "teacher" else Path(place).name
         description |= {"method": None, "encoder_prefix": "", "label": label}
-        artifacts.save(folder / place, name, network, description)
+        model_files.save(folder / place, name, network, description)
     (folder / "resolved.yaml").write_text(RESOLVED)
     return folder

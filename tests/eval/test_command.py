@@ -11,7 +11,8 @@ import torch
 
 from compress import models
 from compress.console.messages import console
-from compress.recipe.schema import Named, TransferTrain
+from compress.recipe import Named
+from compress.recipe.schema import TransferTrain
 from eval.transfer import command
 from eval.transfer import options as options_module
 from eval.transfer.command import main

@@ -14,22 +14,26 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from compress.engine.optimization import TrainSettings
+from compress.engine import TrainSettings
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder
-from compress.model_files.origins import origins_of
+from compress.model_files import Encoder, origins_of
 from compress.run.directory import RunDirectory
 from compress.seeding import seeded
-from eval.data.annotations import AnnotatedImage, DetectionData
-from eval.data.coco import coco
+from eval.data import AnnotatedImage, DetectionData, coco
 from eval.data.masks import encode_masks
+from eval.detection import (
+    Design,
+    DetectorLoss,
+    average_precision,
+    build_detector,
+    detect,
+    detection,
+)
 from eval.detection.backbone import DetectorBackbone
 from eval.detection.examples import example
-from eval.detection.inference import detect
-from eval.detection.metrics import average_precision
-from eval.detection.model import Design, DetectorLoss, Images, Targets, build_detector
+from eval.detection.model import Images, Targets
 from eval.detection.settings import check_numbers
-from eval.detection.task import common_head, detection
+from eval.detection.task import common_head
 from eval.transfer.context import TransferContext
 from eval.transfer.pictures import draw_detections
 from tests.eval.runs import write_run

@@ -13,12 +13,10 @@ from torch import nn
 from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.seeding import seeded
-from eval.data.annotations import AnnotatedImage
+from eval.data import AnnotatedImage
 from eval.data.masks import encode_masks
+from eval.detection import Design, DetectorLoss, build_detector, detect, mask_average_precision
 from eval.detection.c4 import C4Backbone, C4Stage
-from eval.detection.inference import detect
-from eval.detection.metrics import mask_average_precision
-from eval.detection.model import Design, DetectorLoss, build_detector
 
 PREPROCESSING = Preprocessing(64, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 ENCODER: Any = SimpleNamespace(preprocessing=PREPROCESSING)

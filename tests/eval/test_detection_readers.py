@@ -14,10 +14,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from compress.errors import UserError
-from eval.data.annotations import DetectionData
-from eval.data.coco import coco
+from eval.data import DetectionData, coco, voc
 from eval.data.masks import decode_masks, encode_masks, encode_segment
-from eval.data.voc import voc
 from eval.detection.examples import example
 from eval.detection.task import check_masks
 from tests.hostile.datasets import ENTITIES

@@ -14,20 +14,16 @@ import torchvision
 from torch import nn
 
 from compress.data import Preprocessing
-from compress.engine.optimization import TrainSettings
+from compress.engine import TrainSettings
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder
-from compress.model_files.origins import Origin
+from compress.model_files import Encoder, Origin
 from compress.run.directory import RunDirectory
-from eval.data.annotations import AnnotatedImage, DetectionData
-from eval.data.coco import coco
-from eval.detection import detectron2_engine
+from eval.data import AnnotatedImage, DetectionData, coco
+from eval.detection import Design, DetectionSettings, average_precision, detectron2_engine
 from eval.detection.detectron2_engine import check_loaded, run
 from eval.detection.detectron2_job import check_job, dataset_dict, job_config, training_dicts
 from eval.detection.detectron2_training import detect
-from eval.detection.metrics import average_precision
-from eval.detection.model import Design, Detector
-from eval.detection.settings import DetectionSettings
+from eval.detection.model import Detector
 from eval.transfer.context import Start, TransferContext
 from export.detectron2.command import convert_names, expected_missing, full_name, write_network
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from compress.errors import UserError
-from eval.knn.task import knn, knn_accuracy
-from eval.linear_probe.features import Features
+from eval.knn import knn, knn_accuracy
+from eval.linear_probe import Features
 from tests.eval.test_linear_probe import context
 
 

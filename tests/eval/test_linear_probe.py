@@ -13,16 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data import MemoryImages
-from compress.engine.optimization import TrainSettings
+from compress.engine import TrainSettings
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder
-from compress.model_files.origins import open_origin, origins_of
+from compress.model_files import Encoder, open_origin, origins_of
 from compress.run.directory import RunDirectory
 from eval.data.labelled import DATASETS, Opener
+from eval.linear_probe import Features, linear_probe, pooled_features, task
 from eval.linear_probe import features as features_module
-from eval.linear_probe import task
-from eval.linear_probe.features import Features, features_of, open_pictures, pooled_features
-from eval.linear_probe.task import linear_probe
+from eval.linear_probe.features import features_of, open_pictures
 from eval.transfer.context import Start, TransferContext
 from tests.eval.runs import SHOWN, write_run
 

@@ -7,11 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress import models
+from compress import model_files, models
 from compress.errors import UserError
-from compress.model_files import artifacts
-from compress.model_files.origins import open_origin, origins_of
-from compress.model_files.weights import read_state
+from compress.model_files import open_origin, origins_of, read_state
 from compress.taps import Tapped
 from tests.eval.runs import write_run
 
@@ -22,7 +20,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_maps_are_those_of_the_stored_network_to_the_bit(run: Path) -> None:
-    student = artifacts.load_student(run / "distill" / "kd")
+    student = model_files.load_student(run / "distill" / "kd")
     images = torch.randn(2, 3, 16, 16)
     for given in (run, run / "distill" / "kd"):
         origin = open_origin(str(given))

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.model_files.artifacts import Encoder
-from eval.data.masked_images import IGNORE_INDEX, SegmentationData
-from eval.data.segmentation import voc_segmentation
-from eval.segmentation.metrics import (
+from compress.model_files import Encoder
+from eval.data import IGNORE_INDEX, SegmentationData, voc_segmentation
+from eval.segmentation import (
+    PyramidPoolingHead,
+    SegmentationLoss,
+    Segmenter,
     confusion_matrix,
     iou_per_class,
-    majority,
     segmentation_metrics,
 )
-from eval.segmentation.model import PyramidPoolingHead, SegmentationLoss, Segmenter
+from eval.segmentation.metrics import majority
 from eval.segmentation.task import predict
 from eval.segmentation.views import example
 

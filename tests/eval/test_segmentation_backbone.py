@@ -9,17 +9,13 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.data import Preprocessing
-from compress.engine.loop import OptimizerStep
-from compress.engine.optimization import TrainSettings
+from compress.engine import OptimizerStep, TrainSettings
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder, cut_encoder
-from compress.taps import TapSpecs
-from compress.taps.discovery import discover
-from eval.segmentation import describe
+from compress.model_files import Encoder, cut_encoder
+from compress.taps import TapSpecs, discover
+from eval.segmentation import SegmentationLoss, Segmenter, describe, describe_architecture
 from eval.segmentation.backbone import SegmentationBackbone, auxiliary_map, dilate
 from eval.segmentation.deep_stem import with_deep_stem
-from eval.segmentation.describe import describe_architecture
-from eval.segmentation.model import SegmentationLoss, Segmenter
 
 SHOWN = Preprocessing(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 

@@ -10,8 +10,14 @@ import torch
 from PIL import ExifTags, Image
 
 from compress.errors import UserError
-from eval.data.masked_images import IGNORE_INDEX, SegmentationData
-from eval.data.segmentation import camvid, cityscapes, mask_folders, voc_segmentation
+from eval.data import (
+    IGNORE_INDEX,
+    SegmentationData,
+    camvid,
+    cityscapes,
+    mask_folders,
+    voc_segmentation,
+)
 from eval.data.segmentation_classes import CITYSCAPES_CLASSES, VOC_CLASSES
 
 Write = Callable[..., Path]

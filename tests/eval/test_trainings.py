@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from compress.engine.optimization import TrainSettings
+from compress.engine import TrainSettings
 from compress.errors import UserError
-from compress.model_files.origins import origins_of
+from compress.model_files import origins_of
 from compress.run.directory import RunDirectory
 from compress.storage.files import read_json, read_tensors, write_json
 from eval.transfer.context import Start, TransferContext, compare_inits

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.engine.optimization import TrainSettings
+from compress.engine import TrainSettings
 from compress.errors import UserError
-from compress.model_files.origins import origins_of
+from compress.model_files import origins_of
 from compress.recipe import signatures
 from compress.recipe.schema import TransferPart, TransferTrain
 from compress.run.directory import RunDirectory

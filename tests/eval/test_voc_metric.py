@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.data.annotations import AnnotatedImage
-from eval.detection.voc_metric import eleven_points, voc_average_precision
+from eval.data import AnnotatedImage
+from eval.detection import voc_average_precision
+from eval.detection.voc_metric import eleven_points
 
 
 def annotated(boxes: Any, labels: Any, difficult: Any = None) -> AnnotatedImage:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress import model_files
 from compress.data import Dataset, Preprocessing, evaluation_batches, open_data
-from compress.model_files import artifacts
-from compress.model_files.origins import load_encoder
+from compress.model_files import load_encoder
 from compress.models import build
-from compress.taps.discovery import discover
+from compress.taps import discover
 from export import export_encoder, export_onnx
 from export.bundle import predict
 from export.bundle.contents import preprocess_content
@@ -74,7 +74,7 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
     """A bundle whose int8 file is one in name alone."""
     folder.mkdir()
     own, data = preprocessing or digits().preprocessing, digits()
-    description = artifacts.describe(
+    description = model_files.describe(
         {"name": "resnet8", "arguments": {}},
         discover(network(), own.input_shape, "student"),
         data.class_names,
@@ -83,7 +83,7 @@ def write(folder: Path, *, raw: bool = False, preprocessing: Preprocessing | Non
         fingerprint="0123abcd",
     )
     described = {**description, "method": None, "encoder_prefix": ""}
-    artifacts.save(folder, "student", network(), described)
+    model_files.save(folder, "student", network(), described)
     write_onnx(folder / "student.onnx", network(), raw=raw, preprocessing=own)
     shutil.copy(folder / "student.onnx", folder / "student.int8.onnx")
     encoder = load_encoder(folder)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compress.taps.discovery import switch_off_inplace
+from compress.taps import switch_off_inplace
 
 
 def trained(network: nn.Module, *, size: int) -> nn.Module:

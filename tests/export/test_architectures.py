@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.methods import METHODS
-from compress.methods.contract import Method
+from compress.methods import METHODS, Method
 from compress.models import MODELS, build
 from compress.models.resnet50_cifar import BottleneckResNet
 from compress.onnx import open_session, run_session

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from compress import model_files
 from compress.errors import UserError
-from compress.model_files import artifacts
-from compress.model_files.origins import load_encoder, open_origin
+from compress.model_files import load_encoder, open_origin
 from compress.models import user_code
 from export.verify import command
 from tests.export import bundles, mutations
@@ -34,7 +34,7 @@ def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def open_in_every_way(bundle: Path) -> None:
     """Open a bundle's model by every function that does; each works or raises a `UserError`."""
     for way in (
-        lambda: artifacts.load_student(bundle),
+        lambda: model_files.load_student(bundle),
         lambda: load_encoder(bundle),
         lambda: load_encoder(bundle, weights=False),
         lambda: open_origin(str(bundle)).encoder(),

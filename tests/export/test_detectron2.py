@@ -9,11 +9,11 @@ import torchvision
 import yaml
 from torch import nn
 
+from compress import model_files
 from compress.data import Preprocessing
 from compress.errors import UserError
-from compress.model_files import artifacts
 from compress.models import build
-from compress.taps.discovery import discover
+from compress.taps import discover
 from export.detectron2.command import (
     bare_name,
     convert_names,
@@ -199,7 +199,7 @@ def written(folder: Path, *, product: bool) -> nn.Module:
     """A student's files; returns its network."""
     folder.mkdir()
     network = trained(build("torchvision:resnet18", num_classes=3), size=64)
-    description = artifacts.describe(
+    description = model_files.describe(
         {"name": "torchvision:resnet18", "arguments": {}},
         discover(network, IMAGENET.input_shape, "student"),
         ("a", "b", "c"),
@@ -209,7 +209,7 @@ def written(folder: Path, *, product: bool) -> nn.Module:
     )
     prefix = "encoder." if product else ""
     described = {**description, "method": None, "encoder_prefix": prefix}
-    artifacts.save(folder, "student", Product(network) if product else network, described)
+    model_files.save(folder, "student", Product(network) if product else network, described)
     return network
 
 

@@ -9,11 +9,10 @@ from torch import Tensor, fx, nn
 
 from compress.data import Preprocessing
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder
+from compress.model_files import Encoder
 from compress.models import build
 from compress.onnx import open_session, run_session
-from compress.taps import MapSpec, encoder_until
-from compress.taps.discovery import discover
+from compress.taps import MapSpec, discover, encoder_until
 from export import export_encoder
 from export import onnx as exporting
 from tests.export.networks import trained

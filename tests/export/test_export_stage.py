@@ -16,15 +16,15 @@ import export.bundle.int8_file
 import export.bundle.writer
 import export.stage
 from compress.errors import UserError
-from compress.model_files import artifacts
-from compress.model_files.artifacts import Student
+from compress.model_files import Student, artifacts
 from compress.models import build
 from compress.onnx import open_session
 from compress.onnx.qdq import largest_weight
-from compress.recipe.schema import Export, Recipe
+from compress.recipe import Recipe
+from compress.recipe.schema import Export
 from compress.stages import dataset_of
 from compress.stages.job import Job
-from compress.taps.discovery import discover
+from compress.taps import discover
 from export.__main__ import main
 from export.bundle import predict
 from export.bundle.manifest import check_manifest

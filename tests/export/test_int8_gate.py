@@ -14,7 +14,7 @@ GOOD = Parity(2000, 0.5, 0.1, 10.0, 99.0, 70.0, 70.0)
 def exceeded(
     limits: Int8Limits | None = None, slack_images: int = 0, **changes: float
 ) -> list[str]:
-    return (limits or Int8Limits()).exceeded(replace(GOOD, **changes), slack_images)  # type: ignore[arg-type]
+    return (limits or Int8Limits()).list_exceeded(replace(GOOD, **changes), slack_images)  # type: ignore[arg-type]
 
 
 def test_the_drop_of_accuracy() -> None:

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import UserError
-from compress.onnx import open_session
-from compress.onnx.graphs import INPUT
+from compress.onnx import INPUT, open_session
 from compress.onnx.qdq import largest_weight
-from compress.taps import Tapped, TapSpecs
-from compress.taps.discovery import discover
-from compress.teacher.inference import difference
+from compress.taps import Tapped, TapSpecs, discover
+from compress.teacher import measure_tap_differences
 from compress.teacher.int8 import int8_teacher
 from tests.export.quantizing import batches, settled
 
@@ -43,7 +41,9 @@ def test_taps_are_near_for_any_batch_and_the_network_is_as_it_was(
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     plain = Tapped(network.eval(), specs, KINDS)
     for batch in (images(1, 1)[0], images(2, 1)[0][:3]):
-        found = difference(fast, plain, batch.contiguous(memory_format=torch.channels_last))
+        found = measure_tap_differences(
+            fast, plain, batch.contiguous(memory_format=torch.channels_last)
+        )
         assert set(found) == {*KINDS, "same_class_percent"}
         assert all(0 < found[kind] < 0.2 for kind in KINDS)
     assert fast.notes() == [

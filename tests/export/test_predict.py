@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.data.images import FileImages, Preprocessing
+from compress.data import FileImages, Preprocessing
 from export.bundle import predict
 from tests.export.toy_bundles import (
     LABELS,

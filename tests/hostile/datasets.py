@@ -14,11 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data import Preprocessing, open_data
-from eval.data.coco import coco
-from eval.data.labelled import stl10, tiny_imagenet
+from eval.data import camvid, coco, stl10, tiny_imagenet, voc, voc_segmentation
 from eval.data.scene_files import Scene, write_coco, write_voc
-from eval.data.segmentation import camvid, voc_segmentation
-from eval.data.voc import voc
 from tests.hostile.pictures import harmed, replace_by_hostile
 
 SHOWN = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)

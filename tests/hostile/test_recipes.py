@@ -10,8 +10,8 @@ import yaml
 from compress import pipeline
 from compress.errors import UserError
 from compress.pipeline import STAGES
+from compress.recipe import apply_override, parse_yaml, read_yaml
 from compress.recipe.command_line import list_problems
-from compress.recipe.files import apply_override, parse_yaml, read_yaml
 from compress.run import place_checks
 from compress.run.checks import check_values
 from compress.run.probe import probe

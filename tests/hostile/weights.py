@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compress.model_files.weights import load_state, read_state
+from compress.model_files import load_state, read_state
 from tests.hostile.datasets import Attack
 from tests.hostile.pictures import harmed
 

@@ -6,14 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compress.data.batch import Batch
-from compress.data.batches import ImageBatches
-from compress.data.images import MemoryImages, Preprocessing
-from compress.distill.module import Distillation
-from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
+from compress.data import Batch, ImageBatches, MemoryImages, Preprocessing
+from compress.distill import Distillation
+from compress.methods import LossWeights, Method, MethodContext, teacher_context
 from compress.methods.fsp import FSP
 from compress.models import build
-from compress.taps.discovery import discover
+from compress.taps import discover
 from compress.tasks import Classification
 
 CLASSES = 5

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.methods.ab import AB, ab_loss
+from compress.methods import LossWeights, Method, ab_loss
+from compress.methods.ab import AB
 from compress.methods.blocks.feature_maps import MapRegressor
-from compress.methods.contract import LossWeights, Method
 from compress.models import build
 from tests.methods import building
 

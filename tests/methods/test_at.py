@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.at import AT, at_loss
+from compress.methods import at_loss
+from compress.methods.at import AT
 from compress.taps import Tapped
 from tests.methods import building
 

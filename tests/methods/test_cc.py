@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.cc import CC, cc_loss
+from compress.methods import cc_loss
+from compress.methods.cc import CC
 from tests.methods import building
 
 

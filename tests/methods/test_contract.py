@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.engine.loop import train
-from compress.engine.optimization import TrainSettings, constant
-from compress.methods import METHODS
-from compress.methods.contract import Method
+from compress.engine import TrainSettings, train
+from compress.engine.optimization import constant
+from compress.methods import METHODS, Method
 from compress.taps import Tapped
 from tests.methods import building
 from tests.methods.throwaway import (

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.data.batch import Batch
-from compress.distill.module import Distillation
-from compress.methods.contract import MethodContext
-from compress.methods.crd import CRD, Contrast, crd_loss
+from compress.data import Batch
+from compress.distill import Distillation
+from compress.methods import MethodContext, crd_loss
+from compress.methods.crd import CRD, Contrast
 from tests.methods import building
 
 ROWS, WIDTHS, FEATURES, TAU = 11, (5, 7), 3, 0.2

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.methods.contract import MethodContext
-from compress.methods.fitnet import FitNet, fitnet_loss
+from compress.methods import MethodContext, fitnet_loss
+from compress.methods.fitnet import FitNet
 from compress.taps import Taps
 from tests.methods import building
 

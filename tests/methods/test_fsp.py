@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.contract import LossWeights, MethodContext
-from compress.methods.fsp import FSP, fsp_loss
+from compress.methods import LossWeights, MethodContext, fsp_loss
+from compress.methods.fsp import FSP
 from compress.taps import MapSpec, TapSpecs
 from tests.methods import building
 

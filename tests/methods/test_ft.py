@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compress.methods.ft import FT, ft_loss, paraphraser_loss
+from compress.methods import ft_loss, paraphraser_loss
+from compress.methods.ft import FT
 from compress.models import build
 from compress.taps import TapSpecs
 from tests.methods import building

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from compress.methods.kd import KD, kd_loss
+from compress.methods import kd_loss
+from compress.methods.kd import KD
 from tests.methods import building
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.nst import NST, nst_loss
+from compress.methods import nst_loss
+from compress.methods.nst import NST
 from compress.taps import Tapped
 from tests.methods import building
 

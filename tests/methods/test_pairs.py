@@ -12,14 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress.data.batch import Batch
-from compress.methods import METHODS
-from compress.methods.contract import Method, MethodContext, TeacherContext
+from compress.data import Batch
+from compress.methods import METHODS, Method, MethodContext, TeacherContext
 from compress.models import build
-from compress.recipe.files import read_yaml
+from compress.recipe import read_yaml
 from compress.sweep.schema import check_sweep
-from compress.taps import KINDS, MapSpec, Tapped, Taps, TapSpecs, VectorSpec
-from compress.taps.discovery import discover
+from compress.taps import KINDS, MapSpec, Tapped, Taps, TapSpecs, VectorSpec, discover
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
 CLASSES, SHAPE, IMAGES = 10, (3, 32, 32), 4

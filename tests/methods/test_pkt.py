@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.pkt import PKT, pkt_loss
+from compress.methods import pkt_loss
+from compress.methods.pkt import PKT
 from tests.methods import building
 
 

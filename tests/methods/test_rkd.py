@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.rkd import LARGEST_BATCH, RKD, rkd_loss
+from compress.methods import rkd_loss
+from compress.methods.rkd import LARGEST_BATCH, RKD
 from tests.methods import building
 
 

@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.methods.semckd import (
-    SemCKD,
-    calibration,
-    embed,
-    semckd_loss,
-    similarity_rows,
-    squared_distances,
-)
+from compress.methods import semckd_loss
+from compress.methods.semckd import SemCKD, calibration, embed, similarity_rows, squared_distances
 from compress.models import build
 from tests.methods import building
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.contract import LossWeights
-from compress.methods.simkd import Projector, SimKD, simkd_loss
+from compress.methods import LossWeights, simkd_loss
+from compress.methods.simkd import Projector, SimKD
 from compress.models import build
 from compress.taps import TapSpecs
 from tests.methods import building

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.methods.sp import SP, sp_loss
+from compress.methods import sp_loss
+from compress.methods.sp import SP
 from compress.taps import Tapped
 from tests.methods import building
 

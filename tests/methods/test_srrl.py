@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from compress.methods.srrl import SRRL, srrl_loss
+from compress.methods import srrl_loss
+from compress.methods.srrl import SRRL
 from tests.methods import building
 
 

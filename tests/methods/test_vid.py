@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compress.methods.vid import VID, Prediction, vid_loss
+from compress.methods import vid_loss
+from compress.methods.vid import VID, Prediction
 from compress.models import build
 from tests.methods import building
 

@@ -8,20 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from compress.data.batch import Batch
-from compress.methods.contract import (
-    LossWeights,
-    Method,
-    MethodContext,
-    Phase,
-    SoftLoss,
-    View,
-    Views,
-    last_map,
-    last_maps,
-    pooled,
-    pooled_widths,
-)
+from compress.data import Batch
+from compress.methods import LossWeights, Method, MethodContext, Phase, View, Views
+from compress.methods.contract import SoftLoss, last_map, last_maps, pooled, pooled_widths
 from compress.precision import in_float32
 from compress.taps import Tapped, Taps
 

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from compress.distill.module import Distillation
-from compress.engine.loop import train
-from compress.engine.optimization import TrainSettings
+from compress import model_files
+from compress.distill import Distillation
+from compress.engine import TrainSettings, train
 from compress.errors import UserError
-from compress.methods import METHODS
-from compress.methods.contract import Method
-from compress.model_files import artifacts
-from compress.model_files.origins import load_encoder
+from compress.methods import METHODS, Method
+from compress.model_files import load_encoder
 from compress.models import build
 from compress.storage.files import read_tensors, write_json, write_tensors
 from compress.storage.integrity import seal
@@ -30,12 +28,12 @@ def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
     for batch in building.batches(module.method).epoch(0):
         module(batch)
     deployed = module.method.deploy(module.student).eval()
-    artifacts.save(folder, "student", deployed, _described(module, deployed, name))
+    model_files.save(folder, "student", deployed, _described(module, deployed, name))
     return deployed
 
 
 def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str, Any]:
-    description = artifacts.describe(
+    description = model_files.describe(
         {"name": "resnet8", "arguments": {}},
         module.method.context.student,
         NAMES,
@@ -45,7 +43,7 @@ def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str
     )
     bare = deployed is module.student
     return description | {
-        "method": None if bare else artifacts.describe_method(module.method, name, {}),
+        "method": None if bare else model_files.describe_method(module.method, name, {}),
         "encoder_prefix": "" if bare else "encoder.",
     }
 
@@ -53,7 +51,7 @@ def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str
 @pytest.mark.parametrize("name", METHODS)
 def test_a_student_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
     deployed = save(tmp_path, METHODS[name], name)
-    loaded = artifacts.load_student(tmp_path)
+    loaded = model_files.load_student(tmp_path)
     assert not loaded.network.training
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
@@ -87,7 +85,7 @@ def test_any_architecture_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> N
     teacher = build("resnet8x4", num_classes=5, role="teacher")
     method = METHODS["simkd"](building.context(student, [teacher]))
     deployed = method.deploy(student).eval()
-    description = artifacts.describe(
+    description = model_files.describe(
         {"name": name, "arguments": {}},
         method.context.student,
         NAMES,
@@ -95,12 +93,12 @@ def test_any_architecture_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> N
         metrics={},
         fingerprint="f",
     )
-    told = artifacts.describe_method(method, "simkd", {})
+    told = model_files.describe_method(method, "simkd", {})
     description |= {"method": told, "encoder_prefix": "encoder."}
-    artifacts.save(tmp_path, "student", deployed, description)
+    model_files.save(tmp_path, "student", deployed, description)
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
-        assert torch.equal(artifacts.load_student(tmp_path).network(images), deployed(images))
+        assert torch.equal(model_files.load_student(tmp_path).network(images), deployed(images))
     assert load_encoder(tmp_path).matched_percent == 100
 
 
@@ -123,15 +121,15 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         json.dumps({**described, "architecture": {"name": "resnet14", "arguments": {}}})
     )
     with pytest.raises(UserError, match=r"student\.safetensors does not fit its description"):
-        artifacts.load_student(tmp_path)
+        model_files.load_student(tmp_path)
 
     path.write_text(json.dumps({**described, "format": 99}))
     with pytest.raises(UserError, match="has format 99"):
-        artifacts.load_student(tmp_path)
+        model_files.load_student(tmp_path)
 
     path.unlink()
     with pytest.raises(UserError, match=r"student\.json not found"):
-        artifacts.load_student(tmp_path)
+        model_files.load_student(tmp_path)
 
 
 def _train_one_epoch(folder: Path, name: str) -> nn.Module:
@@ -155,7 +153,7 @@ def _train_one_epoch(folder: Path, name: str) -> nn.Module:
 @pytest.mark.parametrize("name", ["kd", "simkd", "crd"])
 def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, name: str) -> None:
     deployed = _train_one_epoch(tmp_path, name)
-    found = artifacts.load_unfinished(tmp_path)
+    found = model_files.load_unfinished(tmp_path)
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
         assert torch.equal(found.network(images), deployed(images))
@@ -165,7 +163,7 @@ def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, 
 
 def test_a_training_without_a_whole_epoch_is_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no whole epoch"):
-        artifacts.load_unfinished(tmp_path)
+        model_files.load_unfinished(tmp_path)
 
 
 def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Pat
     state = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     write_tensors(tmp_path / "best-0001.safetensors", state)
     (tmp_path / "metrics.jsonl").unlink()  # it is written after the checkpoint
-    found = artifacts.load_unfinished(tmp_path).description
+    found = model_files.load_unfinished(tmp_path).description
     assert found["interrupted"] == {"after_epoch": 2, "weights_of_epoch": 1}
     assert found["metrics"] == {"top1_percent": 50.0}
 
@@ -186,7 +184,7 @@ def test_a_damaged_or_foreign_checkpoint_is_not_exported(tmp_path: Path) -> None
     (tmp_path / "distill/kd").mkdir(parents=True)
     _train_one_epoch(tmp_path / "distill/kd", "kd")  # under the role "test"
     with pytest.raises(UserError, match=r"another training: its role is test, not distill/kd"):
-        artifacts.load_unfinished(tmp_path / "distill/kd")
+        model_files.load_unfinished(tmp_path / "distill/kd")
     _train_one_epoch(tmp_path, "kd")
     for name in ("checkpoint.safetensors", "description.json"):
         path = tmp_path / name
@@ -194,6 +192,6 @@ def test_a_damaged_or_foreign_checkpoint_is_not_exported(tmp_path: Path) -> None
         changed = whole.replace(b'"num_classes": 5', b'"num_classes": 6')
         path.write_bytes(whole[:-5] + b"\x01" + whole[-4:] if changed == whole else changed)
         with pytest.raises(UserError, match=rf"{name} is damaged.*run the recipe again"):
-            artifacts.load_unfinished(tmp_path)
+            model_files.load_unfinished(tmp_path)
         path.write_bytes(whole)
-    assert "digest" not in artifacts.load_unfinished(tmp_path).description
+    assert "digest" not in model_files.load_unfinished(tmp_path).description

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from compress import models
+from compress import model_files, models
 from compress.errors import UserError
 from compress.methods import METHODS
-from compress.model_files import artifacts
+from compress.model_files import load_encoder
 from compress.model_files.arguments import without_sources
-from compress.model_files.origins import load_encoder
 from compress.models.memory import limited_by
 from compress.storage.files import read_json, write_json
-from compress.taps.discovery import discover
+from compress.taps import discover
 from tests.methods import building
 
 CLASSES = tuple("abcde")
@@ -27,7 +26,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("saved")
     module = building.distillation(METHODS["simkd"])
     deployed = module.method.deploy(module.student).eval()
-    content = artifacts.describe(
+    content = model_files.describe(
         {"name": "resnet8", "arguments": {}},
         module.method.context.student,
         CLASSES,
@@ -35,9 +34,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         metrics={},
         fingerprint="f",
     )
-    method = artifacts.describe_method(module.method, "simkd", {})
+    method = model_files.describe_method(module.method, "simkd", {})
     content |= {"method": method, "encoder_prefix": "encoder.", "label": "simkd"}
-    artifacts.save(folder, "student", deployed, content)
+    model_files.save(folder, "student", deployed, content)
     return {"folder": folder, "content": read_json(folder / "student.json")}
 
 
@@ -94,12 +93,12 @@ def test_what_is_wrong_is_said_in_one_sentence(
 ) -> None:
     (tmp_path / "student.safetensors").symlink_to(saved["folder"] / "student.safetensors")
     write_json(tmp_path / "student.json", saved["content"])
-    artifacts.load_student(tmp_path)  # as it was written
+    model_files.load_student(tmp_path)  # as it was written
     content = read_json(tmp_path / "student.json")
     put(content, path, value)
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match=words) as refusal:
-        artifacts.load_student(tmp_path)
+        model_files.load_student(tmp_path)
         load_encoder(tmp_path)
     assert len(str(refusal.value).splitlines()) == 1
     assert len(str(refusal.value)) < 2000
@@ -112,7 +111,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
 def test_what_is_no_description_at_all(tmp_path: Path, text: str) -> None:
     (tmp_path / "student.json").write_text(text)
     with pytest.raises(UserError, match=r"student\.json (is damaged|has format)"):
-        artifacts.load_description(tmp_path)
+        model_files.load_description(tmp_path)
 
 
 SOURCES: list[tuple[str, dict[str, Any]]] = [
@@ -133,7 +132,7 @@ def test_no_argument_reads_a_file_or_the_network(
     content = {**saved["content"], "architecture": {"name": name, "arguments": arguments}}
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match=r"architecture\.arguments\.\w+ (takes|holds text)"):
-        artifacts.load_description(tmp_path)
+        model_files.load_description(tmp_path)
 
 
 def test_weights_from_elsewhere_are_the_recipes_business() -> None:
@@ -141,7 +140,7 @@ def test_weights_from_elsewhere_are_the_recipes_business() -> None:
     assert without_sources("timm:resnet10t", arguments) == {"img_size": 64}
     assert without_sources("own.py:net", arguments) == arguments
     specs = discover(models.build("resnet8", num_classes=5), building.SHAPE, "resnet8")
-    described = artifacts.describe(
+    described = model_files.describe(
         {"name": "torchvision:resnet18", "arguments": {"weights": "DEFAULT"}},
         specs, CLASSES, building.PREPROCESSING, metrics={}, fingerprint="f",
     )  # fmt: skip
@@ -153,13 +152,15 @@ def test_an_earlier_file_of_a_pretrained_network_needs_no_network(
 ) -> None:
     timm = pytest.importorskip("timm", reason="timm is an extra")
     network = models.build("timm:resnet10t", num_classes=5, seed=3).eval()
-    content = artifacts.describe(
+    content = model_files.describe(
         {"name": "timm:resnet10t", "arguments": {}},
         discover(network, building.SHAPE, "timm:resnet10t"),
         CLASSES, building.PREPROCESSING, metrics={}, fingerprint="f",
     )  # fmt: skip
     content["architecture"]["arguments"] = {"pretrained": True}
-    artifacts.save(tmp_path, "student", network, {**content, "method": None, "encoder_prefix": ""})
+    model_files.save(
+        tmp_path, "student", network, {**content, "method": None, "encoder_prefix": ""}
+    )
 
     def refuse(*_: Any, **given: Any) -> None:
         assert not given.get("pretrained")
@@ -168,7 +169,7 @@ def test_an_earlier_file_of_a_pretrained_network_needs_no_network(
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: refuse(**k) or create(*a, **k))
     images = torch.randn(2, *building.SHAPE)
     with torch.no_grad():
-        assert torch.equal(artifacts.load_student(tmp_path).network(images), network(images))
+        assert torch.equal(model_files.load_student(tmp_path).network(images), network(images))
 
 
 def test_a_network_that_its_file_cannot_hold_is_not_built(
@@ -179,7 +180,7 @@ def test_a_network_that_its_file_cannot_hold_is_not_built(
     (tmp_path / "student.safetensors").symlink_to(saved["folder"] / "student.safetensors")
     write_json(tmp_path / "student.json", content)
     with pytest.raises(UserError, match="a small part of the network described"):
-        artifacts.load_student(tmp_path)
+        model_files.load_student(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:mobilenet_v2"])

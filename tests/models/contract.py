@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from compress.models import build
-from compress.taps import MapSpec, Tapped, encoder_until
-from compress.taps.discovery import discover
+from compress.taps import MapSpec, Tapped, discover, encoder_until
 
 # Module path, channels, height at 32x32 images.
 Place = tuple[str, int, int]

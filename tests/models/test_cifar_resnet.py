@@ -3,7 +3,7 @@
 import pytest
 
 from compress.models import build
-from compress.taps.discovery import discover
+from compress.taps import discover
 from tests.models.contract import (
     Place,
     check_gradients,

@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compress.errors import UserError
-from compress.model_files.weights import load_state, read_state
+from compress.model_files import load_state, read_state
 from compress.models import MODELS, build, find
-from compress.taps import Tapped, encoder_until
-from compress.taps.discovery import discover
+from compress.taps import Tapped, discover, encoder_until
 from tests.hostile.weights import CHANGES, compressed, referring_to_itself
 from tests.hostile.weights import network as tiny
 

@@ -1,7 +1,7 @@
 """ResNet-50 for small images."""
 
 from compress.models import build
-from compress.taps.discovery import discover
+from compress.taps import discover
 from tests.models.contract import (
     check_gradients,
     check_pre_activations,

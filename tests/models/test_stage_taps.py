@@ -5,8 +5,7 @@ import torch
 
 from compress.errors import UserError
 from compress.models import build
-from compress.taps import Tapped
-from compress.taps.discovery import discover
+from compress.taps import Tapped, discover
 
 # Channels and sizes at 32 pixels, f1 to fL.
 PAPERS = {

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from compress import models
+from compress import model_files, models
 from compress.errors import UserError
-from compress.model_files import artifacts
 from compress.models import user_code
 from compress.storage.files import read_json, write_json
-from compress.taps.discovery import discover
+from compress.taps import discover
 from tests.export import mutations
 from tests.methods import building
 
@@ -50,7 +49,7 @@ def save(
 ) -> torch.nn.Module:
     folder.mkdir()
     network = models.build(name, num_classes=5, **arguments).eval()
-    description = artifacts.describe(
+    description = model_files.describe(
         {"name": name, "arguments": dict(arguments)},
         discover(network, building.SHAPE, name),
         tuple("abcde"),
@@ -59,7 +58,7 @@ def save(
         fingerprint="f",
     )
     description |= {"method": None, "encoder_prefix": ""}
-    artifacts.save(folder, "student", network, description)
+    model_files.save(folder, "student", network, description)
     return network
 
 
@@ -74,10 +73,10 @@ def test_a_file_and_a_module_are_found(name: str, monkeypatch: pytest.MonkeyPatc
 def test_a_student_of_own_code_is_rebuilt_bit_for_bit(name: str, tmp_path: Path) -> None:
     network = save(tmp_path / "s", name)
     with pytest.raises(UserError, match=r"run again with --trust-code"):
-        artifacts.load_student(tmp_path / "s")
+        model_files.load_student(tmp_path / "s")
     user_code.trust(name)
     images = torch.randn(3, *building.SHAPE)
-    assert torch.equal(artifacts.load_student(tmp_path / "s").network(images), network(images))
+    assert torch.equal(model_files.load_student(tmp_path / "s").network(images), network(images))
 
 
 def test_untrusted_code_is_not_even_imported(name: str, tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ def test_untrusted_code_is_not_even_imported(name: str, tmp_path: Path) -> None:
     path = Path(name.rpartition(":")[0])
     path.write_text(f"open({str(tmp_path / 'harmed')!r}, 'w')\n{CODE}")
     with pytest.raises(UserError, match="--trust-code"):
-        artifacts.load_student(tmp_path / "s")
+        model_files.load_student(tmp_path / "s")
     assert not (tmp_path / "harmed").exists()
 
 
@@ -105,10 +104,10 @@ def test_the_name_alone_decides_what_is_code(
             del described["code"]
         write_json(tmp_path / "s/student.json", described)
         with pytest.raises(UserError, match=r"--trust-code|code\S* is"):
-            artifacts.load_student(tmp_path / "s")
+            model_files.load_student(tmp_path / "s")
     user_code.trust("*")
     with pytest.raises(UserError, match="holds no SHA-256 of it"):
-        artifacts.load_student(tmp_path / "s")
+        model_files.load_student(tmp_path / "s")
     assert not sentinel.exists()
 
 
@@ -130,7 +129,7 @@ def test_changed_code_is_refused_with_both_places(name: str, tmp_path: Path) -> 
     path = Path(name.rpartition(":")[0])
     path.write_text(CODE + "\n# changed")
     with pytest.raises(UserError, match=r"was made with .*my nets\.py.* now holds other code"):
-        artifacts.load_student(tmp_path / "s")
+        model_files.load_student(tmp_path / "s")
 
 
 def test_moved_code_is_named(name: str, tmp_path: Path) -> None:
@@ -138,13 +137,13 @@ def test_moved_code_is_named(name: str, tmp_path: Path) -> None:
     user_code.trust("*")
     Path(name.rpartition(":")[0]).unlink()
     with pytest.raises(UserError, match=r"my nets\.py' not found"):
-        artifacts.load_student(tmp_path / "s")
+        model_files.load_student(tmp_path / "s")
     # Told where it is now, the same code is accepted: its digest says that it is the same.
     (tmp_path / "moved.py").write_text(CODE)
     described = read_json(tmp_path / "s/student.json")
     described["architecture"]["name"] = f"{tmp_path}/moved.py:small"
     write_json(tmp_path / "s/student.json", described)
-    artifacts.load_student(tmp_path / "s")
+    model_files.load_student(tmp_path / "s")
 
 
 @pytest.mark.parametrize(

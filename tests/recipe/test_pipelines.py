@@ -13,13 +13,12 @@ from compress import models
 from compress.accounting import account_pair, pairs
 from compress.data import IMAGE_SIZES
 from compress.pipeline import STAGES
-from compress.recipe.files import apply_override, read_yaml
-from compress.recipe.schema import Recipe, check_shape
+from compress.recipe import Recipe, apply_override, check_shape, read_yaml
 from compress.run import probe as probe_module
 from compress.run.checks import check_recipe
 from compress.run.probe import probe
 from compress.sweep.schema import check_sweep, recipe_of
-from compress.taps.discovery import discover
+from compress.taps import discover
 from eval.transfer.command import _parser
 from eval.transfer.request import read_request
 from export.detectron2.config import SCHEDULES
@@ -35,7 +34,7 @@ ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \|(.*)\|$", re.MULTILINE)
 
 # Each architecture is built, tapped and counted once in this file: no test trains or changes one.
 _build, _discover = functools.cache(models.build), functools.cache(discover)
-_counted = functools.cache(pairs.counted_network)
+_counted = functools.cache(pairs.count_network)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +42,7 @@ def _once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", _build)
     monkeypatch.setattr(probe_module, "discover", _discover)
     monkeypatch.setattr(pairs, "discover", _discover)
-    monkeypatch.setattr(pairs, "counted_network", _counted)
+    monkeypatch.setattr(pairs, "count_network", _counted)
 
 
 def read(file: str) -> Recipe:

@@ -7,8 +7,7 @@ import pytest
 
 from compress.errors import UserError
 from compress.pipeline import STAGES
-from compress.recipe.files import apply_override, parse_yaml, read_yaml
-from compress.recipe.schema import Recipe, check_shape
+from compress.recipe import Recipe, apply_override, check_shape, parse_yaml, read_yaml
 from compress.run.checks import check_recipe
 from compress.run.schema import schema
 

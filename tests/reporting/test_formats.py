@@ -3,7 +3,7 @@
 import pytest
 
 from compress.reporting import formats
-from compress.reporting.escaping import escape_html, escape_markdown, fenced
+from compress.reporting.escaping import escape_html, escape_markdown, fence
 from compress.reporting.tables import Column, ReportTable
 
 
@@ -46,7 +46,7 @@ def test_markdown_stands_for_itself() -> None:
 
 
 def test_a_fence_is_longer_than_what_it_holds() -> None:
-    assert fenced("a\n````\nb").startswith("`````\n")
+    assert fence("a\n````\nb").startswith("`````\n")
 
 
 def test_html_is_escaped_in_text_and_attributes() -> None:

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 
-from compress import models
-from compress.model_files import artifacts
-from compress.recipe.schema import Recipe
-from compress.run.preview import teacher_remarks
+from compress import model_files, models
+from compress.recipe import Recipe
+from compress.run.preview import list_teacher_notes
 from compress.run.probe import probe
 from compress.stages import dataset_of
 from compress.storage.files import read_json, write_json
-from compress.taps.discovery import discover
+from compress.taps import discover
 
 CODE = """
 from tests.models.test_forward import Auxiliary, ChangesItsInput, Small
@@ -77,16 +76,16 @@ def test_a_teacher_of_other_images_is_told(tmp_path: Path) -> None:
     network = models.build("resnet14", num_classes=10)
     specs = discover(network, SHAPE, "resnet14")
     architecture = {"name": "resnet14", "arguments": {}}
-    description = artifacts.describe(
+    description = model_files.describe(
         architecture, specs, data.class_names, data.preprocessing, metrics={}, fingerprint="f"
     )
-    artifacts.save(tmp_path, "teacher", network, description | {"method": None})
-    assert teacher_remarks(given) == []
+    model_files.save(tmp_path, "teacher", network, description | {"method": None})
+    assert list_teacher_notes(given) == []
     content = read_json(tmp_path / "teacher.json")
     content["preprocessing"]["mean"] = [0.1, 0.2, 0.9]
     write_json(tmp_path / "teacher.json", content)
-    remarks = teacher_remarks(given)
-    assert len(remarks) == 1
-    assert "mean [0.1, 0.2, 0.9]" in remarks[0] and "mean [0.305, 0.305, 0.305]" in remarks[0]
-    assert "std" not in remarks[0]
-    assert teacher_remarks(recipe({"model": "resnet14", **TRAIN})) == []
+    notes = list_teacher_notes(given)
+    assert len(notes) == 1
+    assert "mean [0.1, 0.2, 0.9]" in notes[0] and "mean [0.305, 0.305, 0.305]" in notes[0]
+    assert "std" not in notes[0]
+    assert list_teacher_notes(recipe({"model": "resnet14", **TRAIN})) == []

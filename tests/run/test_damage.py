@@ -15,17 +15,17 @@ import yaml
 
 from compress import pipeline
 from compress.errors import UserError
-from compress.model_files.origins import open_origin
+from compress.model_files import open_origin
 from compress.pipeline import STAGES
-from compress.recipe.schema import check_shape
+from compress.recipe import check_shape
 from compress.reporting.collect import load, metrics
 from compress.run.directory import RunDirectory
 from compress.run.executor import is_finished
-from compress.run.skipping import stands
+from compress.run.skipping import can_skip
 from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_tensors, write_tensors
 from compress.storage.fingerprints import sha256_file
-from compress.storage.integrity import UNSEALED_RESULT, damaged, record
+from compress.storage.integrity import UNSEALED_RESULT, find_damaged, record
 from compress.storage.results import read_result
 
 TRAIN = {"epochs": 1, "lr": 0.05, "batch_size": 16}
@@ -230,23 +230,23 @@ def test_a_change_is_found_whenever_it_comes(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(bytes(100))
     records = {"weights": record(path)}
-    assert damaged(tmp_path, records) == {}
+    assert find_damaged(tmp_path, records) == {}
     flip_in_place(path)
-    assert damaged(tmp_path, records) == {"weights": "was changed: its SHA-256 differs"}
+    assert find_damaged(tmp_path, records) == {"weights": "was changed: its SHA-256 differs"}
     flip_in_place(path)
     os.utime(path, ns=(0, 0))
     with pytest.MonkeyPatch.context() as patch:
         later = time.time_ns() + 10**10
         patch.setattr(time, "time_ns", lambda: later)
-        assert damaged(tmp_path, records) == {}
+        assert find_damaged(tmp_path, records) == {}
     assert (tmp_path / "verified.json").is_file()
     with pytest.MonkeyPatch.context() as patch:  # an unchanged file is not read again
         patch.setattr("compress.storage.integrity.sha256_file", lambda path: "another")
-        assert damaged(tmp_path, records) == {}
+        assert find_damaged(tmp_path, records) == {}
     flip_in_place(path)
-    assert damaged(tmp_path, records) == {"weights": "was changed: its SHA-256 differs"}
+    assert find_damaged(tmp_path, records) == {"weights": "was changed: its SHA-256 differs"}
     path.unlink()
-    assert damaged(tmp_path, records) == {"weights": "is missing"}
+    assert find_damaged(tmp_path, records) == {"weights": "is missing"}
 
 
 def weights(seed: int) -> dict[str, torch.Tensor]:
@@ -272,7 +272,7 @@ def finished(tmp_path: Path) -> RunDirectory:
 
 
 def skipped(directory: RunDirectory) -> bool:
-    return stands(directory, "distill/kd", {"lr": 1}, vouched)
+    return can_skip(directory, "distill/kd", {"lr": 1}, vouched)
 
 
 def test_a_half_written_history_is_written_again_and_stops_nothing(

@@ -25,11 +25,11 @@ def test_a_stage_is_finished_for_exactly_its_fields(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "r", "r")
     with run.open():
         finish(run, "teacher", {"seed": 0})
-        assert run.finished("teacher", {"seed": 0})
-        assert not run.finished("teacher", {"seed": 1})
+        assert run.is_finished("teacher", {"seed": 0})
+        assert not run.is_finished("teacher", {"seed": 1})
         assert run.differences("teacher", {"seed": 1}) == ["seed (0 -> 1)"]
         run.begin("fuse", {"seed": 0})
-        assert not run.finished("fuse", {"seed": 0})
+        assert not run.is_finished("fuse", {"seed": 0})
 
 
 def test_a_superseded_result_is_kept_and_can_come_back(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_half_finished_training_comes_back_too(tmp_path: Path) -> None:
         (run.begin("teacher", {"lr": 1}) / "checkpoint").write_text("half")
         run.supersede("teacher")
         assert run.restore("teacher", {"lr": 1})
-        assert not run.finished("teacher", {"lr": 1})
+        assert not run.is_finished("teacher", {"lr": 1})
         assert (run.stage_folder("teacher") / "checkpoint").read_text() == "half"
 
 
@@ -90,7 +90,7 @@ def test_stages_that_are_not_planned_are_put_aside(tmp_path: Path) -> None:
             finish(run, stage, {})
         run.shelve_unplanned(["teacher", "distill/none"])
         assert not run.stage_folder("distill/kd").exists()
-        assert run.finished("distill/none", {})
+        assert run.is_finished("distill/none", {})
         assert run.restore("distill/kd", {})
 
 

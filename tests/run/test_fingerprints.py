@@ -5,7 +5,8 @@ The values were computed by the version before its fields were assembled in one 
 
 from typing import Any
 
-from compress.recipe.schema import TransferPart, check_shape
+from compress.recipe import check_shape
+from compress.recipe.schema import TransferPart
 from compress.run.fields import recipe_fingerprint, step_fields, training_fields
 from compress.run.plan import PlannedStep, RunPlan, make_plan, transfer_arguments
 from compress.storage.fingerprints import fingerprint_of

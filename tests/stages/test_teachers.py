@@ -9,10 +9,9 @@ import torch
 import yaml
 
 from compress import pipeline
-from compress.data import open_data
-from compress.data.batches import ImageBatches
+from compress.data import ImageBatches, open_data
 from compress.errors import UserError
-from compress.recipe.schema import Recipe
+from compress.recipe import Recipe
 from compress.run.fields import step_fields
 from compress.run.plan import make_plan
 from compress.stages import teacher as teacher_stage

@@ -10,8 +10,7 @@ import torch
 import yaml
 
 from compress import pipeline
-from compress.engine.lockstep import drain, in_lockstep
-from compress.engine.loop import Position
+from compress.engine import Position, drain, in_lockstep
 from compress.errors import UserError
 from compress.storage.files import read_tensors
 from compress.sweep import command, lockstep

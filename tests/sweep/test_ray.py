@@ -43,7 +43,7 @@ def runner() -> Iterator[Runner]:
 def test_a_command_runs_on_a_node_in_the_same_folder(runner: Runner) -> None:
     code = "import os, sys; print(os.getcwd(), os.getppid()); sys.exit(3)"
     ended = runner(Command(("-c", code), ()), Event())
-    folder, parent = ended.told.split()
+    folder, parent = ended.output.split()
     assert ended.code == 3
     assert folder == os.getcwd()
     assert int(parent) != os.getpid(), "it is Ray's, not ours"
@@ -58,7 +58,7 @@ def test_a_lost_folder_is_told(
     monkeypatch.setattr(os, "getcwd", lambda: str(tmp_path / "here"))
     ended = runner(Command(("-c", ""), ()), Event())
     assert ended.code == 2
-    assert "has no folder" in ended.told
+    assert "has no folder" in ended.output
 
 
 def test_a_stopped_task_takes_its_process_with_it(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from compress.recipe.schema import check_shape
+from compress.recipe import check_shape
 from compress.sweep import command, execution
 from compress.sweep.processes import Command, Ended
 from compress.sweep.runs import SweepRuns

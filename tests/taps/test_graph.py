@@ -11,9 +11,7 @@ from torch.nn import functional
 
 from compress.errors import UserError
 from compress.models import build
-from compress.taps import Tapped, Taps, TapSpecs
-from compress.taps.discovery import discover
-from compress.taps.graph import TappedGraph, Untraceable
+from compress.taps import Tapped, TappedGraph, Taps, TapSpecs, Untraceable, discover
 
 NETWORKS = [
     *("resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"),

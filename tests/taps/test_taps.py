@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from compress.models import build
-from compress.taps import KINDS, Tapped, TapSpecs
-from compress.taps.discovery import discover
-from compress.taps.graph import TappedGraph
-from compress.taps.specs import Kind
+from compress.taps import KINDS, Kind, Tapped, TappedGraph, TapSpecs, discover
+from compress.teacher import make_fast, measure_tap_differences
 from compress.teacher.cache import obstacle
-from compress.teacher.inference import difference, make_fast
 
 WANTED = ["first_two", "coarsest", "logits"]
 
@@ -36,7 +33,7 @@ def test_a_new_kind_is_tapped_everywhere(kinds: None) -> None:
         for tap, stage in zip(taps.tensors("first_two"), stages[:2], strict=True):
             torch.testing.assert_close(tap, stage, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(taps.tensor("coarsest"), stages[-1], rtol=1e-4, atol=1e-4)
-    found = difference(fast, Tapped(network, specs, WANTED), images)
+    found = measure_tap_differences(fast, Tapped(network, specs, WANTED), images)
     assert set(found) == {*WANTED, "same_class_percent"}
     reason = obstacle(["coarsest"], specs, ["none"], 100, 1)
     assert reason is not None and "reads the teacher's 'coarsest', 0.4 MB" in reason

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from compress.errors import UserError
 from compress.models import build
-from compress.taps import Tapped, TapSpecs
-from compress.taps.discovery import discover
-from compress.teacher.inference import Precision, difference, make_fast
+from compress.taps import Tapped, TapSpecs, discover
+from compress.teacher import Precision, make_fast, measure_tap_differences
 
 NONE = TapSpecs((), (), None, None, None, 10)
 
@@ -55,7 +54,7 @@ def test_equal_up_to_rounding_and_the_network_is_as_it_was(name: str) -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     plain = Tapped(network.eval(), specs, every_kind(specs))
-    found = difference(lambda _: shown, plain, images)
+    found = measure_tap_differences(lambda _: shown, plain, images)
     assert set(found) == {*every_kind(specs), "same_class_percent"}
     assert largest(found) < 1e-4
     assert found["same_class_percent"] == 100
@@ -77,7 +76,7 @@ def test_a_tap_between_convolution_and_norm_keeps_the_norm() -> None:
     network, specs, images = settled("resnet8")
     wanted = ["conv1", "bn1", "logits"]
     frozen = make_fast(network, specs, wanted, compile=False, precision="float32")
-    assert largest(difference(frozen, Tapped(network, specs, wanted), images)) < 1e-4
+    assert largest(measure_tap_differences(frozen, Tapped(network, specs, wanted), images)) < 1e-4
     assert frozen.notes() == ["teacher: 8 batch norms are folded, 1 are not"]
 
 
@@ -99,7 +98,7 @@ def test_bfloat16_is_near_and_gives_float32() -> None:
     assert {taps.tensor("logits").dtype, *(one.dtype for one in taps.tensors("stages"))} == {
         torch.float32
     }
-    found = difference(frozen, Tapped(network, specs, every_kind(specs)), images)
+    found = measure_tap_differences(frozen, Tapped(network, specs, every_kind(specs)), images)
     assert 1e-4 < largest(found) < 0.05
 
 
@@ -135,7 +134,7 @@ def test_only_the_first_batch_size_is_compiled(
     for batch in (images, images[:5], images, images[:1], images.flip(0)):
         found, expected = frozen(batch).tensor("logits"), plain(batch).tensor("logits")
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
-        assert largest(difference(frozen, reference, batch)) < 0.05
+        assert largest(measure_tap_differences(frozen, reference, batch)) < 0.05
     assert len(compilations) == 1
     assert len(runs) == 6  # three batches, shown twice
 
@@ -173,7 +172,7 @@ def test_without_a_working_compiler_it_runs_uncompiled(
     frozen = make_fast(network, specs, ["logits"], compile=True, precision="float32")
     reference = Tapped(network, specs, ["logits"])
     for batch in (images, images[:3], images):
-        assert largest(difference(frozen, reference, batch)) < 1e-4
+        assert largest(measure_tap_differences(frozen, reference, batch)) < 1e-4
     said = capsys.readouterr().out
     assert said.count("not compiled") == said.count("there is no compiler here") == 1
     assert "not compiled" in frozen.notes()[-1]
@@ -196,7 +195,7 @@ class Choosing(nn.Module):
 def test_what_cannot_be_traced_runs_with_hooks() -> None:
     network, images = Choosing().eval(), torch.randn(4, 3, 8, 8)
     frozen = make_fast(network, NONE, ["logits", "norm"], compile=True, precision="float32")
-    found = difference(frozen, Tapped(network, NONE, ["logits", "norm"]), images)
+    found = measure_tap_differences(frozen, Tapped(network, NONE, ["logits", "norm"]), images)
     assert set(found) == {"logits", "norm", "same_class_percent"}
     assert largest(found) < 1e-4
     assert "with hooks" in frozen.notes()[0]
@@ -218,7 +217,9 @@ class Viewing(nn.Module):
 def test_views_of_maps_keep_them_contiguous(capfd: pytest.CaptureFixture[str]) -> None:
     network, images = Viewing().eval(), torch.randn(4, 3, 8, 8)
     frozen = make_fast(network, NONE, ["logits"], compile=False, precision="float32")
-    assert largest(difference(frozen, Tapped(network, NONE, ["logits"]), images)) < 1e-4
+    assert (
+        largest(measure_tap_differences(frozen, Tapped(network, NONE, ["logits"]), images)) < 1e-4
+    )
     assert "contiguous" in frozen.notes()[-1]
     assert "Traceback" not in capfd.readouterr().err
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from compress import trackers
 from compress.distributed import collectives
 from compress.pipeline import STAGES
-from compress.recipe.schema import Named, check_shape
+from compress.recipe import Named, check_shape
 from compress.run.checks import check_recipe
 from compress.trackers import recall, record, track_to
 from compress.trackers.base import Place, Tracker

@@ -40,10 +40,10 @@ def planning_note(
     cold, other = (
         100 * expected_hit_share(draws, views, earlier) * kept / images for earlier in (0, draws)
     )
-    bound = f"; {kept:,} images ({_bytes(kept * image)}) are kept" if kept < images else ""
+    limit = f"; {kept:,} images ({_bytes(kept * image)}) are kept" if kept < images else ""
     return (
         f"teacher cache: up to {_bytes(images * image)} for {images:,} images x {views} views"
-        f"{bound}; a cold run of {draws} views per image is expected to find {cold:.1f} % of its "
+        f"{limit}; a cold run of {draws} views per image is expected to find {cold:.1f} % of its "
         f"targets there, a warm one {100 * kept / images:.1f} % with the same data.seed and "
         f"{other:.1f} % with another"
     )

@@ -120,9 +120,9 @@ class CachedTeacher:
                 self._note_rounding(value[fits].float(), rounded[kind][fits].float())
         return rounded, fits
 
-    def _note_rounding(self, given: Tensor, stored: Tensor) -> None:
-        if len(given):
-            error = (given - stored).abs().amax(dim=1)
-            share = error / given.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    def _note_rounding(self, computed: Tensor, stored: Tensor) -> None:
+        if len(computed):
+            error = (computed - stored).abs().amax(dim=1)
+            share = error / computed.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
             absolute, relative = self.rounding
             self.rounding = max(absolute, float(error.max())), max(relative, float(share.max()))

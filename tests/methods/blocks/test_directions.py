@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize, smooth_l1_loss
 
+from compress.methods import pkt_loss, rkd_loss, sp_loss
 from compress.methods.blocks.directions import SMALLEST_SHARE, fading
-from compress.methods.pkt import pkt_loss
-from compress.methods.rkd import rkd_loss
-from compress.methods.sp import sp_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.distill.gathering import gather_rows
-from compress.distributed.collectives import (
-    world_size,
-)
+from compress.distributed.collectives import world_size
 from compress.errors import UserError
 from compress.methods.contract import (
     LossWeights,

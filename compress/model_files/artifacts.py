@@ -36,7 +36,8 @@ from compress.models.memory import limited_by
 from compress.seeding import seeded
 from compress.storage.files import read_mapping, read_tensors, write_json, write_tensors
 from compress.storage.fingerprints import sha256_file
-from compress.storage.integrity import require_seal, require_whole
+from compress.storage.integrity import require_seal
+from compress.storage.results import require_whole
 from compress.taps import MapSpec, TapSpecs, encoder_until
 from compress.taps.discovery import switch_off_inplace
 

@@ -23,7 +23,7 @@ from compress.model_files.weights import find_state
 from compress.recipe.files import load_resolved
 from compress.storage.files import read_tensors
 from compress.storage.fingerprints import fingerprint_of, sha256_file
-from compress.storage.integrity import require_whole
+from compress.storage.results import require_whole
 from compress.taps import TapSpecs
 
 _FORMS = (

@@ -15,22 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
+from compress.storage.fingerprints import sha256_file
 
 _DIGEST = "digest"
 _VERIFIED = "verified.json"
-_AGAIN = "run the recipe again, which makes it anew from what is whole"
 # A change within the file system's clock tick leaves the times as they are: what was written just
 # now is read again the next time. FAT has the coarsest clock.
 _TICK_NS = 2_000_000_000
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,29 +66,6 @@ def find_damaged(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict
     if known != before:
         _write_verified(path, known)
     return {name: problem for name, problem in problems.items() if problem}
-
-
-def require_whole(folder: Path, name: str) -> None:
-    """Check a model file and its description against the result of the stage that wrote them.
-
-    Raises:
-        UserError: the file, its description or the result is damaged.
-    """
-    stage = next((p for p in (folder, folder.parent) if (p / "result.json").is_file()), None)
-    if stage is None:
-        return
-    path = stage / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        require_seal(result, path, UNSEALED_RESULT)
-        records = result.get("files", {})
-    except (ValueError, TypeError, AttributeError, UserError):
-        raise UserError(f"{path} is damaged; {_AGAIN}") from None
-    files = ((folder / f"{name}{s}").relative_to(stage) for s in (".safetensors", ".json"))
-    names = [file.as_posix() for file in files]
-    problems = find_damaged(stage, {name: records[name] for name in names if name in records})
-    for damaged_name, problem in problems.items():
-        raise UserError(f"{stage / damaged_name} {problem}; {_AGAIN}, or restore it")
 
 
 # The keys of a stage's result as it was written before there were seals.

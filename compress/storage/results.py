@@ -5,7 +5,9 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.storage.files import read_mapping
-from compress.storage.integrity import UNSEALED_RESULT, require_seal
+from compress.storage.integrity import UNSEALED_RESULT, find_damaged, require_seal
+
+_AGAIN = "run the recipe again, which makes it anew from what is whole"
 
 
 def read_result(run_folder: Path, stage: str) -> dict[str, Any]:
@@ -22,3 +24,23 @@ def read_result(run_folder: Path, stage: str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged; redo the stage with --fresh {stage}")
     require_seal(result, path, UNSEALED_RESULT)
     return result
+
+
+def require_whole(folder: Path, name: str) -> None:
+    """Check a model file and its description against the result of the stage that wrote them.
+
+    Raises:
+        UserError: the file, its description or the result is damaged.
+    """
+    stage = next((p for p in (folder, folder.parent) if (p / "result.json").is_file()), None)
+    if stage is None:
+        return
+    try:
+        records = read_result(stage.parent, stage.name).get("files", {})
+    except UserError:
+        raise UserError(f"{stage / 'result.json'} is damaged; {_AGAIN}") from None
+    files = ((folder / f"{name}{s}").relative_to(stage) for s in (".safetensors", ".json"))
+    names = [file.as_posix() for file in files]
+    problems = find_damaged(stage, {name: records[name] for name in names if name in records})
+    for damaged_name, problem in problems.items():
+        raise UserError(f"{stage / damaged_name} {problem}; {_AGAIN}, or restore it")

@@ -26,14 +26,22 @@ def read_result(run_folder: Path, stage: str) -> dict[str, Any]:
     return result
 
 
+def find_run(place: Path) -> Path | None:
+    """The run directory that is `place` or holds it, at most three folders above."""
+    places = [place, *place.absolute().parents][:4]
+    return next((folder for folder in places if (folder / "resolved.yaml").is_file()), None)
+
+
 def require_whole(folder: Path, name: str) -> None:
     """Check a model file and its description against the result of the stage that wrote them.
+
+    A `result.json` outside a run directory is somebody else's and says nothing.
 
     Raises:
         UserError: the file, its description or the result is damaged.
     """
     stage = next((p for p in (folder, folder.parent) if (p / "result.json").is_file()), None)
-    if stage is None:
+    if stage is None or find_run(folder) is None:
         return
     try:
         records = read_result(stage.parent, stage.name).get("files", {})

@@ -14,6 +14,7 @@ from compress.recipe.schema import TRANSFER_TRAIN, TransferPart, describe_errors
 from compress.run.directory import RunDirectory
 from compress.run.plan import PlannedStep, RunPlan, transfer_arguments
 from compress.run.train_checks import check_transfer_train
+from compress.storage.results import find_run
 from eval.transfer.context import ALONE, DISTILLED, SCRATCH, digest_of_init, label_of
 from eval.transfer.options import read_arguments, recognise_dataset
 from eval.transfer.stage import DATASETS, TASKS
@@ -140,8 +141,7 @@ def _students(options: argparse.Namespace) -> tuple[dict[str, Path | str], str, 
     A student of a run brings the others of the run, for a comparison with the student alone.
     """
     first = Path(options.origins[0])
-    places = [first, *first.absolute().parents][:4]
-    run = next((place for place in places if (place / "resolved.yaml").is_file()), None)
+    run = find_run(first)
     students: dict[str, Path | str] = dict(origins_of(run)) if run else {}
     names = []
     for number, place in enumerate(options.origins):

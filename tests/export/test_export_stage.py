@@ -24,6 +24,8 @@ from compress.recipe import Recipe
 from compress.recipe.schema import Export
 from compress.stages import dataset_of
 from compress.stages.job import Job
+from compress.storage.files import write_json
+from compress.storage.integrity import seal
 from compress.taps import discover
 from export.__main__ import main
 from export.bundle import predict
@@ -77,7 +79,8 @@ def run_folder(tmp_path: Path) -> Path:
     """A run directory with one trained student, `kd`."""
     folder = tmp_path / "run"
     (folder / "distill" / "kd").mkdir(parents=True)
-    (folder / "distill" / "kd" / "result.json").write_text("{}")
+    result = seal({"fingerprint": "0123abcd", "values": {}, "measured": {}})
+    write_json(folder / "distill" / "kd" / "result.json", result)
     (folder / "resolved.yaml").write_text(yaml.safe_dump(RECIPE.model_dump(mode="json")))
     loaded = student()
     artifacts.save(folder / "distill" / "kd", "student", loaded.network, loaded.description)

@@ -17,6 +17,7 @@ from compress.model_files import load_encoder
 from compress.models import build
 from compress.storage.files import read_tensors, write_json, write_tensors
 from compress.storage.integrity import seal
+from compress.storage.results import require_whole
 from tests.methods import building
 
 NAMES = tuple("abcde")
@@ -195,3 +196,15 @@ def test_a_damaged_or_foreign_checkpoint_is_not_exported(tmp_path: Path) -> None
             model_files.load_unfinished(tmp_path)
         path.write_bytes(whole)
     assert "digest" not in model_files.load_unfinished(tmp_path).description
+
+
+def test_a_result_file_outside_a_run_directory_says_nothing(tmp_path: Path) -> None:
+    """What lies beside a model file, or above it, is judged inside a run directory alone."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for place in (folder, tmp_path):
+        (place / "result.json").write_text('{"top1": 71.3}')
+        require_whole(folder, "student")
+    (tmp_path / "resolved.yaml").touch()
+    with pytest.raises(UserError, match=r"mine/result\.json is damaged; run the recipe again"):
+        require_whole(folder, "student")

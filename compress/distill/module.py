@@ -15,6 +15,7 @@ from compress.methods.contract import (
     LossWeights,
     Method,
     NetworkForward,
+    ParameterGroup,
     Phase,
     TeacherForward,
     Views,
@@ -138,6 +139,10 @@ class Distillation(nn.Module):
             parameter.requires_grad_(False)
         for parameter in learning:
             parameter.requires_grad_(True)
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """See `Method.parameter_groups`."""
+        return self.method.parameter_groups()
 
     def after_step(self) -> None:
         """Let the method, or the phase, move its banks and averages."""

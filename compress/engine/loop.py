@@ -7,7 +7,7 @@ terms mean and how progress is evaluated come from outside.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,12 @@ from compress.distributed.collectives import (
     world_size,
 )
 from compress.engine.checkpoint import Checkpoint, Selection
-from compress.engine.optimization import OPTIMIZERS, TrainSettings
+from compress.engine.optimization import (
+    ParameterGroup,
+    TrainSettings,
+    grouped,
+    make_optimizer,
+)
 from compress.errors import UserError
 from compress.seeding import seeded
 from compress.trackers import recall, record
@@ -74,7 +79,8 @@ class Training:
 
         Args:
             module: `module(batch)` returns a mapping of named scalar terms, which are summed; an
-                `after_step()` of it, if any, is called after each step.
+                `after_step()` of it, if any, is called after each step, and `parameter_groups()`
+                gives parameters settings of their own.
             batches: where several processes train, each gets its part of a batch, whose `share`
                 weighs its terms.
             directory: gets `metrics.jsonl` and `checkpoint.safetensors` after every epoch. A run
@@ -189,16 +195,19 @@ class OptimizerStep:
         self.module = module
         self.settings = settings
         self.device = device
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = OPTIMIZERS[settings.optimizer](self.parameters, settings)
+        own: Iterable[ParameterGroup] = getattr(module, "parameter_groups", tuple)()
+        self.groups = grouped(module.parameters(), own)
+        self.parameters = [p for group in self.groups for p in group.parameters]
+        self.optimizer = make_optimizer(self.groups, settings)
         # Small gradients vanish in float16: they are scaled up, and steps that overflow left out.
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
 
     def __call__(self, batch: Any, progress: float, totals: dict[str, Tensor]) -> None:
         """Learn from a batch; its terms are added to `totals`, which stay on the device."""
         settings = self.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * settings.schedule(progress)
+        lr = settings.lr * settings.schedule(progress)
+        for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = lr * own.lr
         self.optimizer.zero_grad(set_to_none=True)
         parts = settings.accumulate
         if parts > 1:  # of two images or more, for batch norm, and of one in every process

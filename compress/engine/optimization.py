@@ -1,8 +1,9 @@
 """Schedules of the learning rate, optimisers, and the settings of a training."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -53,7 +54,60 @@ SCHEDULES: Mapping[str, Callable[..., Callable[[float], float]]] = {
 }
 
 
-def sgd(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.optim.Optimizer:
+class ParameterGroup(Protocol):
+    """Parameters with optimiser settings of their own, as a trainable gives them."""
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Those that do not learn may be among them."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """A factor of the training's learning rate, whatever its schedule."""
+        ...
+
+    @property
+    def weight_decay(self) -> float | None:
+        """None: the training's."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearningGroup:
+    """The parameters of a group that learn, and its settings; see `ParameterGroup`."""
+
+    parameters: list[nn.Parameter]
+    lr: float = 1.0
+    weight_decay: float | None = None
+
+
+def grouped(
+    parameters: Iterable[nn.Parameter], groups: Iterable[ParameterGroup] = ()
+) -> list[LearningGroup]:
+    """The parameters that learn: those of no group first, then each group; none is empty.
+
+    Raises:
+        ValueError: a parameter is in two groups.
+    """
+    learning = [p for p in parameters if p.requires_grad]
+    known = {id(p) for p in learning}
+    named = [
+        LearningGroup([p for p in g.parameters if id(p) in known], g.lr, g.weight_decay)
+        for g in groups
+    ]
+    own = [id(p) for group in named for p in group.parameters]
+    if len(own) != len({*own}):
+        raise ValueError("a parameter is in two groups of the optimiser, or twice in one")
+    rest = LearningGroup([p for p in learning if id(p) not in {*own}])
+    return [group for group in (rest, *named) if group.parameters]
+
+
+# One list of parameters, or several with settings of their own, as torch's optimisers take them.
+Parameters = list[nn.Parameter] | list[dict[str, Any]]
+
+
+def sgd(parameters: Parameters, settings: "TrainSettings") -> torch.optim.Optimizer:
     """SGD with momentum, as every paper of the CIFAR protocol uses it."""
     return torch.optim.SGD(
         parameters,
@@ -61,19 +115,39 @@ def sgd(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.opti
         momentum=settings.momentum,
         nesterov=settings.nesterov and settings.momentum > 0,
         weight_decay=settings.weight_decay,
-        fused=parameters[0].is_cuda,
+        fused=_first(parameters).is_cuda,
     )
 
 
-def adamw(parameters: list[nn.Parameter], settings: "TrainSettings") -> torch.optim.Optimizer:
+def adamw(parameters: Parameters, settings: "TrainSettings") -> torch.optim.Optimizer:
     """AdamW with its usual betas; `momentum` and `nesterov` do not apply."""
     return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter], "TrainSettings"], torch.optim.Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[Parameters, "TrainSettings"], torch.optim.Optimizer]] = {
     "sgd": sgd,
     "adamw": adamw,
 }
+
+
+def make_optimizer(
+    groups: Sequence[LearningGroup], settings: "TrainSettings"
+) -> torch.optim.Optimizer:
+    """The optimiser of `grouped` parameters; of one usual group, as if there were no groups."""
+    build = OPTIMIZERS[settings.optimizer]
+    if len(groups) == 1 and groups[0].lr == 1 and groups[0].weight_decay is None:
+        return build(groups[0].parameters, settings)
+    several = []
+    for group in groups:
+        decay = settings.weight_decay if group.weight_decay is None else group.weight_decay
+        rate = settings.lr * group.lr
+        several.append({"params": group.parameters, "lr": rate, "weight_decay": decay})
+    return build(several, settings)
+
+
+def _first(parameters: Parameters) -> nn.Parameter:
+    first = parameters[0]
+    return first["params"][0] if isinstance(first, dict) else first
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,19 @@ class Phase:
     after_step: Callable[[], None] | None = None
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with optimiser settings of their own.
+
+    `lr` is a factor of the training's learning rate, whatever its schedule; `weight_decay` None is
+    the training's.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    lr: float = 1.0
+    weight_decay: float | None = None
+
+
 class Method(nn.Module):
     """A distillation method; see the module's docstring."""
 
@@ -192,6 +205,13 @@ class Method(nn.Module):
 
         All others that are not reached there are frozen, so a term that begins later, or that
         alternates with another, names here what it trains.
+        """
+        return []
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """Parameters with a learning rate or weight decay of their own; by default none.
+
+        Those that do not learn, in a phase or at all, may be among them.
         """
         return []
 

@@ -1,0 +1,101 @@
+"""Parameters with optimiser settings of their own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.engine import OPTIMIZERS, OptimizerStep, TrainSettings, trained_state
+from compress.engine.optimization import grouped, make_optimizer, multistep
+from compress.methods import ParameterGroup
+from tests.engine.test_loop import CPU, Problem, run
+
+SETTINGS = TrainSettings(epochs=4, lr=0.05, weight_decay=0.1)
+
+
+class Grouped(Problem):
+    """The last layer learns slowly and its bias does not decay."""
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        last = self.net[3]
+        return [
+            ParameterGroup([last.weight], lr=0.1),
+            ParameterGroup([last.bias], weight_decay=0.0),
+        ]
+
+
+class OneUsualGroup(Problem):
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        return [ParameterGroup([])]
+
+
+def by_hand(steps: int) -> dict[str, Tensor]:
+    """SGD with momentum and Nesterov in float32, from the formula, parameter by parameter."""
+    module, settings = Grouped().train(), SETTINGS
+    torch.manual_seed(1)
+    momenta: dict[str, Tensor] = {}
+    for step in range(steps):
+        batch = (torch.ones(2, 4) * torch.tensor([[1.0], [2.0]]), torch.ones(2, 1))
+        loss = sum(module(batch).values())
+        module.zero_grad()
+        loss.backward()
+        lr = settings.lr * settings.schedule(step / steps)
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                own, decay = (0.1 if name == "net.3.weight" else 1), 0.1
+                g = p.grad + (0 if name == "net.3.bias" else decay) * p
+                m = momenta[name] = 0.9 * momenta[name] + g if name in momenta else g
+                p -= lr * own * (g + 0.9 * m)
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def test_each_group_has_its_factor_and_decay_and_the_schedule_multiplies() -> None:
+    module = Grouped().train()
+    step = OptimizerStep(module, SETTINGS, CPU)
+    torch.manual_seed(1)
+    for number in range(8):
+        batch = (torch.ones(2, 4) * torch.tensor([[1.0], [2.0]]), torch.ones(2, 1))
+        step(batch, number / 8, {})
+    rates = [group["lr"] for group in step.optimizer.param_groups]
+    lr = SETTINGS.lr * multistep()(7 / 8)
+    assert rates == [lr, lr * 0.1, lr]
+    for name, expected in by_hand(8).items():
+        torch.testing.assert_close(module.get_parameter(name), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_groups_the_optimiser_is_the_plain_one(name: str) -> None:
+    settings = replace(SETTINGS, optimizer=name)
+    for module in (Problem(), OneUsualGroup()):
+        parameters = [*module.parameters()]
+        own = getattr(module, "parameter_groups", tuple)()
+        made = make_optimizer(grouped(parameters, own), settings)
+        plain = OPTIMIZERS[name](parameters, settings)
+        assert made.state_dict() == plain.state_dict()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_groups_resume_bit_by_bit(tmp_path: Path, name: str) -> None:
+    settings = replace(SETTINGS, optimizer=name)
+    run(tmp_path / "once", Grouped(), settings=settings)
+    once = trained_state(tmp_path / "once")
+    interrupted = Grouped()
+    interrupted.kill_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", interrupted, settings=settings)
+    run(tmp_path / "killed", Grouped(), settings=settings)
+    continued = trained_state(tmp_path / "killed")
+    assert all(torch.equal(once[key], continued[key]) for key in once)
+
+
+def test_frozen_parameters_are_in_no_group_and_none_is_in_two() -> None:
+    module = Grouped()
+    module.net[3].bias.requires_grad_(False)
+    groups = grouped(module.parameters(), module.parameter_groups())
+    assert [len(group.parameters) for group in groups] == [4, 1]
+    twice = ParameterGroup([module.net[3].weight])
+    with pytest.raises(ValueError, match="in two groups"):
+        grouped(module.parameters(), [twice, twice])

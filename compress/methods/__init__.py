@@ -41,7 +41,7 @@ from compress.methods.nst import NST, nst_loss
 from compress.methods.pkt import PKT, pkt_loss
 from compress.methods.rkd import RKD, rkd_loss
 from compress.methods.semckd import SemCKD, semckd_loss
-from compress.methods.simkd import SimKD, simkd_loss
+from compress.methods.simkd import SimKD, simkd_loss, simkd_output_loss
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
 from compress.methods.vid import VID, vid_loss
@@ -73,6 +73,7 @@ __all__ = [
     "rkd_loss",
     "semckd_loss",
     "simkd_loss",
+    "simkd_output_loss",
     "sp_loss",
     "srrl_loss",
     "teacher_context",

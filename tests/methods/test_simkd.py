@@ -3,15 +3,17 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from compress.methods import LossWeights, simkd_loss
-from compress.methods.simkd import Projector, SimKD
+from compress.methods import LossWeights, simkd_loss, simkd_output_loss
+from compress.methods.blocks.projectors import Projector, ProjectorKind
+from compress.methods.simkd import LossPlace, SimKD
 from compress.models import build
-from compress.taps import TapSpecs
+from compress.taps import Tapped, Taps, TapSpecs
 from tests.methods import building
 
 
@@ -61,9 +63,109 @@ def test_projector_parameters_are_those_of_equation_5(
     assert counted == expected
 
 
-def test_a_depthwise_projector_has_one_filter_per_channel() -> None:
-    counted = sum(p.numel() for p in Projector(64, 256, 2, depthwise=True).parameters())
-    assert counted == 256 * (64 + 256 + 4) // 2 + 9 * 256 // 2 + 2 * 256
+# Kind of Table 5 -> parameters, with m = C_t / r and the batch norms' scales and shifts.
+KINDS: dict[ProjectorKind, Callable[[int, int, int], int]] = {
+    "1x1": lambda cs, ct, m: cs * ct + 2 * ct,
+    "1x1-1x1": lambda cs, ct, m: (cs * m + 2 * m) + (m * ct + 2 * ct),
+    "1x1-dw3x3-1x1": lambda cs, ct, m: (cs * m + 2 * m) + (9 * m + 2 * m) + (m * ct + 2 * ct),
+    "1x1-3x3-1x1": lambda cs, ct, m: (cs * m + 2 * m) + (9 * m * m + 2 * m) + (m * ct + 2 * ct),
+    "vector": lambda cs, ct, m: (cs * m + 2 * m) + (m * m + 2 * m) + (m * ct + 2 * ct),
+}
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_of_the_kinds_of_table_5(kind: ProjectorKind, reduction: int) -> None:
+    counted = sum(p.numel() for p in Projector(64, 256, reduction, kind=kind).parameters())
+    assert counted == KINDS[kind](64, 256, 256 // reduction)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_projector_of_any_kind_is_its_layers_in_the_papers_order(kind: ProjectorKind) -> None:
+    layers = [*Projector(6, 8, 2, kind=kind)]
+    expected = [torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU] * (len(layers) // 3)
+    assert [type(layer) for layer in layers] == expected
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    sizes = [f"{'dw' * (c.groups > 1)}{c.kernel_size[0]}x{c.kernel_size[1]}" for c in convolutions]
+    assert "-".join(sizes) == ("1x1-1x1-1x1" if kind == "vector" else kind)
+    assert all(c.bias is None for c in convolutions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_trained_by_its_term_and_ships_what_it_predicts(kind: ProjectorKind) -> None:
+    student, (teacher,) = building.networks()
+    method = SimKD(building.context(student, [teacher]), projector=kind)
+    images = torch.randn(3, *building.SHAPE)
+    tapped = Tapped(student, method.context.student, ("last_map",))
+    known = Tapped(teacher.eval(), method.context.teachers[0].taps, ("last_map",))
+    shown, target = method.extend(tapped(images)), known(images)
+    size = (1, 1) if kind == "vector" else (4, 4)
+    assert shown.tensor("projected").shape == (3, 256, *size)
+    value = method([shown], [[target]], batch=None)["simkd"]  # type: ignore[arg-type]
+    maps = target.tensor("last_map")
+    wanted = maps.mean((2, 3), keepdim=True) if kind == "vector" else maps
+    expected = (shown.tensor("projected") - wanted).square().mean()
+    assert float(value.detach()) == pytest.approx(float(expected.detach()))
+    value.backward()
+    assert all(p.grad is not None for p in method.projector.parameters())
+    student.eval(), method.eval()
+    predicted = method.logits(method.extend(tapped(images)))
+    torch.testing.assert_close(method.deploy(student).eval()(images), predicted)
+
+
+def test_depthwise_is_the_earlier_name_of_a_projector() -> None:
+    student, teachers = building.networks()
+    context = building.context(student, teachers)
+    earlier = SimKD(context, depthwise=True).projector
+    named = SimKD(context, projector="1x1-dw3x3-1x1").projector
+    assert str(earlier) == str(named)
+    with pytest.raises(ValueError, match="give one of the two, got projector 1x1 beside it"):
+        SimKD(context, depthwise=True, projector="1x1")
+
+
+def _output_oracle(projected: Tensor, target: Tensor, weight: Tensor) -> float:
+    total, (count, channels, height, width), classes = 0.0, projected.shape, len(weight)
+    pixels = target.shape[2] * target.shape[3]
+    for n in range(count):
+        for k in range(classes):
+            difference = 0.0
+            for c in range(channels):
+                own = sum(float(x) for x in projected[n, c].flatten()) / (height * width)
+                known = sum(float(x) for x in target[n, c].flatten()) / pixels
+                difference += float(weight[k, c]) * (own - known)
+            total += difference**2
+    return total / (count * classes)
+
+
+def test_the_loss_at_the_output_equals_the_formula() -> None:
+    projected = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    weight = torch.randn(5, 3, dtype=torch.float64)
+    loss = simkd_output_loss(projected, target, weight)
+    expected_loss = _output_oracle(projected.detach(), target, weight)
+    assert float(loss.detach()) == pytest.approx(expected_loss)
+    # Table S.7: the gradient is that of the input's loss, times W^T W.
+    (gradient,) = torch.autograd.grad(loss, projected)
+    difference = (projected.detach() - target.mean((2, 3), keepdim=True)).mean((2, 3))
+    expected = 2 * difference @ weight.T @ weight / (2 * 5 * 4)
+    torch.testing.assert_close(gradient, expected[:, :, None, None].expand_as(gradient))
+
+
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [("input", ["simkd"]), ("output", ["simkd_output"]), ("both", ["simkd", "simkd_output"])],
+)
+def test_the_loss_is_where_it_is_asked_for(place: LossPlace, names: list[str]) -> None:
+    student, (teacher,) = building.networks()
+    method = SimKD(building.context(student, [teacher]), loss_place=place)
+    shown = Taps(projected=torch.rand(2, 256, 4, 4, requires_grad=True))
+    target = Taps(last_map=torch.rand(2, 256, 4, 4))
+    terms = method([shown], [[target]], batch=None)  # type: ignore[arg-type]
+    assert list(terms) == names
+    if "simkd_output" in terms:  # the classifier's bias is on both sides
+        known = method.classifier(target.tensor("last_map").mean((2, 3)))
+        expected = (method.logits(shown) - known).square().mean()
+        torch.testing.assert_close(terms["simkd_output"], expected)
 
 
 @pytest.mark.parametrize(

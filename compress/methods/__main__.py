@@ -12,15 +12,16 @@ from compress.recipe import signatures
 
 
 def describe(name: str, method: type[Method]) -> dict[str, Any]:
-    """Name, title, taps and arguments of a method, as values for JSON."""
+    """Name, title, arguments, and taps and weights by default, as values for JSON."""
+    needs = method.needs({})
     module = sys.modules[method.__module__].__doc__ or ""
     return {
         "name": name,
         "title": module.strip().splitlines()[0],
         "student_taps": list(method.student_taps),
-        "teacher_taps": list(method.teacher_taps),
-        "batch_coupled": method.batch_coupled,
-        "protocols": {key: asdict(terms) for key, terms in method.protocols.items()},
+        "teacher_taps": list(needs.teacher_taps),
+        "batch_coupled": needs.batch_coupled,
+        "protocols": {key: asdict(terms) for key, terms in needs.protocols.items()},
         "arguments": signatures.schema(method),
     }
 

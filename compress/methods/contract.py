@@ -12,7 +12,7 @@ batch. What keeps rows of a batch gathers them with `distributed.collectives.all
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,16 @@ def published(weight: float) -> Mapping[str, LossWeights]:
         "crd": LossWeights(ce=1, kd=0, method=weight),
         "simkd": LossWeights(ce=1, kd=1, method=weight),
     }
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs of data and teachers, and its published weights: see `Method.needs`."""
+
+    views: tuple[View, ...]
+    batch_coupled: bool
+    teacher_taps: Sequence[str]
+    protocols: Mapping[str, LossWeights]
 
 
 @dataclass(frozen=True)
@@ -148,18 +158,32 @@ class ParameterGroup:
 class Method(nn.Module):
     """A distillation method; see the module's docstring."""
 
-    views: ClassVar[tuple[View, ...]] = (View(),)
-    batch_coupled: ClassVar[bool] = False  # True where the loss relates samples of a batch
+    views: tuple[View, ...] = (View(),)
+    batch_coupled: bool = False  # True where the loss relates samples of a batch
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
 
-    def __init__(self, context: MethodContext) -> None:
+    def __init__(self, context: MethodContext, needs: Needs | None = None) -> None:
+        """`needs` of a method whose needs depend on its arguments; None: those of its class."""
         super().__init__()
         self.context = context
         self.seed = 0  # of `draw`; whoever builds the method for a training sets it
+        if needs is not None:
+            self.views = needs.views
+            self.batch_coupled = needs.batch_coupled
+            self.teacher_taps = needs.teacher_taps
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> Needs:
+        """What the method needs with these arguments: by default the attributes of the class.
+
+        Asked before anything is built, also with arguments that are wrong in kind or number, which
+        others refuse. A method that overrides this builds itself with what it returns.
+        """
+        return Needs(cls.views, cls.batch_coupled, cls.teacher_taps, cls.protocols)
 
     def extend(self, student: Taps) -> Taps:
         """Return the taps with what the terms and the prediction both need, e.g. a projection.

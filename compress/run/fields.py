@@ -141,7 +141,7 @@ def recipe_fingerprint(recipe: Recipe) -> str:
 
 def _reads_teachers(part: MethodPart, terms: LossWeights) -> bool:
     """Whether a method's terms of weight, or its phases, read a teacher."""
-    return terms.kd != 0 or bool(METHODS[part.name].teacher_taps)
+    return terms.kd != 0 or bool(METHODS[part.name].needs(part.arguments).teacher_taps)
 
 
 def _targets(engine: Engine) -> dict[str, str]:

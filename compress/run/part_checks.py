@@ -63,13 +63,14 @@ def _methods(recipe: Recipe) -> dict[str, MethodPart]:
 
 def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     method, protocol = METHODS[part.name], recipe.distill.protocol
-    if protocol not in method.protocols:
-        known, hint = ", ".join(method.protocols), nearest(protocol, method.protocols)
+    needs = method.needs(part.arguments)
+    if protocol not in needs.protocols:
+        known, hint = ", ".join(needs.protocols), nearest(protocol, needs.protocols)
         return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
     terms = terms_for(part, recipe.distill)
     if terms.ce + terms.kd + terms.method == 0:
         return [f"{path}: every weight is 0, so nothing would be learned"]
-    if method.batch_coupled and recipe.distill.train.accumulate > 1:
+    if needs.batch_coupled and recipe.distill.train.accumulate > 1:
         return [
             f"{path}: the loss of {part.name} relates the images of a batch, so its parts have "
             "another loss; leave out distill.train.accumulate"

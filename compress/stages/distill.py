@@ -39,7 +39,7 @@ def terms_for(part: MethodPart, distill: Distill) -> LossWeights:
 
     `distill.weights` is for the method that ships; a method beside it has its own `weights`.
     """
-    terms = METHODS[part.name].protocols[distill.protocol]
+    terms = METHODS[part.name].needs(part.arguments).protocols[distill.protocol]
     overrides = part.weights or (distill.weights if part is distill.method else None)
     return terms if overrides is None else replace(terms, **overrides.model_dump(exclude_none=True))
 

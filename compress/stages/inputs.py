@@ -126,7 +126,7 @@ class StudentInputs:
     @property
     def _views(self) -> tuple[View, ...]:
         part: MethodPart = self.job.arguments["part"]
-        return METHODS[part.name].views
+        return METHODS[part.name].needs(part.arguments).views
 
     def _batches(self) -> ImageBatches:
         return training_batches(

@@ -1,7 +1,7 @@
 """One training step's images, and the parts that processes and accumulation make of it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import mode
 from typing import Any, Protocol
 
@@ -29,7 +29,8 @@ class Batch:
     identifies each image's augmentation; view_numbers: the same counted from 0 among the views that
     the image has in this training; labels (N,); index (N,) of each image in the training set; epoch
     and step, counted from 0. A part begins at row `start` of the whole step's batch of `of` images
-    (0: this is all of it); parts that `split` gives count the rows part by part.
+    (0: this is all of it); parts that `split` gives count the rows part by part. `observed` is what
+    a method computed from the images before it gathered the rows of all processes.
     """
 
     images: tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class Batch:
     view_numbers: tuple[Tensor, ...] = ()
     start: int = 0
     of: int = 0
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def whole(self) -> int:

@@ -37,5 +37,6 @@ def gather_rows(
         labels=constant(batch.labels),
         index=constant(batch.index),
         start=int(numbers.min()),
+        observed={name: constant(rows) for name, rows in batch.observed.items()},
     )
     return views(student, learned), [views(teacher, constant) for teacher in teachers], whole

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class Distillation(nn.Module):
         if weights.kd:
             terms["soft"] = weights.kd * method.soft_loss(student, teachers, self._soft)
         if weights.method:
+            batch = self._observed(batch)
             if method.batch_coupled and world_size() > 1:
                 student, teachers, batch = gather_rows(student, teachers, batch)
             own = method(student, teachers, batch)
@@ -188,7 +190,8 @@ class Distillation(nn.Module):
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         with self.rehearsal(), torch.enable_grad():
             student, teachers = self._student_views(batch), self._teacher_views(batch)
-            own = torch.stack([*self.method(student, teachers, batch).values()]).sum()
+            terms = self.method(student, teachers, self._observed(batch))
+            own = torch.stack([*terms.values()]).sum()
             hard = self.method.hard_loss(student, batch, self.task.loss)
             norms = [_gradient_norm(term, parameters) for term in (own, hard)]
         ratio = (self.weights.method or 1) * norms[0] / norms[1]
@@ -211,6 +214,10 @@ class Distillation(nn.Module):
             self.method.extend(_unchanged(student, batch, i, "student")) if view.student else None
             for i, view in enumerate(self.method.views)
         ]
+
+    @torch.no_grad()
+    def _observed(self, batch: Batch) -> Batch:
+        return replace(batch, observed=self.method.observe(batch))
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch) -> list[Views]:

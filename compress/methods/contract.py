@@ -194,6 +194,15 @@ class Method(nn.Module):
         """
         return student
 
+    def observe(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What networks of the method's own make of the images: named (N, ...), without gradient.
+
+        Called once in a step, before the rows of processes are gathered; `forward` finds it in
+        `batch.observed`. There alone a coupled method can read `batch.images`, since those of other
+        processes stay where they are.
+        """
+        return {}
+
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The method's own terms: named scalars, weighted by `weights.method`."""
         return {}

@@ -62,10 +62,12 @@ class ThreeViews(Method):
     def _count(self) -> None:
         self.warmed += 1
 
+    def observe(self, batch: Batch) -> dict[str, Tensor]:
+        return {"slow": self._tapped_slow[0](batch.images[1]).tensor("pooled")}
+
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         pooled, target = _taps(student, 0).tensor("pooled"), _taps(teachers[0], 2).tensor("pooled")
-        with torch.no_grad():
-            slow = self._tapped_slow[0](batch.images[1]).tensor("pooled")
+        slow = batch.observed["slow"]
         own = self.head(pooled).float()
         self._latest = own.detach()
         return {

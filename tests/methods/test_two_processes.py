@@ -1,0 +1,105 @@
+"""Methods that relate a batch, or have networks and queues of their own: two processes are as one.
+
+Each is trained for some steps by two processes that have parts of every batch, once by one process
+that has all of it. The states are equal up to rounding, in float64.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from compress.data import Batch
+from compress.engine import TrainSettings, train
+from compress.methods import LossWeights, Method, MethodContext
+from tests.methods import building
+from tests.methods.throwaway import ThreeViews
+
+HANG = 60.0  # seconds after which a process that waits in vain gives up
+# Method, and the parts that each batch is run in.
+CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
+    "three views": (ThreeViews, 1),
+}
+
+
+class _Wide:
+    """The batches of a method in float64."""
+
+    def __init__(self, method: Method) -> None:
+        self.batches = building.batches(method)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        for batch in self.batches.epoch(epoch):
+            yield replace(batch, images=tuple(view.double() for view in batch.images))
+
+
+def _trained(name: str, folder: Path) -> dict[str, Tensor]:
+    build, parts = CASES[name]
+    weights = LossWeights(ce=1, kd=0, method=1)
+    module = building.distillation(build, weights=weights).double()  # type: ignore[arg-type]
+    for teacher in module._teachers:
+        teacher.network.double()
+    batches = _Wide(module.method)
+    module.begin_phase(None, next(batches.epoch(0)))
+    settings = TrainSettings(2, lr=0.05, batch_size=8, accumulate=parts)
+    history = train(
+        module,
+        batches,
+        settings,
+        directory=folder / name,
+        role=name,
+        seed=0,
+        device=building.CPU,
+    )
+    losses = torch.tensor([row["loss"] for row in history], dtype=torch.float64)
+    return {**module.state_dict(), "losses": losses}
+
+
+def _process(_: int, number: int, folder: str) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=number,
+        world_size=2,
+        timeout=timedelta(seconds=HANG),
+    )
+    try:
+        found = {name: _trained(name, Path(folder)) for name in CASES}
+        torch.save(found, f"{folder}/{number}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes has trained."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        other = multiprocessing.spawn(_process, (1, str(folder)), join=False)  # type: ignore[no-untyped-call]
+        _process(0, 0, str(folder))
+        while not other.join():
+            pass
+    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_are_as_one(name: str, states: list[dict[str, Any]], tmp_path: Path) -> None:
+    whole = _trained(name, tmp_path)
+    for process in states:
+        assert process[name].keys() == whole.keys()
+        for key, expected in whole.items():
+            torch.testing.assert_close(
+                process[name][key], expected, rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
+            )

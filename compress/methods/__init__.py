@@ -33,6 +33,7 @@ from compress.methods.contract import (
     teacher_context,
 )
 from compress.methods.crd import CRD, crd_loss
+from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fsp import FSP, fsp_loss
 from compress.methods.ft import FT, ft_loss, paraphraser_loss
@@ -65,6 +66,9 @@ __all__ = [
     "at_loss",
     "cc_loss",
     "crd_loss",
+    "dcd_consistency_loss",
+    "dcd_contrast_loss",
+    "dcd_loss",
     "fitnet_loss",
     "fsp_loss",
     "ft_loss",
@@ -89,6 +93,7 @@ METHODS: Mapping[str, type[Method]] = {
     "at": AT,
     "cc": CC,
     "crd": CRD,
+    "dcd": DCD,
     "fitnet": FitNet,
     "fsp": FSP,
     "ft": FT,

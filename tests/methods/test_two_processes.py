@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, distributed, multiprocessing
 
 from compress.data import Batch
 from compress.engine import TrainSettings, train
-from compress.methods import LossWeights, Method, MethodContext
+from compress.methods import METHODS, LossWeights, Method, MethodContext
 from tests.methods import building
 from tests.methods.throwaway import ThreeViews
 
@@ -25,6 +26,7 @@ HANG = 60.0  # seconds after which a process that waits in vain gives up
 # Method, and the parts that each batch is run in.
 CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "three views": (ThreeViews, 1),
+    "dcd": (partial(METHODS["dcd"], form="text"), 1),
 }
 
 

@@ -1,7 +1,7 @@
 """Costs saved by a student against its teacher, and added by a method, before any training.
 
 Networks and method are built with random weights: the counts depend on shapes alone, so no data,
-checkpoint or training is needed. Nothing here knows a method by name; the network that its `deploy`
+checkpoint or training is needed. Nothing here knows a method by name; the network that its `ship`
 returns is counted.
 """
 
@@ -169,7 +169,7 @@ def _deployed(
             steps_per_epoch=1,
             epochs=_EPOCHS,
         )
-        return METHODS[name](context, **arguments).deploy(student.network)
+        return METHODS[name](context, **arguments).ship(student.network)
     except (UserError, ValueError) as error:
         raise UserError(f"method {name}: {error}") from None
 

@@ -75,7 +75,7 @@ class Distillation(nn.Module):
         are those of the whole step's batch, whose rows all processes exchange.
         """
         student: Views = [None] * len(batch.images)
-        if self._phase is None or self._phase.reads_student:
+        if self._phase is None or self._phase.student != "absent":
             student = self._student_views(batch)
         teachers = self._teacher_views(batch) if self.teacher_taps(self._phase) else []
         if self._phase is not None:
@@ -95,7 +95,7 @@ class Distillation(nn.Module):
 
     def teacher_taps(self, phase: Phase | None) -> tuple[str, ...]:
         """Taps of teachers that the terms of a phase read, or those of the main training (None)."""
-        own = phase is not None or self.weights.method != 0
+        own = phase.reads_teachers if phase is not None else self.weights.method != 0
         wanted = list(self.method.teacher_taps) if own else []
         if phase is None and self.weights.kd:
             wanted.append("logits")
@@ -145,6 +145,13 @@ class Distillation(nn.Module):
     def parameter_groups(self) -> Sequence[ParameterGroup]:
         """See `Method.parameter_groups`."""
         return self.method.parameter_groups()
+
+    def train(self, mode: bool = True) -> "Distillation":
+        """Training mode, or eval mode; a student that a phase freezes stays in eval mode."""
+        super().train(mode)
+        if self._freezes_student:
+            self.student.eval()
+        return self
 
     def after_step(self) -> None:
         """Let the method, or the phase, move its banks and averages."""
@@ -208,12 +215,23 @@ class Distillation(nn.Module):
         """Bytes of what the method adds to the student: its own parameters and buffers."""
         return sum(tensor.nbytes for tensor in _tensors(self.method))
 
+    @property
+    def _freezes_student(self) -> bool:
+        return self._phase is not None and self._phase.student == "frozen"
+
     def _student_views(self, batch: Batch) -> Views:
-        student = NetworkForward(self._student)
+        student = self._frozen_student if self._freezes_student else self._learning_student
         return [
-            self.method.extend(_unchanged(student, batch, i, "student")) if view.student else None
-            for i, view in enumerate(self.method.views)
+            student(batch, i) if view.student else None for i, view in enumerate(self.method.views)
         ]
+
+    def _learning_student(self, batch: Batch, view: int) -> Taps:
+        taps = _unchanged(NetworkForward(self._student), batch, view, "student")
+        return self.method.extend(taps)
+
+    @torch.no_grad()
+    def _frozen_student(self, batch: Batch, view: int) -> Taps:
+        return _unchanged(NetworkForward(self._student), batch, view, "student")
 
     @torch.no_grad()
     def _observed(self, batch: Batch) -> Batch:

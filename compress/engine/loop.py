@@ -46,7 +46,8 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
-# What a training is about to do: main training (0) or a phase before it (below 0), epoch, step.
+# What a training is about to do: main training (0), a phase before (below 0) or after it; epoch,
+# step.
 Position = tuple[int, int, int]
 History = list[dict[str, Any]]
 
@@ -135,7 +136,8 @@ class Training:
     def run_in_turns(self, order: int = 0) -> Generator[Position, None, History]:
         """`run`, stopping before each step, so that trainings can take turns at the same batches.
 
-        `order`: of several trainings that belong together, 0 for the main one, below 0 for phases.
+        `order`: of several trainings that belong together, 0 for the main one, below 0 for phases
+        before it, above 0 for those after it.
         """
         with self._prepared():
             for epoch in range(len(self.history), self.settings.epochs):
@@ -244,5 +246,5 @@ def _epoch_row(
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    metrics = [f"{k.removesuffix('_percent')} {v:.2f} %" for k, v in row.items() if "percent" in k]
+    metrics = [f"{k.replace('_percent', '')} {v:.2f} %" for k, v in row.items() if "percent" in k]
     return " ".join([f"loss {row['loss']:.3f}", *metrics])

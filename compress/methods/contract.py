@@ -12,7 +12,7 @@ batch. What keeps rows of a batch gathers them with `distributed.collectives.all
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -124,11 +124,16 @@ class MethodContext:
 
 @dataclass(frozen=True)
 class Phase:
-    """Training before the main one, run by the same loop at a constant learning rate.
+    """Training before or after the main one, run by the same loop.
 
     Of `parameters`, those that the loss reaches learn, by the sum of the terms that
-    `loss(student, teachers, batch)` returns. `lr` None is that of the main training. Where the loss
-    does not read the student, say so: the student is then not run, and its batch norm not moved.
+    `loss(student, teachers, batch)` returns. `lr` None is that of the main training, and so is the
+    `schedule` "recipe"; a function maps the share of the phase that is done to a factor of `lr`.
+
+    The student is run to `train`; `frozen`, in eval mode and without gradient, so that no buffer
+    moves, its taps not extended (a loss that wants `Method.extend` calls it); or not at all where
+    the loss does not read it (`absent`). The same goes for teachers. A `judged` phase evaluates
+    after each epoch: what `deploy` gives before the main training, what `ship` gives after it.
     `after_step` is called after each step of the phase, as `Method.after_step` is after those of
     the main training.
     """
@@ -138,7 +143,10 @@ class Phase:
     parameters: Sequence[nn.Parameter]
     loss: Callable[[Views, Sequence[Views], Batch], Mapping[str, Tensor]]
     lr: float | None = None
-    reads_student: bool = True
+    schedule: Literal["constant", "recipe"] | Callable[[float], float] = "constant"
+    student: Literal["train", "frozen", "absent"] = "train"
+    reads_teachers: bool = True
+    judged: bool = False
     after_step: Callable[[], None] | None = None
 
 
@@ -226,6 +234,10 @@ class Method(nn.Module):
         """Trainings before the main one."""
         return []
 
+    def phases_after(self) -> list[Phase]:
+        """Trainings after the main one."""
+        return []
+
     def notes(self) -> list[str]:
         """Sentences for the user on this method on these networks: printed and logged."""
         return []
@@ -288,12 +300,28 @@ class Method(nn.Module):
         return logits_of(student)
 
     def deploy(self, student: nn.Module) -> nn.Module:
-        """The network that ships: normalised images -> logits (N, K); identity by default.
+        """The network that is evaluated after each epoch: normalised images -> logits (N, K).
 
-        Where more than the bare student ships, the result has the parts `encoder` (images -> last
-        map) and whatever follows it. It shares parameters with `student` and this method.
+        By default the student itself, and what ships. Where more than the bare student ships, the
+        result has the parts `encoder` (images -> last map) and whatever follows it. It shares
+        parameters with `student` and this method.
         """
         return student
+
+    def ship(self, student: nn.Module) -> nn.Module:
+        """The network that is saved, fused and exported, built after the last training.
+
+        By default that of `deploy`. Another must give the numbers of `logits`, which the fuse
+        stage proves, or be the student itself.
+        """
+        return self.deploy(student)
+
+    def judged_beside(self, student: nn.Module) -> Mapping[str, nn.Module]:
+        """Further networks that are evaluated after each epoch, as `METRIC/NAME`.
+
+        They share parameters with `student` and this method.
+        """
+        return {}
 
 
 class PretrainedMethod(Method):

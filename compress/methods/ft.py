@@ -141,7 +141,7 @@ class FT(Method):
                 parameters,
                 loss,
                 lr=self.paraphraser_lr,
-                reads_student=False,
+                student="absent",
             )
         ]
 

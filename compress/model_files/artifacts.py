@@ -6,8 +6,8 @@ rebuilding it nor cutting out its encoder needs a teacher.
 """
 
 import platform
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from compress.storage.results import require_whole
 from compress.taps import MapSpec, TapSpecs, encoder_until
 from compress.taps.discovery import switch_off_inplace
 
+PHASE_PREFIX = "phase-"  # of the folder of a training before or after the main one
 _LARGEST_TRIED = 1024  # pixels
 # The plain numbers of a method's context.
 _NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
@@ -207,7 +208,7 @@ def load_student(folder: Path, name: str = "student") -> Student:
     if description["method"] is not None:
         with limited_by(path):
             method = rebuild_method(description["method"])
-        network = method.deploy(network)
+        network = method.ship(network)
     _load_exactly(network, read_tensors(path)[0], path)
     shape = Preprocessing.from_dict(description["preprocessing"]).input_shape
     _require_output(network.eval(), shape, (description["num_classes"],), str(path))
@@ -225,19 +226,19 @@ def load_unfinished(folder: Path) -> Student:
     """
     path = folder / "description.json"
     # What the stage calls the training, see `compress.engine.checkpoint`.
-    role = f"distill/{folder.name}" if folder.parent.name == "distill" else None
-    try:
-        history = read_history(folder, role)
-        state = trained_state(folder, role) if history else {}
+    name = f"distill/{folder.name}" if folder.parent.name == "distill" else None
+    with _advice_to_run_again():
         content = read_mapping(path) if path.is_file() else {}
         require_seal(content, path, {*content} - {"digest"})
-    except UserError as error:
-        raise UserError(f"{error}; run the recipe again, it goes on from what is whole") from None
+    description = load_description(folder, path.stem) if content else {}
+    training, role = last_training(folder, name, description)
+    with _advice_to_run_again():
+        history = read_history(training, role)
+        state = trained_state(training, role) if history else {}
     if not history or not content:
-        raise UserError(f"{folder} holds no whole epoch of a student's training yet")
-    description = load_description(folder, path.stem)
+        raise UserError(f"{training} holds no whole epoch of a student's training yet")
     description.pop("digest", None)
-    weights = checkpoint_path(folder)
+    weights = checkpoint_path(training)
     network = build_plain(description, weights=weights)
     _load_exactly(network, part_of(state, "student."), folder)
     if description["method"] is not None:
@@ -248,12 +249,34 @@ def load_unfinished(folder: Path) -> Student:
         method_state = part_of(state, "method.")
         fitting = {k: v for k, v in method_state.items() if k in own and v.shape == own[k].shape}
         method.load_state_dict(fitting, strict=False)
-        network = method.deploy(network)
-    epoch = trained_epoch(folder, history)
+        network = method.ship(network)
+    epoch = trained_epoch(training, history)
     row = history[epoch - 1]
     description["metrics"] = {k: v for k, v in row.items() if "percent" in k}
     description["interrupted"] = {"after_epoch": len(history), "weights_of_epoch": epoch}
     return Student(network.eval(), description)
+
+
+@contextmanager
+def _advice_to_run_again() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; run the recipe again, it goes on from what is whole") from None
+
+
+def last_training(
+    folder: Path, name: str | None, description: Mapping[str, Any]
+) -> tuple[Path, str | None]:
+    """Folder and role of the training whose checkpoint holds what a student ships.
+
+    Args:
+        name: what the stage calls the student, where that is known.
+    """
+    phase = description.get("trained_in")
+    if phase is None:
+        return folder, name
+    return folder / phase, f"{name} {phase.removeprefix(PHASE_PREFIX)}" if name else None
 
 
 @torch.no_grad()

@@ -125,6 +125,7 @@ class _Description(OpenSchema):
     versions: dict[str, Any] | None = None
     # A folder may be named by it.
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+ -]{0,99}$")] | None = None
+    trained_in: Annotated[str, Field(pattern=r"^phase-[A-Za-z0-9_-]{1,99}$")] | None = None
     distillation: _Distillation | None = None
     interrupted: _Interrupted | None = None
 

@@ -159,3 +159,4 @@ def _check_method(
         if recipe.engine.teacher == "int8":
             check_int8(network, specs, (*method.teacher_taps, *soft))
     method.deploy(student[0])
+    method.ship(student[0])

@@ -156,4 +156,14 @@ def summary(history: list[dict[str, Any]], task: Task) -> dict[str, Any]:
         f"best_on_test_{metric}": best[metric],
         "best_on_test_epoch": int(best["epoch"]),
         "epochs": len(history),
+        **_beside(history, chosen, task),
     }
+
+
+def _beside(history: list[dict[str, Any]], chosen: dict[str, Any], task: Task) -> dict[str, float]:
+    """Of each network that was evaluated beside the main one: in the chosen epoch, and its best."""
+    values = {}
+    for key in (key for key in chosen if key.startswith(f"{task.metric}/")):
+        values[key] = chosen[key]
+        values[f"best_on_test_{key}"] = Selection(key, task.higher_is_better).best(history)[key]
+    return values

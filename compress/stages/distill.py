@@ -1,6 +1,6 @@
-"""One student, trained by one method: the phases, the main training, the artefact."""
+"""One student, trained by one method: main training, phases before and after it, the artefact."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -77,16 +77,21 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     ).to(job.device)
     for note in method.notes():
         log(f"  {job.name}: {note}")
-    deployed = method.deploy(student)
-    description = describe_student(job, data, deployed is student, method, weights)
+    is_bare = method.ship(student) is student
+    description = describe_student(job, data, is_bare, method, weights)
+    after = method.phases_after()
+    if after:
+        description["trained_in"] = _phase_folder(after[-1])
     # Written before the first step: an interrupted training can be exported.
     write_json(job.folder / "description.json", seal(description))
-    training = _Distilling(job, module, inputs, data, deployed)
-    history, terms = yield from training.run()
-    results = summary(history, task)
+    training = _Distilling(job, module, inputs, data)
+    histories, terms = yield from training.run()
+    results = summary(histories[-1], task)
+    if len(histories) > 1:
+        results["main_training"] = summary(histories[0], task)
     log(f"  {job.name}: {task.format(results[task.metric])} on {len(data.test)} test images")
     description["metrics"] = {k: v for k, v in results.items() if "percent" in k}
-    digest = artifacts.save(job.folder, "student", deployed, description)
+    digest = artifacts.save(job.folder, "student", method.ship(student), description)
     values = {
         "label": job.arguments["label"],
         "trial": trial,
@@ -102,50 +107,73 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
 
 @dataclass
 class _Distilling:
-    """The phases, then the main training, and the method's own terms before, between and after."""
+    """The phases before, the main training, those after it; the method's own terms in between."""
 
     job: Job
     module: Distillation
     inputs: StudentInputs
     data: Dataset
-    deployed: nn.Module
     memory: dict[str, int] = field(default_factory=dict)
 
     def run(
         self,
-    ) -> Generator[Position, None, tuple[History, dict[str, dict[str, float | None]]]]:
-        """The history of the main training and what the terms were."""
+    ) -> Generator[Position, None, tuple[list[History], dict[str, dict[str, float | None]]]]:
+        """The history of the main training and of judged phases after it, and the terms."""
         settings = settings_from(self.job.recipe.distill.train)
-        phases = self.module.method.phases()
+        method = self.module.method
+        phases, after = method.phases(), method.phases_after()
         fixed = _fixed_batch(self.data, self.module.method, settings.batch_size, self.job)
         terms = {"initial": self._measure(fixed)}
         for number, phase in enumerate(phases):
-            yield from self._phase(phase, settings).run_in_turns(number - len(phases))
+            training = self._phase(phase, settings, method.deploy)
+            yield from training.run_in_turns(number - len(phases))
         self._begin(None)
         terms["start"] = self._measure(fixed)
         self._measure_memory(settings)
-        history = yield from self._main(settings).run_in_turns()
+        histories = [(yield from self._main(settings).run_in_turns())]
         if self.job.device.type == "cuda":
             self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)
         terms["end"] = self._measure(fixed)
-        return history, terms
+        for number, phase in enumerate(after):
+            history = yield from self._phase(phase, settings, method.ship).run_in_turns(number + 1)
+            histories += [history] if phase.judged else []
+        return histories, terms
 
-    def _phase(self, phase: Phase, settings: TrainSettings) -> Training:
-        """A training before the main one, at a constant learning rate."""
+    def _phase(
+        self, phase: Phase, settings: TrainSettings, judged: Callable[[nn.Module], nn.Module]
+    ) -> Training:
+        """A training before or after the main one.
+
+        `judged`: of the student, the network that is evaluated where the phase is judged.
+        """
         self._begin(phase)
-        lr = phase.lr or settings.lr
+        settings = replace(
+            settings,
+            epochs=phase.epochs,
+            lr=phase.lr or settings.lr,
+            schedule=_schedule(phase, settings),
+        )
+        options: dict[str, Any] = {}
+        if phase.judged:
+            network = judged(self.module.student)
+            options["evaluate"] = partial(evaluate, network, self.data, self.job)
+            options["keep_best"] = selection_of(task_of(self.job.recipe), self.data)
         return Training(
             self.module,
             self.inputs.batches,
-            replace(settings, epochs=phase.epochs, lr=lr, schedule=constant()),
-            directory=self.job.folder / f"phase-{phase.name}",
+            settings,
+            directory=self.job.folder / _phase_folder(phase),
             role=f"{self.job.name} {phase.name}",
             seed=self._seed,
             device=self.job.device,
             fingerprint=fingerprint_of(self.job.fields),
+            **options,
         )
 
     def _main(self, settings: TrainSettings) -> Training:
+        method, student = self.module.method, self.module.student
+        networks = {"": method.deploy(student)}
+        networks |= {f"/{name}": one for name, one in method.judged_beside(student).items()}
         return Training(
             self.module,
             self.inputs.main_batches,
@@ -154,7 +182,7 @@ class _Distilling:
             role=self.job.name,
             seed=self._seed,
             device=self.job.device,
-            evaluate=partial(evaluate, self.deployed, self.data, self.job),
+            evaluate=partial(_evaluate_all, networks, self.data, self.job),
             keep_best=selection_of(task_of(self.job.recipe), self.data),
             fingerprint=fingerprint_of(self.job.fields),
         )
@@ -166,7 +194,7 @@ class _Distilling:
 
     def _begin(self, phase: Phase | None) -> None:
         inputs, module = self.inputs, self.module
-        student = inputs.student_forward(module)
+        student = inputs.student_forward(module, phase)
         teachers = inputs.teacher_forwards(module, phase)
         with seeded(self._seed, self.job.name, "probe"):
             module.begin_phase(phase, inputs.probe, student=student, teachers=teachers)
@@ -184,6 +212,25 @@ class _Distilling:
         self.memory = {"step_bytes": step, "method_bytes": state, "batch": len(batch.index)}
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+
+
+def _evaluate_all(networks: Mapping[str, nn.Module], data: Dataset, job: Job) -> dict[str, float]:
+    """Metrics of several networks, each under the task's names and its own ending."""
+    return {
+        f"{key}{ending}": value
+        for ending, network in networks.items()
+        for key, value in evaluate(network, data, job).items()
+    }
+
+
+def _schedule(phase: Phase, settings: TrainSettings) -> Callable[[float], float]:
+    if callable(phase.schedule):
+        return phase.schedule
+    return {"constant": constant(), "recipe": settings.schedule}[phase.schedule]
+
+
+def _phase_folder(phase: Phase) -> str:
+    return f"{artifacts.PHASE_PREFIX}{phase.name}"
 
 
 def step_bytes(module: Distillation, batch: Batch) -> int:

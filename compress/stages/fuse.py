@@ -76,8 +76,9 @@ def _compare(run_folder: Path, name: str, images: Tensor) -> dict[str, Any]:
 
 def _trained_logits(folder: Path, name: str, description: dict[str, Any], images: Tensor) -> Tensor:
     """The prediction of the separate parts, as the training's checkpoint holds them."""
+    training, role = artifacts.last_training(folder, name, description)
     try:
-        state = trained_state(folder, role=name)
+        state = trained_state(training, role)
     except UserError as error:
         raise UserError(
             f"{error}; fuse compares it with the student: restore it, or train the student anew "

@@ -51,8 +51,10 @@ class StudentInputs:
         batch: Batch = next(iter(self.main_batches.epoch(0)))
         return batch
 
-    def student_forward(self, module: Distillation) -> TappedForward | None:
-        """The student compiled, where the run is long enough for it."""
+    def student_forward(self, module: Distillation, phase: Phase | None) -> TappedForward | None:
+        """The student compiled, where it learns and the run is long enough for it."""
+        if phase is not None and phase.student != "train":
+            return None
         return compile_forward(
             self.job,
             self.data,

@@ -149,6 +149,18 @@ def test_deploy_gives_logits_equal_to_the_training_path(method_class: type[Metho
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_ships_predicts_what_was_trained(method_class: type[Method]) -> None:
+    module = _module(method_class).eval()
+    shipped = module.method.ship(module.student).eval()
+    if module.method.phases_after():  # which change it
+        assert shipped is module.student
+        return
+    images = torch.randn(3, *building.SHAPE)
+    with torch.no_grad():
+        expected = module.method.deploy(module.student).eval()(images)
+        torch.testing.assert_close(shipped(images), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_batch_of_one(method_class: type[Method]) -> None:
     module = _module(method_class).eval()
     batch = next(building.batches(module.method, batch_size=1, count=4).epoch(0))
@@ -200,14 +212,17 @@ def test_a_phase_trains_its_parameters_alone() -> None:
 def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[Method]) -> None:
     module = _module(method_class)
     batch = building.first_batch(module)
-    for phase in module.method.phases():
+    for phase in (*module.method.phases(), *module.method.phases_after()):
         module.begin_phase(phase, batch)
         learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
         named = {id(p) for p in phase.parameters}
         assert learning
         assert {id(p) for p in learning.values()} <= named
-        assert phase.reads_student or not any(n.startswith("student.") for n in learning)
+        reads_student = phase.student != "absent"
+        assert reads_student or not any(n.startswith("student.") for n in learning)
         fixed = {n: p.clone() for n, p in module.named_parameters() if n not in learning}
+        if phase.student != "train":
+            fixed |= {n: b.clone() for n, b in module.named_buffers() if n.startswith("student.")}
         optimizer = torch.optim.SGD([*learning.values()], lr=0.01)
         values = []
         for _ in range(20):
@@ -217,7 +232,8 @@ def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[M
             optimizer.step()
             values.append(float(total.detach()))
         assert values[-1] < values[0]
-        assert all(torch.equal(module.get_parameter(n), value) for n, value in fixed.items())
+        state = module.state_dict()
+        assert all(torch.equal(state[n], value) for n, value in fixed.items())
 
 
 def test_a_phase_has_its_own_after_step() -> None:

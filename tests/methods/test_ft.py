@@ -103,7 +103,7 @@ def test_the_phase_trains_the_autoencoder_alone_on_the_teachers_last_stage() -> 
     batch = building.first_batch(module)
     (phase,) = module.method.phases()
     assert (phase.name, phase.epochs, phase.lr) == ("paraphraser", 30, 0.01)
-    assert not phase.reads_student
+    assert phase.student == "absent"
     module.begin_phase(phase, batch)
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert {n.split(".")[1] for n in learning} == {"paraphraser", "decoder"}

@@ -44,6 +44,8 @@ from compress.methods.pkt import PKT, pkt_loss
 from compress.methods.rkd import RKD, rkd_loss
 from compress.methods.semckd import SemCKD, semckd_loss
 from compress.methods.simkd import SimKD, simkd_loss, simkd_output_loss
+from compress.methods.simkd_joint import SimKDJoint
+from compress.methods.simkd_sequential import SimKDSequential
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
 from compress.methods.vid import VID, vid_loss
@@ -102,6 +104,8 @@ METHODS: Mapping[str, type[Method]] = {
     "rkd": RKD,
     "semckd": SemCKD,
     "simkd": SimKD,
+    "simkd_joint": SimKDJoint,
+    "simkd_sequential": SimKDSequential,
     "sp": SP,
     "srrl": SRRL,
     "vid": VID,

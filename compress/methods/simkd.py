@@ -102,7 +102,7 @@ class Deployed(nn.Module):
 class SimKD(Method):
     """Projector and a frozen copy of the teacher's classifier."""
 
-    student_taps = ("last_map",)
+    student_taps: Sequence[str] = ("last_map",)
     teacher_taps = ("last_map",)
     protocols: ClassVar[Mapping[str, LossWeights]] = {
         "crd": LossWeights(ce=0, kd=0, method=1),

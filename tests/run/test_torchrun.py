@@ -22,7 +22,7 @@ from tests.waiting import HANG
 ROOT = Path(__file__).parents[2]
 # 120 images in batches of 19: the last has 6, and one process has a row more than the other.
 TRAIN = {"epochs": 2, "lr": 0.002, "batch_size": 19}
-METHODS = ("kd", "simkd", "rkd", "crd")
+METHODS = ("kd", "simkd", "rkd", "crd", "simkd_joint", "simkd_sequential")
 TASKS = ("linear_probe", "segmentation", "detection")
 RECIPE: dict[str, Any] = {
     "data": TINY["data"],
@@ -34,7 +34,13 @@ RECIPE: dict[str, Any] = {
     "distill": {
         "method": "kd",
         "train": TRAIN,
-        "compare": ["simkd", "rkd", {"name": "crd", "negatives": 16}],
+        "compare": [
+            "simkd",
+            "rkd",
+            {"name": "crd", "negatives": 16},
+            "simkd_joint",
+            "simkd_sequential",
+        ],
     },
     "account": {"latency": {"batch_sizes": [1], "rounds": 1, "warmup": 1}},
     "export": None,  # ONNX Runtime has no float64 convolution
@@ -87,7 +93,10 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["teacher/0", *(f"distill/{name}" for name in METHODS)])
+STAGES = ["teacher/0", *(f"distill/{name}" for name in METHODS)]
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "distill/simkd_sequential/phase-classifier"])
 def test_trainings_are_as_one_process_has_them(runs: tuple[Path, Path, str], stage: str) -> None:
     one, two, _ = (*(run / stage for run in runs[:2]), None)
     assert len(_rows(one)) == len(_rows(two)) == 2

@@ -72,7 +72,7 @@ class Distillation(nn.Module):
         """Named scalars whose sum is the loss; a term of weight 0 is not computed.
 
         Of a part of a batch they are means over its own images, but the terms of a coupled method
-        are those of the whole step's batch, whose rows all processes exchange.
+        that gathers rows are those of the whole step's batch, whose rows all processes exchange.
         """
         student: Views = [None] * len(batch.images)
         if self._phase is None or self._phase.student != "absent":
@@ -87,7 +87,7 @@ class Distillation(nn.Module):
             terms["soft"] = weights.kd * method.soft_loss(student, teachers, self._soft)
         if weights.method:
             batch = self._observed(batch)
-            if method.batch_coupled and world_size() > 1:
+            if method.batch_coupled and method.gathers_rows and world_size() > 1:
                 student, teachers, batch = gather_rows(student, teachers, batch)
             own = method(student, teachers, batch)
             terms |= {name: weights.method * value for name, value in own.items()}

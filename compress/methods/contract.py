@@ -168,6 +168,8 @@ class Method(nn.Module):
 
     views: tuple[View, ...] = (View(),)
     batch_coupled: bool = False  # True where the loss relates samples of a batch
+    # False where a coupled method needs no rows of other processes, but exchanges a sum of them.
+    gathers_rows: ClassVar[bool] = True
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps

@@ -205,7 +205,9 @@ class _Distilling:
 
     def _measure_memory(self, settings: TrainSettings) -> None:
         """Bytes of a step's tensors and of the method's state; the device's peak starts anew."""
-        batch, device = self.inputs.probe.split(settings.accumulate)[0], self.job.device
+        # A batch of the last epoch: by then every term has begun.
+        batch = replace(self.inputs.probe.split(settings.accumulate)[0], epoch=settings.epochs - 1)
+        device = self.job.device
         with seeded(self._seed, self.job.name, "memory"), autocast(device, settings.precision):
             step = step_bytes(self.module, batch)
         state = self.module.method_bytes()

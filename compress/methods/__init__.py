@@ -15,7 +15,11 @@ A method is a file here, three lines below, a test and a README row.
 from collections.abc import Mapping
 
 from compress.methods.ab import AB, ab_loss
+from compress.methods.aekd import AEKD, aekd_loss
+from compress.methods.aekd_f import AEKDF, aekd_f_loss
 from compress.methods.at import AT, at_loss
+from compress.methods.aveg import AVEG, aveg_loss
+from compress.methods.ca_mkd import CAMKD, ca_mkd_feature_loss, ca_mkd_loss
 from compress.methods.cc import CC, cc_loss
 from compress.methods.contract import (
     LossWeights,
@@ -65,7 +69,12 @@ __all__ = [
     "View",
     "Views",
     "ab_loss",
+    "aekd_f_loss",
+    "aekd_loss",
     "at_loss",
+    "aveg_loss",
+    "ca_mkd_feature_loss",
+    "ca_mkd_loss",
     "cc_loss",
     "crd_loss",
     "dcd_consistency_loss",
@@ -92,7 +101,11 @@ METHODS: Mapping[str, type[Method]] = {
     "none": Alone,
     "kd": KD,
     "ab": AB,
+    "aekd": AEKD,
+    "aekd_f": AEKDF,
     "at": AT,
+    "aveg": AVEG,
+    "ca_mkd": CAMKD,
     "cc": CC,
     "crd": CRD,
     "dcd": DCD,

@@ -1,6 +1,6 @@
 """A student, teachers and a method on small networks, and batches for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.data import Batch, ImageBatches, MemoryImages, Preprocessing
 from compress.distill import Distillation
-from compress.methods import LossWeights, Method, MethodContext, teacher_context
+from compress.methods import METHODS, LossWeights, Method, MethodContext, teacher_context
 from compress.methods.fsp import FSP
 from compress.models import build
 from compress.taps import discover
@@ -18,6 +18,8 @@ CLASSES = 5
 SHAPE = (3, 16, 16)
 PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device("cpu")
+# Methods of which several teachers are the point; ca_mkd refuses one alone.
+OF_SEVERAL_TEACHERS = ("aekd", "aekd_f", "aveg", "ca_mkd")
 
 
 def images(count: int = 24) -> MemoryImages:
@@ -78,13 +80,20 @@ def part(batch: Batch, rows: slice) -> Batch:
     )
 
 
+def teachers_of(build_method: Callable[[MethodContext], Method]) -> int:
+    """How many teachers a method is built with."""
+    several = tuple(METHODS[name] for name in OF_SEVERAL_TEACHERS)
+    return 2 if isinstance(build_method, type) and issubclass(build_method, several) else 1
+
+
 def distillation(
     method_class: type[Method],
-    teachers: int = 1,
+    teachers: int = 0,
     weights: LossWeights | None = None,
 ) -> Distillation:
     # The one method that takes equal widths alone.
     teacher = "resnet14" if method_class is FSP else "resnet8x4"
+    teachers = teachers or teachers_of(method_class)
     student, teacher_networks = networks(teachers, teacher=teacher)
     torch.manual_seed(0)
     method = method_class(context(student, teacher_networks))

@@ -13,15 +13,9 @@ from compress.engine.optimization import constant
 from compress.methods import METHODS, Method
 from compress.taps import Tapped
 from tests.methods import building
-from tests.methods.throwaway import (
-    Alternating,
-    Masked,
-    ThreeViews,
-    TwoTeachers,
-    teachers_needed,
-)
+from tests.methods.throwaway import THROWAWAY, Alternating, Masked, ThreeViews, teachers_needed
 
-ALL = [*METHODS.values(), Alternating, Masked, ThreeViews, TwoTeachers]
+ALL = [*METHODS.values(), *THROWAWAY]
 
 
 @pytest.fixture(params=ALL, ids=lambda m: m.__name__)

@@ -18,6 +18,7 @@ from compress.models import build
 from compress.recipe import read_yaml
 from compress.sweep.schema import check_sweep
 from compress.taps import KINDS, MapSpec, Tapped, Taps, TapSpecs, VectorSpec, discover
+from tests.methods import building
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
 CLASSES, SHAPE, IMAGES = 10, (3, 32, 32), 4
@@ -69,8 +70,9 @@ def _method(name: str, teacher: str, student: str) -> Method:
     assert known.pooled_width is not None
     context = MethodContext(
         student=_specs(student),
-        teachers=(
-            TeacherContext(known, torch.randn(CLASSES, known.pooled_width), torch.randn(CLASSES)),
+        teachers=tuple(
+            TeacherContext(known, torch.randn(CLASSES, known.pooled_width), torch.randn(CLASSES))
+            for _ in range(_teachers(name))
         ),
         num_classes=CLASSES,
         train_size=60,
@@ -85,12 +87,16 @@ def _method(name: str, teacher: str, student: str) -> Method:
     return method
 
 
+def _teachers(name: str) -> int:
+    return building.teachers_of(METHODS[name])
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
 def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None:
     torch.manual_seed(0)
     images = (torch.rand(IMAGES, *SHAPE),)
     index = torch.arange(IMAGES)
-    batch = Batch(images, (index,), index % CLASSES, index, 0, 0)
+    batch = Batch(images, (index,), index % CLASSES, index, epoch=1, step=0)  # every term is on
     for teacher, student in PAIRS:
         # Projections to the widest teachers have billions of weights: they are built, not run.
         is_huge = name == "semckd" and _specs(teacher).stages[-1].channels > 512
@@ -105,7 +111,8 @@ def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None
         if is_huge:
             continue
         own = _taps(_specs(student), learns=True)
-        terms = method([method.extend(own)], [[_taps(_specs(teacher), learns=False)]], batch)
+        known = [[_taps(_specs(teacher), learns=False)] for _ in range(_teachers(name))]
+        terms = method([method.extend(own)], known, batch)
         total = torch.stack([*terms.values()]).sum()
         assert torch.isfinite(total), f"{teacher} -> {student}"
         total.backward()  # type: ignore[no-untyped-call]

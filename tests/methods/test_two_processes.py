@@ -20,13 +20,15 @@ from compress.data import Batch
 from compress.engine import TrainSettings, train
 from compress.methods import METHODS, LossWeights, Method, MethodContext
 from tests.methods import building
-from tests.methods.throwaway import ThreeViews
+from tests.methods.throwaway import HintsAtOnce, ThreeViews
 
 HANG = 60.0  # seconds after which a process that waits in vain gives up
 # Method, and the parts that each batch is run in.
 CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "three views": (ThreeViews, 1),
     "dcd": (partial(METHODS["dcd"], form="text"), 1),
+    "aekd": (METHODS["aekd"], 1),
+    "aekd_f": (HintsAtOnce, 1),
 }
 
 

@@ -10,9 +10,12 @@ from torch.nn.functional import cosine_similarity
 
 from compress.data import Batch
 from compress.methods import LossWeights, Method, MethodContext, Phase, View, Views
+from compress.methods.aekd_f import AEKDF
+from compress.methods.ca_mkd import CAMKD
 from compress.methods.contract import SoftLoss, last_map, last_maps, pooled, pooled_widths
 from compress.precision import in_float32
 from compress.taps import Tapped, Taps
+from tests.methods import building
 
 
 def _taps(views: Views, index: int) -> Taps:
@@ -164,9 +167,26 @@ class Alternating(Method):
         return {"turns": mean_square(head(pooled(student)) - pooled(teachers[0]))}
 
 
+class HintsAtOnce(AEKDF):
+    """`aekd_f` whose second term does not wait."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context, epochs_without_hint=0)
+
+
+class FeaturesAtOnce(CAMKD):
+    """`ca_mkd` whose second term does not wait."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context, epochs_without_features=0)
+
+
+THROWAWAY = (Alternating, FeaturesAtOnce, HintsAtOnce, Masked, ThreeViews, TwoTeachers)
+
+
 def teachers_needed(method: type[Method]) -> int:
     """How many teachers a method is built with."""
-    return 2 if method is TwoTeachers else 1
+    return 2 if method is TwoTeachers else building.teachers_of(method)
 
 
-__all__ = ["Alternating", "Masked", "ThreeViews", "TwoTeachers", "teachers_needed"]
+__all__ = ["THROWAWAY", "Alternating", "Masked", "ThreeViews", "TwoTeachers", "teachers_needed"]

@@ -44,7 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         const=True,
         help="int8 weights of 8 bits: right only on CPUs with VNNI or ARM dot product",
     )
-    parser.add_argument("--leave-out", nargs="+", help="layers that stay float: first, last")
+    parser.add_argument(
+        "--leave-out", nargs="+", type=_layer, help="layers that stay float: first, last, numbers"
+    )
+    parser.add_argument("--flavour", help="cpu or tensorrt: what the int8 file is made for")
+    parser.add_argument("--opset", type=int, help="of the ONNX files (default: the recipe's)")
     parser.add_argument("--license", help="for the model card, such as apache-2.0")
     parser.add_argument(
         "--trust-code", action="store_true", help="run code that the student's file names"
@@ -52,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     args = parser.parse_args(arguments)
     return exit_code(lambda: _command(args))
+
+
+def _layer(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
 
 
 def _command(args: argparse.Namespace) -> int:
@@ -93,7 +101,7 @@ def _settings(recipe: "Recipe", args: argparse.Namespace) -> "Export":
     from compress.recipe.schema import Export, Int8, describe_errors
 
     base = recipe.export or Export()
-    names = ["calibration_images", "calibration", "leave_out", "full_range"]
+    names = ["calibration_images", "calibration", "leave_out", "full_range", "flavour"]
     names += ["max_top1_drop", "min_agreement_percent", "max_difference"]
     int8 = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     changes: dict[str, Any] = {}
@@ -103,6 +111,8 @@ def _settings(recipe: "Recipe", args: argparse.Namespace) -> "Export":
         changes["int8"] = {**(base.int8 or Int8()).model_dump(), **int8}
     if args.raw_pixels:
         changes["raw_pixels"] = True
+    if args.opset is not None:
+        changes["opset"] = args.opset
     if args.license:
         changes["license"] = args.license
     try:

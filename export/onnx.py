@@ -14,6 +14,7 @@ from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.onnx.files import move, open_session, run_session, write_model
 from compress.onnx.graphs import translate
+from export.bundle.interfaces import MEANINGS
 
 __all__ = ["FEATURES", "OUTPUT", "Exported", "export_encoder", "export_onnx"]
 
@@ -51,7 +52,7 @@ def export_onnx(
 
     The file's only input is `images`, normalised float32 (N, C, H, W), or with `raw_pixels` uint8
     (N, H, W, 3) that it normalises itself; its only output `logits` (N, K). Its metadata hold
-    `class_names` and `preprocessing` as JSON, `input` and the `fingerprint`.
+    `class_names` and `preprocessing` as JSON, `input`, `output` and the `fingerprint`.
 
     Args:
         network: takes (N, C, H, W), gives (N, K); on any device, not changed.
@@ -74,6 +75,7 @@ def export_onnx(
         "class_names": json.dumps(list(class_names)),
         "preprocessing": json.dumps(dict(preprocessing)),
         "input": "uint8 pixels NHWC" if raw_pixels else "normalised float32 NCHW",
+        "output": MEANINGS[OUTPUT],
         "fingerprint": fingerprint,
     }
     files, size = write_model(model, path, metadata, embed_up_to)
@@ -125,6 +127,7 @@ def _write_encoder(
     metadata = {
         "preprocessing": json.dumps(encoder.preprocessing.as_dict()),
         "input": "normalised float32 NCHW",
+        "output": MEANINGS[FEATURES],
         "fingerprint": fingerprint,
     }
     is_free = 2 in dynamic

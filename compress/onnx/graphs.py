@@ -14,6 +14,8 @@ from compress.errors import UserError
 from compress.models.folding import fold_batchnorm
 
 INPUT = "images"
+# Operators that hold weights.
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 

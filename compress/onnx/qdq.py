@@ -12,12 +12,15 @@ can execute. Measured on a resnet8x4, one thread, on a CPU with AVX512-VNNI:
   logit there; what 7 bits cost is in benchmarks/results/bundles.md.
 * Logits stay float: in 256 steps they tie, and the class changes in 1.5 % more of the images.
 * Operators before the first layer (normalisation of raw pixels) stay float.
+
+That is the flavour `cpu`; `tensorrt` is described in `compress.onnx.tensorrt`.
 """
 
 import contextlib
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from compress.onnx import tensorrt
 from compress.onnx.files import open_session
+from compress.onnx.graphs import LAYERS
 
 CALIBRATIONS: Mapping[str, tuple[CalibrationMethod, Mapping[str, Any]]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
@@ -45,7 +50,6 @@ CALIBRATIONS: Mapping[str, tuple[CalibrationMethod, Mapping[str, Any]]] = {
 }
 # The largest weight whose products no kernel saturates: 255 * (64 + 64) <= 32,767.
 LARGEST_SAFE_WEIGHT = 64
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Softmax, normalisations and gates (Sigmoid, Where) stay float: they lose most and gain least.
 _OPERATORS = (
     *LAYERS,
@@ -53,10 +57,47 @@ _OPERATORS = (
     *("Split", "Slice", "Pad", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"),
 )
 _OPTIONS = {
-    "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
     "MatMulConstBOnly": True,  # attention multiplies two activations
     # One batch at a time; otherwise every activation of every image is held in memory.
     "CalibStridedMinMax": 1,
+}
+
+
+def _none(graph: onnx.GraphProto) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What a quantized file is made for.
+
+    `activation` is the type of its activations, `operators` are quantized with ONNX Runtime's
+    `options`, without the nodes that `excluded` names. `finish` changes the quantized graph, and
+    `list_unsuitable` has a clause for each kind of node that the flavour must not hold.
+    """
+
+    activation: QuantType
+    operators: Sequence[str]
+    options: Mapping[str, Any]
+    excluded: Callable[[onnx.GraphProto], list[str]] = _none
+    finish: Callable[[onnx.GraphProto], object] = _none
+    list_unsuitable: Callable[[onnx.GraphProto], list[str]] = _none
+
+
+FLAVOURS: Mapping[str, Flavour] = {
+    "cpu": Flavour(
+        QuantType.QUInt8,
+        _OPERATORS,
+        {"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+    ),
+    "tensorrt": Flavour(
+        QuantType.QInt8,
+        tensorrt.OPERATORS,
+        tensorrt.OPTIONS,
+        tensorrt.constant_additions,
+        tensorrt.free_main_branches,
+        tensorrt.list_unsuitable,
+    ),
 }
 
 
@@ -87,10 +128,12 @@ def run_quantizer(
     batches: CalibrationReader,
     *,
     method: str,
-    leave_out: Sequence[str],
+    leave_out: Sequence[str | int],
     full_range: bool,
+    flavour: str,
 ) -> onnx.ModelProto:
     """Quantize `source`; works in `folder` alone and raises whatever ONNX Runtime raises."""
+    form = FLAVOURS[flavour]
     prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
     calibrate_method, method_options = CALIBRATIONS[method]
     with _quiet():
@@ -99,22 +142,26 @@ def run_quantizer(
         for number, node in enumerate(model.graph.node):
             node.name = f"{node.op_type}_{number}"  # nodes are excluded by name
         onnx.save(model, prepared)
+        excluded = _float_nodes(model.graph, leave_out) + form.excluded(model.graph)
         quantize_static(
             str(prepared),
             str(result),
             batches,
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(_OPERATORS),
-            nodes_to_exclude=_float_nodes(model.graph, leave_out),
+            op_types_to_quantize=list(form.operators),
+            nodes_to_exclude=excluded,
             per_channel=True,
             reduce_range=not full_range,
-            activation_type=QuantType.QUInt8,
+            activation_type=form.activation,
             weight_type=QuantType.QInt8,
             calibrate_method=calibrate_method,
-            extra_options={**_OPTIONS, **method_options},
+            extra_options={**_OPTIONS, **form.options, **method_options},
         )
+    quantized = onnx.load(result)
+    form.finish(quantized.graph)
+    onnx.save(quantized, result)
     open_session(result)
-    return onnx.load(result)
+    return quantized
 
 
 def count_layers(graph: onnx.GraphProto) -> tuple[int, int]:
@@ -136,8 +183,12 @@ def largest_weight(graph: onnx.GraphProto) -> int:
     return max((int(np.abs(v).max()) for v in values if v.size), default=0)
 
 
-def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str]) -> list[str]:
-    """Names of the nodes before the first layers, and of the layers in `leave_out`."""
+def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str | int]) -> list[str]:
+    """Names of the nodes before the first layers, and of the layers in `leave_out`.
+
+    Raises:
+        ValueError: the graph has no layer of a number in `leave_out`.
+    """
     after: set[str] = set()  # tensors that depend on a layer's output
     names = []
     for node in graph.node:
@@ -146,7 +197,11 @@ def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str]) -> list[str]:
         else:
             names.append(node.name)
     layers = [node.name for node in graph.node if node.op_type in LAYERS]
-    places = {"first": layers[:1], "last": layers[-1:]}
+    places: dict[str | int, list[str]] = {i: [name] for i, name in enumerate(layers, start=1)}
+    places |= {"first": layers[:1], "last": layers[-1:]}
+    for place in leave_out:
+        if place not in places:
+            raise ValueError(f"leave_out names layer {place}, the network has {len(layers)}")
     return names + [name for place in leave_out for name in places[place]]
 
 

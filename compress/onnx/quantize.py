@@ -14,6 +14,7 @@ from compress.errors import UserError, nearest
 from compress.onnx.files import open_session, write_model
 from compress.onnx.qdq import (
     CALIBRATIONS,
+    FLAVOURS,
     LARGEST_SAFE_WEIGHT,
     CalibrationReader,
     count_layers,
@@ -34,11 +35,13 @@ class QuantizationInfo:
     layers: int  # convolutions and matrix products
     quantized_layers: int  # those of them whose weights are int8
     full_range: bool  # weights of 8 bits instead of 7
+    flavour: str
+    leave_out: tuple[str | int, ...]  # layers that stayed float
     size_bytes: int
 
-    def as_dict(self) -> dict[str, str | int]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "leave_out": list(self.leave_out)}
 
 
 def quantize_onnx(
@@ -47,8 +50,9 @@ def quantize_onnx(
     calibration: Iterable[NDArray[Any]],
     *,
     method: str = "minmax",
-    leave_out: Sequence[str] = (),
+    leave_out: Sequence[str | int] = (),
     full_range: bool = False,
+    flavour: str = "cpu",
 ) -> QuantizationInfo:
     """Quantize `source` to int8 weights and activations; write `target` in one step.
 
@@ -60,16 +64,18 @@ def quantize_onnx(
         calibration: batches of training images as `source` takes them: float32 (N, C, H, W),
             normalised, or uint8 (N, H, W, C). All are held in memory.
         method: estimates the range of each activation; a key of `CALIBRATIONS`.
-        leave_out: the `first` or `last` layer, or both, stay float.
+        leave_out: layers that stay float: `first`, `last`, or numbers in the graph's order from 1.
         full_range: weights of 8 bits, right only where 8-bit products do not saturate (VNNI, ARM
             dot product); of 7 bits otherwise, right on every CPU.
+        flavour: what the file is made for; a key of `FLAVOURS`.
 
     Raises:
         UserError: no images or images of another kind, a file that is not ONNX, or a network
             that the tools cannot quantize; `target` is then as it was before.
     """
     _check_names([method], tuple(CALIBRATIONS))
-    _check_names(leave_out, LEAVE_OUT)
+    _check_names([place for place in leave_out if isinstance(place, str)], LEAVE_OUT)
+    _check_names([flavour], tuple(FLAVOURS))
     batches = _check_images(source, calibration)
     with tempfile.TemporaryDirectory(prefix="quantize.") as folder:
         try:
@@ -80,6 +86,7 @@ def quantize_onnx(
                 method=method,
                 leave_out=leave_out,
                 full_range=full_range,
+                flavour=flavour,
             )
             _drop_unused_domains(model)
         except Exception as error:  # the quantizer's errors have no common base
@@ -90,6 +97,8 @@ def quantize_onnx(
         raise _refusal(source, f"none of its {layers} layers has weights that can become int8")
     if not full_range:
         _require_safe_weights(source, model)
+    if unsuitable := FLAVOURS[flavour].list_unsuitable(model.graph):
+        raise _refusal(source, f"flavour {flavour}: it made {', '.join(unsuitable)}")
     metadata = onnx.load(source, load_external_data=False).metadata_props
     _, size = write_model(model, target, {entry.key: entry.value for entry in metadata})
     return QuantizationInfo(
@@ -98,6 +107,8 @@ def quantize_onnx(
         layers=layers,
         quantized_layers=quantized,
         full_range=full_range,
+        flavour=flavour,
+        leave_out=tuple(leave_out),
         size_bytes=size,
     )
 

@@ -181,8 +181,10 @@ class Int8(Part):
     with the same class, `max_difference` of logits relative to the largest one. A file that
     exceeds a limit is left out of the bundle.
 
-    Layers that are left out stay float. Weights have 7 bits, right on every CPU; with `full_range`
-    8, right only on CPUs with VNNI or ARM dot product.
+    Layers that are left out stay float: the `first`, the `last`, or those of a number, counted from
+    1 in the order of the graph. Weights have 7 bits, right on every CPU; with `full_range` 8, right
+    only on CPUs with VNNI or ARM dot product. `flavour` is what the file is made for: ONNX Runtime
+    on a CPU (and most other runtimes), or TensorRT, which takes symmetric int8 alone.
     """
 
     calibration_images: Positive = 512
@@ -191,7 +193,8 @@ class Int8(Part):
     min_agreement_percent: Annotated[float, Field(ge=0, le=100)] = 95.0
     max_difference: Annotated[float, Field(gt=0)] = 0.1
     full_range: bool = False
-    leave_out: list[Literal["first", "last"]] = []
+    leave_out: list[Literal["first", "last"] | Positive] = []
+    flavour: Literal["cpu", "tensorrt"] = "cpu"
 
 
 class Export(Part):

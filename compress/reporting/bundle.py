@@ -75,15 +75,19 @@ def _file(name: str, values: Mapping[str, Any], whole: Any) -> list[ReportCell |
 
 
 def _int8(values: Mapping[str, Any]) -> list[str]:
-    """A sentence on CPUs where the int8 file is right, or on why it was left out."""
+    """Sentences on what the int8 file is for and where it is right, or on why it was left out."""
     refused = values.get("int8_refused")
     if refused:
         return [f"student.int8.onnx was left out of the bundle: {refused}."]
-    if not (values.get("int8") or {}).get("full_range"):
-        return []
-    return [
-        "student.int8.onnx has full range weights: right only on CPUs with VNNI or ARM dot product."
-    ]
+    int8, name = values.get("int8") or {}, "student.int8.onnx"
+    sentences = []
+    if int8.get("full_range"):
+        sentences.append(
+            f"{name} has full range weights: right only on CPUs with VNNI or ARM dot product."
+        )
+    if int8.get("flavour_note"):
+        sentences.append(f"{name} is {int8['flavour_note']}.")
+    return sentences
 
 
 def _shape(encoder: Mapping[str, Any]) -> str:

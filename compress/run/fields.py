@@ -20,6 +20,12 @@ from compress.teacher.settings import arithmetic_name
 
 Fields = dict[str, Any]
 
+# Keys of the recipe that came after the first runs, by section; left out at their default, they
+# leave the fingerprints of recipes without them as they were.
+_LATER: Mapping[tuple[str, ...], Mapping[str, Any]] = {
+    ("export", "int8"): {"flavour": "cpu"},
+}
+
 
 @dataclass(frozen=True)
 class StepFields:
@@ -79,7 +85,9 @@ def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
 
 
 def _of_section(recipe: Recipe, step: PlannedStep) -> Fields:
-    return {step.name: getattr(recipe, step.name).model_dump()}
+    content = {step.name: getattr(recipe, step.name).model_dump()}
+    _drop_later_defaults(content)
+    return content
 
 
 def _of_export(recipe: Recipe, step: PlannedStep) -> Fields:
@@ -136,7 +144,19 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     del content["trackers"]
     for how in ("compile", "share_teacher", "cache"):
         del content["engine"][how]
+    _drop_later_defaults(content)
     return fingerprint_of(content)
+
+
+def _drop_later_defaults(content: dict[str, Any]) -> None:
+    """Delete the keys of `_LATER` that have their default, in place."""
+    for path, defaults in _LATER.items():
+        section: Any = content
+        for key in path:
+            section = section.get(key) if section else None
+        for key, default in defaults.items():
+            if section and section.get(key) == default:
+                del section[key]
 
 
 def _reads_teachers(part: MethodPart, terms: LossWeights) -> bool:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.text import one_line, printable
-from export.bundle.contents import FULL_RANGE
+from export.bundle.contents import FLAVOURS, FULL_RANGE
+from export.bundle.interfaces import FileInterface, InputInterface, OutputInterface
+from export.bundle.snippet import snippet
 
 _FRONT = """---
 license: {license}
@@ -22,12 +24,14 @@ def model_card(facts: Mapping[str, Any]) -> str:
             `license` (None: not stated), `parity`, `int8` (None without it), `int8_refused` (why
             it was left out, or None), `files` (name -> bytes), `latency` (see `.timing`, or None),
             `costs` (of `account`, or None), `training` and `teachers` (values of the distill and
-            teacher stages), `machine` (the environment).
+            teacher stages), `machine` (the environment), `preprocess` (the content of its file),
+            `preparation` and `interfaces` (as the manifest has them).
     """
     sections = [
         _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
         _summary(facts),
-        "## Use\n\n" + _use(),
+        "## Use\n\n" + _use(facts),
+        "## Inputs and outputs\n\n" + _interfaces(facts),
         "## Accuracy\n\n" + _accuracy(facts),
         "## Size and speed\n\n" + _speed(facts),
         "## How it was made\n\n" + _origin(facts),
@@ -53,13 +57,38 @@ def _summary(facts: Mapping[str, Any]) -> str:
     return text
 
 
-def _use() -> str:
+def _use(facts: Mapping[str, Any]) -> str:
     return (
         "    pip install numpy pillow onnxruntime\n"
         "    python BUNDLE/predict.py image.png [folder ...] [--int8] [--json]\n\n"
         "`preprocess.json` states exactly what the ONNX files take; `manifest.json` has the "
-        "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it."
+        "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it.\n\n"
+        "Without it, in the folder of the bundle:\n\n"
+        f"```python\n{snippet(facts['preprocess'])}```"
     )
+
+
+def _interfaces(facts: Mapping[str, Any]) -> str:
+    """What each file takes and gives, and the way from an image to it."""
+    rows = ["| file | | name | type | shape | layout | values |", "|---|---|---|---|---|---|---|"]
+    interfaces: Mapping[str, FileInterface] = facts["interfaces"]
+    for file, interface in interfaces.items():
+        for kind, values in (("takes", interface.inputs), ("gives", interface.outputs)):
+            for value in values:
+                shape = ", ".join(map(str, value.shape))
+                cells = (f"`{file}`", kind, f"`{value.name}`", value.dtype, shape, value.layout)
+                rows.append(f"| {' | '.join(cells)} | {value.values}{_range(value)} |")
+    return f"{facts['preparation']}\n\n" + "\n".join(rows)
+
+
+def _range(value: InputInterface | OutputInterface) -> str:
+    if not isinstance(value, InputInterface):
+        return ""
+    ends = [
+        f"{color} {low:.4g} to {high:.4g}"
+        for color, (low, high) in zip(value.color, value.range, strict=True)
+    ]
+    return f"; {', '.join(ends)}"
 
 
 def _accuracy(facts: Mapping[str, Any]) -> str:
@@ -101,6 +130,8 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
             if int8["full_range"]
             else "int8 weights have 7 bits, so that no CPU's 8-bit products saturate."
         )
+        if int8["flavour"] in FLAVOURS:
+            rows.append(f"**int8: {FLAVOURS[int8['flavour']]}.**")
     if facts["int8_refused"]:
         rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
     return "\n".join(rows)

@@ -6,6 +6,14 @@ from typing import Any
 FLOAT, INT8, ENCODER = "student.onnx", "student.int8.onnx", "encoder.onnx"
 SCRIPT = "predict.py"
 FULL_RANGE = "full range weights: right only on CPUs with VNNI or ARM dot product"
+# What int8 files of a flavour are, and are not.
+FLAVOURS = {
+    "tensorrt": (
+        "made for TensorRT: symmetric int8, every zero point 0, biases float, Q and DQ where "
+        "TensorRT fuses them; TensorRT itself was not run, and ONNX Runtime on a CPU computes the "
+        "layers in float, slower than the float file"
+    ),
+}
 
 
 def preprocess_content(preprocessing: Mapping[str, Any], *, raw_pixels: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from compress.errors import UserError
 from compress.onnx.qdq import CALIBRATIONS
 from compress.onnx.quantize import quantize_onnx
 from compress.recipe.schema import Int8
-from export.bundle.contents import FLOAT, FULL_RANGE, INT8
+from export.bundle.contents import FLAVOURS, FLOAT, FULL_RANGE, INT8
 from export.bundle.int8_gate import Int8Limits
 from export.bundle.parity import Parity
 from export.bundle.request import BundleRequest, calibration_batches, compare_file
@@ -55,6 +55,7 @@ def _quantize(
         method=settings.calibration,
         leave_out=settings.leave_out,
         full_range=settings.full_range,
+        flavour=settings.flavour,
     )
     # Where there is a validation split the test split decides nothing.
     images = data.validation or data.test
@@ -72,8 +73,11 @@ def _quantize(
     )
     if settings.full_range:
         log(f"  {INT8}: {FULL_RANGE}")
+    if settings.flavour in FLAVOURS:
+        log(f"  {INT8}: {FLAVOURS[settings.flavour]}")
     return {
         **info.as_dict(),
+        "flavour_note": FLAVOURS.get(settings.flavour),
         **parity.as_dict(),
         "gate": {
             "split": "validation" if images is data.validation else "test",

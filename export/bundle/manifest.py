@@ -12,6 +12,7 @@ from compress.storage.files import write_json
 from compress.storage.fingerprints import sha256_file
 from compress.storage.json_files import ClosedSchema, read_json_checked
 from compress.text import short_repr
+from export.bundle.interfaces import FileInterface
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -34,6 +35,8 @@ class Manifest(ClosedSchema):
     `data` is the recipe's data section without root, with the seed that subsets are drawn by;
     `files` are all of the bundle but manifest.json itself, by their path in it; `int8` says on
     which CPUs the int8 file is right or why it was refused (None: no int8, or an older bundle).
+    `interfaces` are inputs and outputs of each ONNX file, `preparation` the way from an image to
+    the pixels of the input in words (both None: an older bundle).
     """
 
     format: int
@@ -44,6 +47,8 @@ class Manifest(ClosedSchema):
     opset: Annotated[int, Field(ge=1, le=1000)]
     files: dict[_Line, FileEntry]
     int8: dict[str, Any] | None = None
+    preparation: _Line | None = None
+    interfaces: dict[_Line, FileInterface] | None = None
 
     @field_validator("files")
     @classmethod
@@ -62,6 +67,8 @@ def write_manifest(
     data: Mapping[str, Any],
     opset: int,
     int8: Mapping[str, Any] | None = None,
+    preparation: str | None = None,
+    interfaces: Mapping[str, FileInterface] | None = None,
 ) -> Manifest:
     """Write the list of all files in `folder`; call it when every other file is written.
 
@@ -81,6 +88,8 @@ def write_manifest(
         opset=opset,
         files=entries,
         int8=None if int8 is None else dict(int8),
+        preparation=preparation,
+        interfaces=None if interfaces is None else dict(interfaces),
     )
     write_json(folder / NAME, manifest.model_dump())
     return manifest

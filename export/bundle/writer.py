@@ -24,8 +24,17 @@ from compress.storage.files import write_json, write_text
 from compress.text import is_line, printable
 from export.bundle import predict
 from export.bundle.card import model_card
-from export.bundle.contents import ENCODER, FLOAT, FULL_RANGE, INT8, SCRIPT, preprocess_content
+from export.bundle.contents import (
+    ENCODER,
+    FLAVOURS,
+    FLOAT,
+    FULL_RANGE,
+    INT8,
+    SCRIPT,
+    preprocess_content,
+)
 from export.bundle.int8_file import write_int8
+from export.bundle.interfaces import preparation_words, read_interface
 from export.bundle.manifest import write_manifest
 from export.bundle.parity import Parity
 from export.bundle.request import BundleRequest, compare_file
@@ -70,7 +79,17 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     int8, refused = write_int8(request, folder, written.size_bytes)
     encoder = _write_encoder(description, folder, settings)
     measured = _time(request, folder)
-    results = {"parity": parity.as_dict(), "int8": int8, "int8_refused": refused}
+    onnx_files = sorted(folder.glob("*.onnx"))
+    preparation = preparation_words(content)
+    interfaces = {path.name: read_interface(path, content) for path in onnx_files}
+    results = {
+        "parity": parity.as_dict(),
+        "int8": int8,
+        "int8_refused": refused,
+        "preprocess": content,
+        "preparation": preparation,
+        "interfaces": interfaces,
+    }
     write_text(folder / "MODEL_CARD.md", model_card(_facts(request, folder, results, measured)))
     write_manifest(
         folder,
@@ -79,6 +98,8 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
         data=request.data_section,
         opset=settings.opset,
         int8=_int8_label(int8, refused),
+        preparation=preparation,
+        interfaces=interfaces,
     )
     values = {
         "student": request.name,
@@ -150,11 +171,14 @@ def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, Parity
 
 
 def _int8_label(int8: Mapping[str, Any] | None, refused: str | None) -> dict[str, Any] | None:
-    """The manifest's entry on the int8 file: on which CPUs it is right, or why it is missing."""
+    """The manifest's entry on the int8 file: where it is right, or why it is missing."""
     if int8 is None:
         return None if refused is None else {"refused": refused}
-    full = int8["full_range"]
-    return {"full_range": full, "note": FULL_RANGE if full else "right on every CPU"}
+    full, flavour = int8["full_range"], int8["flavour"]
+    label = {"full_range": full, "note": FULL_RANGE if full else "right on every CPU"}
+    if flavour in FLAVOURS:
+        label |= {"flavour": flavour, "flavour_note": FLAVOURS[flavour]}
+    return label
 
 
 def _moving_nodes(path: Path) -> int:

@@ -13,13 +13,14 @@ from compress.data import DATASETS, Dataset, Preprocessing, open_data
 from compress.errors import UserError, nearest
 from compress.model_files.artifacts import Student, load_student
 from compress.onnx.files import check_file, open_session, takes_pixels
-from compress.onnx.qdq import LARGEST_SAFE_WEIGHT, largest_weight
+from compress.onnx.qdq import FLAVOURS, LARGEST_SAFE_WEIGHT, largest_weight
 from compress.recipe.schema import Data, describe_errors
 from compress.recipe.signatures import check_named
 from compress.storage.files import read_mapping
 from compress.text import printable, short_repr
 from export.bundle import predict
 from export.bundle.contents import FLOAT, INT8, SCRIPT, preprocess_content
+from export.bundle.interfaces import read_interface
 from export.bundle.manifest import Manifest
 
 _NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
@@ -61,6 +62,31 @@ def check_weights(bundle: Path, manifest: Manifest) -> list[str]:
     return [
         f"{INT8}: its weights go up to {largest}; products saturate above {LARGEST_SAFE_WEIGHT} on "
         "x86 CPUs before VNNI, and the manifest does not label the file so; export again"
+    ]
+
+
+def check_flavour(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence if the int8 file is not of the flavour that the manifest says."""
+    flavour = (manifest.int8 or {}).get("flavour")
+    if INT8 not in manifest.files or flavour is None:
+        return []
+    if flavour not in FLAVOURS:
+        hint = nearest(str(flavour), FLAVOURS)
+        return [f"the manifest names int8 flavour {short_repr(flavour)}{hint}"]
+    clauses = FLAVOURS[flavour].list_unsuitable(onnx.load(bundle / INT8).graph)
+    return [f"{INT8} is not of flavour {flavour}: {', '.join(clauses)}"] if clauses else []
+
+
+def check_interfaces(bundle: Path, manifest: Manifest) -> list[str]:
+    """A sentence for each ONNX file whose inputs and outputs are not what the manifest says."""
+    if manifest.interfaces is None:
+        return []
+    preprocess = read_mapping(bundle / "preprocess.json")
+    names = [name for name in sorted(manifest.files) if name.endswith(".onnx")]
+    return [
+        f"{name}: its inputs and outputs are not those that the manifest describes; export again"
+        for name in names
+        if manifest.interfaces.get(name) != read_interface(bundle / name, preprocess)
     ]
 
 

@@ -127,6 +127,8 @@ def verify_bundle(
         "failures": [
             *checks.check_script(bundle, manifest),
             *checks.check_weights(bundle, manifest),
+            *checks.check_flavour(bundle, manifest),
+            *checks.check_interfaces(bundle, manifest),
             *failures(rows, encoder, tolerance=tolerance, int8=int8),
         ],
     }

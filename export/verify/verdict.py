@@ -102,6 +102,8 @@ def show(report: Mapping[str, Any]) -> None:
         console.print(table)
     if (report["int8"] or {}).get("full_range"):
         log(f"{INT8}: {FULL_RANGE}")
+    if (report["int8"] or {}).get("flavour_note"):
+        log(f"{INT8}: {report['int8']['flavour_note']}")
     if (report["int8"] or {}).get("refused"):
         log(f"{INT8} was left out of the bundle: {report['int8']['refused']}")
     for failure in report["failures"]:

@@ -20,6 +20,7 @@ from compress.model_files import Student, artifacts
 from compress.models import build
 from compress.onnx import open_session
 from compress.onnx.qdq import largest_weight
+from compress.onnx.tensorrt import list_unsuitable
 from compress.recipe import Recipe
 from compress.recipe.schema import Export
 from compress.stages import dataset_of
@@ -32,6 +33,8 @@ from export.bundle import predict
 from export.bundle.manifest import check_manifest
 from export.verify import command
 from tests.export.networks import trained
+from tests.export.test_snippet import block_of, run_snippet
+from tests.export.toy_bundles import told
 from tests.export.tracing import traced_exports
 
 RECIPE = Recipe.model_validate(
@@ -116,7 +119,9 @@ FILES = {
 }
 
 
-def test_the_stage_writes_a_bundle_and_its_numbers(run_folder: Path) -> None:
+def test_the_stage_writes_a_bundle_and_its_numbers(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = export.stage.run(job(run_folder))
     values: dict[str, Any] = outcome.values
     bundle = run_folder / "export" / "bundle"
@@ -145,6 +150,36 @@ def test_the_stage_writes_a_bundle_and_its_numbers(run_folder: Path) -> None:
     assert predict.main([str(bundle), str(picture)]) == 0
     assert predict.main([str(bundle), str(picture), "--int8"]) == 0
     assert command.main([str(bundle), "--threads", "1", *LIMITS]) == 0
+    assert described_files(bundle) == {
+        "encoder.onnx": ("float32", "NCHW", "features"),
+        "student.int8.onnx": ("float32", "NCHW", "logits"),
+        "student.onnx": ("float32", "NCHW", "logits"),
+    }
+    # The card's own program says what predict.py says.
+    capsys.readouterr()
+    (expected,) = told(capsys, [bundle, picture, "--top", "1"])
+    source = block_of((bundle / "MODEL_CARD.md").read_text())
+    (bundle / "image.png").write_bytes(picture.read_bytes())
+    label, probability = run_snippet(source, bundle, monkeypatch, capsys)
+    best = expected["predictions"][0]
+    assert (label, probability) == (best["class"], pytest.approx(best["probability"], rel=1e-5))
+
+
+def described_files(bundle: Path) -> dict[str, tuple[str, str, str]]:
+    """File -> type and layout of its input, name of its output; each is in the card, too."""
+    manifest, card = check_manifest(bundle), (bundle / "MODEL_CARD.md").read_text()
+    assert manifest.preparation is not None and manifest.preparation in card
+    found = {}
+    for name, interface in (manifest.interfaces or {}).items():
+        ((given,), (result,)) = interface.inputs, interface.outputs
+        assert f"| `{name}` | takes | `images` | {given.dtype} |" in card
+        assert f"| `{name}` | gives | `{result.name}` |" in card
+        assert given.shape[0] == result.shape[0] == "batch"
+        assert len(given.range) == 3 and all(low < high for low, high in given.range)
+        if result.name == "logits":
+            assert "softmax" in result.values
+        found[name] = (given.dtype, given.layout, result.name)
+    return found
 
 
 def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
@@ -158,6 +193,11 @@ def test_raw_pixels_are_what_the_files_take(run_folder: Path) -> None:
         assert (given.type, given.shape) == ("tensor(uint8)", ["batch", 16, 16, 3])
     described = json.loads((bundle / "preprocess.json").read_text())
     assert (described["dtype"], described["layout"]) == ("uint8", "NHWC")
+    assert described_files(bundle) == {
+        "encoder.onnx": ("float32", "NCHW", "features"),
+        "student.int8.onnx": ("uint8", "NHWC", "logits"),
+        "student.onnx": ("uint8", "NHWC", "logits"),
+    }
     assert outcome.values["max_abs_difference"] < 1e-4
     assert command.main([str(bundle), "--threads", "1", *LIMITS]) == 0
 
@@ -272,6 +312,21 @@ def test_where_the_int8_file_is_right_stands_beside_it(
     assert label["full_range"] is full_range
     for text in (label["note"], (bundle / "MODEL_CARD.md").read_text()):
         assert ("right only on CPUs with VNNI or ARM dot product" in text) is full_range
+
+
+def test_the_flavour_for_tensorrt_is_gated_verified_and_labelled(
+    run_folder: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = export.stage.run(job(run_folder, with_int8(flavour="tensorrt")))
+    bundle = run_folder / "export" / "bundle"
+    assert list_unsuitable(onnx.load(bundle / "student.int8.onnx").graph) == []
+    assert 0 < outcome.values["int8"]["gate"]["exact"]["difference"] < 0.1
+    label = check_manifest(bundle).int8 or {}
+    assert label["flavour"] == "tensorrt"
+    for text in (label["flavour_note"], (bundle / "MODEL_CARD.md").read_text()):
+        assert "TensorRT itself was not run" in text
+    assert command.main([str(bundle), "--threads", "1", *LIMITS]) == 0
+    assert "TensorRT itself was not run" in " ".join(capsys.readouterr().out.split())
 
 
 def test_class_names_that_are_no_line_are_refused(run_folder: Path) -> None:

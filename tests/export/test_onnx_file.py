@@ -112,6 +112,7 @@ def test_metadata_describe_the_file(plain: Path) -> None:
     assert json.loads(metadata["class_names"]) == CLASSES
     assert json.loads(metadata["preprocessing"]) == PREPROCESSING
     assert metadata["fingerprint"] == "0123abcd"
+    assert "softmax" in metadata["output"]
 
 
 def test_no_batch_norm_and_no_path_of_this_machine_is_left(plain: Path) -> None:

@@ -56,6 +56,8 @@ def test_near_float_on_images_it_was_not_calibrated_on(
         "layers": 10,
         "quantized_layers": 10,
         "full_range": False,
+        "flavour": "cpu",
+        "leave_out": [],
         "size_bytes": path.stat().st_size,
     }
 
@@ -198,3 +200,14 @@ def test_a_layer_that_is_left_out_stays_float(
     info = quantize_onnx(source, path, batches(), leave_out=[place])
     assert (info.layers, info.quantized_layers) == (10, 9)
     assert operators(path, tmp_path)[kept] == 1
+
+
+def test_layers_are_left_out_by_their_number(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    info = quantize_onnx(source, path, batches(count=1), leave_out=[3, 10])
+    graph = onnx.load(path).graph
+    stored = {t.name for t in graph.initializer}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    floats = [i for i, node in enumerate(layers, start=1) if node.input[1] in stored]
+    assert floats == [3, 10]
+    assert (info.quantized_layers, info.leave_out) == (8, (3, 10))

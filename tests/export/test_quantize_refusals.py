@@ -43,6 +43,7 @@ def test_mistakes_leave_the_target_alone(source: Path, tmp_path: Path) -> None:
         (tmp_path / "none.onnx", good, {}, "not found"),
         (source, good, {"method": "minmx"}, "did you mean 'minmax'"),
         (source, good, {"leave_out": ["frist"]}, "did you mean 'first'"),
+        (source, good, {"leave_out": [11]}, "names layer 11, the network has 10"),
     ]
     for given, images, options, message in wrong:
         with pytest.raises(UserError, match=message):

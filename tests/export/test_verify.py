@@ -13,6 +13,8 @@ from PIL import Image
 
 from compress.data import Preprocessing, evaluation_batches
 from compress.onnx import quantize_onnx
+from export.bundle.interfaces import FileInterface, read_interface
+from export.bundle.manifest import write_manifest
 from export.verify.command import main
 from tests.export import bundles
 
@@ -256,3 +258,37 @@ def test_full_range_weights_are_accepted_where_they_are_labelled(
     assert (code, found["failures"], found["int8"]) == (0, [], label)
     assert main([str(bundle), *QUICK, *wide]) == 0
     assert "right only on CPUs with VNNI" in capsys.readouterr().out
+
+
+def test_a_file_of_another_flavour_than_its_label_is_a_failure(
+    quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(quantized, tmp_path / "bundle"))
+    for flavour, part in (("tensorrt", "of another type than int8"), ("tensort", "did you mean")):
+        bundles.listed(bundle, int8={"full_range": False, "flavour": flavour})
+        code, found = report(capsys, str(bundle), *QUICK)
+        (failure,) = found["failures"]
+        assert code == 1
+        assert part in failure
+
+
+def test_inputs_and_outputs_that_are_not_as_described_are_a_failure(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocess = json.loads((bundle / "preprocess.json").read_text())
+    names = ("student.onnx", "student.int8.onnx", "encoder.onnx")
+    interfaces = {name: read_interface(bundle / name, preprocess) for name in names}
+    write_manifest(bundle, **described(interfaces))
+    assert report(capsys, str(bundle), *QUICK)[1]["failures"] == []
+    interfaces["encoder.onnx"] = interfaces["student.onnx"]
+    write_manifest(bundle, **described(interfaces))
+    code, found = report(capsys, str(bundle), *QUICK)
+    (failure,) = found["failures"]
+    assert code == 1
+    assert failure.startswith("encoder.onnx: its inputs and outputs are not those")
+
+
+def described(interfaces: dict[str, FileInterface]) -> dict[str, Any]:
+    """What `write_manifest` needs, with the given inputs and outputs of files."""
+    made = {"student": "none", "fingerprint": "0123abcd", "data": bundles.DATA, "opset": 18}
+    return {**made, "interfaces": interfaces}

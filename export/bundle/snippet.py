@@ -1,0 +1,49 @@
+"""Ten lines of Python that classify an image with a bundle's file, for its model card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from export.bundle.contents import FLOAT
+
+# With a resize: Pillow's, whose `resize` is antialiased, and the centre cut as in predict.py.
+_CUT = """\
+size = [int({side} * n / min(image.size)) for n in image.size]
+left, top = ({start} for n in size)
+image = image.resize(size, Image.Resampling.BILINEAR)
+image = image.crop((left, top, left + {image_size}, top + {image_size}))
+"""
+_START = "round((n - {image_size}) / 2)"
+_START_OF_SMALL = _START + " if n > {image_size} else -(({image_size} - n) // 2)"
+_NORMALISED = """\
+pixels = ((np.asarray(image) / {divide_by:g} - {mean}) / {std}).transpose(2, 0, 1)
+images = pixels[None].astype(np.float32)  # (1, 3, {image_size}, {image_size})
+"""
+_RAW = """\
+images = np.asarray(image)[None]  # uint8 (1, {image_size}, {image_size}, 3)
+"""
+
+
+def snippet(preprocess: Mapping[str, Any]) -> str:
+    """A program that names the class of `image.png`; it runs in the bundle's folder.
+
+    Args:
+        preprocess: the content of preprocess.json.
+    """
+    values = {**preprocess, "side": preprocess["resize"]}
+    small = 0 < preprocess["resize"] < preprocess["image_size"]
+    start = (_START_OF_SMALL if small else _START).format(**values)
+    cut = _CUT.format(**values, start=start) if preprocess["resize"] else ""
+    needed = "" if cut else "  # {image_size} x {image_size} pixels".format(**values)
+    is_raw = preprocess["layout"] == "NHWC"
+    return (
+        "import numpy as np, onnxruntime, pathlib\n"
+        "from PIL import Image\n"
+        f'image = Image.open("image.png").convert("RGB"){needed}\n'
+        f"{cut}"
+        f"{(_RAW if is_raw else _NORMALISED).format(**values)}"
+        f'session = onnxruntime.InferenceSession("{FLOAT}")\n'
+        '(logits,) = session.run(["logits"], {"images": images})\n'
+        "powers = np.exp(logits[0] - logits[0].max())  # softmax\n"
+        'labels = pathlib.Path("labels.txt").read_text("utf-8").split("\\n")\n'
+        "print(labels[powers.argmax()], powers.max() / powers.sum())\n"
+    )

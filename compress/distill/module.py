@@ -240,11 +240,11 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def _teacher_views(self, batch: Batch) -> list[Views]:
         teachers = self._fast_teachers or [NetworkForward(tapped) for tapped in self._teachers]
-        views = list(enumerate(self.method.views))
+        views = [(i, v.is_for_teacher(self.weights)) for i, v in enumerate(self.method.views)]
         # Its arithmetic is its own: what autocast does to the student is not done to its targets.
         with torch.autocast(batch.index.device.type, enabled=False):
             return [
-                [_unchanged(t, batch, i, "teacher") if view.teacher else None for i, view in views]
+                [_unchanged(t, batch, i, "teacher") if is_shown else None for i, is_shown in views]
                 for t in teachers
             ]
 

@@ -21,6 +21,12 @@ from compress.methods.at import AT, at_loss
 from compress.methods.aveg import AVEG, aveg_loss
 from compress.methods.ca_mkd import CAMKD, ca_mkd_feature_loss, ca_mkd_loss
 from compress.methods.cc import CC, cc_loss
+from compress.methods.cocord import (
+    CoCoRD,
+    cocord_contrast_loss,
+    cocord_loss,
+    cocord_prediction_loss,
+)
 from compress.methods.contract import (
     LossWeights,
     Method,
@@ -76,6 +82,9 @@ __all__ = [
     "ca_mkd_feature_loss",
     "ca_mkd_loss",
     "cc_loss",
+    "cocord_contrast_loss",
+    "cocord_loss",
+    "cocord_prediction_loss",
     "crd_loss",
     "dcd_consistency_loss",
     "dcd_contrast_loss",
@@ -107,6 +116,7 @@ METHODS: Mapping[str, type[Method]] = {
     "aveg": AVEG,
     "ca_mkd": CAMKD,
     "cc": CC,
+    "cocord": CoCoRD,
     "crd": CRD,
     "dcd": DCD,
     "fitnet": FitNet,

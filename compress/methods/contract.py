@@ -10,6 +10,7 @@ seed, the epoch and the step alone, and that an image has in any number of proce
 batch. What keeps rows of a batch gathers them with `distributed.collectives.all_gather_in_order`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -29,11 +30,19 @@ SoftLoss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class View:
-    """An augmented view of each image and who sees it; `augment` None is the recipe's own."""
+    """An augmented view of each image and who sees it; `augment` None is the recipe's own.
+
+    With `soft` the teacher sees it wherever soft targets have weight, if it does not anyway.
+    """
 
     augment: str | None = None
     student: bool = True
     teacher: bool = True
+    soft: bool = False
+
+    def is_for_teacher(self, weights: "LossWeights") -> bool:
+        """Whether the teacher sees it in a training with these weights."""
+        return self.teacher or (self.soft and weights.kd != 0)
 
 
 @dataclass(frozen=True)
@@ -195,6 +204,12 @@ class Method(nn.Module):
         """
         return Needs(cls.views, cls.batch_coupled, cls.teacher_taps, cls.protocols)
 
+    @classmethod
+    def with_defaults(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of a recipe: those given, and the defaults of `__init__` for the others."""
+        own = inspect.signature(cls).parameters.values()
+        return {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY} | dict(arguments)
+
     def extend(self, student: Taps) -> Taps:
         """Return the taps with what the terms and the prediction both need, e.g. a projection.
 
@@ -226,7 +241,7 @@ class Method(nn.Module):
 
         Of several teachers, the mean of their terms.
         """
-        view = next(i for i, v in enumerate(self.views) if v.student and v.teacher)
+        view = next(i for i, v in enumerate(self.views) if v.student and (v.teacher or v.soft))
         logits = self.logits(_at(student, view))
         terms = [loss(logits, logits_of(_at(teacher, view))) for teacher in teachers]
         total: Tensor = sum(terms[1:], terms[0])

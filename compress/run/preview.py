@@ -77,7 +77,11 @@ def _list_cache_notes(plan: RecipePlan, shapes: Shapes) -> list[str]:
             continue
         method, terms = shapes.methods[label], terms_for(part, recipe.distill)
         wanted = {*(method.teacher_taps if terms.method else ()), *(["logits"] if terms.kd else [])}
-        seen = [view.augment or recipe.data.augment for view in method.views if view.teacher]
+        seen = [
+            view.augment or recipe.data.augment
+            for view in method.views
+            if view.is_for_teacher(terms)
+        ]
         specs, images = shapes.teachers[0][1], recipe.data.train_images or 0
         reason = obstacle(sorted(wanted), specs, seen, images, views_kept)
         if reason is None:

@@ -63,10 +63,10 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     data = dataset_of(recipe, job.device)
     seed = recipe.seed + trial
     teachers = load_teachers(job.run_folder)
-    inputs = StudentInputs(job, data, teachers)
+    weights = terms_for(part, recipe.distill)
+    inputs = StudentInputs(job, data, teachers, weights)
     student, method = build_student(job, data, seed, teachers, len(inputs.batches))
     task = task_of(recipe)
-    weights = terms_for(part, recipe.distill)
     module = Distillation(
         student,
         [teacher.network.to(job.device) for teacher in teachers],

@@ -12,7 +12,7 @@ from compress.data.batch import BatchSource
 from compress.data.shared import SharedBatches
 from compress.distill.module import Distillation
 from compress.methods import METHODS
-from compress.methods.contract import Phase, TeacherForward, View
+from compress.methods.contract import LossWeights, Phase, TeacherForward, View
 from compress.model_files import artifacts
 from compress.recipe.schema import MethodPart
 from compress.stages import compile_forward, compiles, training_batches
@@ -27,10 +27,18 @@ from compress.teacher.shared import SharedEnsemble
 class StudentInputs:
     """The batches and the teachers of one student; in lockstep, those of all its jobs."""
 
-    def __init__(self, job: Job, data: Dataset, teachers: Sequence[artifacts.Student]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        data: Dataset,
+        teachers: Sequence[artifacts.Student],
+        weights: LossWeights,
+    ) -> None:
+        """`weights` of the terms: a view may be for the teacher only where kd is not 0."""
         self.job = job
         self.data = data
         self.teachers = teachers
+        self.weights = weights
         self.batches = self._batches()
 
     @property
@@ -73,7 +81,8 @@ class StudentInputs:
             return []
         if self.job.lockstep_values is None or phase is not None:
             return self.ensemble.forwards(wanted)
-        key = "teachers", self._key, self.ensemble.identity(wanted)
+        shown = tuple(view.is_for_teacher(self.weights) for view in self._views)
+        key = "teachers", self._key, shown, self.ensemble.identity(wanted)
         shared: SharedEnsemble
         shared = self.job.lockstep_values.setdefault(key, SharedEnsemble(self.ensemble))
         return [*shared.forwards(wanted)]
@@ -86,7 +95,7 @@ class StudentInputs:
             batches=self.batches,
             rows=self._usual_rows(),
             epochs=recipe.distill.train.epochs,
-            augment=tuple(name for view, name in views if view.teacher),
+            augment=tuple(name for view, name in views if view.is_for_teacher(self.weights)),
             train=self.data.train,
             test=self.data.test,
         )

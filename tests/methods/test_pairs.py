@@ -6,6 +6,7 @@ may refuse pairs says which in its own test file, by `may_refuse(teacher, studen
 
 import functools
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,19 @@ def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
     return taps
 
 
+class _Drawn(Tapped):
+    """A student, and any copy of it, that shows random numbers for images."""
+
+    def __init__(self, specs: TapSpecs) -> None:
+        super().__init__(nn.Linear(1, 1), specs, ())
+
+    def with_network(self, network: nn.Module) -> Tapped:
+        return self
+
+    def __call__(self, images: Tensor) -> Taps:
+        return _taps(self.specs, learns=False)
+
+
 def _method(name: str, teacher: str, student: str) -> Method:
     known, classes = _specs(teacher), torch.arange(60) % CLASSES
     assert known.pooled_width is not None
@@ -82,9 +96,21 @@ def _method(name: str, teacher: str, student: str) -> Method:
         epochs=2,
     )
     method = METHODS[name](context)
-    network = nn.Linear(1, 1)  # what a method that is bound keeps is not run here
-    method.bind(Tapped(network, _specs(student), ()))
+    method.bind(_Drawn(_specs(student)))
     return method
+
+
+def _terms(method: Method, own: Taps, known: list[Taps]) -> dict[str, Tensor]:
+    """The terms where every view of a network has the same taps."""
+    images, index = torch.rand(IMAGES, *SHAPE), torch.arange(IMAGES)
+    views = len(method.views)
+    seen = (images,) * views, (index,) * views
+    batch = Batch(*seen, index % CLASSES, index, epoch=1, step=0)  # every term is on
+    with torch.no_grad():
+        batch = replace(batch, observed=method.observe(batch))
+    shown = [method.extend(own) if view.student else None for view in method.views]
+    targets = [[taps if view.teacher else None for view in method.views] for taps in known]
+    return method(shown, targets, batch)  # type: ignore[no-any-return]
 
 
 def _teachers(name: str) -> int:
@@ -94,9 +120,6 @@ def _teachers(name: str) -> int:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "none"])
 def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None:
     torch.manual_seed(0)
-    images = (torch.rand(IMAGES, *SHAPE),)
-    index = torch.arange(IMAGES)
-    batch = Batch(images, (index,), index % CLASSES, index, epoch=1, step=0)  # every term is on
     for teacher, student in PAIRS:
         # Projections to the widest teachers have billions of weights: they are built, not run.
         is_huge = name == "semckd" and _specs(teacher).stages[-1].channels > 512
@@ -111,8 +134,8 @@ def test_a_method_runs_on_every_pair_or_refuses_in_a_sentence(name: str) -> None
         if is_huge:
             continue
         own = _taps(_specs(student), learns=True)
-        known = [[_taps(_specs(teacher), learns=False)] for _ in range(_teachers(name))]
-        terms = method([method.extend(own)], known, batch)
+        known = [_taps(_specs(teacher), learns=False) for _ in range(_teachers(name))]
+        terms = _terms(method, own, known)
         total = torch.stack([*terms.values()]).sum()
         assert torch.isfinite(total), f"{teacher} -> {student}"
         total.backward()  # type: ignore[no-untyped-call]

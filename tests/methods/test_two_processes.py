@@ -23,12 +23,15 @@ from tests.methods import building
 from tests.methods.throwaway import HintsAtOnce, ThreeViews
 
 HANG = 60.0  # seconds after which a process that waits in vain gives up
+SMALL = {"queue_size": 11, "hidden_width": 6, "feature_width": 5, "predictor_width": 4}
 # Method, and the parts that each batch is run in.
 CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "three views": (ThreeViews, 1),
     "dcd": (partial(METHODS["dcd"], form="text"), 1),
     "aekd": (METHODS["aekd"], 1),
     "aekd_f": (HintsAtOnce, 1),
+    "cocord": (partial(METHODS["cocord"], **SMALL), 1),
+    "cocord in parts": (partial(METHODS["cocord"], **SMALL), 2),
 }
 
 

@@ -1,1 +1,1 @@
-"""Building blocks of methods: pairs of maps, projections, memory banks."""
+"""Building blocks of methods: pairs of maps, projections, memory banks, queues of keys."""

@@ -79,21 +79,27 @@ class Needs:
 class TeacherContext:
     """A teacher as a method knows it: its taps and its linear classifier (K, D), (K,).
 
-    Weight and bias are None where it has none.
+    Weight and bias are None where it has none. A method with `copies_teacher` may copy other parts
+    of `network`, which it does not keep. `source` is what builds such a network again: the
+    architecture, and the code and method of a description (see `compress.model_files`).
     """
 
     taps: TapSpecs
     weight: Tensor | None
     bias: Tensor | None
+    network: nn.Module | None = None
+    source: Mapping[str, Any] | None = None
 
 
-def teacher_context(network: nn.Module, specs: TapSpecs) -> TeacherContext:
+def teacher_context(
+    network: nn.Module, specs: TapSpecs, source: Mapping[str, Any] | None = None
+) -> TeacherContext:
     """A teacher's taps and a copy of its linear classifier (if it has one), on the CPU."""
     if specs.classifier is None:
-        return TeacherContext(specs, None, None)
+        return TeacherContext(specs, None, None, network, source)
     state = network.get_submodule(specs.classifier).state_dict()
     bias = state["bias"].cpu().clone() if "bias" in state else None
-    return TeacherContext(specs, state["weight"].cpu().clone(), bias)
+    return TeacherContext(specs, state["weight"].cpu().clone(), bias, network, source)
 
 
 class TeacherForward(Protocol):
@@ -181,6 +187,7 @@ class Method(nn.Module):
     gathers_rows: ClassVar[bool] = True
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
+    copies_teacher: ClassVar[bool] = False  # True where its state has layers of the teacher's
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
@@ -332,6 +339,10 @@ class Method(nn.Module):
         stage proves, or be the student itself.
         """
         return self.deploy(student)
+
+    def encoder_taps(self) -> TapSpecs:
+        """The student's taps as far as its own layers ship: where its encoder ends, and before."""
+        return self.context.student
 
     def judged_beside(self, student: nn.Module) -> Mapping[str, nn.Module]:
         """Further networks that are evaluated after each epoch, as `METRIC/NAME`.

@@ -113,7 +113,9 @@ def describe_method(method: Method, name: str, arguments: Mapping[str, Any]) -> 
         "arguments": dict(arguments),
         "student": context.student.as_dict(),
         "teachers": [
-            {"taps": t.taps.as_dict(), "bias": t.bias is not None} for t in context.teachers
+            {"taps": t.taps.as_dict(), "bias": t.bias is not None}
+            | ({"network": dict(t.source or {})} if method.copies_teacher else {})
+            for t in context.teachers
         ],
         **{key: getattr(context, key) for key in _NUMBERS},
     }
@@ -127,7 +129,9 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         width = taps.pooled_width
         weight = torch.zeros(taps.num_classes, width) if width is not None else None
         bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
-        teachers.append(TeacherContext(taps, weight, bias))
+        source = teacher.get("network")
+        network = _rebuild_teacher(source, taps.num_classes) if source is not None else None
+        teachers.append(TeacherContext(taps, weight, bias, network, source))
     context = MethodContext(
         TapSpecs.from_dict(content["student"]),
         tuple(teachers),
@@ -141,6 +145,13 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         raise UserError(
             f"a description's method '{content['name']}' does not fit its taps: {error}"
         ) from error
+
+
+def _rebuild_teacher(source: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """A network like a teacher's with random weights, for a method that copies part of it."""
+    network = build_plain(source, num_classes=num_classes, role="teacher")
+    method = source["method"]
+    return rebuild_method(method).ship(network) if method is not None else network
 
 
 def save(folder: Path, name: str, network: nn.Module, description: Mapping[str, Any]) -> str:

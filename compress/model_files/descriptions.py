@@ -5,6 +5,7 @@ what it returns has the shape below, names nothing that this version does not ha
 file, and names code of a user's own only where that is trusted.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ from compress.recipe import signatures
 from compress.storage.json_files import ClosedSchema, OpenSchema, read_json_checked
 
 FORMAT = 1
+# Keys of a description that build a network like the one described.
+SOURCE = ("architecture", "code", "method")
 
 _Text = Annotated[str, Field(max_length=4096)]
 _Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -67,9 +70,16 @@ class _Taps(ClosedSchema):
         return [*self.stages, *self.pre_activations, *single]
 
 
+class _Network(ClosedSchema):
+    architecture: _Architecture
+    code: _Code | None = None
+    method: "_Method | None" = None
+
+
 class _Teacher(ClosedSchema):
     taps: _Taps
     bias: bool
+    network: _Network | None = None
 
 
 class _Method(ClosedSchema):
@@ -163,9 +173,19 @@ def read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} not found; a model file needs its description beside it")
     content = read_json_checked(path, _Description, FORMAT)
-    architecture = content["architecture"]
-    if user_code.needs_trust(architecture["name"]):
-        user_code.verify(architecture["name"], content.get("code"), path)
-    else:
-        check_arguments(architecture["name"], architecture["arguments"], path)
+    for network in _networks(content):
+        architecture = network["architecture"]
+        if user_code.needs_trust(architecture["name"]):
+            user_code.verify(architecture["name"], network.get("code"), path)
+        else:
+            check_arguments(architecture["name"], architecture["arguments"], path)
     return content
+
+
+def _networks(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The network described, and those whose layers its method reuses."""
+    yield content
+    method = content.get("method") or {}
+    for teacher in method.get("teachers", []):
+        if teacher.get("network") is not None:
+            yield from _networks(teacher["network"])

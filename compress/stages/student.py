@@ -12,6 +12,7 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
+from compress.model_files.descriptions import SOURCE
 from compress.model_files.weights import load_initial
 from compress.models.forward import lay_channels_last
 from compress.recipe.schema import MethodPart
@@ -40,7 +41,12 @@ def build_student(
     context = MethodContext(
         student=specs,
         teachers=tuple(
-            teacher_context(t.network, TapSpecs.from_dict(t.description["taps"])) for t in teachers
+            teacher_context(
+                t.network,
+                TapSpecs.from_dict(t.description["taps"]),
+                source={key: t.description.get(key) for key in SOURCE},
+            )
+            for t in teachers
         ),
         num_classes=classes,
         train_size=len(data.train),
@@ -68,7 +74,7 @@ def describe_student(
     part: MethodPart = job.arguments["part"]
     description = artifacts.describe(
         {"name": model.name, "arguments": model.arguments},
-        method.context.student,
+        method.encoder_taps(),
         data.class_names,
         data.preprocessing,
         metrics={},

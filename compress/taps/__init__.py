@@ -16,7 +16,14 @@
 """
 
 from compress.taps.discovery import discover, switch_off_inplace
-from compress.taps.graph import GraphForward, TappedGraph, Untraceable, encoder_until
+from compress.taps.graph import (
+    GraphForward,
+    Tail,
+    TappedGraph,
+    Untraceable,
+    encoder_until,
+    tail_after,
+)
 from compress.taps.specs import KINDS, Kind, MapSpec, TapSpecs, VectorSpec
 from compress.taps.tapped import Tapped, TappedForward, Taps
 
@@ -25,6 +32,7 @@ __all__ = [
     "GraphForward",
     "Kind",
     "MapSpec",
+    "Tail",
     "TapSpecs",
     "Tapped",
     "TappedForward",
@@ -35,4 +43,5 @@ __all__ = [
     "discover",
     "encoder_until",
     "switch_off_inplace",
+    "tail_after",
 ]

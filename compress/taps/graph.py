@@ -1,16 +1,20 @@
 """A network cut down to its taps: a graph whose outputs are the wanted taps and nothing else.
 
-Hooks stop torch.compile and make the whole network run; a graph does neither. It is traced with
+Also cut in two at a module: `encoder_until` is what comes before, `tail_after` what follows. Hooks
+stop torch.compile and make the whole network run; a graph does neither. It is traced with
 torch.fx, so a network whose control flow depends on its input has none, and stays with `Tapped`.
 """
 
+import copy
 import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.nn.functional import relu, relu6
 
 from compress.errors import UserError, nearest
 from compress.taps.specs import NETWORK, Place, TapSpecs
@@ -85,6 +89,94 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
         UserError: the network's control flow depends on its input, so it cannot be traced; or its
             forward runs no module of this path.
     """
+    tracer, node = _trace_to(network, path)
+    _cut(tracer.graph, [node], node, network)
+    encoder = fx.GraphModule(network, tracer.graph, class_name="Encoder")
+    tracer.remove_constants()
+    return encoder
+
+
+class Tail(nn.Module):
+    """A copy of what follows a map in a network: (N, C, H, W) -> the network's output.
+
+    It is frozen and always in eval mode. `is_activated` tells whether a ReLU made the map.
+    """
+
+    def __init__(self, body: fx.GraphModule, *, is_activated: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.is_activated = is_activated
+        self.requires_grad_(False).eval()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Run what follows."""
+        output: Tensor = self.body(features)
+        return output
+
+    def train(self, mode: bool = True) -> "Tail":
+        """Stay in eval mode: batch norm keeps the statistics that it was copied with."""
+        return super().train(False)
+
+
+def tail_after(network: nn.Module, path: str) -> Tail:
+    """The part of a network that follows the output of module `path`, as a copy of its own.
+
+    Names of the modules in it stay. Together with `encoder_until` it is the whole network.
+
+    Raises:
+        UserError: as for `encoder_until`; or what follows also reads what is before the cut, as a
+            skip connection around it does, or reads nothing of it.
+    """
+    tracer, cut = _trace_to(network, path)
+    try:
+        graph = _graph_after(tracer.graph, cut, f"{type(network).__name__} cannot be cut", path)
+        graph.eliminate_dead_code(lambda node: _overwrites(node, network))
+        body = copy.deepcopy(fx.GraphModule(network, graph, class_name="Tail"))
+    finally:
+        tracer.remove_constants()
+    return Tail(body, is_activated=_is_activated(cut, network))
+
+
+def _graph_after(graph: fx.Graph, cut: fx.Node, refusal: str, path: str) -> fx.Graph:
+    """A graph from the value of `cut` to the output of `graph`."""
+    tail = fx.Graph()
+    copied = {cut: tail.placeholder("features")}
+    follows = {cut}
+    for node in graph.nodes:
+        if node in copied or node.op == "placeholder":
+            continue
+        read = node.all_input_nodes
+        if not follows.isdisjoint(read):
+            follows.add(node)
+            for other in read:
+                if other not in copied:
+                    raise UserError(
+                        f"{refusal} after '{path}': what follows also reads {_named(other)}, which "
+                        "is before the cut or skips it; cut where a whole block ends"
+                    )
+        if all(other in copied for other in read):  # constants among them
+            copied[node] = tail.node_copy(node, copied.__getitem__)
+        elif node.op == "output":
+            raise UserError(f"{refusal} after '{path}': its output does not depend on that")
+    tail.lint()
+    return tail
+
+
+def _named(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return "the images"
+    return f"'{node.target}'" if node.op == "call_module" else f"'{node.name}'"
+
+
+def _is_activated(node: fx.Node, network: nn.Module) -> bool:
+    """Whether a ReLU made the value of a node."""
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), (nn.ReLU, nn.ReLU6))
+    return node.target in (relu, relu6, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def _trace_to(network: nn.Module, path: str) -> tuple["_TapTracer", fx.Node]:
+    """The network traced in eval mode, and the node of the output of a module."""
     name = type(network).__name__
     training, place = network.training, (path, "output")
     try:
@@ -95,15 +187,11 @@ def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
                 f"{name} cannot be cut after '{path}', which is no module that its forward runs"
                 f"{nearest(path, known)}"
             )
-        node = tracer.node_at(place)
+        return tracer, tracer.node_at(place)
     except Untraceable as reason:
         raise UserError(f"{name} cannot be cut after '{path}': {reason}") from None
     finally:
         network.train(training)
-    _cut(tracer.graph, [node], node, network)
-    encoder = fx.GraphModule(network, tracer.graph, class_name="Encoder")
-    tracer.remove_constants()
-    return encoder
 
 
 class _TapTracer(fx.Tracer):

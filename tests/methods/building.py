@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ def networks(
 ) -> tuple[nn.Module, list[nn.Module]]:
     # Unequal widths on purpose: 64 and 256 channels in the last map.
     built = [build(teacher, num_classes=CLASSES, seed=10 + i) for i in range(teachers)]
+    for network in built:
+        network.name = teacher  # type: ignore[assignment]  # see `_source`
     return build(student, num_classes=CLASSES, seed=1), built
 
 
@@ -41,7 +44,9 @@ def context(
 ) -> MethodContext:
     return MethodContext(
         student=discover(student, SHAPE, "student"),
-        teachers=tuple(teacher_context(t, discover(t, SHAPE, "teacher")) for t in teachers),
+        teachers=tuple(
+            teacher_context(t, discover(t, SHAPE, "teacher"), _source(t)) for t in teachers
+        ),
         num_classes=CLASSES,
         train_size=24,
         labels=images().labels,
@@ -49,6 +54,13 @@ def context(
         steps_per_epoch=3,
         epochs=2,
     )
+
+
+def _source(teacher: nn.Module) -> dict[str, Any] | None:
+    """What a model file says of a teacher, where it is one of `networks`."""
+    name = getattr(teacher, "name", None)
+    architecture = {"name": name, "arguments": {}}
+    return None if name is None else {"architecture": architecture, "code": None, "method": None}
 
 
 def batches(method: Method, batch_size: int = 8, count: int = 24) -> ImageBatches:

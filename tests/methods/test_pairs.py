@@ -18,7 +18,16 @@ from compress.methods import METHODS, Method, MethodContext, TeacherContext
 from compress.models import build
 from compress.recipe import read_yaml
 from compress.sweep.schema import check_sweep
-from compress.taps import KINDS, MapSpec, Tapped, Taps, TapSpecs, VectorSpec, discover
+from compress.taps import (
+    KINDS,
+    MapSpec,
+    Tapped,
+    Taps,
+    TapSpecs,
+    VectorSpec,
+    discover,
+    switch_off_inplace,
+)
 from tests.methods import building
 
 TABLES = sorted((Path(__file__).parents[2] / "pipelines/tables").glob("*_table?.yaml"))
@@ -48,6 +57,12 @@ def _specs(name: str) -> TapSpecs:
     return discover(build(name, num_classes=CLASSES), SHAPE, name)
 
 
+def _network(name: str) -> nn.Module:
+    network = build(name, num_classes=CLASSES)
+    switch_off_inplace(network)
+    return network
+
+
 def _tap(kind: str, spec: MapSpec | VectorSpec, *, learns: bool) -> Tensor:
     sample = torch.randn if kind == "logits" else torch.rand
     drawn = sample(IMAGES, *spec.shape) - (0.5 if kind == "pre_activations" else 0)
@@ -63,6 +78,11 @@ def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
             taps[kind] = [_tap(kind, spec, learns=learns) for spec in found]
         elif found is not None:
             taps[kind] = _tap(kind, found, learns=learns)
+    # By its path, as a method may ask for it.
+    stages = zip(specs.stages, taps.tensors("stages"), strict=True)
+    taps |= {spec.path: drawn for spec, drawn in stages}
+    if specs.last_map is not None:
+        taps.setdefault(specs.last_map.path, taps.tensor("last_map"))
     return taps
 
 
@@ -85,7 +105,12 @@ def _method(name: str, teacher: str, student: str) -> Method:
     context = MethodContext(
         student=_specs(student),
         teachers=tuple(
-            TeacherContext(known, torch.randn(CLASSES, known.pooled_width), torch.randn(CLASSES))
+            TeacherContext(
+                known,
+                torch.randn(CLASSES, known.pooled_width),
+                torch.randn(CLASSES),
+                _network(teacher) if METHODS[name].copies_teacher else None,
+            )
             for _ in range(_teachers(name))
         ),
         num_classes=CLASSES,

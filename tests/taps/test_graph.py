@@ -11,7 +11,16 @@ from torch.nn import functional
 
 from compress.errors import UserError
 from compress.models import build
-from compress.taps import Tapped, TappedGraph, Taps, TapSpecs, Untraceable, discover
+from compress.taps import (
+    Tapped,
+    TappedGraph,
+    Taps,
+    TapSpecs,
+    Untraceable,
+    discover,
+    encoder_until,
+    tail_after,
+)
 
 NETWORKS = [
     *("resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"),
@@ -196,3 +205,70 @@ def test_it_compiles_whole() -> None:
     compiled: Any = torch.compile(graph.graph, backend="eager", fullgraph=True)
     with torch.no_grad():
         same(graph.read(compiled(images)), graph(images))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_its_encoder_and_its_tail(name: str) -> None:
+    network, specs, images = prepared(name)
+    network.eval()
+    for spec in (*specs.stages[-2:], specs.last_map):
+        assert spec is not None
+        head, tail = encoder_until(network, spec.path), tail_after(network, spec.path)
+        with torch.no_grad():
+            assert torch.equal(tail(head(images)), network(images)), spec.path
+        learned = [*head.named_parameters(), *tail.body.named_parameters()]
+        assert {n for n, _ in learned} == {n for n, _ in network.named_parameters()}
+
+
+def test_a_tail_is_a_frozen_copy_in_eval_mode() -> None:
+    network, _, images = prepared("resnet8")
+    tail = tail_after(network.train(), "layer2")
+    assert network.training
+    assert not any(module.training for module in tail.train().modules())
+    assert not any(p.requires_grad for p in tail.parameters())
+    own = {p.data_ptr() for p in network.parameters()}
+    assert not own & {p.data_ptr() for p in tail.parameters()}
+    shown = encoder_until(network.eval(), "layer2")(images)
+    before = tail(shown)
+    torch.nn.init.zeros_(network.get_parameter("fc.weight"))
+    assert torch.equal(tail(shown), before)
+
+
+class Skipping(nn.Module):
+    """The images are read again behind the first layer; a constant is read everywhere."""
+
+    def __init__(self, *, skips: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.skips = skips
+
+    def forward(self, images: Tensor) -> Tensor:
+        scale = self.scale * 3
+        shown = functional.relu(self.first(images) * scale)
+        shown = self.second(shown)
+        return (shown + images.mean() if self.skips else shown) * scale
+
+
+def test_a_skip_around_the_cut_is_refused_and_a_constant_is_not() -> None:
+    images = torch.randn(2, 3, 5, 5)
+    network = Skipping(skips=False).eval()
+    head, tail = encoder_until(network, "first"), tail_after(network, "first")
+    assert torch.equal(tail(head(images)), network(images))
+    assert not tail.is_activated
+    with pytest.raises(UserError, match="after 'first': what follows also reads 'mean'"):
+        tail_after(Skipping(skips=True), "first")
+    network, _, _ = prepared("resnet8")
+    with pytest.raises(
+        UserError, match=r"reads 'layer2\.0\.downsample.*', which is before the cut"
+    ):
+        tail_after(network, "layer2.0.conv2")
+    with pytest.raises(UserError, match="no module that its forward runs"):
+        tail_after(network, "layer9")
+
+
+def test_a_tail_tells_whether_a_relu_made_its_map() -> None:
+    layers = nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    network = nn.Sequential(*layers, nn.Flatten())
+    found = [tail_after(network, str(number)).is_activated for number in range(4)]
+    assert found == [False, True, False, False]

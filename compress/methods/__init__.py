@@ -55,6 +55,7 @@ from compress.methods.rkd import RKD, rkd_loss
 from compress.methods.semckd import SemCKD, semckd_loss
 from compress.methods.simkd import SimKD, simkd_loss, simkd_output_loss
 from compress.methods.simkd_joint import SimKDJoint
+from compress.methods.simkd_plus import SimKDPlus
 from compress.methods.simkd_sequential import SimKDSequential
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
@@ -128,6 +129,7 @@ METHODS: Mapping[str, type[Method]] = {
     "semckd": SemCKD,
     "simkd": SimKD,
     "simkd_joint": SimKDJoint,
+    "simkd_plus": SimKDPlus,
     "simkd_sequential": SimKDSequential,
     "sp": SP,
     "srrl": SRRL,

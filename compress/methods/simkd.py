@@ -133,7 +133,9 @@ class SimKD(Method):
         kind: ProjectorKind = "1x1-dw3x3-1x1" if depthwise else projector
         self.last_map_path = student_map.path
         self.loss_place = loss_place
-        self.shrink = nn.AdaptiveAvgPool2d(1) if POOLED[kind] else _shrink(student_map, teacher_map)
+        self.shrink = (
+            nn.AdaptiveAvgPool2d(1) if POOLED[kind] else shrink_to(student_map, teacher_map)
+        )
         self.projector = Projector(student_map.channels, teacher_map.channels, reduction, kind=kind)
         classes, width = teacher.weight.shape
         self.classifier = nn.Linear(width, classes, bias=teacher.bias is not None)
@@ -170,7 +172,7 @@ class SimKD(Method):
         return Deployed(encoder, self.shrink, self.projector, self.classifier)
 
 
-def _shrink(student: MapSpec, teacher: MapSpec) -> nn.Module:
+def shrink_to(student: MapSpec, teacher: MapSpec) -> nn.Module:
     """Pools the student's map to the teacher's size; nothing where that is the larger one."""
     strides = _stride(student.height, teacher.height), _stride(student.width, teacher.width)
     # A fixed stride, not a fixed size: what ships takes other image sizes.

@@ -28,6 +28,7 @@ RECIPE: dict[str, Any] = {
         "compare": [
             {"name": "simkd_joint", "alpha": 0.5},
             {"name": "simkd_joint", "alpha": 0.5, "ships": "own_classifier", "label": "own"},
+            "simkd_plus",
         ],
     },
     "account": {"latency": {"batch_sizes": [1], "rounds": 1, "warmup": 1}},
@@ -86,6 +87,11 @@ def test_what_ships_is_proven_and_counted_as_the_bare_student(done: Path) -> Non
     bare = costs["student"]["parameters"]
     assert costs["simkd_sequential"]["parameters"] == costs["own"]["parameters"] == bare
     assert costs["simkd_joint"]["parameters"] > bare
+    assert rows["simkd_plus"]["fused_max_abs"] < 1e-5
+    assert rows["simkd_plus"]["not_folded"] == []
+    # Student and teacher are alike here: what is dropped is replaced by the same.
+    reused = costs["simkd_plus"]
+    assert reused["parameters"] == bare + reused["projector_parameters"]
     assert model_files.load_student(done / SEQUENTIAL).description["method"] is None
 
 

@@ -48,7 +48,7 @@ POOLED: Mapping[str, bool] = {kind: kind == "vector" for kind in _CONVOLUTIONS}
 
 
 class Projector(nn.Sequential):
-    """(N, C_s, H, W) -> (N, C_t, H, W), non-negative; see the module's docstring."""
+    """(N, C_s, H, W) -> (N, C_t, H, W), see the module's docstring."""
 
     def __init__(
         self,
@@ -57,8 +57,15 @@ class Projector(nn.Sequential):
         reduction: int,
         *,
         kind: ProjectorKind = "1x1-3x3-1x1",
+        is_activated: bool = True,
     ) -> None:
-        """`reduction` divides the width of all convolutions but the last."""
+        """Build the layers.
+
+        Args:
+            reduction: divides the width of all convolutions but the last.
+            is_activated: a ReLU comes last, as the teacher's map has it; False for one that may be
+                negative.
+        """
         convolutions = _CONVOLUTIONS[kind]
         inner = [channels_out // reduction] * (len(convolutions) - 1)
         layers: list[nn.Module] = []
@@ -66,4 +73,4 @@ class Projector(nn.Sequential):
             convolutions, pairwise([channels_in, *inner, channels_out]), strict=True
         ):
             layers += [build(*widths), nn.BatchNorm2d(widths[1]), nn.ReLU()]
-        super().__init__(*layers)
+        super().__init__(*(layers if is_activated else layers[:-1]))

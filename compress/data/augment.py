@@ -5,7 +5,7 @@ An augmentation is two functions: `draw` gives each image of an epoch one intege
 stored under (image, id) belongs to that very view.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +22,53 @@ _TRIES = 10  # torchvision's
 
 @dataclass(frozen=True)
 class Augmentation:
-    """`views` distinct views; `apply(images, indices, ids, S)` gives uint8 (N, 3, S, S)."""
+    """`views` distinct views; `apply(images, indices, ids, S)` gives uint8 (N, 3, S, S).
+
+    `mirror(ids, like)` gives the views `ids` mirrored where those of `like` are.
+    """
 
     views: int
     apply: Callable[[Images, Tensor, Tensor, int], Tensor]
+    mirror: Callable[[Tensor, Tensor], Tensor] = lambda ids, like: ids
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """View ids (count,) int64, uniform."""
         return torch.randint(self.views, (count,), generator=generator)
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """How a view of each image is made: an augmentation, then a turn.
+
+    rotation: 0, 90, 180 or 270 degrees counter-clockwise. mirrored_like: the number of an earlier
+    view of the same augmentation; all else is drawn independently, but both are mirrored or none.
+    """
+
+    augment: str
+    rotation: int = 0
+    mirrored_like: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rotation not in (0, 90, 180, 270):
+            raise ValueError(f"rotation is 0, 90, 180 or 270 degrees, got {self.rotation}")
+
+    @property
+    def label(self) -> str:
+        """`crop_flip`, `crop_flip turned by 90`."""
+        return f"{self.augment} turned by {self.rotation}" if self.rotation else self.augment
+
+    def draw(self, count: int, earlier: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        """View ids (count,); `earlier` are those of the views before."""
+        augmentation = AUGMENTATIONS[self.augment]
+        ids = augmentation.draw(count, generator)
+        like = None if self.mirrored_like is None else earlier[self.mirrored_like]
+        return ids if like is None else augmentation.mirror(ids, like)
+
+    def turn(self, images: Tensor) -> Tensor:
+        """Rotate images (N, 3, S, S)."""
+        if not self.rotation:
+            return images
+        return images.rot90(self.rotation // 90, (2, 3)).contiguous()
 
 
 def shift_and_flip(images: Tensor, ids: Tensor) -> Tensor:
@@ -54,6 +93,16 @@ def shift_and_flip(images: Tensor, ids: Tensor) -> Tensor:
     places = rows[:, :, None] * padded.shape[-1] + columns[:, None, :]
     places = places.view(count, 1, -1).expand(count, channels, -1)
     return padded.flatten(2).gather(2, places).view_as(images)
+
+
+def _mirror_crop(ids: Tensor, like: Tensor) -> Tensor:
+    """Of two ids of `shift_and_flip`, the offset of the first and the flip of the second."""
+    return ids % _SHIFTS**2 + like // _SHIFTS**2 * _SHIFTS**2
+
+
+def _mirror_resized(ids: Tensor, like: Tensor) -> Tensor:
+    """Of two ids of `_one_crop`, the box of the first and the flip of the second."""
+    return ids - ids % 2 + like % 2
 
 
 def _crop_flip(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
@@ -97,8 +146,8 @@ def _as_is(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
 
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {
-    "crop_flip": Augmentation(2 * _SHIFTS**2, _crop_flip),
+    "crop_flip": Augmentation(2 * _SHIFTS**2, _crop_flip, _mirror_crop),
     "crop": Augmentation(_SHIFTS**2, _crop_flip),
-    "resized_crop": Augmentation(2 * _SEEDS, _resized_crop),
+    "resized_crop": Augmentation(2 * _SEEDS, _resized_crop, _mirror_resized),
     "none": Augmentation(1, _as_is),
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from compress.console.messages import log
-from compress.data.augment import AUGMENTATIONS
+from compress.data.augment import AUGMENTATIONS, ImageView
 from compress.data.batch import Batch
 from compress.data.images import Images, MemoryImages, Preprocessing
 from compress.data.reader import EpochPlan, Reader
@@ -30,19 +30,20 @@ class ImageBatches:
         preprocessing: Preprocessing,
         *,
         batch_size: int,
-        augment: Sequence[str],
+        augment: Sequence[str | ImageView],
         seed: int,
         device: torch.device,
         workers: int = 0,
         views: int | None = None,
         views_seed: int = 0,
     ) -> None:
-        """One augmentation name per view. `workers` decode files beside the training step.
+        """`augment`: one per view, by name. `workers` decode files beside the training step.
 
         Raises:
             UserError: too few images, or more `views` of an image than its augmentation makes.
         """
-        _check_views(views, augment)
+        made = tuple(view if isinstance(view, ImageView) else ImageView(view) for view in augment)
+        _check_views(views, made)
         images = images.to(device)
         self.preprocessing = preprocessing
         self.device = device
@@ -50,7 +51,7 @@ class ImageBatches:
             images=images,
             image_size=preprocessing.image_size,
             batch_size=batch_size,
-            augment=tuple(augment),
+            augment=made,
             seed=seed,
             views=views,
             views_seed=views_seed,
@@ -89,7 +90,7 @@ class ImageBatches:
     def views_per_image(self) -> int:
         """Different views that an image has in this training, at most."""
         reader = self.reader
-        return reader.views or max(AUGMENTATIONS[name].views for name in reader.augment)
+        return reader.views or max(AUGMENTATIONS[v.augment].views for v in reader.augment)
 
     def _pixels(self, epoch: int, plan: EpochPlan) -> Iterator[list[Tensor]]:
         if self._files is not None:
@@ -99,12 +100,19 @@ class ImageBatches:
         return (reader.read(reader.step(plan.order, step), plan.view_ids) for step in steps)
 
 
-def _check_views(views: int | None, augment: Sequence[str]) -> None:
-    for name in augment:
-        if views is not None and views > AUGMENTATIONS[name].views:
+def _check_views(views: int | None, augment: Sequence[ImageView]) -> None:
+    if views is None:
+        return
+    if any(view.mirrored_like is not None for view in augment):
+        raise UserError(
+            f"data.views: {views} of each image were asked for, but some are mirrored like others, "
+            "so they cannot be drawn beforehand; leave out data.views"
+        )
+    for view in augment:
+        if views > AUGMENTATIONS[view.augment].views:
             raise UserError(
-                f"data.views: {views} of each image were asked for, augmentation {name} has "
-                f"{AUGMENTATIONS[name].views}"
+                f"data.views: {views} of each image were asked for, augmentation {view.augment} "
+                f"has {AUGMENTATIONS[view.augment].views}"
             )
 
 

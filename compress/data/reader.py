@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from compress.data.augment import AUGMENTATIONS
+from compress.data.augment import AUGMENTATIONS, ImageView
 from compress.data.images import Images
 from compress.distributed.collectives import rows_of_part
 from compress.seeding import generator
@@ -24,7 +24,7 @@ class Reader:
     images: Images
     image_size: int
     batch_size: int
-    augment: tuple[str, ...]
+    augment: tuple[ImageView, ...]
     seed: int
     views: int | None = None
     views_seed: int = 0
@@ -35,24 +35,26 @@ class Reader:
         """The order of an epoch's images, and the views of each; on the CPU."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
-        view_numbers, ids = [], []
-        for view, name in enumerate(self.augment):
-            draw = generator(self.seed, "augment", view, epoch)
+        view_numbers: list[Tensor] = []
+        ids: list[Tensor] = []
+        for number, view in enumerate(self.augment):
+            draw = generator(self.seed, "augment", number, epoch)
             if self.views is None:
-                view_numbers.append(AUGMENTATIONS[name].draw(count, draw))
+                view_numbers.append(view.draw(count, ids, draw))
                 ids.append(view_numbers[-1])
             else:
-                chosen = _chosen_views(name, count, self.views, self.views_seed)
+                chosen = _chosen_views(view.augment, count, self.views, self.views_seed)
                 view_numbers.append(torch.randint(self.views, (count,), generator=draw))
                 ids.append(chosen.gather(1, view_numbers[-1][:, None])[:, 0])
         return EpochPlan(order, tuple(ids), tuple(view_numbers))
 
     def read(self, index: Tensor, ids: Sequence[Tensor]) -> list[Tensor]:
         """The views of some images: per view, uint8 (N, 3, S, S)."""
-        return [
-            AUGMENTATIONS[name].apply(self.images, index, view_ids[index], self.image_size)
-            for name, view_ids in zip(self.augment, ids, strict=True)
-        ]
+        made = []
+        for view, view_ids in zip(self.augment, ids, strict=True):
+            apply = AUGMENTATIONS[view.augment].apply
+            made.append(view.turn(apply(self.images, index, view_ids[index], self.image_size)))
+        return made
 
     def rows(self, step: int) -> tuple[int, int, int]:
         """Of a step's images this process's part: first, one after its last, and all of them."""

@@ -20,6 +20,7 @@ from compress.methods.contract import (
     Phase,
     TeacherForward,
     Views,
+    joined_views,
 )
 from compress.methods.kd import kd_loss
 from compress.models.forward import CHANGES_ITS_INPUT
@@ -221,17 +222,25 @@ class Distillation(nn.Module):
 
     def _student_views(self, batch: Batch) -> Views:
         student = self._frozen_student if self._freezes_student else self._learning_student
-        return [
-            student(batch, i) if view.student else None for i, view in enumerate(self.method.views)
-        ]
+        shown: list[Taps | None] = [None] * len(self.method.views)
+        for numbers in joined_views(self.method.views):
+            parts = _split(student(batch, numbers), len(numbers))
+            for number, part in zip(numbers, parts, strict=True):
+                shown[number] = part
+        return shown
 
-    def _learning_student(self, batch: Batch, view: int) -> Taps:
-        taps = _unchanged(NetworkForward(self._student), batch, view, "student")
-        return self.method.extend(taps)
+    def _learning_student(self, batch: Batch, views: Sequence[int]) -> Taps:
+        return self.method.extend(self._run_student(batch, views))
 
     @torch.no_grad()
-    def _frozen_student(self, batch: Batch, view: int) -> Taps:
-        return _unchanged(NetworkForward(self._student), batch, view, "student")
+    def _frozen_student(self, batch: Batch, views: Sequence[int]) -> Taps:
+        return self._run_student(batch, views)
+
+    def _run_student(self, batch: Batch, views: Sequence[int]) -> Taps:
+        """Run the student once on the images of these views, view after view."""
+        if len(views) > 1:
+            return self._student(torch.cat([batch.images[view] for view in views]))
+        return _unchanged(NetworkForward(self._student), batch, views[0], "student")
 
     @torch.no_grad()
     def _observed(self, batch: Batch) -> Batch:
@@ -254,6 +263,19 @@ class Distillation(nn.Module):
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _split(taps: Taps, views: int) -> list[Taps]:
+    """The taps of each of so many views that ran in one batch."""
+    if views == 1:
+        return [taps]
+    parts = [Taps() for _ in range(views)]
+    for kind, tap in taps.items():
+        rows = [t.chunk(views) for t in (tap if isinstance(tap, list) else [tap])]
+        for number, part in enumerate(parts):
+            own = [chunks[number] for chunks in rows]
+            part[kind] = own if isinstance(tap, list) else own[0]
+    return parts
 
 
 def _unchanged(forward: TeacherForward, batch: Batch, view: int, role: str) -> Taps:

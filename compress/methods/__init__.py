@@ -44,6 +44,13 @@ from compress.methods.contract import (
 )
 from compress.methods.crd import CRD, crd_loss
 from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
+from compress.methods.dlkd import (
+    DLKD,
+    dlkd_align_loss,
+    dlkd_correlation_loss,
+    dlkd_loss,
+    dlkd_supervised_loss,
+)
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fsp import FSP, fsp_loss
 from compress.methods.ft import FT, ft_loss, paraphraser_loss
@@ -90,6 +97,10 @@ __all__ = [
     "dcd_consistency_loss",
     "dcd_contrast_loss",
     "dcd_loss",
+    "dlkd_align_loss",
+    "dlkd_correlation_loss",
+    "dlkd_loss",
+    "dlkd_supervised_loss",
     "fitnet_loss",
     "fsp_loss",
     "ft_loss",
@@ -120,6 +131,7 @@ METHODS: Mapping[str, type[Method]] = {
     "cocord": CoCoRD,
     "crd": CRD,
     "dcd": DCD,
+    "dlkd": DLKD,
     "fitnet": FitNet,
     "fsp": FSP,
     "ft": FT,

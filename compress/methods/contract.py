@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.data.augment import ImageView
 from compress.data.batch import Batch
 from compress.seeding import seed_for
 from compress.taps import MapSpec, Tapped, TappedForward, Taps, TapSpecs
@@ -33,16 +34,36 @@ class View:
     """An augmented view of each image and who sees it; `augment` None is the recipe's own.
 
     With `soft` the teacher sees it wherever soft targets have weight, if it does not anyway.
+    `rotation` and `mirrored_like` are those of `data.augment.ImageView`. A `joined` view runs
+    through the student in one batch with the view before it: one forward pass, one move of its
+    batch norms.
     """
 
     augment: str | None = None
     student: bool = True
     teacher: bool = True
     soft: bool = False
+    rotation: int = 0
+    mirrored_like: int | None = None
+    joined: bool = False
 
     def is_for_teacher(self, weights: "LossWeights") -> bool:
         """Whether the teacher sees it in a training with these weights."""
         return self.teacher or (self.soft and weights.kd != 0)
+
+    def image_view(self, augment: str) -> ImageView:
+        """How its images are made where `augment` is the recipe's augmentation."""
+        return ImageView(self.augment or augment, self.rotation, self.mirrored_like)
+
+
+def joined_views(views: Sequence[View]) -> list[list[int]]:
+    """The numbers of the views that run through the student in one batch, batch by batch."""
+    groups: list[list[int]] = []
+    for number, view in enumerate(views):
+        if not view.joined or not groups:
+            groups.append([])
+        groups[-1] += [number] if view.student else []
+    return [group for group in groups if group]
 
 
 @dataclass(frozen=True)
@@ -220,7 +241,7 @@ class Method(nn.Module):
     def extend(self, student: Taps) -> Taps:
         """Return the taps with what the terms and the prediction both need, e.g. a projection.
 
-        Called once in a step for each view that the student sees, before the rows of processes are
+        Called once in a step for each batch that the student sees, before the rows of processes are
         gathered, so that batch norm in it moves once. `forward`, the losses, `logits` and the
         losses of phases get the result.
         """

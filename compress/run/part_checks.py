@@ -70,6 +70,11 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     terms = terms_for(part, recipe.distill)
     if terms.ce + terms.kd + terms.method == 0:
         return [f"{path}: every weight is 0, so nothing would be learned"]
+    if recipe.data.views and any(view.mirrored_like is not None for view in needs.views):
+        return [
+            f"{path}: {part.name} mirrors its views of an image alike, so they cannot be drawn "
+            "beforehand; leave out data.views"
+        ]
     if needs.batch_coupled and recipe.distill.train.accumulate > 1:
         return [
             f"{path}: the loss of {part.name} relates the images of a batch, so its parts have "

@@ -78,7 +78,7 @@ def _list_cache_notes(plan: RecipePlan, shapes: Shapes) -> list[str]:
         method, terms = shapes.methods[label], terms_for(part, recipe.distill)
         wanted = {*(method.teacher_taps if terms.method else ()), *(["logits"] if terms.kd else [])}
         seen = [
-            view.augment or recipe.data.augment
+            view.image_view(recipe.data.augment).label
             for view in method.views
             if view.is_for_teacher(terms)
         ]

@@ -14,6 +14,7 @@ from torch import nn
 
 from compress.accounting import count_macs
 from compress.data import Dataset, ImageBatches, evaluation_batches, open_data
+from compress.data.augment import ImageView
 from compress.engine.checkpoint import Selection
 from compress.engine.compiling import compile_taps, compiling_pays
 from compress.engine.optimization import SCHEDULES, TrainSettings
@@ -94,7 +95,7 @@ def compile_forward(
 
 
 def training_batches(
-    job: Job, data: Dataset, train: Train, *, augment: Sequence[str], trial: int
+    job: Job, data: Dataset, train: Train, *, augment: Sequence[str | ImageView], trial: int
 ) -> ImageBatches:
     """Augmented batches of the training split, one augmentation per view."""
     return ImageBatches(

@@ -249,7 +249,8 @@ def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
     """Images without augmentation on which a method's term is measured, evenly over their split.
 
     Those of the test split, each with the index of a training image of its class; a method that
-    knows its training images by their index has no term on others, and gets training images.
+    knows its training images by their index has no term on others, and gets training images. Each
+    view of them is turned as the method's is.
     """
     images = data.train if method.knows_images else data.test
     chosen = evenly(images, size)
@@ -257,10 +258,10 @@ def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
     of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
     same_class = torch.tensor([of_class[int(label)] for label in labels])
     pixels = data.preprocessing.normalise(images.fetch(chosen).to(job.device))
-    views = len(method.views)
+    views = [view.image_view("none") for view in method.views]
     return Batch(
-        images=(pixels,) * views,
-        view_ids=(torch.zeros_like(chosen).to(job.device),) * views,
+        images=tuple(view.turn(pixels) for view in views),
+        view_ids=(torch.zeros_like(chosen).to(job.device),) * len(views),
         labels=labels.to(job.device),
         index=(chosen if method.knows_images else same_class).to(job.device),
         epoch=0,

@@ -12,7 +12,7 @@ from compress.data.batch import BatchSource
 from compress.data.shared import SharedBatches
 from compress.distill.module import Distillation
 from compress.methods import METHODS
-from compress.methods.contract import LossWeights, Phase, TeacherForward, View
+from compress.methods.contract import LossWeights, Phase, TeacherForward, View, joined_views
 from compress.model_files import artifacts
 from compress.recipe.schema import MethodPart
 from compress.stages import compile_forward, compiles, training_batches
@@ -71,7 +71,7 @@ class StudentInputs:
             module.student_taps,
             self.job.recipe.distill.train,
             name=self.job.name,
-            rows=self._usual_rows,
+            rows=self._usual_student_rows,
         )
 
     def teacher_forwards(self, module: Distillation, phase: Phase | None) -> list[TeacherForward]:
@@ -95,7 +95,7 @@ class StudentInputs:
             batches=self.batches,
             rows=self._usual_rows(),
             epochs=recipe.distill.train.epochs,
-            augment=tuple(name for view, name in views if view.is_for_teacher(self.weights)),
+            augment=tuple(made.label for view, made in views if view.is_for_teacher(self.weights)),
             train=self.data.train,
             test=self.data.test,
         )
@@ -134,6 +134,10 @@ class StudentInputs:
         """Images that a network is mostly shown at once: those of this process, of one part."""
         return self.probe.usual_part(self.job.recipe.distill.train.accumulate)
 
+    def _usual_student_rows(self) -> int:
+        """Images that the student is mostly shown at once: those of the views that are joined."""
+        return self._usual_rows() * max(map(len, joined_views(self._views)))
+
     @property
     def _views(self) -> tuple[View, ...]:
         part: MethodPart = self.job.arguments["part"]
@@ -144,7 +148,7 @@ class StudentInputs:
             self.job,
             self.data,
             self.job.recipe.distill.train,
-            augment=[view.augment or self.data.augment for view in self._views],
+            augment=[view.image_view(self.data.augment) for view in self._views],
             trial=self.job.arguments["trial"],
         )
 

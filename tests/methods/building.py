@@ -64,7 +64,7 @@ def _source(teacher: nn.Module) -> dict[str, Any] | None:
 
 
 def batches(method: Method, batch_size: int = 8, count: int = 24) -> ImageBatches:
-    augment = [view.augment or "crop_flip" for view in method.views]
+    augment = [view.image_view("crop_flip") for view in method.views]
     return ImageBatches(
         images(count), PREPROCESSING, batch_size=batch_size, augment=augment, seed=0, device=CPU
     )

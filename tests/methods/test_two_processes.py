@@ -24,6 +24,8 @@ from tests.methods.throwaway import HintsAtOnce, ThreeViews
 
 HANG = 60.0  # seconds after which a process that waits in vain gives up
 SMALL = {"queue_size": 11, "hidden_width": 6, "feature_width": 5, "predictor_width": 4}
+# Of DLKD what relates no images, and takes parts of a batch.
+ALIGN = {"hidden_ratio": 0.1, "correlation_weight": 0, "supervised_weight": 0}
 # Method, and the parts that each batch is run in.
 CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "three views": (ThreeViews, 1),
@@ -32,6 +34,8 @@ CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "aekd_f": (HintsAtOnce, 1),
     "cocord": (partial(METHODS["cocord"], **SMALL), 1),
     "cocord in parts": (partial(METHODS["cocord"], **SMALL), 2),
+    "dlkd": (partial(METHODS["dlkd"], hidden_ratio=0.1, feature_width=5), 1),
+    "dlkd in parts": (partial(METHODS["dlkd"], **ALIGN), 2),
 }
 
 

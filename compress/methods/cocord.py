@@ -264,7 +264,7 @@ def _slow_views(
 def _average(slow: Iterable[nn.Parameter], fast: Iterable[nn.Parameter], momentum: float) -> None:
     """Move parameters in place: momentum of what they are, the rest of what `fast` is."""
     for old, new in zip(slow, fast, strict=True):
-        old.mul_(momentum).add_(new, alpha=1 - momentum)
+        old.lerp_(new, 1 - momentum)
 
 
 def _refuse_impossible(

@@ -88,7 +88,19 @@ def test_a_term_is_measured_on_images_of_every_class() -> None:
             assert torch.equal(own, batch.images[0])
 
 
-@pytest.mark.parametrize("name", ["kd", "simkd", "crd", "semckd", "ab"])
+def test_the_images_that_a_term_is_measured_on_are_turned_as_in_training(tmp_path: Path) -> None:
+    recipe = _recipe("dlkd")
+    job = Job(
+        name="distill/dlkd", folder=tmp_path, run_folder=tmp_path, arguments={},
+        device=building.CPU, workers=0, recipe=recipe, recipe_fingerprint="",
+    )  # fmt: skip
+    method = building.distillation(METHODS["dlkd"]).method
+    plain, *turned = distill._fixed_batch(dataset_of(recipe), method, 4, job).images
+    for quarters, view in enumerate(turned, 1):
+        assert torch.equal(view, plain.rot90(quarters, (2, 3)))
+
+
+@pytest.mark.parametrize("name", ["kd", "simkd", "crd", "semckd", "ab", "cocord", "dlkd"])
 def test_measuring_moves_no_state(name: str) -> None:
     module = building.distillation(METHODS[name])
     batches = building.batches(module.method)

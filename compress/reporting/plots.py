@@ -30,6 +30,13 @@ class Point:
     style: int
 
 
+@dataclass(frozen=True)
+class Line:
+    """Points that belong together, joined in their order."""
+
+    points: Sequence[Point]
+
+
 def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> Plot:
     """Values per epoch, one line each; a logarithmic axis where values span a factor of 20."""
 
@@ -80,6 +87,37 @@ def accuracy_against_size(
         axes.set_ylabel(y_label)
         figure.draw_without_rendering()  # the layout decides where the points are
         _label_points(axes, points)
+
+    return render(draw, salt)
+
+
+def accuracy_against_ratio(
+    lines: Sequence[Line], mark: Point, x_label: str, y_label: str, *, salt: str
+) -> Plot:
+    """Accuracy of deployed networks against their pruning ratio, those of one family joined.
+
+    Args:
+        mark: the network that nothing is added to; a dashed line stands at its ratio.
+    """
+    points = [point for line in lines for point in line.points]
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.axvline(mark.x, color=COLOURS[0], linestyle="--", linewidth=1)
+        for line in lines:
+            xs, ys = [p.x for p in line.points], [p.y for p in line.points]
+            axes.plot(xs, ys, color=COLOURS[line.points[0].style % len(COLOURS)], linewidth=1)
+        for point in (mark, *points):
+            axes.errorbar(
+                point.x, point.y, yerr=point.error,
+                color=COLOURS[point.style % len(COLOURS)],
+                marker=MARKERS[point.style % len(MARKERS)],
+                markersize=7, linestyle="none", elinewidth=1, capsize=2.5,
+            )  # fmt: skip
+        axes.margins(x=0.15, y=0.12)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        figure.draw_without_rendering()  # the layout decides where the points are
+        _label_points(axes, (mark, *points))
 
     return render(draw, salt)
 

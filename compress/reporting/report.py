@@ -31,16 +31,21 @@ def write_report(run_folder: Path) -> Path:
     """
     run = load(run_folder)
     report = document(run)
-    for block in report.blocks:
-        for image in block.images if isinstance(block, Figure) else ():
-            if image.svg:  # drawn here; pictures of a stage are files already
-                _write(run_folder / image.file, image.data)
+    write_figures(report, run_folder)
     text = json.dumps(report_values(run), indent=2, allow_nan=False) + "\n"
     _write(run_folder / "report.json", text.encode())
     _write(run_folder / "report.md", markdown(report).encode())
     page = run_folder / "report.html"
     _write(page, html(report).encode())
     return page
+
+
+def write_figures(report: Document, folder: Path) -> None:
+    """Write the plots that a report shows below `folder`, for its Markdown form."""
+    for block in report.blocks:
+        for image in block.images if isinstance(block, Figure) else ():
+            if image.svg:  # drawn here; pictures of a stage are files already
+                _write(folder / image.file, image.data)
 
 
 def document(run: RunData) -> Document:

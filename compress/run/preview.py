@@ -53,7 +53,8 @@ def _taps(shapes: Shapes) -> Table:
 
 
 def _adapters(shapes: Shapes) -> Table:
-    adapters = Table("method", "trains beside the student", "parameters", title="Adapters")
+    columns = "trains beside the student", "parameters", "ships beyond the student"
+    adapters = Table("method", *columns, title="Adapters")
     for label, method in shapes.methods.items():
         parts = [
             f"{name} ({type(child).__name__})"
@@ -61,7 +62,8 @@ def _adapters(shapes: Shapes) -> Table:
             if any(p.requires_grad for p in child.parameters())
         ]
         count = sum(p.numel() for p in method.parameters() if p.requires_grad)
-        adapters.add_row(label, ", ".join(parts) or "nothing", f"{count:,}")
+        shipped = f"{shapes.added[label]:+,}" if shapes.added.get(label) else "nothing"
+        adapters.add_row(label, ", ".join(parts) or "nothing", f"{count:,}", shipped)
     return adapters
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from compress import models
+from compress.accounting import count_parameters
 from compress.data import IMAGE_SIZES
 from compress.errors import UserError
 from compress.methods import METHODS
@@ -38,6 +39,7 @@ class Shapes:
     student: tuple[str, TapSpecs]
     methods: dict[str, Method]
     refused: dict[str, str]
+    added: dict[str, int]  # parameters of what ships beyond those of the student, by label
 
 
 def can_be_built(problems: Sequence[str]) -> bool:
@@ -62,13 +64,13 @@ def probe(
     teachers = _tap_teachers(recipe, networks)
     if networks.problems:
         return None, networks.problems
-    methods, refused = _build_methods(recipe, num_classes, student, [n for _, n in teachers])
+    methods, refused, added = _build_methods(recipe, num_classes, student, [n for _, n in teachers])
     problems = [f"distill: {label}: {reason}" for label, reason in refused.items()]
     named = [(name, specs) for name, (_, specs) in teachers]
     if device is not None:
         taps = dict([(role.model.name, student[1]), *named])
         problems += check_batches(recipe, taps, networks.size, device)
-    return Shapes(named, (role.model.name, student[1]), methods, refused), problems
+    return Shapes(named, (role.model.name, student[1]), methods, refused, added), problems
 
 
 def _tap_teachers(recipe: Recipe, networks: "_Networks") -> list[tuple[str, _Network]]:
@@ -123,8 +125,8 @@ class _Networks:
 
 def _build_methods(
     recipe: Recipe, num_classes: int, student: _Network, teachers: list[_Network]
-) -> tuple[dict[str, Method], dict[str, str]]:
-    """The methods by label, and why others cannot be built for these networks."""
+) -> tuple[dict[str, Method], dict[str, str], dict[str, int]]:
+    """The methods by label, why others cannot be built for these networks, and what ships more."""
     context = MethodContext(
         student=student[1],
         teachers=tuple(teacher_context(*teacher) for teacher in teachers),
@@ -137,15 +139,18 @@ def _build_methods(
     )
     methods: dict[str, Method] = {}
     refused: dict[str, str] = {}
+    added: dict[str, int] = {}
     for label, part in recipe.methods.items():
         try:
             with seeded(0, "method", part.name):
                 methods[label] = METHODS[part.name](context, **part.arguments)
             _check_method(methods[label], part, recipe, student, teachers)
+            shipped = methods[label].ship(student[0])
+            added[label] = count_parameters(shipped) - count_parameters(student[0])
         # An absurd argument is found where it is used, such as one that fills the memory.
         except (ValueError, UserError, RuntimeError, ArithmeticError, MemoryError) as error:
             refused[label] = str(error)
-    return methods, refused
+    return methods, refused, added
 
 
 def _check_method(
@@ -159,4 +164,3 @@ def _check_method(
         if recipe.engine.teacher == "int8":
             check_int8(network, specs, (*method.teacher_taps, *soft))
     method.deploy(student[0])
-    method.ship(student[0])

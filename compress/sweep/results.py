@@ -9,7 +9,7 @@ from typing import Any
 from compress.errors import UserError
 from compress.reporting.collect import RunData, load
 from compress.reporting.ranking import difference
-from compress.sweep.schema import PaperValue, Status, Sweep, cells
+from compress.sweep.schema import Cell, PaperValue, Status, Sweep, cells
 
 TEACHER = "teacher"
 KEYS = {"last_epoch": "top1_percent", "best_on_test": "best_on_test_top1_percent"}
@@ -27,6 +27,7 @@ class CellResult:
     trials: tuple[Mapping[str, Any], ...] = ()
     refused: str = ""
     failed: str = ""
+    account: Mapping[str, Any] = field(default_factory=dict)  # costs, where the cell counts them
 
     @property
     def mean(self) -> float | None:
@@ -43,8 +44,14 @@ class Results:
 
     @property
     def rows(self) -> list[str]:
-        """The teacher, then the methods in the sweep's order."""
-        return [TEACHER, *(method.row for method in self.sweep.methods)]
+        """The teacher, then the methods in the sweep's order.
+
+        After a method come the networks that are judged beside it, as `METHOD/NAME`.
+        """
+        methods = [method.row for method in self.sweep.methods]
+        found = dict.fromkeys(row for _, row in self.by_cell)
+        beside = {row: [one for one in found if one.startswith(f"{row}/")] for row in methods}
+        return [TEACHER, *(one for row in methods for one in (row, *beside[row]))]
 
     def reading(self, one: CellResult) -> str:
         """Against KD: "higher", "lower", "not distinguishable", or "" where it says nothing."""
@@ -74,10 +81,12 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
         )
     for cell in cells(sweep):
         trials: tuple[Mapping[str, Any], ...] = ()
+        account: Mapping[str, Any] = {}
         if cell.name in status.current:
             wanted = cell.method.trials or sweep.recipe.get("trials", 1)
             students = _load(folder / "cells" / cell.name, cell.name, status).students
             trials = tuple(t for s in students for t in s.trials if t.get("trial", 0) < wanted)
+            account = next((s.account for s in students), {})
         results.by_cell[cell.pair.name, cell.method.row] = CellResult(
             cell.pair.name,
             cell.method.row,
@@ -87,8 +96,29 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
             trials,
             status.refused.get(cell.name, ""),
             status.failed.get(cell.name, ""),
+            account=account,
         )
+        results.by_cell |= _judged_beside(results, cell)
     return results
+
+
+def _judged_beside(results: Results, cell: Cell) -> dict[tuple[str, str], CellResult]:
+    """Results of what is judged beside a cell's network, also where only the paper has some."""
+    sweep, row = results.sweep, cell.method.row
+    one = results.by_cell[cell.pair.name, row]
+    key = f"{KEYS[sweep.statistic]}/"
+    names = [k.removeprefix(key) for trial in one.trials[:1] for k in trial if k.startswith(key)]
+    names += [k.removeprefix(f"{row}/") for k in sweep.paper if k.startswith(f"{row}/")]
+    return {
+        (cell.pair.name, f"{row}/{name}"): CellResult(
+            cell.pair.name,
+            f"{row}/{name}",
+            tuple(trial[key + name] for trial in one.trials if key + name in trial),
+            one.test_images,
+            _paper(sweep, f"{row}/{name}", sweep.pairs.index(cell.pair)),
+        )
+        for name in dict.fromkeys(names)
+    }
 
 
 def _load(folder: Path, name: str, status: Status) -> RunData:

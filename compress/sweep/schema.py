@@ -44,7 +44,10 @@ class SweepMethod(MethodPart):
 
 
 class Sweep(BaseModel):
-    """A whole sweep. `paper` holds printed values: a row's name -> one value per pair."""
+    """A whole sweep. `paper` holds printed values: a row's name -> one value per pair.
+
+    The row of a network that is judged beside a method's is named METHOD/NETWORK.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     title: str
@@ -112,7 +115,7 @@ def check_sweep(raw: dict[str, Any]) -> tuple[Sweep | None, list[str]]:
     rows = [method.row for method in sweep.methods]
     problems += _repeated("methods", rows)
     for row, values in sweep.paper.items():
-        if row != "teacher" and row not in rows:
+        if row != "teacher" and row.partition("/")[0] not in rows:
             listed = ", ".join(rows)
             hint = nearest(row, rows)
             problems.append(f"paper.{row}: no such row; rows: teacher, {listed}{hint}")

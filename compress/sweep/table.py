@@ -19,10 +19,12 @@ from compress.reporting.document import Block, Document, Heading, Paragraph
 from compress.reporting.html import html
 from compress.reporting.markdown import markdown
 from compress.reporting.ranking import NOT_DISTINGUISHABLE
+from compress.reporting.report import write_figures
 from compress.reporting.tables import Column, ReportCell, ReportTable
 from compress.storage.files import write_text
 from compress.sweep.results import KEYS, TEACHER, CellResult, Results, collect
 from compress.sweep.schema import PaperValue, Status, Sweep
+from compress.sweep.trade_off import trade_off
 
 _ARROWS = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}", NOT_DISTINGUISHABLE: "≈"}
 _NOT_APPLICABLE = "n/a"
@@ -94,6 +96,7 @@ def document(results: Results) -> Document:
         kind = "not applicable" if one.refused else "failed"
         why = one.refused or one.failed
         blocks.append(Paragraph(f"{one.pair}, {one.row}: {kind}: {why}", is_note=True))
+    blocks += trade_off(results)
     terms = terms_table(results)
     if terms.rows:
         blocks += [Heading("Terms"), terms, Paragraph(_TERMS, is_note=True)]
@@ -159,6 +162,7 @@ def records(results: Results) -> list[dict[str, Any]]:
             "against_kd": results.reading(one) or None,
             "paper_percent": one.paper[0] if isinstance(one.paper, list) else one.paper,
             "paper_standard_deviation": one.paper[1] if isinstance(one.paper, list) else None,
+            "pruning_ratio_percent": one.account.get("pruning_ratio_percent"),
             "not_applicable": one.refused or None,
             "failed": one.failed or None,
             "terms": [trial.get("terms") for trial in one.trials],
@@ -172,6 +176,7 @@ def write_table(sweep: Sweep, folder: Path, status: Status) -> Path:
     results = collect(sweep, folder, status)
     page, rows = document(results), records(results)
     write_text(folder / "table.md", markdown(page))
+    write_figures(page, folder)
     write_text(folder / "table.html", html(page))
     write_text(folder / "table.json", json.dumps(rows, indent=2, allow_nan=False) + "\n")
     text = io.StringIO()

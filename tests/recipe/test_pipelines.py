@@ -173,7 +173,8 @@ def test_a_sweep_is_in_order_and_says_how_it_is_run(file: str) -> None:
         if "_table" in file:
             is_mobile = recipe.student.model.name.startswith(("mobilenet", "shufflenet"))
             assert recipe.distill.train.lr == (0.01 if is_mobile else 0.05)
-            assert set(sweep.paper) - {"teacher"} == {method.row for method in sweep.methods}
+            printed = {row.partition("/")[0] for row in sweep.paper}  # "/": judged beside
+            assert printed - {"teacher"} == {method.row for method in sweep.methods}
 
 
 @pytest.mark.parametrize("file", FILES)

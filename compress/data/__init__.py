@@ -26,7 +26,13 @@ from compress.data.cifar import cifar100
 from compress.data.digits import digits
 from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
-from compress.data.source import Source, balanced_subset, choose_balanced, first_classes
+from compress.data.source import (
+    Source,
+    balanced_subset,
+    choose_balanced,
+    first_classes,
+    random_share,
+)
 from compress.errors import UserError
 from compress.seeding import generator
 
@@ -64,7 +70,16 @@ CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
 # The size of a data set's images where a recipe does not say.
 IMAGE_SIZES: Mapping[str, int] = {"cifar100": 32, "digits": 16, "image_folder": 224}
 
-_COMMON = ("classes", "train_images", "test_images", "validation", "augment", "views", "seed")
+_COMMON = (
+    "classes",
+    "train_images",
+    "train_share",
+    "test_images",
+    "validation",
+    "augment",
+    "views",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +116,9 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
 
     Args:
         spec: `name`, that data set's own arguments, and any of `classes` (the first so many),
-            `train_images`, `test_images` (class-balanced subsets), `validation` (images taken
-            from the training split, class-balanced), `augment`, `seed`.
+            `train_images`, `test_images` (class-balanced subsets), `train_share` (a share of the
+            training split, drawn at random), `validation` (images taken from what is left of the
+            training split, class-balanced), `augment`, `seed`.
         seed: decides which images a subset holds, unless the spec has a seed.
 
     Raises:
@@ -116,6 +132,7 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
     if common["classes"] is not None:
         train, test, names = first_classes(train, test, names, common["classes"])
     train = balanced_subset(train, common["train_images"], generator(seed, "train_images"), "train")
+    train = random_share(train, common["train_share"], generator(seed, "train_share"))
     test = balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
     train, validation = _split_validation(train, common["validation"], seed)
     preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)

@@ -73,3 +73,22 @@ def balanced_subset(
     if count > len(images):
         raise UserError(f"data.{split}_images: asks for {count}, there are {len(images)}")
     return images.subset(choose_balanced(images.labels, count, generator))
+
+
+def random_share(images: Images, share: float | None, generator: torch.Generator) -> Images:
+    """A share of the training images, rounded, drawn at random whatever their classes; None: all.
+
+    Raises:
+        UserError: of a class no image is left.
+    """
+    if share is None:
+        return images
+    count = round(share * len(images))
+    kept = images.subset(torch.randperm(len(images), generator=generator)[:count].sort().values)
+    lost = len(torch.unique(images.labels)) - len(torch.unique(kept.labels))
+    if lost:
+        raise UserError(
+            f"data.train_share: {share:g} of {len(images)} training images leaves none of {lost} "
+            "classes; give a larger one"
+        )
+    return kept

@@ -57,17 +57,25 @@ class Data(Named):
     """A data set: its name and own arguments, and what can be asked of any data set.
 
     With `views: K` an image has K different augmented views in all, drawn once, instead of every
-    one that the augmentation can make.
+    one that the augmentation can make. `train_images` is a class-balanced subset of the training
+    split, `train_share` a share of it whose images are drawn at random, whatever their classes.
     """
 
     classes: Annotated[int, Field(ge=2, le=_LARGEST)] | None = None
     train_images: Positive | None = None
+    train_share: Annotated[float, Field(gt=0, le=1)] | None = None
     test_images: Positive | None = None
     validation: Number = 0
     augment: Literal["crop_flip", "crop", "resized_crop", "none"] = "crop_flip"
     views: Positive | None = None
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     seed: Seed | None = None
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> "Data":
+        if self.train_images is not None and self.train_share is not None:
+            raise ValueError("has both `train_images` and `train_share`; give one of them")
+        return self
 
 
 class Train(Part):

@@ -23,6 +23,7 @@ Fields = dict[str, Any]
 # Keys of the recipe that came after the first runs, by section; left out at their default, they
 # leave the fingerprints of recipes without them as they were.
 _LATER: Mapping[tuple[str, ...], Mapping[str, Any]] = {
+    ("data",): {"train_share": None},
     ("export", "int8"): {"flavour": "cpu"},
 }
 
@@ -62,6 +63,7 @@ def step_fields(
         own, folder = _of_transfer(recipe, step)
         return StepFields({"version": version, **own, **read}, {"version": version, **folder})
     common = {"seed": recipe.seed, "data": recipe.data.model_dump(exclude={"root"})}
+    _drop_later_defaults(common)
     fields = {"version": version, **common, **_OF_STAGE[step.stage](recipe, step), **read}
     return StepFields(fields, fields)
 

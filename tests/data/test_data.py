@@ -212,6 +212,25 @@ def test_subsets_are_balanced_and_seeded() -> None:
     assert one.class_names == ("0", "1", "2", "3")
 
 
+def test_a_share_of_the_training_images_is_random_and_seeded() -> None:
+    whole = open_data({"name": "digits", "image_size": 8})
+    spec = {"name": "digits", "image_size": 8, "train_share": 0.25}
+    one, same, other = open_data(spec), open_data(spec), open_data({**spec, "seed": 1})
+    assert len(one.train) == round(0.25 * len(whole.train))
+    assert one.digest() == same.digest() != other.digest()
+    assert one.test.digest() == whole.test.digest()
+    # Not class-balanced: those of ten classes are not all equal, give or take one.
+    counts = torch.bincount(one.train.labels)
+    assert int(counts.max()) - int(counts.min()) > 1
+    # A smaller share of validation comes out of what is left.
+    split = open_data({**spec, "validation": 30})
+    assert split.validation is not None
+    images = {bytes(p.tobytes()) for p in one.train.pixels.numpy()}  # type: ignore[attr-defined]
+    held = {bytes(p.tobytes()) for p in split.validation.pixels.numpy()}  # type: ignore[attr-defined]
+    assert held <= images
+    assert open_data({**spec, "train_share": 1.0}).train.digest() == whole.train.digest()
+
+
 def test_an_uneven_folder_says_which_class_is_too_small(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "train/dog/0.png").unlink()
@@ -347,9 +366,13 @@ def test_validation_comes_out_of_training() -> None:
         ({"train_images": 5000}, "data.train_images: asks for 5000, there are 1197"),
         ({"classes": 11}, "data.classes: asks for 11, the data set has 10"),
         ({"validation": 1197}, "data.validation: asks for 1197 of 1197"),
+        (
+            {"train_share": 0.001},
+            "data.train_share: 0.001 of 1197 training images leaves none of 9",
+        ),
     ],
 )
-def test_asking_for_more_than_there_is(spec: dict[str, int], words: str) -> None:
+def test_asking_for_more_than_there_is(spec: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         open_data({"name": "digits", **spec})
 

@@ -74,6 +74,17 @@ def test_steps_of_a_recipe() -> None:
     assert recipe_fingerprint(recipe) == "b3c2b6272b806083"
 
 
+def test_a_share_of_the_training_images_is_another_run() -> None:
+    data = {"name": "digits", "train_share": 0.25}
+    recipe, problems = check_shape({**RECIPE, "data": data})
+    assert recipe is not None, problems
+    plan = make_plan(recipe)
+    fields = step_fields(plan, plan.steps[0], version=3).result
+    assert fields["data"]["train_share"] == 0.25
+    _, problems = check_shape({**RECIPE, "data": {**data, "train_images": 100}})
+    assert problems == ["data: has both `train_images` and `train_share`; give one of them"]
+
+
 def test_steps_of_a_transfer_command() -> None:
     train = {"epochs": 2, "lr": 0.05, "nesterov": False}
     part = TransferPart.model_validate({"task": "linear_probe", "data": "-", "train": train})

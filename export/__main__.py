@@ -48,6 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--leave-out", nargs="+", type=_layer, help="layers that stay float: first, last, numbers"
     )
     parser.add_argument("--flavour", help="cpu or tensorrt: what the int8 file is made for")
+    parser.add_argument(
+        "--search",
+        action="store_const",
+        const=True,
+        help="try calibration methods and layers that stay float, and take what agrees best",
+    )
     parser.add_argument("--opset", type=int, help="of the ONNX files (default: the recipe's)")
     parser.add_argument("--license", help="for the model card, such as apache-2.0")
     parser.add_argument(
@@ -101,7 +107,7 @@ def _settings(recipe: "Recipe", args: argparse.Namespace) -> "Export":
     from compress.recipe.schema import Export, Int8, describe_errors
 
     base = recipe.export or Export()
-    names = ["calibration_images", "calibration", "leave_out", "full_range", "flavour"]
+    names = ["calibration_images", "calibration", "leave_out", "full_range", "flavour", "search"]
     names += ["max_top1_drop", "min_agreement_percent", "max_difference"]
     int8 = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     changes: dict[str, Any] = {}

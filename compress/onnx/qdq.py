@@ -19,7 +19,7 @@ That is the flavour `cpu`; `tensorrt` is described in `compress.onnx.tensorrt`.
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,20 @@ class CalibrationReader:
         return None if batch is None else {self.name: batch}
 
 
+_PREPARED = "prepared.onnx"
+
+
+def _prepare(source: Path, folder: Path) -> onnx.ModelProto:
+    """Optimise `source` as the quantizer wants it, into `folder`; name each of its nodes."""
+    with _quiet():
+        quant_pre_process(str(source), str(folder / _PREPARED))
+    model = onnx.load(folder / _PREPARED)
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{number}"  # nodes are excluded by name
+    onnx.save(model, folder / _PREPARED)
+    return model
+
+
 def run_quantizer(
     source: Path,
     folder: Path,
@@ -134,17 +148,13 @@ def run_quantizer(
 ) -> onnx.ModelProto:
     """Quantize `source`; works in `folder` alone and raises whatever ONNX Runtime raises."""
     form = FLAVOURS[flavour]
-    prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
+    result = folder / "int8.onnx"
     calibrate_method, method_options = CALIBRATIONS[method]
+    graph = _prepare(source, folder).graph
+    excluded = _float_nodes(graph, leave_out) + form.excluded(graph)
     with _quiet():
-        quant_pre_process(str(source), str(prepared))
-        model = onnx.load(prepared)
-        for number, node in enumerate(model.graph.node):
-            node.name = f"{node.op_type}_{number}"  # nodes are excluded by name
-        onnx.save(model, prepared)
-        excluded = _float_nodes(model.graph, leave_out) + form.excluded(model.graph)
         quantize_static(
-            str(prepared),
+            str(folder / _PREPARED),
             str(result),
             batches,
             quant_format=QuantFormat.QDQ,
@@ -186,6 +196,8 @@ def largest_weight(graph: onnx.GraphProto) -> int:
 def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str | int]) -> list[str]:
     """Names of the nodes before the first layers, and of the layers in `leave_out`.
 
+    What lies between layers that are left out by number is left out, too.
+
     Raises:
         ValueError: the graph has no layer of a number in `leave_out`.
     """
@@ -202,7 +214,33 @@ def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str | int]) -> list
     for place in leave_out:
         if place not in places:
             raise ValueError(f"leave_out names layer {place}, the network has {len(layers)}")
-    return names + [name for place in leave_out for name in places[place]]
+    numbered = {name for place in leave_out if isinstance(place, int) for name in places[place]}
+    names += [name for place in leave_out for name in places[place]]
+    return names + _enclosed(graph, numbered)
+
+
+def _enclosed(graph: onnx.GraphProto, layers: set[str]) -> list[str]:
+    """Names of the other nodes whose nearest layers, before and behind, are all in `layers`."""
+    before: dict[str, set[str]] = {}  # tensor -> the layers that it comes from
+    for node in graph.node:
+        own = {node.name} if node.op_type in LAYERS else _union(before, node.input)
+        before.update(dict.fromkeys(node.output, own))
+    behind: dict[str, set[str]] = {}  # tensor -> the layers that read it
+    for node in reversed(graph.node):
+        own = {node.name} if node.op_type in LAYERS else _union(behind, node.output)
+        for name in node.input:
+            behind[name] = behind.get(name, set()) | own
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type not in LAYERS
+        and set() < _union(before, node.input) <= layers
+        and set() < _union(behind, node.output) <= layers
+    ]
+
+
+def _union(sets: Mapping[str, set[str]], names: Iterable[str]) -> set[str]:
+    return set().union(*(sets.get(name, set()) for name in names))
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ def quantize_onnx(
         calibration: batches of training images as `source` takes them: float32 (N, C, H, W),
             normalised, or uint8 (N, H, W, C). All are held in memory.
         method: estimates the range of each activation; a key of `CALIBRATIONS`.
-        leave_out: layers that stay float: `first`, `last`, or numbers in the graph's order from 1.
+        leave_out: layers that stay float: `first`, `last`, or numbers in the graph's order from 1,
+            with what lies between these.
         full_range: weights of 8 bits, right only where 8-bit products do not saturate (VNNI, ARM
             dot product); of 7 bits otherwise, right on every CPU.
         flavour: what the file is made for; a key of `FLAVOURS`.

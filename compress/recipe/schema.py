@@ -190,9 +190,12 @@ class Int8(Part):
     exceeds a limit is left out of the bundle.
 
     Layers that are left out stay float: the `first`, the `last`, or those of a number, counted from
-    1 in the order of the graph. Weights have 7 bits, right on every CPU; with `full_range` 8, right
-    only on CPUs with VNNI or ARM dot product. `flavour` is what the file is made for: ONNX Runtime
-    on a CPU (and most other runtimes), or TensorRT, which takes symmetric int8 alone.
+    1 in the order of the graph, with what lies between them. Weights have 7 bits, right on every
+    CPU; with `full_range` 8, right only on CPUs with VNNI or ARM dot product. `flavour` is what the
+    file is made for: ONNX Runtime on a CPU (and most other runtimes), or TensorRT, which takes
+    symmetric int8 alone. With `search`, other calibration methods and layers left float are tried
+    beside the given ones, and what agrees best with the trained network on images that are not the
+    test split's is taken.
     """
 
     calibration_images: Positive = 512
@@ -203,6 +206,7 @@ class Int8(Part):
     full_range: bool = False
     leave_out: list[Literal["first", "last"] | Positive] = []
     flavour: Literal["cpu", "tensorrt"] = "cpu"
+    search: bool = False
 
 
 class Export(Part):

@@ -19,6 +19,7 @@ def bundle_section(run: RunData) -> list[Block]:
         return [heading, Paragraph(run.why_absent("export"))]
     blocks: list[Block] = [heading, _files(values), Paragraph(_comparison(values), is_note=True)]
     blocks += [Paragraph(text, is_note=True) for text in _int8(values)]
+    blocks += _search(values)
     choice = run.recommendation
     if choice and choice.label != values.get("student"):
         text = f"The exported student is {values.get('student')}; recommended is {choice.label}."
@@ -88,6 +89,40 @@ def _int8(values: Mapping[str, Any]) -> list[str]:
     if int8.get("flavour_note"):
         sentences.append(f"{name} is {int8['flavour_note']}.")
     return sentences
+
+
+def _search(values: Mapping[str, Any]) -> list[Block]:
+    """What the search for int8 settings tried, where there was one."""
+    search = values.get("int8_search")
+    if not search:
+        return []
+    columns = (
+        Column("Calibration", is_number=False),
+        Column("Float layers", is_number=False),
+        Column("Same class as torch", "%"),
+        Column("Top-1 drop"),
+        Column("Largest difference"),
+        Column("Verdict", is_number=False),
+    )
+    rows = []
+    for i, trial in enumerate(search["trials"]):
+        verdict = ["chosen"] if i == search["chosen"] else []
+        verdict += [] if trial["within_limits"] else ["exceeds a limit"]
+        rows.append(
+            [
+                trial["calibration"],
+                ", ".join(map(str, trial["leave_out"])) or "none",
+                formats.decimal(trial["agreement_percent"]),
+                formats.decimal(trial["top1_drop"]),
+                formats.decimal(trial["difference"]),
+                ", ".join(verdict),
+            ]
+        )
+    caption = (
+        f"int8 settings that were tried, on {formats.count(search['images'])} images of the "
+        f"{search['split']} split"
+    )
+    return [ReportTable(columns, rows, caption)]
 
 
 def _shape(encoder: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ Fields = dict[str, Any]
 # leave the fingerprints of recipes without them as they were.
 _LATER: Mapping[tuple[str, ...], Mapping[str, Any]] = {
     ("data",): {"train_share": None},
-    ("export", "int8"): {"flavour": "cpu"},
+    ("export", "int8"): {"flavour": "cpu", "search": False},
 }
 
 

@@ -22,10 +22,11 @@ def model_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
             `license` (None: not stated), `parity`, `int8` (None without it), `int8_refused` (why
-            it was left out, or None), `files` (name -> bytes), `latency` (see `.timing`, or None),
-            `costs` (of `account`, or None), `training` and `teachers` (values of the distill and
-            teacher stages), `machine` (the environment), `preprocess` (the content of its file),
-            `preparation` and `interfaces` (as the manifest has them).
+            it was left out, or None), `int8_search` (what was tried, or None), `files` (name ->
+            bytes), `latency` (see `.timing`, or None), `costs` (of `account`, or None), `training`
+            and `teachers` (values of the distill and teacher stages), `machine` (the environment),
+            `preprocess` (the content of its file), `preparation` and `interfaces` (as the manifest
+            has them).
     """
     sections = [
         _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
@@ -132,8 +133,29 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
         )
         if int8["flavour"] in FLAVOURS:
             rows.append(f"**int8: {FLAVOURS[int8['flavour']]}.**")
+    if facts["int8_search"] is not None:
+        rows.append(_search(facts["int8_search"]))
     if facts["int8_refused"]:
         rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
+    return "\n".join(rows)
+
+
+def _search(search: Mapping[str, Any]) -> str:
+    """What the search for int8 settings tried."""
+    rows = [
+        f"\nint8 settings were searched, on {search['images']} images of the {search['split']} "
+        "split:\n",
+        "| calibration | float layers | same class, % | top-1 drop | largest difference | |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for i, trial in enumerate(search["trials"]):
+        layers = ", ".join(map(str, trial["leave_out"])) or "none"
+        note = "chosen" if i == search["chosen"] else ""
+        note = note if trial["within_limits"] else f"{note} exceeds a limit".strip()
+        rows.append(
+            f"| {trial['calibration']} | {layers} | {trial['agreement_percent']:.2f} | "
+            f"{trial['top1_drop']:.2f} | {trial['difference']:.3f} | {note} |"
+        )
     return "\n".join(rows)
 
 

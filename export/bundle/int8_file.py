@@ -4,7 +4,7 @@ It is compared twice: with the integer kernels of this machine, and exactly as t
 (`exact` of `open_session`), so that no file passes only thanks to the CPU at hand.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +12,51 @@ from compress.console.messages import log
 from compress.data import evenly
 from compress.errors import UserError
 from compress.onnx.qdq import CALIBRATIONS
-from compress.onnx.quantize import quantize_onnx
 from compress.recipe.schema import Int8
-from export.bundle.contents import FLAVOURS, FLOAT, FULL_RANGE, INT8
+from export.bundle.contents import FLAVOURS, FULL_RANGE, INT8
 from export.bundle.int8_gate import Int8Limits
+from export.bundle.int8_search import quantize_with, search_int8
 from export.bundle.parity import Parity
-from export.bundle.request import BundleRequest, calibration_batches, compare_file
+from export.bundle.request import BundleRequest, compare_file
 
 # Of the split, run exactly: that takes several times as long as the kernels do.
 _EXACT_IMAGES = 1000
 
 
-def write_int8(
-    request: BundleRequest, folder: Path, float_bytes: int
-) -> tuple[dict[str, Any] | None, str | None]:
-    """Write the int8 file beside the float file, which has `float_bytes`, or leave it out.
+@dataclass(frozen=True)
+class Int8Outcome:
+    """`values` about the file, or why it was `refused`, and what a `search` tried.
 
-    Returns:
-        Values about the file and None, or None and why there is no file.
+    All are None where no int8 file was wanted.
     """
-    settings = request.settings.int8
+
+    values: dict[str, Any] | None = None
+    refused: str | None = None
+    search: dict[str, Any] | None = None
+
+
+def write_int8(request: BundleRequest, folder: Path, float_bytes: int) -> Int8Outcome:
+    """Write the int8 file beside the float file, which has `float_bytes`, or leave it out."""
+    settings, search = request.settings.int8, None
     if settings is None:
-        return None, None
+        return Int8Outcome()
     try:
-        return _quantize(request, settings, folder, float_bytes), None
+        if settings.search:
+            settings, search = search_int8(request, settings, folder, _limits(settings))
+        return Int8Outcome(_quantize(request, settings, folder, float_bytes), None, search)
     except UserError as error:
         (folder / INT8).unlink(missing_ok=True)
         # The folder that the bundle is made in has a random name and goes.
         reason = str(error).replace(f"{folder}/", "")
         log(f"  {INT8}: left out of the bundle: {reason}")
-        return None, reason
+        return Int8Outcome(None, reason, search)
 
 
 def _quantize(
     request: BundleRequest, settings: Int8, folder: Path, float_bytes: int
 ) -> dict[str, Any]:
     path, data = folder / INT8, request.data
-    info = quantize_onnx(
-        folder / FLOAT,
-        path,
-        calibration_batches(request, settings.calibration_images),
-        method=settings.calibration,
-        leave_out=settings.leave_out,
-        full_range=settings.full_range,
-        flavour=settings.flavour,
-    )
+    info = quantize_with(request, settings, folder, path)
     # Where there is a validation split the test split decides nothing.
     images = data.validation or data.test
     gate = compare_file(request, path, images)

@@ -33,7 +33,7 @@ from export.bundle.contents import (
     SCRIPT,
     preprocess_content,
 )
-from export.bundle.int8_file import write_int8
+from export.bundle.int8_file import Int8Outcome, write_int8
 from export.bundle.interfaces import preparation_words, read_interface
 from export.bundle.manifest import write_manifest
 from export.bundle.parity import Parity
@@ -76,7 +76,7 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     write_json(folder / "preprocess.json", content)
     shutil.copyfile(predict.__file__, folder / SCRIPT)
     written, parity = _write_float(request, folder)
-    int8, refused = write_int8(request, folder, written.size_bytes)
+    int8 = write_int8(request, folder, written.size_bytes)
     encoder = _write_encoder(description, folder, settings)
     measured = _time(request, folder)
     onnx_files = sorted(folder.glob("*.onnx"))
@@ -84,8 +84,9 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     interfaces = {path.name: read_interface(path, content) for path in onnx_files}
     results = {
         "parity": parity.as_dict(),
-        "int8": int8,
-        "int8_refused": refused,
+        "int8": int8.values,
+        "int8_refused": int8.refused,
+        "int8_search": int8.search,
         "preprocess": content,
         "preparation": preparation,
         "interfaces": interfaces,
@@ -97,7 +98,7 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
         fingerprint=description["fingerprint"],
         data=request.data_section,
         opset=settings.opset,
-        int8=_int8_label(int8, refused),
+        int8=_int8_label(int8),
         preparation=preparation,
         interfaces=interfaces,
     )
@@ -109,8 +110,9 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
         "size_bytes": written.size_bytes,
         "moving_nodes": _moving_nodes(folder / FLOAT),
         **parity.as_dict(),
-        "int8": int8,
-        "int8_refused": refused,
+        "int8": int8.values,
+        "int8_refused": int8.refused,
+        "int8_search": int8.search,
         "encoder": encoder,
     }
     return values, measured
@@ -170,15 +172,16 @@ def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, Parity
     return written, parity
 
 
-def _int8_label(int8: Mapping[str, Any] | None, refused: str | None) -> dict[str, Any] | None:
+def _int8_label(int8: Int8Outcome) -> dict[str, Any] | None:
     """The manifest's entry on the int8 file: where it is right, or why it is missing."""
-    if int8 is None:
-        return None if refused is None else {"refused": refused}
-    full, flavour = int8["full_range"], int8["flavour"]
+    searched = {} if int8.search is None else {"search": int8.search}
+    if int8.values is None:
+        return None if int8.refused is None else {"refused": int8.refused, **searched}
+    full, flavour = int8.values["full_range"], int8.values["flavour"]
     label = {"full_range": full, "note": FULL_RANGE if full else "right on every CPU"}
     if flavour in FLAVOURS:
         label |= {"flavour": flavour, "flavour_note": FLAVOURS[flavour]}
-    return label
+    return {**label, **searched}
 
 
 def _moving_nodes(path: Path) -> int:

@@ -314,15 +314,28 @@ def test_where_the_int8_file_is_right_stands_beside_it(
         assert ("right only on CPUs with VNNI or ARM dot product" in text) is full_range
 
 
-def test_the_flavour_for_tensorrt_is_gated_verified_and_labelled(
-    run_folder: Path, quick: None, capsys: pytest.CaptureFixture[str]
+def test_the_flavour_for_tensorrt_is_searched_gated_verified_and_labelled(
+    run_folder: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    outcome = export.stage.run(job(run_folder, with_int8(flavour="tensorrt")))
+    monkeypatch.setattr("export.bundle.int8_search._SEGMENTS", 2)
+    settings = with_int8(flavour="tensorrt", search=True)
+    outcome = export.stage.run(job(run_folder, settings))
     bundle = run_folder / "export" / "bundle"
     assert list_unsuitable(onnx.load(bundle / "student.int8.onnx").graph) == []
     assert 0 < outcome.values["int8"]["gate"]["exact"]["difference"] < 0.1
     label = check_manifest(bundle).int8 or {}
     assert label["flavour"] == "tensorrt"
+    search = outcome.values["int8_search"]
+    trial = search["trials"][search["chosen"]]
+    assert label["search"] == search
+    assert outcome.values["int8"]["calibration"] == trial["calibration"]
+    assert outcome.values["int8"]["leave_out"] == trial["leave_out"]
+    rows = (bundle / "MODEL_CARD.md").read_text().splitlines()
+    (row,) = (line for line in rows if line.endswith("| chosen |"))
+    assert row.startswith(f"| {trial['calibration']} | ")
     for text in (label["flavour_note"], (bundle / "MODEL_CARD.md").read_text()):
         assert "TensorRT itself was not run" in text
     assert command.main([str(bundle), "--threads", "1", *LIMITS]) == 0

@@ -333,6 +333,35 @@ def test_memory_is_told_per_device_only_where_there_is_one(complete: Path) -> No
     assert "Training memory" in page and "on the device" not in page
 
 
+def test_what_the_int8_search_tried(make_run: Make, change: Change) -> None:
+    trial = {
+        "calibration": "minmax",
+        "leave_out": [],
+        "agreement_percent": 93.75,
+        "top1_drop": 1.25,
+        "difference": 0.25,
+        "within_limits": False,
+    }
+    better = {**trial, "calibration": "entropy", "leave_out": [3, 4], "within_limits": True}
+
+    def searched(values: dict[str, Any]) -> None:
+        trials = [trial, {**better, "agreement_percent": 99.5}]
+        values["int8_search"] = {
+            "split": "validation",
+            "images": 500,
+            "trials": trials,
+            "chosen": 1,
+        }
+
+    run = make_run()
+    change(run, "export", searched)
+    write_report(run)
+    text = (run / "report.md").read_text()
+    assert "tried, on 500 images of the validation split" in text
+    assert "| minmax | none | 93.75 | 1.25 | 0.25 | exceeds a limit |" in text
+    assert "| entropy | 3, 4 | 99.50 | 1.25 | 0.25 | chosen |" in text
+
+
 @pytest.mark.parametrize(
     ("int8", "sentence"),
     [

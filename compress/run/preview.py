@@ -3,6 +3,8 @@
 No data are opened, unless the file of a teacher says what images it learned from.
 """
 
+from collections import Counter
+
 from rich.table import Table
 
 from compress.console.messages import console
@@ -87,8 +89,10 @@ def _list_cache_notes(plan: RecipePlan, shapes: Shapes) -> list[str]:
         specs, images = shapes.teachers[0][1], recipe.data.train_images or 0
         reason = obstacle(sorted(wanted), specs, seen, images, views_kept)
         if reason is None:
-            draws = recipe.distill.train.epochs * len(seen)
-            share = 100 * expected_hit_share(draws, views_kept)
+            epochs, alike = recipe.distill.train.epochs, Counter(seen)
+            draws = epochs * len(seen)
+            found = sum(n * expected_hit_share(epochs * n, views_kept) for n in alike.values())
+            share = 100 * found / len(seen)
             reason = (
                 f"teacher cache: of {draws} times that an image is shown, in {views_kept} views, a "
                 f"cold run is expected to find {share:.1f} % of the targets there"

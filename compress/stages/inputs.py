@@ -90,12 +90,14 @@ class StudentInputs:
     @cached_property
     def ensemble(self) -> TeacherEnsemble:
         """The teachers as the recipe's engine runs them."""
-        recipe, views = self.job.recipe, zip(self._views, self.batches.reader.augment, strict=True)
+        recipe = self.job.recipe
+        views = zip(self._views, self.batches.reader.augment, strict=True)
+        shown = {i: made for i, (v, made) in enumerate(views) if v.is_for_teacher(self.weights)}
         images = TeacherImages(
             batches=self.batches,
             rows=self._usual_rows(),
             epochs=recipe.distill.train.epochs,
-            augment=tuple(made.label for view, made in views if view.is_for_teacher(self.weights)),
+            views=shown,
             train=self.data.train,
             test=self.data.test,
         )

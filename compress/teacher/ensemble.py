@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compress.console.messages import log
 from compress.data import Images, evenly
+from compress.data.augment import AUGMENTATIONS
 from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, Taps
@@ -81,13 +82,13 @@ class TeacherEnsemble:
         self._note(*network.notes())
         if self.settings.arithmetic != "float32":
             self._compare(teacher, network, wanted)
-        cache = self._cache(teacher, wanted) if self.settings.cache is not None else None
-        if cache is None:
+        caches = self._open_caches(teacher, wanted) if self.settings.cache is not None else {}
+        if not caches:
             return NetworkForward(network)
         cached = CachedTeacher(
             network,
-            cache,
-            tuple(cache.widths),
+            caches,
+            tuple(next(iter(caches.values())).widths),
             plan=self.images.batches.reader.plan,
             compiled_rows=network.compiled_rows,
         )
@@ -124,26 +125,51 @@ class TeacherEnsemble:
             f"{teacher.name} in {arithmetic} against float32 on {len(images)} images: {listed}"
         )
 
-    def _cache(self, teacher: Teacher, wanted: Sequence[str]) -> OutputCache | None:
-        """The cache of a teacher; None where it cannot serve."""
-        settings, images = self.settings.cache, self.images
+    def _open_caches(self, teacher: Teacher, wanted: Sequence[str]) -> dict[int, OutputCache]:
+        """The cache of each view, one for all that are made alike; none where it cannot serve."""
+        settings, views = self.settings.cache, self.images.views
         assert settings is not None
         reason = self._obstacle(teacher, wanted)
         if reason is not None:
             self._note(reason)
-            return None
-        reader, views = images.batches.reader, images.batches.views_per_image
-        count, widths = len(images.train), {kind: teacher.specs.width(kind) for kind in wanted}
-        dtype, limit = settings.dtype, settings.max_bytes
-        draws = images.epochs * len(images.augment)
-        self._note(planning_note(count, views, widths, dtype, limit, draws))
+            return {}
+        makers = list(dict.fromkeys((v.augment, v.rotation) for v in views.values()))
+        limit = settings.max_bytes // len(makers)
+        opened = {
+            maker: self._open_cache(teacher, wanted, *maker, limit=limit, named=len(makers) > 1)
+            for maker in makers
+        }
+        return {number: opened[view.augment, view.rotation] for number, view in views.items()}
+
+    def _open_cache(
+        self,
+        teacher: Teacher,
+        wanted: Sequence[str],
+        augment: str,
+        rotation: int,
+        *,
+        limit: int,
+        named: bool,
+    ) -> OutputCache:
+        """The cache of the views that are augmented and turned so, of `limit` bytes at most."""
+        settings, images = self.settings.cache, self.images
+        assert settings is not None
+        reader, count = images.batches.reader, len(images.train)
+        views = reader.views or AUGMENTATIONS[augment].views
+        widths = {kind: teacher.specs.width(kind) for kind in wanted}
+        alike = [v for v in images.views.values() if (v.augment, v.rotation) == (augment, rotation)]
+        draws = images.epochs * len(alike)
+        note = planning_note(count, views, widths, settings.dtype, limit, draws)
+        self._note(f"{alike[0].label}: {note}" if named else note)
+        arithmetic = arithmetic_name(self.settings.arithmetic)
         identity = {
             "teacher": teacher.identity,
             "images": images.train.version(),
             "preprocessing": teacher.preprocessing.as_dict(),
-            "augment": images.augment[0],
+            "augment": augment,
+            **({"rotation": rotation} if rotation else {}),
             "views": [reader.views, reader.views_seed] if reader.views else None,
-            "arithmetic": [arithmetic_name(self.settings.arithmetic), images.batches.device.type],
+            "arithmetic": [arithmetic, images.batches.device.type],
         }
         cache = OutputCache.open(
             settings.folder,
@@ -151,7 +177,7 @@ class TeacherEnsemble:
             images=count,
             views=views,
             widths=widths,
-            dtype=dtype,
+            dtype=settings.dtype,
             max_bytes=limit,
         )
         self._note(*cache.notes())
@@ -160,9 +186,9 @@ class TeacherEnsemble:
     def _obstacle(self, teacher: Teacher, wanted: Sequence[str]) -> str | None:
         """Why a cache cannot serve."""
         images = self.images
-        return obstacle(
-            wanted, teacher.specs, images.augment, len(images.train), images.batches.views_per_image
-        )
+        augmentations = [view.augment for view in images.views.values()]
+        views = images.batches.views_per_image
+        return obstacle(wanted, teacher.specs, augmentations, len(images.train), views)
 
     def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
         pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress.data import ImageBatches, Images, Preprocessing
+from compress.data.augment import ImageView
 from compress.errors import UserError
 from compress.taps import TapSpecs
 from compress.taps.graph import TappedGraph, Untraceable
@@ -84,13 +85,13 @@ class TeacherImages:
     """Images on which teachers run.
 
     batches: those that the student learns from, mostly `rows` images at once, `epochs` times;
-    augment: the augmentations of the views that teachers see; train: calibrates an int8 teacher;
+    views: those that teachers see, by their numbers; train: calibrates an int8 teacher;
     test: shows what other arithmetic changes.
     """
 
     batches: ImageBatches
     rows: int
     epochs: int
-    augment: tuple[str, ...]
+    views: Mapping[int, ImageView]
     train: Images
     test: Images

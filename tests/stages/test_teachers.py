@@ -249,3 +249,21 @@ def test_parts_and_bfloat16_learn_about_the_same(tmp_path: Path) -> None:
         found[name] = yaml.safe_load(lines[0])["loss"]
     for name, loss in found.items():
         assert loss == pytest.approx(found["plain"], rel=0.1), name
+
+
+def test_turned_views_have_caches_of_their_own(tmp_path: Path, shown: list[int]) -> None:
+    """What belongs to one turn is never taken for another: the results are those of no cache."""
+    method = {"name": "dlkd", "hidden_ratio": 0.1}
+    more = {
+        "data": {**RECIPE["data"], "augment": "none"},
+        "distill": {**RECIPE["distill"], "method": method, "compare": []},
+    }
+    plain = run(tmp_path, "plain", **more)
+    del shown[:]
+    cached = run(tmp_path, "run", **more, **CACHE)
+    assert sum(shown) == 4 * 96, "the second epoch's targets are there"
+    first, second = student(plain, "dlkd"), student(cached, "dlkd")
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    folders = [*(cached / "teacher_cache").glob("*/cache.json")]
+    known = [read_json(path)["identity"] for path in folders]
+    assert sorted(i.get("rotation", 0) for i in known) == [0, 90, 180, 270]

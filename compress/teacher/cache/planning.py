@@ -67,11 +67,6 @@ def obstacle(
                 f"no teacher cache: the method reads the teacher's '{kind}'"
                 f"{_size(kind, specs, images, views)}; only logits and pooled vectors are stored"
             )
-    if len(set(augmentations)) > 1:
-        return (
-            "no teacher cache: its views are augmented differently "
-            f"({', '.join(dict.fromkeys(augmentations))}), and a cache holds one augmentation"
-        )
     if views > _MOST_VIEWS:
         return (
             f"no teacher cache: the views of augmentation {augmentations[0]} never repeat; "

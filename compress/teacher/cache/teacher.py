@@ -1,6 +1,6 @@
 """A teacher that looks into its cache before it looks at the images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Thread
 
 import torch
@@ -29,7 +29,7 @@ class CachedTeacher:
     def __init__(
         self,
         network: TappedForward,
-        cache: OutputCache,
+        cache: OutputCache | Mapping[int, OutputCache],
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
         plan: Callable[[int], EpochPlan] | None = None,
@@ -37,12 +37,14 @@ class CachedTeacher:
     ) -> None:
         """`network` takes normalised images (N, 3, S, S); `output` is the type of its taps.
 
+        `cache` is that of every view, or of each view by its number.
         With the `plan` of an epoch its rows are fetched from the disk before they are read.
         Where `compiled_rows` says for how many images the network is compiled, it runs on all of a
         batch of so many that mostly misses; the outputs that were there count nevertheless.
         """
         self.network = network
-        self.cache = cache
+        self._by_view = cache if isinstance(cache, Mapping) else None
+        self.cache = next(iter(cache.values())) if isinstance(cache, Mapping) else cache
         self.kinds = tuple(kinds)
         self.output = output
         self.plan = plan
@@ -62,7 +64,8 @@ class CachedTeacher:
         index, view_numbers, ids = (
             t.cpu() for t in (batch.index, batch.view_numbers[view], batch.view_ids[view])
         )
-        hit, stored = self.cache.read(index, view_numbers, ids)
+        cache = self.cache if self._by_view is None else self._by_view[view]
+        hit, stored = cache.read(index, view_numbers, ids)
         known = int(hit.sum())
         self.hits += known
         self.misses += len(hit) - known
@@ -73,7 +76,7 @@ class CachedTeacher:
             rounded, fits = self._round(computed)
             new = missing[fits]
             kept = {kind: value[fits] for kind, value in rounded.items()}
-            self.cache.write(index[new], view_numbers[new], ids[new], kept)
+            cache.write(index[new], view_numbers[new], ids[new], kept)
             for kind in self.kinds:
                 rows[kind][missing] = computed[kind].to(self.output)
                 rows[kind][new] = kept[kind].to(self.output)
@@ -81,8 +84,9 @@ class CachedTeacher:
 
     def _expect(self, plan: Callable[[int], EpochPlan], epoch: int) -> None:
         planned = plan(epoch)
-        for view_numbers in planned.view_numbers:
-            self.cache.expect(planned.order, view_numbers[planned.order])
+        caches = self._by_view or dict.fromkeys(range(len(planned.view_numbers)), self.cache)
+        for view, cache in caches.items():
+            cache.expect(planned.order, planned.view_numbers[view][planned.order])
 
     def notes(self) -> list[str]:
         """Sentences on how many outputs were there, and what rounding to a smaller type changed."""

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 ROOT = Path(__file__).parents[1]
 TOPS = ("compress", "export", "eval")
 MOST_FLOORS = 11
@@ -98,14 +100,13 @@ def test_few_modules_stand_directly_in_compress() -> None:
     assert len(found) <= MOST_MODULES_IN_COMPRESS, found
 
 
-def test_stages_are_not_imported_with_the_command() -> None:
+def test_stages_are_not_imported_with_the_command(tmp_path: Path) -> None:
     code = (
         "import sys, compress.run.command;"
         "heavy = [m for m in ('eval.detection', 'export.onnx', 'onnxruntime', 'matplotlib',"
         " 'compress.stages.account') if m in sys.modules]; sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert processes.run(["-c", code], tmp_path / "output.txt") == (0, "")
 
 
 @pytest.mark.parametrize("command", ["compress.pipeline", "compress.sweep.command"])

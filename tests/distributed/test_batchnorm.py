@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
 from compress.distributed.batchnorm import synchronised_batchnorm
 from compress.distributed.collectives import all_reduce, all_reduce_gradients
 from compress.errors import UserError
 from compress.models import build
+from tests.processes import another_process
 from tests.waiting import HANG
 
 ROWS, FIRST = 8, 5  # the first process has 5 of the 8 rows
@@ -98,7 +99,7 @@ def _everything(own: slice) -> dict[str, dict[str, Tensor]]:
     return {**{name: _layer(name, own) for name in LAYERS}, "network": _network(own)}
 
 
-def _process(_: int, number: int, folder: str) -> None:
+def _process(number: int, folder: str) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -122,10 +123,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     folder = tmp_path_factory.mktemp("norm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        other = multiprocessing.spawn(_process, (1, str(folder)), join=False)  # type: ignore[no-untyped-call]
-        _process(0, 0, str(folder))
-        while not other.join():
-            pass
+        with another_process(_process, 1, str(folder)):
+            _process(0, str(folder))
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 

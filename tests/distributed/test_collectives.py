@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
 from compress.data import Batch
 from compress.distill import gather_rows
@@ -19,6 +19,7 @@ from compress.tasks import Classification
 from eval.data.batches import KeyedBatches
 from eval.detection import detect
 from tests.methods import building
+from tests.processes import another_process
 from tests.waiting import HANG
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
@@ -47,7 +48,7 @@ def _trained(part: slice) -> dict[str, Tensor]:
     return {**contrast.state_dict(), "losses": torch.stack(losses)}
 
 
-def _process(_: int, number: int, folder: str) -> None:
+def _process(number: int, folder: str) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -75,10 +76,8 @@ def _process(_: int, number: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    other = multiprocessing.spawn(_process, (1, str(tmp_path)), join=False)  # type: ignore[no-untyped-call]
-    _process(0, 0, str(tmp_path))
-    while not other.join():
-        pass
+    with another_process(_process, 1, str(tmp_path)):
+        _process(0, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     for name in set(first) - {"losses"}:
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"

@@ -1,7 +1,5 @@
 """The int8 file: near the float one, small, alone, described, and deterministic."""
 
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -15,6 +13,7 @@ from compress.onnx import INPUT, open_session, quantize_onnx, run_session
 from compress.onnx.qdq import largest_weight
 from tests.export.quantizing import Array, batches, settled, write
 from tests.export.tracing import traced_exports
+from tests.processes import run
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +157,8 @@ def test_the_same_input_gives_the_same_bytes_in_another_process(
         "a, b, c = sys.argv[1:]; quantize_onnx(Path(a), Path(b), list(numpy.load(c)))"
     )
     arguments = [str(source), str(there), str(tmp_path / "images.npy")]
-    subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, cwd=Path(__file__).parents[2]
-    )
+    exit_code, printed = run(["-c", code, *arguments], tmp_path / "output.txt")
+    assert exit_code == 0, printed
     assert here.read_bytes() == there.read_bytes()
 
 

@@ -1,7 +1,6 @@
 """The run directory: atomic, locked, owned by one recipe, and nothing in it is ever lost."""
 
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ from compress.stages.job import Outcome
 from compress.storage.files import read_json, read_tensors, write_json, write_tensors
 from compress.storage.fingerprints import changed_fields, fingerprint_of
 from compress.storage.results import read_result
+from tests.processes import start
+from tests.waiting import wait_until
 
 
 def finish(run: RunDirectory, stage: str, fields: dict[str, object], value: int = 1) -> None:
@@ -125,26 +126,21 @@ def test_an_unwritable_directory_is_refused(tmp_path: Path) -> None:
 
 def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path;"
+        "import signal; from pathlib import Path;"
         "from compress.run.directory import RunDirectory\n"
-        f"with RunDirectory(Path({str(tmp_path)!r}), 'r').open():\n"
-        "    print('open', flush=True); sys.stdin.read()"
+        f"with RunDirectory(Path({str(tmp_path / 'run')!r}), 'r').open():\n"
+        "    print('open', flush=True); signal.pause()"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert other.stdin is not None and other.stdout is not None
-    assert other.stdout.readline() == "open\n"
-    with (
-        pytest.raises(UserError, match=r"in use by another process"),
-        RunDirectory(tmp_path, "r").open(),
-    ):
-        pass
-    other.kill()
-    other.wait()
-    other.stdin.close()
-    other.stdout.close()
-    with RunDirectory(tmp_path, "r").open():
+    with start(["-c", code], tmp_path / "output.txt") as other:
+        wait_until(lambda: other.output.read_text() == "open\n", "the other process")
+        with (
+            pytest.raises(UserError, match=r"in use by another process"),
+            RunDirectory(tmp_path / "run", "r").open(),
+        ):
+            pass
+        other.signal(signal.SIGKILL)
+        assert other.wait() == (-signal.SIGKILL, "open\n")
+    with RunDirectory(tmp_path / "run", "r").open():
         pass
 
 

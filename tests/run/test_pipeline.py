@@ -1,13 +1,9 @@
 """The command from recipe to report: every stage, skipping, redoing, resuming, refusing."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,10 @@ from compress import methods, pipeline
 from compress.models import build
 from compress.storage.files import read_json, read_tensors
 from compress.storage.integrity import seal
+from tests.export.tracing import traced_exports
 from tests.methods.throwaway import ThreeViews, TwoTeachers
-from tests.waiting import HANG, wait_until
+from tests.processes import start
+from tests.waiting import wait_until
 
 TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}
 TINY: dict[str, Any] = {
@@ -34,7 +32,10 @@ TINY: dict[str, Any] = {
     "account": {"latency": {"batch_sizes": [1, 4], "rounds": 2, "warmup": 1}},
     # One of 60 images is more than the default allows, and rounding decides about one. What int8
     # may cost has its own tests: tests/export/test_export_stage.py.
-    "export": {"int8": {"max_top1_drop": 100, "min_agreement_percent": 0, "max_difference": 100}},
+    "export": {
+        "int8": {"max_top1_drop": 100, "min_agreement_percent": 0, "max_difference": 100},
+        "compile_latency": False,
+    },
 }  # fmt: skip
 SCENES = {"name": "digit_scenes", "classes": 2, "train_images": 4, "test_images": 4}
 TRANSFER = [
@@ -52,7 +53,8 @@ def write(folder: Path, name: str = "tiny", **changes: Any) -> Path:
 
 
 def run(recipe: Path, out: Path, *options: str) -> int:
-    return pipeline.main([str(recipe), "--out", str(out), "--workers", "0", *options])
+    with traced_exports():
+        return pipeline.main([str(recipe), "--out", str(out), "--workers", "0", *options])
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +221,8 @@ def test_any_student_can_be_exported(done: tuple[Path, Path], tmp_path: Path) ->
     from export.__main__ import main
 
     out = tmp_path / "kd"
-    assert main([str(done[1]), "--student", "kd", "--no-int8", "--out", str(out)]) == 0
+    with traced_exports():
+        assert main([str(done[1]), "--student", "kd", "--no-int8", "--out", str(out)]) == 0
     assert (out / "student.onnx").is_file()
     assert main([str(done[1]), "--student", "kdd", "--out", str(tmp_path / "x")]) == 2
 
@@ -415,27 +418,17 @@ def test_a_method_that_cannot_be_built_is_refused_before_anything_runs(
 
 
 def test_interrupt_ends_cleanly_and_the_run_continues(tmp_path: Path) -> None:
-    teacher = {"model": "resnet14", "train": {"epochs": 60, "lr": 0.05}}
-    recipe = write(tmp_path, teacher=teacher)
-    command = [
-        sys.executable, "-m", "compress.pipeline", str(recipe), "--out", str(tmp_path / "run"),
-        "--until", "teacher",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ},
-        # A shell starts what runs in its background with interrupts ignored.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-    metrics = tmp_path / "run/teacher/0/metrics.jsonl"
-    wait_until(metrics.is_file, "an epoch")
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=HANG)
-    assert process.returncode == 130
-    assert "run the same command again" in shown
-    assert "Traceback" not in shown
+    teacher = {"model": "resnet8", "train": {"epochs": 3000, "lr": 0.05}}
+    recipe, out = write(tmp_path, teacher=teacher), tmp_path / "run"
+    arguments = ["-m", "compress.pipeline", str(recipe), "--out", str(out), "--until", "teacher"]
+    metrics = out / "teacher/0/metrics.jsonl"
+    with start(arguments, tmp_path / "output.txt") as command:
+        wait_until(metrics.is_file, "an epoch")
+        command.signal(signal.SIGINT)
+        exit_code, printed = command.wait()
+    assert exit_code == 130
+    assert "run the same command again" in printed
+    assert "Traceback" not in printed
     assert read_tensors(metrics.with_name("checkpoint.safetensors"))[0]
 
 

@@ -19,24 +19,24 @@ from compress.console.ending import Terminated, doing, exit_code
 from compress.errors import UserError
 from compress.sweep import command
 from compress.sweep.runs import SweepRuns
-from tests.run.test_pipeline import TINY, run
-from tests.run.test_torchrun import ROOT
+from tests.processes import VARIABLES, start
+from tests.run.test_pipeline import TINY
 from tests.sweep.test_processes import endless, pid_in
 from tests.sweep.test_sweep import small
 from tests.waiting import HANG, wait_until
 
-LONG = {"model": "resnet14", "train": {"epochs": 30, "lr": 0.05}}
-ENDLESS = {"model": "resnet14", "train": {"epochs": 3000, "lr": 0.05}}
+ROOT = Path(__file__).parents[2]
+ENDLESS = {"model": "resnet8", "train": {"epochs": 3000, "lr": 0.05}}
 
 
 def _sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _told(command: Callable[[], int]) -> tuple[int, list[str]]:
-    """The exit code of a command, and how it was said to have stopped."""
-    told: list[str] = []
-    return exit_code(command, show_stop=told.append), told
+def _end(command: Callable[[], int]) -> tuple[int, list[str]]:
+    """The exit code of a command and the sentences in which it reported its stop."""
+    sentences: list[str] = []
+    return exit_code(command, show_stop=sentences.append), sentences
 
 
 def test_the_place_is_told_and_what_was_before_holds_again() -> None:
@@ -46,7 +46,7 @@ def test_the_place_is_told_and_what_was_before_holds_again() -> None:
         raise AssertionError("it went on")
 
     before = signal.getsignal(signal.SIGTERM)
-    assert _told(command) == (143, ["stopped by SIGTERM in the kitchen"])
+    assert _end(command) == (143, ["stopped by SIGTERM in the kitchen"])
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -61,7 +61,7 @@ def test_a_second_sigterm_does_not_disturb_the_end() -> None:
             ended.append("whole")
         return 0
 
-    assert _told(command) == (143, ["stopped by SIGTERM"])
+    assert _end(command) == (143, ["stopped by SIGTERM"])
     assert ended == ["whole"]
 
 
@@ -82,7 +82,7 @@ def test_a_sigterm_that_was_lost_in_a_finaliser_is_not_the_last(
         _sigterm()
         return 0
 
-    assert _told(command) == (143, ["stopped by SIGTERM"])
+    assert _end(command) == (143, ["stopped by SIGTERM"])
     assert lost == [Terminated]
 
 
@@ -94,7 +94,7 @@ def test_what_fails_because_of_sigterm_is_no_error(error: Exception) -> None:
         finally:
             raise error
 
-    assert _told(command) == (143, ["stopped by SIGTERM"])
+    assert _end(command) == (143, ["stopped by SIGTERM"])
 
 
 def test_beside_the_main_thread_sigterm_is_left_alone() -> None:
@@ -133,26 +133,13 @@ def test_a_fork_dies_of_sigterm_itself() -> None:
     assert (done.returncode, done.stderr) == (7, "")
 
 
-def _start(*command: str) -> "subprocess.Popen[str]":
-    known = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **known},
-        start_new_session=True,
-    )
-
-
 def _wait_for(*files: Path) -> None:
     wait_until(lambda: all(file.is_file() for file in files), f"{files}")
 
 
-def _ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    shown, _ = process.communicate(timeout=HANG)
-    assert "Traceback" not in shown.partition("torch/distributed")[0], shown
-    return process.returncode, " ".join(shown.split())
+def _as_one_line(printed: str) -> str:
+    assert "Traceback" not in printed.partition("torch/distributed")[0], printed
+    return " ".join(printed.split())
 
 
 def _folder_of_images(root: Path) -> dict[str, Any]:
@@ -167,25 +154,28 @@ def _folder_of_images(root: Path) -> dict[str, Any]:
     return {"name": "image_folder", "root": str(root), "image_size": 32}
 
 
-def test_a_run_with_data_loaders_ends_with_its_group_and_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_with_data_loaders_ends_with_its_group_and_goes_on(tmp_path: Path) -> None:
     recipe, out = tmp_path / "tiny.yaml", tmp_path / "run"
     data = _folder_of_images(tmp_path / "images")
-    recipe.write_text(yaml.safe_dump({**TINY, "data": data, "teacher": LONG}))
+    recipe.write_text(yaml.safe_dump({**TINY, "data": data, "teacher": ENDLESS}))
     options = ("--out", str(out), "--until", "teacher", "--workers", "2")
-    process = _start("-m", "compress.pipeline", str(recipe), *options)
-    _wait_for(out / "teacher/0/metrics.jsonl")
-    # As `timeout` does: the process, then its group, in which it is as well.
-    process.send_signal(signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGTERM)
-    code, shown = _ended(process)
-    assert code in (143, -signal.SIGTERM)  # the second may come when Python has put its things away
-    assert shown.count("stopped by SIGTERM in teacher; run the same command again") == 1
+    arguments = ["-m", "compress.pipeline", str(recipe), *options]
+    with start(arguments, tmp_path / "first.txt") as command:
+        _wait_for(out / "teacher/0/metrics.jsonl")
+        # As `timeout` does: the process, then its group, in which it is as well.
+        command.signal(signal.SIGTERM)
+        command.signal(signal.SIGTERM, group=True)
+        exit_code, printed = command.wait()
+    # The second may come when Python has put its things away.
+    assert exit_code in (143, -signal.SIGTERM)
+    sentence = "stopped by SIGTERM in teacher; run the same command again"
+    assert _as_one_line(printed).count(sentence) == 1
     assert "stopped by SIGTERM in teacher" in (out / "log.txt").read_text()
     assert not (out / "teacher/result.json").exists()
-    assert run(recipe, out, "--until", "teacher") == 0
-    assert "continues after epoch" in capsys.readouterr().out
+    with start(arguments, tmp_path / "second.txt") as command:
+        wait_until(lambda: "continues after epoch" in command.output.read_text(), "the second run")
+        command.signal(signal.SIGTERM, group=True)
+        command.wait()
 
 
 def test_a_sweep_takes_its_runs_with_it(
@@ -232,9 +222,16 @@ def test_processes_of_torchrun_end_with_one_sentence(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(code))
     out = tmp_path / "run"
     options = ("--out", str(out), "--until", "teacher", "--workers", "0", "--device", "cpu")
-    process = _start(*launcher, str(tmp_path / "tiny.yaml"), *options)
+    torchrun = subprocess.Popen(
+        [sys.executable, *launcher, str(tmp_path / "tiny.yaml"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **VARIABLES, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     _wait_for(out / "teacher/0/metrics.jsonl")
-    process.send_signal(signal.SIGTERM)
-    _, shown = _ended(process)
-    assert shown.count("stopped by SIGTERM in teacher; run the same command again") == 1
+    torchrun.send_signal(signal.SIGTERM)
+    printed = _as_one_line(torchrun.communicate(timeout=HANG)[0])
+    assert printed.count("stopped by SIGTERM in teacher; run the same command again") == 1
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["143", "143"]

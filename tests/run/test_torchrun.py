@@ -5,9 +5,6 @@ with batch norm, as far as two runs of one process do whose first weights differ
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +13,17 @@ import torch
 import yaml
 
 from compress.storage.files import read_json, read_tensors
+from tests.processes import run, torchrun
 from tests.run.test_pipeline import SCENES, TINY
-from tests.waiting import HANG
 
-ROOT = Path(__file__).parents[2]
-# 120 images in batches of 19: the last has 6, and one process has a row more than the other.
+# 82 images in batches of 19: the last has 6, and one process has a row more than the other.
 TRAIN = {"epochs": 2, "lr": 0.002, "batch_size": 19}
 METHODS = ("kd", "simkd", "rkd", "crd", "simkd_joint", "simkd_sequential")
 TASKS = ("linear_probe", "segmentation", "detection")
 RECIPE: dict[str, Any] = {
-    "data": TINY["data"],
+    "data": {**TINY["data"], "train_images": 82, "test_images": 30},
     "teacher": {  # in parts whose images batch norm sees together
-        "model": "resnet14",
+        "model": "resnet8",
         "train": {"epochs": 2, "lr": 0.02, "batch_size": 19, "accumulate": 2},
     },
     "student": {"model": "resnet8"},
@@ -64,16 +60,15 @@ sys.exit(pipeline.main())
 LOSSES, WEIGHTS = 1e-8, 1e-6  # relative; of weights to the largest of their tensor
 
 
-def _started(folder: Path, processes: int, *options: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, processes: int, *options: str) -> tuple[int, str]:
+    """Run the recipe of a folder; the exit code and what was printed."""
     code = folder / "in_float64.py"
     code.write_text(IN_FLOAT64)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(code)]
-    command += [str(folder / "tiny.yaml"), "--workers", "0", "--device", "cpu", *options]
-    known = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, env={**os.environ, **known}, capture_output=True, text=True, timeout=HANG
-    )
+    arguments = [str(code), str(folder / "tiny.yaml"), "--workers", "0", "--device", "cpu"]
+    output = folder / f"output-{processes}.txt"
+    if processes == 1:
+        return run([*arguments, *options], output)
+    return torchrun(processes, [*arguments, *options], output)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +76,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """The run directories of one process and of two, and what the two printed."""
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
-    shown = ""
     for processes in (1, 2):
-        done = _started(folder, processes, "--out", str(folder / str(processes)))
-        shown = done.stdout
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "1", folder / "2", shown
+        exit_code, printed = _run(folder, processes, "--out", str(folder / str(processes)))
+        assert exit_code == 0, printed
+    return folder / "1", folder / "2", printed
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
@@ -125,11 +118,11 @@ def test_transfer_is_trained_and_judged_on_every_image(
 
 
 def test_one_process_writes_and_speaks(runs: tuple[Path, Path, str]) -> None:
-    one, two, shown = runs
+    one, two, printed = runs
     lines = (two / "log.txt").read_text().splitlines()
     assert len(lines) == len((one / "log.txt").read_text().splitlines())
-    assert shown.count("distill/crd epoch 2/2") == 1
-    assert shown.count("report: ") == 1
+    assert printed.count("distill/crd epoch 2/2") == 1
+    assert printed.count("report: ") == 1
     files = [
         {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()} for run in runs[:2]
     ]
@@ -139,17 +132,17 @@ def test_one_process_writes_and_speaks(runs: tuple[Path, Path, str]) -> None:
 def test_one_process_goes_on_with_what_two_did(runs: tuple[Path, Path, str]) -> None:
     _, two, _ = runs
     before = {p: p.stat().st_mtime_ns for p in two.rglob("*.safetensors")}
-    done = _started(two.parent, 1, "--out", str(two))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("done before, skipped") == 1 + len(METHODS) + 2 + len(TASKS)
+    exit_code, printed = _run(two.parent, 1, "--out", str(two))
+    assert exit_code == 0, printed
+    assert printed.count("done before, skipped") == 1 + len(METHODS) + 2 + len(TASKS)
     assert before == {p: p.stat().st_mtime_ns for p in two.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--frehs", "teacher"], "unrecognized arguments"),  # told by the command's parser
-        (["--until", "nothing"], "unknown stage 'nothing'"),  # found by every process
+        (["--frehs", "teacher"], "unrecognized arguments"),  # by the command's parser
+        (["--until", "nothing"], "unknown stage 'nothing'"),  # by every process
         (
             ["--set", "teacher.train.lr=10000", "--set", "teacher.train.epochs=20"],
             "error: teacher: the loss is no longer finite",
@@ -158,9 +151,7 @@ def test_one_process_goes_on_with_what_two_did(runs: tuple[Path, Path, str]) -> 
 )
 def test_a_mistake_gets_one_message(tmp_path: Path, options: list[str], words: str) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
-    done = _started(tmp_path, 2, "--out", str(tmp_path / "run"), *options)
-    assert done.returncode != 0
-    shown = done.stdout + done.stderr.partition("torch/distributed/elastic")[0]
-    assert shown.count(words) == 1, shown
-    assert "Traceback" not in shown
-    assert "exitcode  : 2" in done.stderr
+    exit_code, printed = _run(tmp_path, 2, "--out", str(tmp_path / "run"), *options)
+    assert exit_code == 2
+    assert printed.count(words) == 1, printed
+    assert "Traceback" not in printed

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from compress.teacher.cache import (
     planning_note,
     row_bytes,
 )
+from tests.processes import start
 from tests.waiting import wait_until
 
 IMAGES, VIEWS, WIDTHS = 12, 9, {"logits": 5, "pooled": 3}
@@ -349,18 +348,14 @@ def test_two_writers_of_the_same_rows_and_a_kill_leave_no_wrong_row(tmp_path: Pa
     )
     cache, (index, view_numbers) = opened(tmp_path), everything()
     own = {kind: value * 9 for kind, value in targets(index, view_numbers).items()}
-    root = Path(__file__).parents[2]
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
-    try:
+    with start(["-c", code, str(tmp_path)], tmp_path / "output.txt") as child:
         begun = tmp_path / "begun"
-        wait_until(lambda: begun.exists() or child.poll() is not None, "the other process")
+        wait_until(lambda: begun.exists() or not child.process.is_alive(), "the other process")
         for _ in range(200):
             cache.write(index, view_numbers, view_numbers, own)
             _rows_of_either(cache, (*range(1, 8), 9))
-        assert child.poll() is None
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        assert child.process.is_alive()
+        child.signal(signal.SIGKILL)
     # Where two writes are not kept apart by the file system, rows are lost, never mixed.
     again = opened(tmp_path)
     assert _rows_of_either(again, (*range(1, 8), 9)) > 0

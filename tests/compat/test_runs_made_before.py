@@ -20,6 +20,7 @@ from compress import pipeline
 from compress.model_files import load_student
 from compress.models import user_code
 from compress.storage.files import read_json
+from tests.quick import quick_commands
 
 HERE = Path(__file__).parent
 EARLY = ("teacher", "distill/simkd", "distill/none", "distill/kd")
@@ -38,7 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(folder: Path, *options: str) -> int:
     recipe = str(folder / "compat.yaml")
-    return pipeline.main([recipe, "--out", str(folder / "run"), "--workers", "0", *options])
+    with quick_commands():
+        return pipeline.main([recipe, "--out", str(folder / "run"), "--workers", "0", *options])
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

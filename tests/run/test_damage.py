@@ -27,7 +27,7 @@ from compress.storage.files import read_json, read_tensors, write_tensors
 from compress.storage.fingerprints import sha256_file
 from compress.storage.integrity import UNSEALED_RESULT, find_damaged, record
 from compress.storage.results import read_result
-from tests.export.tracing import traced_exports
+from tests.quick import quick_commands
 
 TRAIN = {"epochs": 1, "lr": 0.05, "batch_size": 16}
 RECIPE: dict[str, Any] = {
@@ -55,7 +55,7 @@ ALWAYS = ("log.txt", "report.", "environment.json", "recipe.yaml", "resolved.yam
 def run(folder: Path) -> int:
     recipe = folder.parent / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
-    with traced_exports():
+    with quick_commands():
         return pipeline.main([str(recipe), "--out", str(folder), "--workers", "0"])
 
 

@@ -19,6 +19,7 @@ from compress.storage.integrity import seal
 from tests.export.tracing import traced_exports
 from tests.methods.throwaway import ThreeViews, TwoTeachers
 from tests.processes import start
+from tests.quick import quick_commands
 from tests.waiting import wait_until
 
 TRAIN = {"epochs": 4, "lr": 0.05, "batch_size": 16}
@@ -53,8 +54,12 @@ def write(folder: Path, name: str = "tiny", **changes: Any) -> Path:
 
 
 def run(recipe: Path, out: Path, *options: str) -> int:
-    with traced_exports():
-        return pipeline.main([str(recipe), "--out", str(out), "--workers", "0", *options])
+    with quick_commands():
+        return _run(recipe, out, *options)
+
+
+def _run(recipe: Path, out: Path, *options: str) -> int:
+    return pipeline.main([str(recipe), "--out", str(out), "--workers", "0", *options])
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and its finished run through every stage; copy it before changing it."""
     folder = tmp_path_factory.mktemp("pipeline")
     recipe = write(folder, transfer=TRANSFER)
-    assert run(recipe, folder / "run") == 0
+    with traced_exports():
+        assert _run(recipe, folder / "run") == 0
     return recipe, folder / "run"
 
 

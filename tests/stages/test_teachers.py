@@ -18,6 +18,7 @@ from compress.stages import teacher as teacher_stage
 from compress.stages.job import Job
 from compress.storage.files import read_json, read_tensors, write_json
 from compress.teacher import ensemble, inference
+from tests.quick import quick_commands
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "classes": 3, "train_images": 96, "test_images": 60, "seed": 3},
@@ -37,7 +38,8 @@ CACHE = {"engine": {"compile": "never", "cache": {"max_gb": 1.0}}}
 def run(folder: Path, out: str = "run", opts: tuple[str, ...] = (), **changes: Any) -> Path:
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump({**RECIPE, **changes}))
-    assert pipeline.main([str(path), "--out", str(folder / out), "--workers", "0", *opts]) == 0
+    with quick_commands():
+        assert pipeline.main([str(path), "--out", str(folder / out), "--workers", "0", *opts]) == 0
     return folder / out
 
 
@@ -202,7 +204,11 @@ def test_an_int8_teacher_on_a_gpu_is_refused_before_anything_is_opened() -> None
 
 
 def test_a_compiled_run_learns_the_same(tmp_path: Path, compiled: list[str]) -> None:
-    teacher = run(tmp_path, "teacher") / "teacher/0/teacher.safetensors"
+    # Every kernel is translated and compiled: networks of two convolutions.
+    own = {"model": "tests.compat.tiny:tiny"}
+    train = {"epochs": 6, "lr": 0.1, "batch_size": 16}
+    trained = run(tmp_path, "teacher", ("--until", "teacher"), teacher={**own, "train": train})
+    teacher = {"checkpoint": str(trained / "teacher/0/teacher.safetensors")}
     losses = []
     for wish in ("never", "always"):
         # Few and small steps: rounding grows from step to step.
@@ -210,7 +216,8 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path, compiled: list[str]) -> 
         out = run(
             tmp_path,
             wish,
-            teacher={"checkpoint": str(teacher)},
+            teacher=teacher,
+            student=own,
             distill={"method": "kd", "train": train},
             engine={"compile": wish},
         )
@@ -243,8 +250,10 @@ def test_parts_and_bfloat16_learn_about_the_same(tmp_path: Path) -> None:
         "bfloat16": {"precision": "bfloat16"},
         "float16": {"precision": "float16"},
     }.items():
-        train = {**RECIPE["distill"]["train"], **changes}
-        out = run(tmp_path, name, distill={**RECIPE["distill"], "train": train})
+        train = {**RECIPE["distill"]["train"], "epochs": 1, **changes}
+        teacher = tmp_path / "plain/teacher/0/teacher.safetensors"
+        known = {"teacher": {"checkpoint": str(teacher)}} if teacher.exists() else {}
+        out = run(tmp_path, name, distill={**RECIPE["distill"], "train": train}, **known)
         lines = (out / "distill/kd/metrics.jsonl").read_text().splitlines()
         found[name] = yaml.safe_load(lines[0])["loss"]
     for name, loss in found.items():

@@ -15,10 +15,11 @@ from compress.errors import UserError
 from compress.storage.files import read_tensors
 from compress.sweep import command, lockstep
 from compress.teacher import inference
+from tests.quick import quick_commands
 
 RECIPE: dict[str, Any] = {
-    "data": {"name": "digits", "classes": 3, "train_images": 120, "test_images": 60, "seed": 3},
-    "teacher": {"model": "resnet14", "train": {"epochs": 6, "lr": 0.02, "batch_size": 16}},
+    "data": {"name": "digits", "classes": 3, "train_images": 64, "test_images": 30, "seed": 3},
+    "teacher": {"model": "resnet8", "train": {"epochs": 6, "lr": 0.02, "batch_size": 16}},
     "student": {"model": "resnet8"},
     "distill": {
         "method": "kd",
@@ -39,7 +40,8 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def run(path: Path, out: Path, *options: str) -> int:
-    return pipeline.main([str(path), "--out", str(out), "--workers", "0", *options])
+    with quick_commands():
+        return pipeline.main([str(path), "--out", str(out), "--workers", "0", *options])
 
 
 def students(out: Path) -> dict[str, Path]:
@@ -88,7 +90,7 @@ def test_the_teacher_sees_each_batch_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(inference.FastTeacher, "__call__", counted)
     assert run(write(tmp_path / "small.yaml"), tmp_path / "run") == 0
-    assert sum(seen) == 2 * 120, "three of the four students read the teacher, in two epochs"
+    assert sum(seen) == 2 * 64, "three of the four students read the teacher, in two epochs"
 
 
 def test_an_interrupted_student_resumes_alone_or_with_others(
@@ -99,7 +101,7 @@ def test_an_interrupted_student_resumes_alone_or_with_others(
 
     def interrupted(self: inference.FastTeacher, images: torch.Tensor) -> Any:
         seen.append(1)
-        if len(seen) == 12:  # in the second epoch
+        if len(seen) == 6:  # in the second epoch
             raise KeyboardInterrupt
         return shows(self, images)
 
@@ -116,7 +118,7 @@ def test_an_interrupted_student_resumes_alone_or_with_others(
         assert all(torch.equal(mine[k], other[k]) for k in mine), name
 
 
-def test_runs_of_a_sweep_share_their_teacher(tmp_path: Path) -> None:
+def test_runs_of_a_sweep_share_their_teacher(tmp_path: Path, forked_runs: None) -> None:
     table = {
         "title": "Shared",
         "recipe": {k: v for k, v in RECIPE.items() if k not in ("teacher", "student", "distill")}
@@ -143,8 +145,8 @@ def test_a_run_that_fails_leaves_the_others_alone(
     good = write(tmp_path / "good.yaml")
     bad = write(tmp_path / "bad.yaml", student={"model": "resnet7"})
     assert lockstep.main([str(bad), str(good), "--workers", "0"]) == 2
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"error: {bad}: {bad} has 1 problem" in told
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"error: {bad}: {bad} has 1 problem" in printed
     assert len(students(tmp_path / "good")) == 4
 
 
@@ -167,8 +169,8 @@ def test_who_is_behind_goes_first_and_draws_its_own_numbers() -> None:
     seen: list[str] = []
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    found = drain(in_lockstep([_counting("a", 2, 4, seen), _counting("b", 0, 4, seen)]))
-    assert found == ["a", "b"]
+    ended = drain(in_lockstep([_counting("a", 2, 4, seen), _counting("b", 0, 4, seen)]))
+    assert ended == ["a", "b"]
     assert [s.split()[0] for s in seen] == ["b0", "b1", "a2", "b2", "a3", "b3"]
     for name, first in (("a", 2), ("b", 0)):
         assert [s for s in seen if s[0] == name] == numbers(name, first)

@@ -19,8 +19,8 @@ from compress.sweep.schema import Status, Sweep, cells, check_sweep, recipe_of
 SMALL: dict[str, Any] = {
     "title": "Small: a test",
     "recipe": {
-        "data": {"name": "digits", "train_images": 400, "test_images": 200},
-        "teacher": {"train": {"epochs": 5, "lr": 0.05}},
+        "data": {"name": "digits", "classes": 3, "train_images": 120, "test_images": 60},
+        "teacher": {"train": {"epochs": 5, "lr": 0.05, "batch_size": 16}},
         "distill": {"protocol": "crd", "train": {"epochs": 1, "lr": 0.05}},
         "trials": 2,
         "fuse": None,
@@ -117,7 +117,9 @@ def test_a_sweep_with_code_of_its_own_lets_no_other_run(tmp_path: Path) -> None:
     assert execution._options(found, options) == ["--trust-code"]
 
 
-def test_trained_once_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_trained_once_then_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], forked_runs: None
+) -> None:
     file, out = _write(tmp_path, small()), tmp_path / "out"
     arguments = [str(file), "--out", str(out), "--jobs", "2"]
     assert command.main(arguments) == 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from compress.reporting.drawing import COLOURS, DPI, MARKERS, Plot, render
@@ -31,9 +32,10 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Points that belong together, joined in their order."""
+class Family:
+    """Points that belong together, joined in their order, and what the legend says of them."""
 
+    label: str
     points: Sequence[Point]
 
 
@@ -58,7 +60,7 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        _legend(figure, axes, [line.label for line in lines])
+        _legend(figure, axes.get_lines(), [line.label for line in lines])
 
     return render(draw, salt)
 
@@ -92,43 +94,48 @@ def accuracy_against_size(
 
 
 def accuracy_against_ratio(
-    lines: Sequence[Line], mark: Point, x_label: str, y_label: str, *, salt: str
+    families: Sequence[Family], bare: Family, x_label: str, y_label: str, *, salt: str
 ) -> Plot:
     """Accuracy of deployed networks against their pruning ratio, those of one family joined.
 
     Args:
-        mark: the network that nothing is added to; a dashed line stands at its ratio.
+        bare: the networks that nothing is added to; a dashed line stands at their ratio.
     """
-    points = [point for line in lines for point in line.points]
 
     def draw(figure: Figure, axes: Axes) -> None:
-        axes.axvline(mark.x, color=COLOURS[0], linestyle="--", linewidth=1)
-        for line in lines:
-            xs, ys = [p.x for p in line.points], [p.y for p in line.points]
-            axes.plot(xs, ys, color=COLOURS[line.points[0].style % len(COLOURS)], linewidth=1)
-        for point in (mark, *points):
-            axes.errorbar(
-                point.x, point.y, yerr=point.error,
-                color=COLOURS[point.style % len(COLOURS)],
-                marker=MARKERS[point.style % len(MARKERS)],
-                markersize=7, linestyle="none", elinewidth=1, capsize=2.5,
-            )  # fmt: skip
-        axes.margins(x=0.15, y=0.12)
+        axes.axvline(bare.points[0].x, color=COLOURS[0], linestyle="--", linewidth=1)
+        handles = [_family(axes, one, place) for place, one in enumerate((bare, *families))]
+        axes.margins(x=0.1, y=0.12)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
+        _legend(figure, handles, [one.label for one in (bare, *families)])
         figure.draw_without_rendering()  # the layout decides where the points are
-        _label_points(axes, (mark, *points))
+        _label_points(axes, [point for one in families for point in one.points], reach=30)
 
     return render(draw, salt)
 
 
-def _label_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Labels beside their points, towards the middle, moved apart where they would overlap."""
+def _family(axes: Axes, family: Family, style: int) -> Line2D:
+    """Draw points, their errors and the line through them; the first stands at a dashed one."""
+    xs, ys = [p.x for p in family.points], [p.y for p in family.points]
+    colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
+    errors = [p.error for p in family.points]
+    axes.errorbar(xs, ys, yerr=errors, color=colour, linestyle="none", elinewidth=1, capsize=2.5)
+    dashes = "-" if style else "--"
+    (line,) = axes.plot(xs, ys, color=colour, marker=marker, linestyle=dashes, linewidth=1)
+    return line
+
+
+def _label_points(axes: Axes, points: Sequence[Point], *, reach: float = 90) -> None:
+    """Labels beside their points, towards the middle, moved apart where they would overlap.
+
+    `reach`: the width of a label, in points.
+    """
     middle = 72 / DPI * sum(axes.bbox.intervalx) / 2
     placed: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: point.y):
         x, y = (float(value) * 72 / DPI for value in axes.transData.transform((point.x, point.y)))
-        nearby = [other_y for other_x, other_y in placed if abs(other_x - x) < 90]
+        nearby = [other_y for other_x, other_y in placed if abs(other_x - x) < reach]
         height = max([y, *(other + 12 for other in nearby)])
         placed.append((x, height))
         label = axes.annotate(
@@ -153,14 +160,14 @@ def _logarithmic(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
+def _legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str]) -> None:
     """A legend under the plot. Texts are set last: matplotlib drops labels that begin with _."""
     places = [str(place) for place in range(len(labels))]
     legend = figure.legend(
-        axes.get_lines(),
+        handles,
         places,
         loc="outside lower left",
-        ncols=min(3, len(labels)),
+        ncols=_columns(labels),
         frameon=False,
         handlelength=2.4,
         columnspacing=1.4,
@@ -168,3 +175,13 @@ def _legend(figure: Figure, axes: Axes, labels: Sequence[str]) -> None:
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
         text.set_text(label)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Columns of a legend, which is filled column by column: at most 3, as many as fit."""
+    for columns in (min(3, len(labels)), 2):
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+        if sum(length + 6 for length in longest) <= 58:  # in letters, with line and gap
+            return columns
+    return 1

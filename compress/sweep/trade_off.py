@@ -4,10 +4,11 @@ Drawn for each pair whose cells count costs (`recipe.account`). Rows of one meth
 `reduction` alone are joined.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from compress.methods import METHODS
+from compress.recipe.signatures import arguments_of
 from compress.reporting import formats, plots
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
 from compress.reporting.ranking import standard_error_percent
@@ -87,13 +88,13 @@ def _picture(results: Results, pair: str) -> list[Image]:
         return []
     families: dict[str, list[plots.Point]] = {}
     for method, one in adding.values():
-        family = _family(method)
-        style = 1 + (list(families).index(family) if family in families else len(families))
-        families.setdefault(family, []).append(_point(one, style))
-    lines = [plots.Line(sorted(points, key=lambda p: p.x)) for points in families.values()]
+        families.setdefault(_family(method), []).append(_point(one, _reduction(method)))
+    lines = [
+        plots.Family(label, sorted(points, key=lambda p: p.x)) for label, points in families.items()
+    ]
     plot = plots.accuracy_against_ratio(
         lines,
-        _point(mark, 0),
+        plots.Family(mark.row, [_point(mark, "")]),
         "Pruning ratio (%)",
         f"Test top-1, {_STATISTICS[results.sweep.statistic]} (%)",
         salt=f"ratio {pair}",
@@ -108,11 +109,18 @@ def _adds(account: Mapping[str, Any]) -> bool:
 
 
 def _family(method: SweepMethod) -> str:
-    arguments = {k: v for k, v in method.arguments.items() if k != "reduction"}
-    return json.dumps([method.name, arguments], sort_keys=True)
+    """The method and its arguments other than `reduction`, as the legend names it."""
+    arguments = [f"{k} {v}" for k, v in sorted(method.arguments.items()) if k != "reduction"]
+    return ", ".join([method.name, *arguments])
 
 
-def _point(one: CellResult, style: int) -> plots.Point:
+def _reduction(method: SweepMethod) -> str:
+    """`r 2`, or nothing for a method that has none."""
+    default = arguments_of(METHODS[method.name]).get("reduction")
+    return f"r {method.arguments.get('reduction', default[1])}" if default else ""
+
+
+def _point(one: CellResult, label: str) -> plots.Point:
     assert one.mean is not None
     error = standard_error_percent(one.mean, one.test_images)
-    return plots.Point(one.row, one.account[_RATIO], one.mean, error, style)
+    return plots.Point(label, one.account[_RATIO], one.mean, error, 0)

@@ -23,6 +23,7 @@ import torch
 from compress.data.batch import Batch
 from compress.data.batches import ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
+from compress.data.conversion import Conversion, conversion
 from compress.data.digits import digits
 from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
@@ -41,12 +42,14 @@ __all__ = [
     "DATASETS",
     "IMAGE_SIZES",
     "Batch",
+    "Conversion",
     "Dataset",
     "FileImages",
     "ImageBatches",
     "Images",
     "MemoryImages",
     "Preprocessing",
+    "conversion",
     "evaluation_batches",
     "evenly",
     "open_data",

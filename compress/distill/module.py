@@ -1,7 +1,7 @@
 """Student, teachers and a method as the one module that the loop trains."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -40,6 +40,7 @@ class Distillation(nn.Module):
         task: Task,
         *,
         kd_temperature: float,
+        inputs: Sequence[Callable[[Tensor], Tensor] | None] = (),
     ) -> None:
         """Combine the parts.
 
@@ -47,6 +48,7 @@ class Distillation(nn.Module):
             student: the network that `method.context.student` describes.
             teachers: those of `method.context.teachers`; put in eval mode and frozen. They are no
                 part of this module's state.
+            inputs: per teacher, what makes its images of the student's (None: it reads the same).
             kd_temperature: T of the `soft` term that stands beside a method's own.
         """
         super().__init__()
@@ -63,6 +65,7 @@ class Distillation(nn.Module):
             )
             for teacher, known in zip(teachers, context.teachers, strict=True)
         ]
+        self._inputs = inputs or [None] * len(self._teachers)
         self._phase: Phase | None = None
         self._student: TappedForward = self._tapped
         self._fast_teachers: Sequence[TeacherForward] = ()
@@ -248,7 +251,8 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch) -> list[Views]:
-        teachers = self._fast_teachers or [NetworkForward(tapped) for tapped in self._teachers]
+        own = zip(self._teachers, self._inputs, strict=True)
+        teachers = self._fast_teachers or [NetworkForward(*pair) for pair in own]
         views = [(i, v.is_for_teacher(self.weights)) for i, v in enumerate(self.method.views)]
         # Its arithmetic is its own: what autocast does to the student is not done to its targets.
         with torch.autocast(batch.index.device.type, enabled=False):

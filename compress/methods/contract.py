@@ -131,13 +131,15 @@ class TeacherForward(Protocol):
 
 @dataclass(frozen=True)
 class NetworkForward:
-    """A network that runs on the images of each batch."""
+    """A network that runs on the images of each batch, or on what `convert` makes of them."""
 
     network: TappedForward
+    convert: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, batch: Batch, view: int) -> Taps:
         """Run the network on the images of a view."""
-        return self.network(batch.images[view])
+        images = batch.images[view]
+        return self.network(images if self.convert is None else self.convert(images))
 
 
 @dataclass(frozen=True)

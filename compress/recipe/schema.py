@@ -8,7 +8,15 @@ the signature of what the name stands for.
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from compress.errors import nearest
@@ -104,14 +112,38 @@ class TapPaths(Part):
     last_map: str | None = None
 
 
+class PreprocessingPart(Part):
+    """What images a teacher reads: size in pixels, mean and deviation of RGB values from 0 to 1.
+
+    Those left out are the data's.
+    """
+
+    image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
+    mean: Annotated[list[Weight], Field(min_length=3, max_length=3)] | None = None
+    std: Annotated[list[Share], Field(min_length=3, max_length=3)] | None = None
+
+
 class TeacherPart(Part):
-    """A teacher: trained here (`train`), read (`checkpoint`) or published (`weights`)."""
+    """A teacher: trained here (`train`), read (`checkpoint`) or published (`weights`).
+
+    It reads images as the data set prepares them, or the same crops in its own `preprocessing`:
+    `own` is what its file, torchvision or timm says.
+    """
 
     model: Named | None = None
     checkpoint: str | None = None
     weights: str | None = None
     taps: TapPaths = TapPaths()
     train: Train | None = None
+    preprocessing: Literal["own"] | PreprocessingPart | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `preprocessing: null`, so that recipes from before keep their fingerprints."""
+        content: dict[str, Any] = serialise(self)
+        if content.get("preprocessing", self) is None:
+            del content["preprocessing"]
+        return content
 
     @model_validator(mode="after")
     def _has_a_source(self) -> "TeacherPart":

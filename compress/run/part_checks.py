@@ -1,18 +1,20 @@
 """Problems of the parts of a recipe, of each for itself and beside the others."""
 
 import re
+from pathlib import Path
 
 from compress import models
-from compress.data import DATASETS
+from compress.data import DATASETS, Preprocessing
 from compress.data.augment import AUGMENTATIONS
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
 from compress.recipe import signatures
-from compress.recipe.schema import Data, MethodPart, Named, Recipe, TransferPart
+from compress.recipe.schema import Data, MethodPart, Named, Recipe, TeacherPart, TransferPart
 from compress.run.place_checks import check_weights
 from compress.run.stages import StageTable
 from compress.run.train_checks import check_train
 from compress.stages.distill import terms_for
+from compress.stages.teacher import asked_preprocessing
 from compress.trackers import TRACKERS, lacks
 
 # Labels that name something else in results and transfer tasks.
@@ -27,6 +29,7 @@ def check_parts(recipe: Recipe, stages: StageTable) -> list[str]:
         problems += _check_model(teacher.model, f"{path}.model")
         problems += check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
         problems += check_weights(teacher.weights, teacher.model, f"{path}.weights")
+        problems += _check_preprocessing(teacher, path)
         if teacher.train is not None:
             problems += check_train(teacher.train, f"{path}.train")
     problems += _check_model(recipe.student.model, "student.model")
@@ -83,6 +86,22 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     if method.is_soft_term and terms.kd:
         return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
     return []
+
+
+def _check_preprocessing(teacher: TeacherPart, path: str) -> list[str]:
+    if teacher.preprocessing != "own" or (teacher.model is None and not _is_there(teacher)):
+        return []  # a missing file is told elsewhere
+    try:
+        asked_preprocessing(teacher, Preprocessing(1, (0, 0, 0), (1, 1, 1)))
+    except UserError as error:
+        return [str(error).replace("teacher.", f"{path}.", 1)]
+    except ImportError:
+        return []  # timm is not there, which the check of the model tells
+    return []
+
+
+def _is_there(teacher: TeacherPart) -> bool:
+    return teacher.checkpoint is not None and Path(teacher.checkpoint).is_file()
 
 
 def _check_model(part: Named | None, path: str) -> list[str]:

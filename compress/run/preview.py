@@ -107,7 +107,7 @@ def list_teacher_notes(recipe: Recipe) -> list[str]:
     for part in recipe.teacher:
         try:
             known = own_description(part)
-            if part.checkpoint is None or known is None:
+            if part.checkpoint is None or known is None or part.preprocessing is not None:
                 continue
             preprocessing = dataset_of(recipe).preprocessing
         except UserError:

@@ -10,16 +10,17 @@ from torch import nn
 
 from compress import models
 from compress.accounting import count_parameters
-from compress.data import IMAGE_SIZES
+from compress.data import IMAGE_SIZES, Preprocessing
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.model_files.weights import load_state, published_weights, read_state
 from compress.models.forward import check_forward
-from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths
+from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TeacherPart
 from compress.run.place_checks import check_batches
 from compress.seeding import seeded
 from compress.stages.distill import terms_for
+from compress.stages.teacher import asked_preprocessing
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
 from compress.teacher.settings import check_int8
@@ -79,9 +80,21 @@ def _tap_teachers(recipe: Recipe, networks: "_Networks") -> list[tuple[str, _Net
     for part in recipe.teacher:
         if part.model is not None:
             weights, learns = part.checkpoint or part.weights, part.train is not None
-            network = networks.tap(part.model, part.taps, weights, "teacher", learns=learns)
+            size = _image_size(part, networks.size)
+            network = networks.tap(
+                part.model, part.taps, weights, "teacher", learns=learns, size=size
+            )
             teachers += [(part.model.name, network)] if network is not None else []
     return teachers
+
+
+def _image_size(part: TeacherPart, usual: int) -> int:
+    """Pixels of the images that a teacher reads; the mean and deviation are not looked at here."""
+    try:
+        plain = Preprocessing(usual, (0, 0, 0), (1, 1, 1))
+        return asked_preprocessing(part, plain).image_size
+    except UserError:
+        return usual  # the check of the parts tells
 
 
 @dataclass(frozen=True)
@@ -94,19 +107,30 @@ class _Networks:
     _built: dict[str, _Network] = field(default_factory=dict)
 
     def tap(
-        self, part: Named, taps: TapPaths, weights: str | None, path: str, *, learns: bool
+        self,
+        part: Named,
+        taps: TapPaths,
+        weights: str | None,
+        path: str,
+        *,
+        learns: bool,
+        size: int | None = None,
     ) -> _Network | None:
-        """Build and tap a network; None where it, or the file `weights` for it, does not fit."""
-        shape = (3, self.size, self.size)
+        """Build and tap a network; None where it, or the file `weights` for it, does not fit.
+
+        `size` is that of its images where they are not the data's.
+        """
+        size = size or self.size
+        shape = (3, size, size)
         try:
-            key = part.model_dump_json() + taps.model_dump_json()
+            key = part.model_dump_json() + taps.model_dump_json() + str(size)
             if key not in self._built:
                 module = models.build(part.name, num_classes=self.num_classes, **part.arguments)
                 specs = discover(module, shape, part.name, **taps.model_dump())
                 self._built[key] = module, specs
             check_forward(self._built[key][0], shape, learns=learns)
         except Exception as error:  # whatever a network's own code says of such an input
-            reason = f"{part.name} cannot be used at {self.size} pixels: {error}"
+            reason = f"{part.name} cannot be used at {size} pixels: {error}"
             self.problems.append(f"{path}: {reason}")
             return None
         return self._built[key] if self._fits(self._built[key], part.name, weights, path) else None

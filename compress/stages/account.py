@@ -5,7 +5,7 @@ not. Activations and latency are those of the folded networks, which is what run
 are relative to the first teacher of the recipe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,12 +36,13 @@ IN_EVERY_PROCESS = False
 
 @dataclass(frozen=True)
 class _Entry:
-    """A network to be accounted, unfolded and folded, and what it is in this run."""
+    """A network to be accounted, unfolded and folded, what it is in this run and what it reads."""
 
     label: str
     role: str
     network: nn.Module
     folded: nn.Module
+    input_shape: tuple[int, int, int]
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -61,7 +62,9 @@ def run(job: Job) -> Outcome:
     rows = []
     with bar("  counting", len(entries)) as advance:
         for entry in entries:
-            row = _costs(entry, input_shape)
+            row = _costs(entry)
+            if entry.input_shape != input_shape:
+                row["input_shape"] = list(entry.input_shape)
             if entry.role == "deployed":
                 row |= pruning_columns(entry.network, **totals)
             rows.append(row)
@@ -74,7 +77,7 @@ def run(job: Job) -> Outcome:
         "peak_activation_batch": 1,
         "networks": rows,
     }
-    return Outcome(values, _latencies(job, entries, input_shape))
+    return Outcome(values, _latencies(job, entries))
 
 
 def _students(job: Job) -> dict[str, Student]:
@@ -93,33 +96,33 @@ def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
     described = next(iter(students.values())).description
     teachers = read_result(job.run_folder, "teacher")["values"]["teachers"]
     entries = [
-        _entry(description["label"], "teacher", teacher.network)
-        for description, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
+        _entry(row["label"], "teacher", teacher.network, teacher.description["input_shape"])
+        for row, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
     ]
-    entries.append(_entry("student", "student", build_plain(described)))
-    entries += [_entry(label, "deployed", s.network) for label, s in students.items()]
-    channels, height, width = described["input_shape"]
-    return entries, (channels, height, width)
+    shape = described["input_shape"]
+    entries.append(_entry("student", "student", build_plain(described), shape))
+    entries += [_entry(label, "deployed", s.network, shape) for label, s in students.items()]
+    return entries, entries[-1].input_shape
 
 
-def _entry(label: str, role: str, network: nn.Module) -> _Entry:
-    return _Entry(label, role, network, fold_batchnorm(network).network)
+def _entry(label: str, role: str, network: nn.Module, shape: Sequence[int]) -> _Entry:
+    channels, height, width = shape
+    folded = fold_batchnorm(network).network
+    return _Entry(label, role, network, folded, (channels, height, width))
 
 
-def _costs(entry: _Entry, input_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """The columns that every network has."""
+def _costs(entry: _Entry) -> dict[str, Any]:
+    """The columns that every network has, of one of its own images."""
     return {
         "label": entry.label,
         "role": entry.role,
-        **network_costs(entry.network, input_shape),
+        **network_costs(entry.network, entry.input_shape),
         "size_bytes": size_bytes(entry.network),
-        "peak_activation_bytes": peak_activation_bytes(entry.folded, input_shape, batch=1),
+        "peak_activation_bytes": peak_activation_bytes(entry.folded, entry.input_shape, batch=1),
     }
 
 
-def _latencies(
-    job: Job, entries: list[_Entry], input_shape: tuple[int, int, int]
-) -> dict[str, Any]:
+def _latencies(job: Job, entries: list[_Entry]) -> dict[str, Any]:
     """Milliseconds per forward of every folded network at every batch size of the recipe."""
     settings = job.recipe.account.latency  # type: ignore[union-attr]  # the stage runs only if given
     folded = {entry.label: entry.folded.to(job.device) for entry in entries}
@@ -127,8 +130,11 @@ def _latencies(
     latency: dict[str, dict[str, Any]] = {label: {} for label in folded}
     with bar("  timing", len(settings.batch_sizes)) as advance, torch.inference_mode():
         for batch in settings.batch_sizes:
-            images = torch.zeros(batch, *input_shape, device=job.device)
-            calls = {label: partial(network, images) for label, network in folded.items()}
+            shapes = {entry.label: (batch, *entry.input_shape) for entry in entries}
+            images = {shape: torch.zeros(shape, device=job.device) for shape in shapes.values()}
+            calls = {
+                label: partial(network, images[shapes[label]]) for label, network in folded.items()
+            }
             measurements = measure_latency(
                 calls, warmup=settings.warmup, rounds=settings.rounds, synchronise=wait
             )

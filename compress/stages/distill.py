@@ -11,7 +11,7 @@ from torch import nn
 
 from compress.accounting.memory import peak_step_bytes
 from compress.console.messages import log
-from compress.data import Batch, Dataset, evenly
+from compress.data import Batch, Dataset, conversion, evenly
 from compress.distill.module import Distillation
 from compress.engine.lockstep import drain
 from compress.engine.loop import History, Position, Training, autocast
@@ -25,7 +25,7 @@ from compress.stages import dataset_of, evaluate, selection_of, settings_from, s
 from compress.stages.inputs import StudentInputs
 from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
-from compress.stages.teacher import load_teachers
+from compress.stages.teacher import load_teachers, preprocessing_of
 from compress.storage.files import write_json
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import seal
@@ -74,6 +74,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         weights,
         task,
         kd_temperature=recipe.distill.kd_temperature,
+        inputs=[conversion(data.preprocessing, preprocessing_of(teacher)) for teacher in teachers],
     ).to(job.device)
     for note in method.notes():
         log(f"  {job.name}: {note}")

@@ -1,13 +1,14 @@
 """The batches and teachers that a student learns from, shared with jobs in lockstep with it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.data import Batch, Dataset, ImageBatches
+from compress.data import Batch, Dataset, ImageBatches, conversion
 from compress.data.batch import BatchSource
 from compress.data.shared import SharedBatches
 from compress.distill.module import Distillation
@@ -17,6 +18,7 @@ from compress.model_files import artifacts
 from compress.recipe.schema import MethodPart
 from compress.stages import compile_forward, compiles, training_batches
 from compress.stages.job import Job
+from compress.stages.teacher import preprocessing_of
 from compress.storage.fingerprints import sha256_file
 from compress.taps import TappedForward, TapSpecs
 from compress.teacher.ensemble import TeacherEnsemble
@@ -106,20 +108,23 @@ class StudentInputs:
         return TeacherEnsemble(teachers, self._inference(), images, name=self.job.name)
 
     def _teacher(self, number: int) -> Teacher:
-        """A teacher of the run, which is shown images as the data set prepares them."""
+        """A teacher of the run, which is shown images as its file says, mostly as the data's."""
         loaded, several = self.teachers[number], len(self.teachers) > 1
         weights = self.job.run_folder / "teacher" / str(number) / "teacher.safetensors"
         keys = ("architecture", "code", "taps", "method", "encoder_prefix")
         identity = {key: loaded.description.get(key) for key in keys}
+        seen = preprocessing_of(loaded)
+        if conversion(self.data.preprocessing, seen) is not None:
+            identity["preprocessing"] = seen.as_dict()
+        data, train = replace(self.data, preprocessing=seen), self.job.recipe.distill.train
         is_float = self.job.recipe.engine.teacher != "int8"
-        train = self.job.recipe.distill.train
         return Teacher(
             name=f"teacher {number + 1}" if several else "teacher",
             network=loaded.network,
             specs=TapSpecs.from_dict(loaded.description["taps"]),
-            preprocessing=self.data.preprocessing,
+            preprocessing=seen,
             identity=identity | {"sha256": sha256_file(weights)},
-            compile=is_float and compiles(self.job, self.data, loaded.network, train, passes=1),
+            compile=is_float and compiles(self.job, data, loaded.network, train, passes=1),
         )
 
     def _inference(self) -> InferenceSettings:

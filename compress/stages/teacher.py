@@ -1,6 +1,7 @@
 """The teachers: trained here, or read from a file; each evaluated before any student is trained."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from torch import Tensor, nn
 
 from compress import models
 from compress.console.messages import log
-from compress.data import Batch, Dataset, Preprocessing
+from compress.data import Batch, Conversion, Dataset, Preprocessing, conversion
 from compress.engine.loop import History, train
 from compress.errors import UserError
 from compress.methods.contract import logits_of
 from compress.model_files import artifacts
+from compress.model_files.published import own_preprocessing
 from compress.model_files.weights import load_initial
 from compress.models.forward import check_forward, lay_channels_last
-from compress.recipe.schema import TeacherPart, Train
+from compress.recipe.schema import PreprocessingPart, TeacherPart, Train
 from compress.stages import (
     compile_forward,
     dataset_of,
@@ -68,22 +70,59 @@ def load_teachers(run_folder: Path) -> list[artifacts.Student]:
     return [artifacts.load_student(folder, "teacher") for folder in folders]
 
 
+def preprocessing_of(teacher: artifacts.Student) -> Preprocessing:
+    """What images a teacher of a run reads."""
+    return Preprocessing.from_dict(teacher.description["preprocessing"])
+
+
+def asked_preprocessing(part: TeacherPart, usual: Preprocessing) -> Preprocessing:
+    """What images a teacher of a recipe reads; `usual` is the data set's preprocessing.
+
+    Raises:
+        UserError: it is to be the teacher's own, and nobody says what that is.
+    """
+    wish = part.preprocessing
+    if wish is None:
+        return usual
+    if isinstance(wish, PreprocessingPart):
+        size = wish.image_size or usual.image_size
+        larger = size if size != usual.image_size else 0
+        resize = round(usual.resize * size / usual.image_size) if usual.resize else larger
+        plain = usual.as_dict() | wish.model_dump(exclude_none=True)
+        return Preprocessing.from_dict(plain | {"resize": resize})
+    name = part.model.name if part.model else None
+    own = own_preprocessing(name, part.checkpoint, part.weights)
+    if own is None:
+        raise UserError(
+            "teacher.preprocessing: `own` is what the description beside a checkpoint, torchvision "
+            f"or timm says; nobody does of {name or part.checkpoint}; give image_size, mean and std"
+        )
+    return own
+
+
 def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str, Any]:
     """Obtain, evaluate and save one teacher; returns its row of the result."""
     folder = job.folder / str(index)
     folder.mkdir(exist_ok=True)
     label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
-    network, architecture, method = _build(job, data, index, part)
+    # The data set as this teacher reads it; the batches are the data set's own.
+    seen = replace(data, preprocessing=asked_preprocessing(part, data.preprocessing))
+    network, architecture, method = _build(job, seen, index, part)
     name = architecture["name"]
-    specs = _prepare(job, data, part, network, name)
+    specs = _prepare(job, seen, part, network, name)
     task = task_of(job.recipe)
     row: dict[str, Any] = {"label": label, "model": name, "source": _source(part)}
+    convert = conversion(data.preprocessing, seen.preprocessing)
+    if convert is not None:
+        log(f"  {label} {name}: images are {convert.as_words()}")
+        row["preprocessing"] = seen.preprocessing.as_dict()
+    reading = _Reading(network, convert)
     if part.train is not None:
         seed = job.recipe.seed + index
-        history = _train(job, data, part.train, network, specs, folder, label, seed)
+        history = _train(job, data, seen, part.train, reading, specs, folder, label, seed)
         row |= summary(history, task)
     else:
-        results = evaluate(network.to(job.device), data, job)
+        results = evaluate(reading.to(job.device), data, job)
         row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
     row["test_images"] = len(data.test)
     value = row[task.metric]
@@ -93,7 +132,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
         architecture,
         specs,
         data.class_names,
-        data.preprocessing,
+        seen.preprocessing,
         metrics={task.metric: value},
         fingerprint=job.recipe_fingerprint,
     )
@@ -115,19 +154,20 @@ def _prepare(job: Job, data: Dataset, part: TeacherPart, network: nn.Module, nam
 def _train(
     job: Job,
     data: Dataset,
+    seen: Dataset,
     settings: Train,
-    network: nn.Module,
+    reading: "_Reading",
     specs: TapSpecs,
     folder: Path,
     label: str,
     seed: int,
 ) -> History:
-    """Train a teacher on hard labels."""
-    task, wanted = task_of(job.recipe), ("logits",)
+    """Train a teacher on hard labels; `seen` are the data as it reads them."""
+    task, wanted, network = task_of(job.recipe), ("logits",), reading.network
     batches = training_batches(job, data, settings, augment=[data.augment], trial=0)
     forward = compile_forward(
         job,
-        data,
+        seen,
         network,
         specs,
         wanted,
@@ -136,30 +176,48 @@ def _train(
         rows=lambda: next(iter(batches.epoch(0))).usual_part(settings.accumulate),
     )
     return train(
-        _Supervised(network, forward or Tapped(network, specs, wanted), task),
+        _Supervised(reading, forward or Tapped(network, specs, wanted), task),
         batches,
         settings_from(settings),
         directory=folder,
         role=label,
         seed=seed,
         device=job.device,
-        evaluate=partial(evaluate, network, data, job),
+        evaluate=partial(evaluate, reading, data, job),
         keep_best=selection_of(task, data),
         fingerprint=fingerprint_of(job.fields),
     )
 
 
+class _Reading(nn.Module):
+    """A network that is shown the data set's images, and reads them converted where it must."""
+
+    def __init__(self, network: nn.Module, convert: Conversion | None) -> None:
+        super().__init__()
+        self.network = network
+        self.convert = convert
+
+    def images(self, images: Tensor) -> Tensor:
+        return images if self.convert is None else self.convert(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.images(images))
+        return logits
+
+
 class _Supervised(nn.Module):
     """A network with its hard loss, as the loop wants it."""
 
-    def __init__(self, network: nn.Module, forward: TappedForward, task: Task) -> None:
+    def __init__(self, reading: _Reading, forward: TappedForward, task: Task) -> None:
         super().__init__()
-        self.network = network
+        self.network = reading.network
         self.task = task
+        self._images = reading.images
         self._taps = forward
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": self.task.loss(logits_of(self._taps(batch.images[0])), batch.labels)}
+        taps = self._taps(self._images(batch.images[0]))
+        return {"ce": self.task.loss(logits_of(taps), batch.labels)}
 
 
 def _build(

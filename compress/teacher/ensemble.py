@@ -2,13 +2,14 @@
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from compress.console.messages import log
-from compress.data import Images, evenly
+from compress.data import Conversion, Images, conversion, evenly
 from compress.data.augment import AUGMENTATIONS
 from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
@@ -35,6 +36,23 @@ class TeacherNetwork(Protocol):
     def notes(self) -> list[str]:
         """Sentences on what was done to the network."""
         ...
+
+
+@dataclass(frozen=True)
+class _Converting:
+    """A teacher that reads other images than the batches have: the same crops, converted."""
+
+    network: TeacherNetwork
+    convert: Conversion
+
+    def __call__(self, images: Tensor) -> Taps:
+        return self.network(self.convert(images))
+
+    def compiled_rows(self) -> int | None:
+        return self.network.compiled_rows()
+
+    def notes(self) -> list[str]:
+        return self.network.notes()
 
 
 class TeacherEnsemble:
@@ -78,10 +96,13 @@ class TeacherEnsemble:
         return [self._forward(teacher, wanted) for teacher in self.teachers]
 
     def _forward(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherForward:
-        network = self._network(teacher, wanted)
+        network, convert = self._network(teacher, wanted), self._conversion(teacher)
         self._note(*network.notes())
         if self.settings.arithmetic != "float32":
             self._compare(teacher, network, wanted)
+        if convert is not None:
+            self._note(f"{teacher.name}: images are {convert.as_words()}")
+            network = _Converting(network, convert)
         caches = self._open_caches(teacher, wanted) if self.settings.cache is not None else {}
         if not caches:
             return NetworkForward(network)
@@ -94,6 +115,10 @@ class TeacherEnsemble:
         )
         self._caches.append(cached)
         return cached
+
+    def _conversion(self, teacher: Teacher) -> Conversion | None:
+        """What makes a teacher's images of those of the batches."""
+        return conversion(self.images.batches.preprocessing, teacher.preprocessing)
 
     def _network(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherNetwork:
         if self.settings.arithmetic == "int8":
@@ -171,6 +196,8 @@ class TeacherEnsemble:
             "views": [reader.views, reader.views_seed] if reader.views else None,
             "arithmetic": [arithmetic, images.batches.device.type],
         }
+        if self._conversion(teacher) is not None:
+            identity["converted from"] = images.batches.preprocessing.as_dict()
         cache = OutputCache.open(
             settings.folder,
             identity,
@@ -192,7 +219,11 @@ class TeacherEnsemble:
 
     def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
         pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)
-        return teacher.preprocessing.normalise(pixels)
+        read, convert = (
+            self.images.batches.preprocessing.normalise(pixels),
+            self._conversion(teacher),
+        )
+        return read if convert is None else convert(read)
 
     def _note(self, *notes: str) -> None:
         for note in notes:

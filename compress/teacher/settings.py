@@ -50,9 +50,10 @@ def check_int8(network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> No
 class Teacher:
     """A trained network in eval mode, on the device where students learn.
 
-    name: in messages; specs: where it can be tapped; preprocessing: of the images that it reads;
-    identity: plain values that its outputs depend on, weights and architecture; compile: whether a
-    run is long enough for it.
+    name: in messages; specs: where it can be tapped; preprocessing: of the images that it reads,
+    which are made of those of the batches where these are prepared otherwise; identity: plain
+    values that its outputs depend on, weights and architecture; compile: whether a run is long
+    enough for it.
     """
 
     name: str

@@ -127,7 +127,8 @@ class TeacherPart(Part):
     """A teacher: trained here (`train`), read (`checkpoint`) or published (`weights`).
 
     It reads images as the data set prepares them, or the same crops in its own `preprocessing`:
-    `own` is what its file, torchvision or timm says.
+    `own` is what its file, torchvision or timm says. `seed` is that of its first weights, by
+    default the recipe's plus the teacher's number.
     """
 
     model: Named | None = None
@@ -136,14 +137,14 @@ class TeacherPart(Part):
     taps: TapPaths = TapPaths()
     train: Train | None = None
     preprocessing: Literal["own"] | PreprocessingPart | None = None
+    seed: Seed | None = None
 
     @model_serializer(mode="wrap")
-    def _without_default(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `preprocessing: null`, so that recipes from before keep their fingerprints."""
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what recipes from before have not, so that they keep their fingerprints."""
         content: dict[str, Any] = serialise(self)
-        if content.get("preprocessing", self) is None:
-            del content["preprocessing"]
-        return content
+        later = ("preprocessing", "seed")
+        return {k: v for k, v in content.items() if k not in later or v is not None}
 
     @model_validator(mode="after")
     def _has_a_source(self) -> "TeacherPart":

@@ -118,7 +118,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
         row["preprocessing"] = seen.preprocessing.as_dict()
     reading = _Reading(network, convert)
     if part.train is not None:
-        seed = job.recipe.seed + index
+        seed = _seed(job, index, part)
         history = _train(job, data, seen, part.train, reading, specs, folder, label, seed)
         row |= summary(history, task)
     else:
@@ -220,6 +220,10 @@ class _Supervised(nn.Module):
         return {"ce": self.task.loss(logits_of(taps), batch.labels)}
 
 
+def _seed(job: Job, index: int, part: TeacherPart) -> int:
+    return job.recipe.seed + index if part.seed is None else part.seed
+
+
 def _build(
     job: Job, data: Dataset, index: int, part: TeacherPart
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
@@ -241,7 +245,7 @@ def _build(
         network = artifacts.build_plain(
             known,
             num_classes=classes,
-            seed=job.recipe.seed + index,
+            seed=_seed(job, index, part),
             role="teacher",
             weights=path,
         )
@@ -250,7 +254,7 @@ def _build(
         network = models.build(
             part.model.name,
             num_classes=classes,
-            seed=job.recipe.seed + index,
+            seed=_seed(job, index, part),
             role="teacher",
             **part.model.arguments,
         )

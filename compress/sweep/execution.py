@@ -119,9 +119,10 @@ def _check_cell(
 
 def _in_sweep(problem: str, pair: Pair, number: int) -> str:
     """A problem of a cell's recipe with its path in the sweep's file."""
+    several = {f"teacher.{i}": f"teachers.{label}" for i, label in enumerate(pair.teachers)}
     places = {
         "distill.method": f"methods.{number}",
-        "teacher": f"teachers.{pair.teacher}",
+        **({"teacher": f"teachers.{pair.teacher}"} if isinstance(pair.teacher, str) else several),
         "student": f"students.{pair.student}",
     }
     for start, place in places.items():

@@ -67,17 +67,19 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
     """Read the finished runs of a sweep; what is not there yet, or is of another recipe, is not."""
     results, key = Results(sweep), KEYS[sweep.statistic]
     for index, pair in enumerate(sweep.pairs):
-        name = f"teacher {pair.teacher}"
         percents: tuple[float, ...] = ()
-        if name in status.current:
-            networks = _load(folder / "teachers" / pair.teacher, name, status).teachers
-            percents = tuple(p for network in networks for p in network.percents(key))
+        for label in pair.teachers:
+            if f"teacher {label}" in status.current:
+                folder_of = folder / "teachers" / label
+                networks = _load(folder_of, f"teacher {label}", status).teachers
+                percents += tuple(p for network in networks for p in network.percents(key))
+        failed = (status.failed.get(f"teacher {label}", "") for label in pair.teachers)
         results.by_cell[pair.name, TEACHER] = CellResult(
             pair.name,
             TEACHER,
             percents,
             paper=_paper(sweep, TEACHER, index),
-            failed=status.failed.get(name, ""),
+            failed=next(filter(None, failed), ""),
         )
     for cell in cells(sweep):
         trials: tuple[Mapping[str, Any], ...] = ()

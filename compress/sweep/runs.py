@@ -1,5 +1,6 @@
 """The runs of a sweep: which are finished, and training those that are not, each in a process."""
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from compress.recipe.schema import check_shape
 from compress.run.executor import is_finished
 from compress.storage.files import write_text
 from compress.sweep.processes import Command, Ended, Runner, problem
-from compress.sweep.schema import Cell, Status, Sweep, cells, recipe_of
+from compress.sweep.schema import Cell, Pair, Status, Sweep, SweepMethod, cells, recipe_of
 from compress.sweep.table import write_table
 
 
@@ -62,23 +63,34 @@ class SweepRuns:
 
     def teachers(self) -> list[RecipeRun]:
         """A run per teacher that a cell needs."""
-        chosen = {cell.pair.teacher: cell for cell in reversed(self.cells)}
+        chosen = {label: cell for cell in reversed(self.cells) for label in cell.pair.teachers}
         return [
             RecipeRun(
                 f"teacher {label}",
                 self.folder / "teachers" / label,
-                recipe_of(self.sweep, cell.pair, [cell.method]),
+                self._recipe_of_teacher(label, cell),
                 until="teacher",
             )
             for label, cell in sorted(chosen.items())
         ]
 
+    def _recipe_of_teacher(self, label: str, cell: Cell) -> dict[str, Any]:
+        """A teacher with the student and method of a cell; one that reads several has its own."""
+        alone = isinstance(cell.pair.teacher, str)
+        pair = Pair(teacher=label, student=cell.pair.student)
+        return recipe_of(self.sweep, pair, [cell.method if alone else SweepMethod(name="none")])
+
+    def _teachers_of(self, cell: Cell) -> list[str]:
+        """The names of the runs that give a cell its teachers."""
+        return [f"teacher {label}" for label in cell.pair.teachers]
+
     def student(self, cell: Cell) -> RecipeRun:
         """The run of a cell."""
-        teacher = self.folder / "teachers" / cell.pair.teacher / "teacher" / "0"
-        recipe = recipe_of(
-            self.sweep, cell.pair, [cell.method], str(teacher / "teacher.safetensors")
-        )
+        files = {
+            label: str(self.folder / "teachers" / label / "teacher/0/teacher.safetensors")
+            for label in cell.pair.teachers
+        }
+        recipe = recipe_of(self.sweep, cell.pair, [cell.method], files)
         cache = (recipe.get("engine") or {}).get("cache")
         if cache is not None:  # one for all cells
             cache.setdefault("folder", str(self.folder / "teacher_cache"))
@@ -90,7 +102,7 @@ class SweepRuns:
             self._is_finished(teacher)
         for cell in self.cells:
             # A student of an earlier teacher is not this recipe's.
-            if f"teacher {cell.pair.teacher}" in self.status.current:
+            if all(name in self.status.current for name in self._teachers_of(cell)):
                 self._is_finished(self.student(cell))
 
     def train(self, runner: Runner) -> None:
@@ -98,8 +110,9 @@ class SweepRuns:
         self._run_all([[teacher] for teacher in self.teachers()], runner)
         students = []
         for cell in self.cells:
-            if f"teacher {cell.pair.teacher}" in self.status.failed:
-                self.status.failed[cell.name] = f"its teacher {cell.pair.teacher} failed"
+            failed = [name for name in self._teachers_of(cell) if name in self.status.failed]
+            if failed:
+                self.status.failed[cell.name] = f"its {failed[0]} failed"
             else:
                 students.append(self.student(cell))
         self._run_all(self._units(students), runner)
@@ -112,7 +125,8 @@ class SweepRuns:
         for run in students:
             if not self._is_finished(run, mends=True):
                 size = run.recipe["distill"]["train"].get("batch_size")
-                by_teacher.setdefault((run.recipe["teacher"]["checkpoint"], size), []).append(run)
+                teachers = json.dumps(run.recipe["teacher"], sort_keys=True)
+                by_teacher.setdefault((teachers, size), []).append(run)
         return [runs[i :: self.jobs] for runs in by_teacher.values() for i in range(self.jobs)]
 
     def _is_finished(self, run: RecipeRun, *, mends: bool = False) -> bool:

@@ -21,15 +21,26 @@ PaperValue = float | Annotated[list[float], Field(min_length=2, max_length=2)] |
 
 
 class Pair(Part):
-    """A teacher and a student by their labels."""
+    """A teacher, or several, and a student by their labels; `label` names several."""
 
-    teacher: str
+    teacher: str | Annotated[list[str], Field(min_length=1, max_length=100)]
     student: str
+    label: Label | None = None
+
+    @property
+    def teachers(self) -> list[str]:
+        """The labels of its teachers."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher
+
+    @property
+    def teaching(self) -> str:
+        """The teachers in a word."""
+        return self.label or "+".join(self.teachers)
 
     @property
     def name(self) -> str:
         """`resnet32x4-resnet8x4`: names the pair's folder and its column."""
-        return f"{self.teacher}-{self.student}"
+        return f"{self.teaching}-{self.student}"
 
 
 class SweepMethod(MethodPart):
@@ -104,9 +115,9 @@ def check_sweep(raw: dict[str, Any]) -> tuple[Sweep | None, list[str]]:
     except ValidationError as error:
         return None, describe_errors(error, Sweep)
     problems = _wrong_parts(sweep)
-    for kind, known in (("teacher", sweep.teachers), ("student", sweep.students)):
-        for i, pair in enumerate(sweep.pairs):
-            label = getattr(pair, kind)
+    for i, pair in enumerate(sweep.pairs):
+        named = [("teacher", label, sweep.teachers) for label in pair.teachers]
+        for kind, label, known in [*named, ("student", pair.student, sweep.students)]:
             if label not in known:
                 listed = ", ".join(known)
                 hint = nearest(label, known)
@@ -160,23 +171,30 @@ def cells(sweep: Sweep) -> list[Cell]:
 
 
 def recipe_of(
-    sweep: Sweep, pair: Pair, methods: list[SweepMethod], teacher_file: str | None = None
+    sweep: Sweep,
+    pair: Pair,
+    methods: list[SweepMethod],
+    teacher_files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The recipe of a pair as plain values.
 
     Args:
         methods: the first ships, the others are compared; a cell has one.
-        teacher_file: where the trained teacher lies; None: the recipe trains or reads its own.
+        teacher_files: where each trained teacher lies; None: the recipe trains or reads its own.
     """
     raw = copy.deepcopy(sweep.recipe)
-    entry = sweep.teachers[pair.teacher]
-    teacher = _merged(raw.get("teacher") or {}, entry)
-    if "checkpoint" in entry and "train" not in entry:
-        teacher.pop("train", None)  # it is read as it is
-    if teacher_file is not None:
-        taps = {"taps": teacher["taps"]} if "taps" in teacher else {}
-        teacher = {"checkpoint": teacher_file, **taps}
-    raw["teacher"] = teacher
+    shared = raw.get("teacher") or {}
+    teachers = [_teacher(shared, sweep.teachers[label]) for label in pair.teachers]
+    if teacher_files is not None:
+        teachers = [
+            {
+                "checkpoint": teacher_files[label],
+                **({"taps": teacher["taps"]} if "taps" in teacher else {}),
+                **({"preprocessing": "own"} if "preprocessing" in teacher else {}),
+            }
+            for label, teacher in zip(pair.teachers, teachers, strict=True)
+        ]
+    raw["teacher"] = teachers[0] if isinstance(pair.teacher, str) else teachers
     student = copy.deepcopy(sweep.students[pair.student])
     changes = student.pop("train", None) or {}
     raw["student"] = _merged(raw.get("student") or {}, student)
@@ -186,6 +204,13 @@ def recipe_of(
     raw["distill"] = distill
     trials = methods[0].trials
     return {**raw, "trials": trials} if trials is not None else raw
+
+
+def _teacher(shared: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    teacher = _merged(shared, entry)
+    if "checkpoint" in entry and "train" not in entry:
+        teacher.pop("train", None)  # it is read as it is
+    return teacher
 
 
 def _part(method: SweepMethod) -> dict[str, Any]:

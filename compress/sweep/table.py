@@ -34,7 +34,7 @@ def accuracy_table(results: Results) -> ReportTable:
     """Methods by pairs."""
     sweep = results.sweep
     columns = [Column("Method", is_number=False)]
-    columns += [Column(f"{pair.teacher} → {pair.student}", "%") for pair in sweep.pairs]
+    columns += [Column(f"{pair.teaching} → {pair.student}", "%") for pair in sweep.pairs]
     rows = []
     for row in results.rows:
         entries = [_cell(results, results.by_cell[pair.name, row]) for pair in sweep.pairs]

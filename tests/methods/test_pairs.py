@@ -40,8 +40,9 @@ def _pairs() -> list[tuple[str, str]]:
         sweep, problems = check_sweep(read_yaml(path))
         assert sweep is not None, problems
         found += [
-            (sweep.teachers[p.teacher]["model"], sweep.students[p.student]["model"])
+            (sweep.teachers[label]["model"], sweep.students[p.student]["model"])
             for p in sweep.pairs
+            for label in p.teachers
         ]
     # Ends of what users bring: torchvision's and timm's networks, other sizes of maps.
     found += [("torchvision:resnet18", "resnet8"), ("resnet8x4", "torchvision:mobilenet_v2")]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from compress.pipeline import STAGES
 from compress.recipe import check_shape
+from compress.run.checks import check_recipe
 from compress.sweep import command, execution
 from compress.sweep.processes import Command, Ended
 from compress.sweep.runs import SweepRuns
@@ -51,7 +53,9 @@ def test_a_cell_is_an_ordinary_recipe() -> None:
     found = checked(small())
     hot = cells(found)[1]
     assert hot.name == "big-thin/hot"
-    recipe, problems = check_shape(recipe_of(found, hot.pair, [hot.method], "t.safetensors"))
+    recipe, problems = check_shape(
+        recipe_of(found, hot.pair, [hot.method], {"big": "t.safetensors"})
+    )
     assert recipe is not None, problems
     assert recipe.distill.method.name == "kd"
     assert recipe.distill.method.arguments == {"temperature": 8.0}
@@ -61,9 +65,48 @@ def test_a_cell_is_an_ordinary_recipe() -> None:
     assert found.recipe["distill"]["train"]["lr"] == 0.05, "the shared part is untouched"
 
 
+def test_a_pair_of_several_teachers_trains_each_once_and_reads_them_all(tmp_path: Path) -> None:
+    own = {"image_size": 24}
+    teachers = {
+        "one": {"model": "resnet14", "seed": 1},
+        "two": {"model": "resnet14", "seed": 2},
+        "other": {"model": "resnet20", "preprocessing": own},
+    }
+    pairs = [
+        {"teacher": ["one", "two"], "student": "thin"},
+        {"teacher": ["two", "other"], "student": "thin", "label": "mixed"},
+    ]
+    found = checked(small(teachers=teachers, pairs=pairs, methods=["kd", "ca_mkd"], paper={}))
+    assert [cell.name for cell in cells(found)] == [
+        "one+two-thin/kd",
+        "one+two-thin/ca_mkd",
+        "mixed-thin/kd",
+        "mixed-thin/ca_mkd",
+    ]
+    runs = SweepRuns(found, tmp_path, Status(), [])
+    assert [run.name for run in runs.teachers()] == ["teacher one", "teacher other", "teacher two"]
+    for run in runs.teachers():
+        recipe, problems = check_shape(run.recipe)
+        assert recipe is not None, problems
+        assert len(recipe.teacher) == 1
+        assert recipe.teacher[0].seed == teachers[run.name.split()[1]].get("seed")
+        assert check_recipe(recipe, STAGES) == [], "no method that needs two teachers"
+    recipe, problems = check_shape(runs.student(cells(found)[3]).recipe)
+    assert recipe is not None, problems
+    files = [
+        f"{tmp_path}/teachers/{label}/teacher/0/teacher.safetensors" for label in ("two", "other")
+    ]
+    assert [part.checkpoint for part in recipe.teacher] == files
+    assert [part.preprocessing for part in recipe.teacher] == [None, "own"]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        (
+            {"pairs": [{"teacher": ["big", "bog"], "student": "thin"}]},
+            "pairs.0.teacher: 'bog' is not in teachers (big); did you mean 'big'?",
+        ),
         ({"pairs": [{"teacher": "bog", "student": "thin"}]}, "did you mean 'big'?"),
         ({"methods": ["kd", "kd"]}, "methods: 'kd' stands twice"),
         ({"paper": {"kd": [1.0, 2.0]}}, "paper.kd: one value per pair (1), got 2"),

@@ -5,7 +5,10 @@ Only printed text is changed, never a value that is used.
 
 import re
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _LONGEST_VALUE = 200  # characters of a value that a message repeats
 _LONGEST_LINE = 4000  # a list of every known model still fits
@@ -38,6 +41,18 @@ def dotted(*keys: int | str) -> str:
     """The path of a key in a message; a key that is not one word stands in quotes."""
     words = (str(key) if isinstance(key, int) or is_word(key) else short_repr(key) for key in keys)
     return ".".join(words)
+
+
+def describe_problem(problem: "ErrorDetails") -> str:
+    """What pydantic finds wrong with one value, and the value; not where it stands."""
+    if problem["type"] == "missing":
+        return "missing"
+    if problem["type"] == "extra_forbidden":
+        return "unknown key"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{message}, got {short_repr(problem['input'])}"
 
 
 def is_word(key: str) -> bool:

@@ -76,22 +76,13 @@ def account_pair(
     large = count_network(teacher, num_classes, input_shape)
     small = count_network(student, num_classes, input_shape)
     deployed = _deployed(name, arguments, large, small, num_classes)
-    costs = (
-        small.costs if deployed is small.network else network_costs(deployed.eval(), input_shape)
-    )
-    rows = {"teacher": large.costs, "student": small.costs, "deployed": costs}
-    pruning = pruning_columns(
-        deployed, student=small.costs["parameters"], teacher=large.costs["parameters"]
-    )
     return {
         "teacher": teacher,
         "student": student,
         "method": {"name": name, **arguments},
         "num_classes": num_classes,
         "input_shape": list(input_shape),
-        **{f"{role}_{key}": value for role, row in rows.items() for key, value in row.items()},
-        **pruning,
-        "macs_saved_percent": 100.0 * (1.0 - costs["macs"] / large.costs["macs"]),
+        **_costs(large, small, deployed, input_shape),
         **_timing(large.network, deployed, input_shape, latency_rounds),
     }
 
@@ -172,6 +163,24 @@ def _deployed(
         return METHODS[name](context, **arguments).ship(student.network)
     except (UserError, ValueError) as error:
         raise UserError(f"method {name}: {error}") from None
+
+
+def _costs(
+    teacher: CountedNetwork,
+    student: CountedNetwork,
+    deployed: nn.Module,
+    input_shape: tuple[int, int, int],
+) -> dict[str, Any]:
+    """Costs of the three networks, and the deployed one's savings against the teacher."""
+    is_bare = deployed is student.network
+    costs = student.costs if is_bare else network_costs(deployed.eval(), input_shape)
+    rows = {"teacher": teacher.costs, "student": student.costs, "deployed": costs}
+    parameters = {role: rows[role]["parameters"] for role in ("student", "teacher")}
+    return {
+        **{f"{role}_{key}": value for role, row in rows.items() for key, value in row.items()},
+        **pruning_columns(deployed, **parameters),
+        "macs_saved_percent": 100.0 * (1.0 - costs["macs"] / teacher.costs["macs"]),
+    }
 
 
 def _timing(

@@ -24,6 +24,7 @@ FILE = "checkpoint.safetensors"
 # The epoch before, for as long as the training goes on. It takes the room that writing the next
 # checkpoint needs anyway: of the two that are there, the older makes room first.
 PREVIOUS = "checkpoint.previous.safetensors"
+Contents = tuple[dict[str, Tensor], dict[str, str]]  # tensors and metadata of a file
 _STATE = ("history", "optimizer", "scaler")
 _IDENTITY = ("role", "seed", "fingerprint")
 
@@ -46,9 +47,7 @@ def checkpoint_path(directory: Path) -> Path:
     return _newest(directory)
 
 
-def read_checkpoint(
-    path: Path, identity: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_checkpoint(path: Path, identity: Mapping[str, str]) -> Contents:
     """Tensors and metadata of a checkpoint, or of a best epoch's weights, that are whole.
 
     Args:
@@ -236,26 +235,32 @@ class Checkpoint:
 
         A file that is damaged or of another training is put aside and never loaded.
         """
-        path = on_main_process(lambda: self._whole(keep_best))
+        checked: dict[Path, Contents] = {}  # in the process that has read it
+        path = on_main_process(lambda: self._whole(keep_best, checked))
         if path is None:
             return []
         try:
-            return self._load(path)
+            return self._load(*(checked.get(path) or read_tensors(path)))
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{path} does not fit this training ({error}); redo the stage with --fresh"
             ) from None
 
-    def _whole(self, keep_best: Selection | None) -> Path | None:
-        """The newest checkpoint from which the training can go on; others are put aside."""
+    def _whole(self, keep_best: Selection | None, checked: dict[Path, Contents]) -> Path | None:
+        """The newest checkpoint from which the training can go on; others are put aside.
+
+        Args:
+            checked: gets its contents.
+        """
         problems: dict[str, str] = {}
         chosen: Path | None = None
         needed: Path | None = None  # the best epoch's weights
         for path in (self.path, self._previous):
             if chosen is None and path.is_file():
                 try:
-                    needed = self._require(path, keep_best)
-                    chosen = path
+                    contents = read_checkpoint(path, self.identity)
+                    needed = self._require(path, contents, keep_best)
+                    chosen, checked[path] = path, contents
                 except UserError as error:
                     problems[path.name] = str(error)
         if problems:
@@ -266,13 +271,13 @@ class Checkpoint:
             log(f"  {'; '.join(problems.values())}; it is now in {place}, the training {then}")
         return chosen
 
-    def _require(self, path: Path, keep_best: Selection | None) -> Path | None:
+    def _require(self, path: Path, contents: Contents, keep_best: Selection | None) -> Path | None:
         """Check a checkpoint and the best epoch's weights that belong to it; returns their file.
 
         Raises:
             UserError: the training cannot go on from here.
         """
-        tensors, metadata = read_checkpoint(path, self.identity)
+        tensors, metadata = contents
         try:
             history = json.loads(metadata["history"])
             best = keep_best.best(history)["epoch"] if keep_best is not None else None
@@ -292,8 +297,9 @@ class Checkpoint:
             write_tensors(weights, part_of(tensors, "module."), metadata)
         return weights
 
-    def _load(self, path: Path) -> list[dict[str, Any]]:
-        tensors, metadata = read_tensors(path)
+    def _load(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
         history: list[dict[str, Any]] = json.loads(metadata["history"])
         self.module.load_state_dict(part_of(tensors, "module."))
         state: dict[int, dict[str, Any]] = {}

@@ -100,25 +100,24 @@ class Training:
         self.evaluate = evaluate
         self.keep_best = keep_best
         self._learn = OptimizerStep(module, settings, device)
-        self._checkpoint = Checkpoint(
-            directory,
-            module,
-            self._learn.optimizer,
-            self._learn.scaler,
-            role=role,
-            seed=seed,
-            fingerprint=fingerprint,
+        self._checkpoint = self._learn.checkpoint_in(
+            directory, role=role, seed=seed, fingerprint=fingerprint
         )
-        self.history = self._checkpoint.resume(keep_best)
-        recall(role, self.history)
-        if self.history and len(self.history) < settings.epochs:
-            log(f"  {role}: continues after epoch {len(self.history)}")
+        self.history = self._resume()
         self._steps = len(batches)
         # Of several processes each draws its own, as a batch of one process has rows of its own.
         self._key = (seed, role) if is_main_process() else (seed, role, rank())
         self._advance: Callable[..., None]
         self._feed: Iterator[Any]
         self._totals: dict[str, Tensor] = {}
+
+    def _resume(self) -> History:
+        """Load what was trained before."""
+        history = self._checkpoint.resume(self.keep_best)
+        recall(self.role, history)
+        if history and len(history) < self.settings.epochs:
+            log(f"  {self.role}: continues after epoch {len(history)}")
+        return history
 
     def run(self) -> History:
         """Take every step that is left; returns one row per epoch.
@@ -203,6 +202,20 @@ class OptimizerStep:
         self.optimizer = make_optimizer(self.groups, settings)
         # Small gradients vanish in float16: they are scaled up, and steps that overflow left out.
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
+
+    def checkpoint_in(
+        self, directory: Path, *, role: str, seed: int, fingerprint: str
+    ) -> Checkpoint:
+        """The state of module and optimiser in a folder; the others are those of `Training`."""
+        return Checkpoint(
+            directory,
+            self.module,
+            self.optimizer,
+            self.scaler,
+            role=role,
+            seed=seed,
+            fingerprint=fingerprint,
+        )
 
     def __call__(self, batch: Any, progress: float, totals: dict[str, Tensor]) -> None:
         """Learn from a batch; its terms are added to `totals`, which stay on the device."""

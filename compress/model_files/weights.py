@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,37 +177,44 @@ def load_state(
     weight = f"{classifier}.weight"
     known = weight in own and weight in state and state[weight].ndim > 0
     in_file = state[weight].shape[0] if known else None
-    replaced = in_file is not None and state[weight].shape != own[weight].shape
-    if replaced and state[weight].shape[1:] == own[weight].shape[1:]:
+    replaced = (
+        in_file is not None
+        and state[weight].shape != own[weight].shape
+        and state[weight].shape[1:] == own[weight].shape[1:]
+    )
+    left: set[str] = set()
+    if replaced:
         state = {k: v for k, v in state.items() if not k.startswith(f"{classifier}.")}
-    else:
-        replaced = False
-    left = {f"{classifier}.weight", f"{classifier}.bias"} if replaced else set()
+        left = {f"{classifier}.weight", f"{classifier}.bias"}
+    if difference := _difference(state, own, left):
+        name = type(network).__name__
+        raise UserError(f"{origin} is of another architecture than {name}: {difference}")
+    check_kinds(state, own, origin)
+    network.load_state_dict(state, strict=False)
+    # As they are in the network: a large float64 is finite in the file alone.
+    check_finite({k: v for k, v in network.state_dict().items() if k in state}, origin)
+    return Loaded(classifier_replaced=replaced, classes_in_file=in_file)
+
+
+def _difference(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], left: Collection[str]
+) -> str:
+    """Keys and shapes of a file that are not those of the network, but for the keys of `left`.
+
+    Empty where there are none.
+    """
     # Older files have no such counter; nothing but momentum=None batch norm reads it.
-    missing = sorted(k for k in {*own} - {*state} - left if "num_batches_tracked" not in k)
+    missing = sorted(k for k in {*own} - {*state} - {*left} if "num_batches_tracked" not in k)
     unexpected = sorted({*state} - {*own})
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
         for k in sorted({*own} & {*state})
         if state[k].shape != own[k].shape
     ]
-    if missing or unexpected or shapes:
-        details = [
-            f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
-            for what, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", shapes),
-            )
-            if keys
-        ]
-        near = nearest(missing[0], unexpected) if missing else ""
-        raise UserError(
-            f"{origin} is of another architecture than {type(network).__name__}: "
-            f"{'; '.join(details)}{near}"
-        )
-    check_kinds(state, own, origin)
-    network.load_state_dict(state, strict=False)
-    # As they are in the network: a large float64 is finite in the file alone.
-    check_finite({k: v for k, v in network.state_dict().items() if k in state}, origin)
-    return Loaded(classifier_replaced=replaced, classes_in_file=in_file)
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    details = [
+        f"{len(keys)} {kind}: {', '.join(keys[:_SHOWN])}{', ...' if len(keys) > _SHOWN else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    return "; ".join(details) + (nearest(missing[0], unexpected) if missing else "")

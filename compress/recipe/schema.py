@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from compress.errors import nearest
-from compress.text import dotted, is_word, short_repr
+from compress.text import describe_problem, dotted, is_word
 
 Value = TypeVar("Value")
 # Bounds are far above what is of use, and below what would fill a memory or run for years.
@@ -437,13 +437,8 @@ def _described(item: ErrorDetails, root: type[BaseModel]) -> str:
         model = _model_at(tuple(location[:-1]), root)
         known = list(model.model_fields) if model else []
         hint = nearest(str(last), known)
-        return f"{path}: unknown key; accepted here: {', '.join(known)}{hint}"
-    if item["type"] == "missing":
-        return f"{path}: missing"
-    if item["type"] == "value_error":
-        return f"{path}: {item['ctx']['error']!s}"
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{path}: {message}, got {short_repr(item['input'])}"
+        return f"{path}: {describe_problem(item)}; accepted here: {', '.join(known)}{hint}"
+    return f"{path}: {describe_problem(item)}"
 
 
 def _is_key(part: str) -> bool:

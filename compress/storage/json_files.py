@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compress.errors import UserError
-from compress.text import dotted, short_repr
+from compress.text import describe_problem, dotted, short_repr
 
 _MOST_LEVELS = 50
 
@@ -72,17 +72,9 @@ def _sentence(error: ValidationError) -> str:
     missing = sorted(str(p["loc"][0]) for p in problems if _is_missing_at_top(p))
     if missing:
         return f"it lacks {', '.join(missing)}"
-    first = problems[0]
-    key = dotted(*first["loc"]) or "its content"
+    key = dotted(*problems[0]["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "missing":
-        return f"{key} is missing{more}"
-    if first["type"] == "extra_forbidden":
-        return f"{key} is no key that belongs there{more}"
-    if first["type"] == "value_error":
-        return f"{first['ctx']['error']}{more}"
-    expected = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key} is {short_repr(first['input'])}, but {expected}{more}"
+    return (f"{key}: " if key else "") + describe_problem(problems[0]) + more
 
 
 def _is_missing_at_top(problem: Any) -> bool:

@@ -96,12 +96,7 @@ def int8_teacher(
         UserError: the network is not on the CPU, cannot be expressed in ONNX or quantised, has no
             wanted place, or there are no calibration images.
     """
-    device = next((tensor.device.type for tensor in network.state_dict().values()), "cpu")
-    if device != "cpu":
-        raise UserError(
-            f"an int8 teacher runs on the CPU alone, this one is on {device}; "
-            "take precision bfloat16 there"
-        )
+    _require_cpu(network)
     batches = [batch.detach().cpu().contiguous().numpy() for batch in calibration]
     if not batches:
         raise UserError("an int8 teacher needs calibration images; give some of the training split")
@@ -109,7 +104,28 @@ def int8_teacher(
         tapped = TappedGraph(copy.deepcopy(network).eval(), specs, wanted)
     except Untraceable as reason:
         raise UserError(f"{name} cannot be made int8: {reason}") from None
-    _, channels, height, width = batches[0].shape
+    model = _translate(tapped, batches[0].shape)
+    with _place(folder) as place:
+        source, target = Path(place) / _FLOAT, Path(place) / _INT8
+        write_model(model, source, {})
+        info = quantize_onnx(source, target, batches, method=method)
+        # Threads that wait asleep: between two batches the student needs the cores.
+        session = open_session(target, spin=False)
+    return Int8Teacher(session, tapped.read, info, name=name)
+
+
+def _require_cpu(network: nn.Module) -> None:
+    device = next((tensor.device.type for tensor in network.state_dict().values()), "cpu")
+    if device != "cpu":
+        raise UserError(
+            f"an int8 teacher runs on the CPU alone, this one is on {device}; "
+            "take precision bfloat16 there"
+        )
+
+
+def _translate(tapped: TappedGraph, batch_shape: Sequence[int]) -> onnx.ModelProto:
+    """The taps of a network as an ONNX model for any number of images (N, C, H, W)."""
+    _, channels, height, width = batch_shape
     # The other outputs get names of the exporter's choice; their order stays.
     model = translate(
         tapped.graph,
@@ -119,13 +135,7 @@ def int8_teacher(
         opset=_OPSET,
     )
     _keep_ranges(model.graph)
-    with _place(folder) as place:
-        source, target = Path(place) / _FLOAT, Path(place) / _INT8
-        write_model(model, source, {})
-        info = quantize_onnx(source, target, batches, method=method)
-        # Threads that wait asleep: between two batches the student needs the cores.
-        session = open_session(target, spin=False)
-    return Int8Teacher(session, tapped.read, info, name=name)
+    return model
 
 
 def _keep_ranges(graph: onnx.GraphProto) -> None:

@@ -131,3 +131,16 @@ def test_a_checkpoint_of_before_there_were_checksums_is_continued(tmp_path: Path
     resumed = learn(tmp_path / "old")
     assert same(resumed, expected)
     assert not (tmp_path / "old/superseded").exists()
+
+
+def test_a_checkpoint_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn(tmp_path, stop=2)
+    files: list[str] = []
+
+    def read(path: Path) -> Any:
+        files.append(path.name)
+        return read_tensors(path)
+
+    monkeypatch.setattr("compress.engine.checkpoint.read_tensors", read)
+    learn(tmp_path, epochs=3)
+    assert files == ["checkpoint.safetensors"]

@@ -14,6 +14,7 @@ from compress.errors import UserError
 from compress.recipe import Recipe
 from compress.run.fields import step_fields
 from compress.run.plan import make_plan
+from compress.stages import inputs
 from compress.stages import teacher as teacher_stage
 from compress.stages.job import Job
 from compress.storage.files import read_json, read_tensors, write_json
@@ -260,8 +261,12 @@ def test_parts_and_bfloat16_learn_about_the_same(tmp_path: Path) -> None:
         assert loss == pytest.approx(found["plain"], rel=0.1), name
 
 
-def test_turned_views_have_caches_of_their_own(tmp_path: Path, shown: list[int]) -> None:
+def test_turned_views_have_caches_of_their_own(
+    tmp_path: Path, shown: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What belongs to one turn is never taken for another: the results are those of no cache."""
+    sizes: list[int] = []
+    monkeypatch.setattr(inputs, "compile_forward", lambda *_, rows, **__: sizes.append(rows()))
     method = {"name": "dlkd", "hidden_ratio": 0.1}
     more = {
         "data": {**RECIPE["data"], "augment": "none"},
@@ -276,3 +281,4 @@ def test_turned_views_have_caches_of_their_own(tmp_path: Path, shown: list[int])
     folders = [*(cached / "teacher_cache").glob("*/cache.json")]
     known = [read_json(path)["identity"] for path in folders]
     assert sorted(i.get("rotation", 0) for i in known) == [0, 90, 180, 270]
+    assert sizes == [64, 64], "the student would be compiled for four turns of 16 images"

@@ -132,9 +132,19 @@ def _trainings(run: RunData) -> ReportTable:
         Column(f"Top-1, {run.headline}", "% ± standard error"),
         Column("Best on test", "%, optimistic"),
         Column("Epochs of both"),
+        Column(f"Top-1 of others, {run.headline}", "%", is_number=False),
     )
     rows = [_training(row, trial) for row in run.networks for trial in row.trials]
-    return ReportTable(columns, rows, "Trainings, one line each")
+    return ReportTable(columns, rows, "Trainings, one line each").without_empty_columns()
+
+
+def _others(trial: Any) -> str:
+    """What was judged beside the network that ships, or before a later training made it."""
+    key = "top1_percent/"
+    found = {k.removeprefix(key): v for k, v in trial.items() if k.startswith(key)}
+    before = (trial.get("main_training") or {}).get("top1_percent")
+    found |= {} if before is None else {"main training": before}
+    return ", ".join(f"{name} {formats.decimal(value)}" for name, value in found.items())
 
 
 def _training(row: Network, trial: Any) -> list[ReportCell | str]:
@@ -158,4 +168,5 @@ def _training(row: Network, trial: Any) -> list[ReportCell | str]:
         f"{formats.decimal(top1)}{error}",
         formats.decimal(trial.get("best_on_test_top1_percent")),
         f"{formats.count(selected)}, {formats.count(trial.get('best_on_test_epoch'))}",
+        _others(trial) or formats.MISSING,
     ]

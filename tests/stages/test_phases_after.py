@@ -105,6 +105,15 @@ def test_the_other_classifier_stands_beside_the_one_that_ships(done: Path) -> No
         assert values[f"best_on_test_{key}"] == max(row[key] for row in rows)
 
 
+def test_the_report_names_what_else_was_judged(done: Path) -> None:
+    report = (done / "report.md").read_text(encoding="utf-8")
+    for stage, key in (("simkd_joint", "own_classifier"), ("own", "teacher_classifier")):
+        value = _values(done, f"distill/{stage}")[f"top1_percent/{key}"]
+        assert f"{key} {value:.2f}" in report
+    before = _values(done, SEQUENTIAL)["main_training"]["top1_percent"]
+    assert f"main training {before:.2f}" in report
+
+
 class _Stopped(BaseException):
     pass
 

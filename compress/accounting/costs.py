@@ -28,13 +28,13 @@ def pruning_columns(deployed: nn.Module, *, student: int, teacher: int) -> dict[
     """Pruning ratio of a deployed network, and the share that its projector costs of it.
 
     Args:
-        deployed: the network that a method ships; its submodule `projector` is counted as one.
+        deployed: the network that a method ships; its submodule `projector` is counted as one,
+            and so are those of its `others`, which it has for further teachers.
         student: parameters of the student.
         teacher: parameters of the teacher.
     """
     parameters = count_parameters(deployed)
-    projector = getattr(deployed, "projector", None)
-    added = count_parameters(projector) if isinstance(projector, nn.Module) else 0
+    added = _projector_parameters(deployed)
     return {
         "projector_parameters": added,
         "pruning_ratio_percent": pruning_ratio_percent(parameters, teacher),
@@ -42,3 +42,10 @@ def pruning_columns(deployed: nn.Module, *, student: int, teacher: int) -> dict[
         "pruning_ratio_cost_points": pruning_ratio_cost_points(parameters, student, teacher),
         "projector_to_student_percent": projector_to_student_percent(added, student),
     }
+
+
+def _projector_parameters(network: nn.Module) -> int:
+    projector, others = getattr(network, "projector", None), getattr(network, "others", None)
+    own = count_parameters(projector) if isinstance(projector, nn.Module) else 0
+    further = others if isinstance(others, nn.ModuleList) else ()
+    return own + sum(map(_projector_parameters, further))

@@ -64,6 +64,7 @@ from compress.methods.simkd import SimKD, simkd_loss, simkd_output_loss
 from compress.methods.simkd_joint import SimKDJoint
 from compress.methods.simkd_plus import SimKDPlus
 from compress.methods.simkd_sequential import SimKDSequential
+from compress.methods.simkd_v import SimKDV, simkd_v_loss
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
 from compress.methods.vid import VID, vid_loss
@@ -112,6 +113,7 @@ __all__ = [
     "semckd_loss",
     "simkd_loss",
     "simkd_output_loss",
+    "simkd_v_loss",
     "sp_loss",
     "srrl_loss",
     "teacher_context",
@@ -143,6 +145,7 @@ METHODS: Mapping[str, type[Method]] = {
     "simkd_joint": SimKDJoint,
     "simkd_plus": SimKDPlus,
     "simkd_sequential": SimKDSequential,
+    "simkd_v": SimKDV,
     "sp": SP,
     "srrl": SRRL,
     "vid": VID,

@@ -32,6 +32,7 @@ from compress.methods.contract import (
     Views,
     first,
     logits_of,
+    only_teacher,
     published,
 )
 from compress.methods.simkd import SimKD
@@ -56,6 +57,7 @@ class SimKDJoint(SimKD):
         projector: ProjectorKind = "1x1-3x3-1x1",
         reduction: int = 2,
     ) -> None:
+        only_teacher(context)
         super().__init__(context, projector=projector, reduction=reduction)
         if not 0 < alpha < 1:
             raise ValueError(

@@ -20,7 +20,7 @@ SHAPE = (3, 16, 16)
 PREPROCESSING = Preprocessing(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device("cpu")
 # Methods of which several teachers are the point; ca_mkd refuses one alone.
-OF_SEVERAL_TEACHERS = ("aekd", "aekd_f", "aveg", "ca_mkd")
+OF_SEVERAL_TEACHERS = ("aekd", "aekd_f", "aveg", "ca_mkd", "simkd_v")
 
 
 def images(count: int = 24) -> MemoryImages:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.accounting import pruning_columns
 from compress.methods import LossWeights, simkd_loss, simkd_output_loss
 from compress.methods.blocks.projectors import Projector, ProjectorKind
-from compress.methods.simkd import LossPlace, SimKD
+from compress.methods.simkd import Combination, LossPlace, SimKD
 from compress.models import build
 from compress.taps import Tapped, Taps, TapSpecs
 from tests.methods import building
@@ -100,11 +101,11 @@ def test_every_kind_is_trained_by_its_term_and_ships_what_it_predicts(kind: Proj
     known = Tapped(teacher.eval(), method.context.teachers[0].taps, ("last_map",))
     shown, target = method.extend(tapped(images)), known(images)
     size = (1, 1) if kind == "vector" else (4, 4)
-    assert shown.tensor("projected").shape == (3, 256, *size)
+    assert shown.tensors("projected")[0].shape == (3, 256, *size)
     value = method([shown], [[target]], batch=None)["simkd"]  # type: ignore[arg-type]
     maps = target.tensor("last_map")
     wanted = maps.mean((2, 3), keepdim=True) if kind == "vector" else maps
-    expected = (shown.tensor("projected") - wanted).square().mean()
+    expected = (shown.tensors("projected")[0] - wanted).square().mean()
     assert float(value.detach()) == pytest.approx(float(expected.detach()))
     value.backward()
     assert all(p.grad is not None for p in method.projector.parameters())
@@ -158,7 +159,7 @@ def test_the_loss_at_the_output_equals_the_formula() -> None:
 def test_the_loss_is_where_it_is_asked_for(place: LossPlace, names: list[str]) -> None:
     student, (teacher,) = building.networks()
     method = SimKD(building.context(student, [teacher]), loss_place=place)
-    shown = Taps(projected=torch.rand(2, 256, 4, 4, requires_grad=True))
+    shown = Taps(projected=[torch.rand(2, 256, 4, 4, requires_grad=True)])
     target = Taps(last_map=torch.rand(2, 256, 4, 4))
     terms = method([shown], [[target]], batch=None)  # type: ignore[arg-type]
     assert list(terms) == names
@@ -213,10 +214,64 @@ def test_a_finer_student_map_is_shrunk_by_a_fixed_stride() -> None:
     assert method.deploy(student.eval())(torch.randn(2, 3, 32, 32)).shape == (2, building.CLASSES)
 
 
-def test_several_teachers_are_refused_in_words() -> None:
-    student, teachers = building.networks(teachers=2)
-    with pytest.raises(ValueError, match="one teacher"):
-        SimKD(building.context(student, teachers))
+def test_several_teachers_have_projectors_of_their_own_and_the_mean_of_their_losses() -> None:
+    module = building.distillation(SimKD, teachers=2).eval()
+    method, images = module.method, building.first_batch(module).images[0]
+    assert isinstance(method, SimKD)
+    own = method.extend(module._tapped(images))
+    known = [teacher(images) for teacher in module._teachers]
+    got = method([own], [[taps] for taps in known], building.first_batch(module))["simkd"]
+    losses = [
+        _oracle(projected, taps.tensor("last_map"))
+        for projected, taps in zip(own.tensors("projected"), known, strict=True)
+    ]
+    assert losses[0] != losses[1]
+    assert float(got.detach()) == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["logits", "predictions"])
+def test_what_ships_averages_what_the_teachers_classifiers_say(combine: Combination) -> None:
+    student = build("resnet8", num_classes=building.CLASSES)  # a last map of 4x4
+    names = ("resnet8x4", "vgg8")  # of 4x4 with 256 channels, of 2x2 with 512
+    teachers = [build(name, num_classes=building.CLASSES, seed=3) for name in names]
+    method = SimKD(building.context(student, teachers), combine=combine).eval()
+    images = torch.randn(3, *building.SHAPE)
+    with torch.no_grad():
+        got = method.deploy(student.eval()).eval()(images)
+        last = student.get_submodule("layer3")(
+            student.get_submodule("layer2")(student.get_submodule("layer1")(_stem(student, images)))
+        )
+        said = []
+        for branch, teacher in zip(method.branches, teachers, strict=True):
+            vector = branch.projector(branch.shrink(last)).mean((2, 3))
+            classifier = teacher.get_submodule("fc" if hasattr(teacher, "fc") else "classifier")
+            said.append(classifier(vector))
+    assert method.branches[1].shrink(last).shape[2:] == (2, 2)
+    added = sum(p.numel() for branch in method.branches for p in branch.projector.parameters())
+    columns = pruning_columns(method.deploy(student), student=1000, teacher=10**7)
+    assert columns["projector_parameters"] == added
+    if combine == "logits":
+        torch.testing.assert_close(got, (said[0] + said[1]) / 2)
+    else:
+        mean = (said[0].softmax(1) + said[1].softmax(1)) / 2
+        torch.testing.assert_close(got.softmax(1), mean)
+
+
+def _stem(student: torch.nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        maps: Tensor = student.get_submodule("conv1")(images)
+        return torch.relu(student.get_submodule("bn1")(maps))
+
+
+def test_one_teacher_has_the_names_that_its_files_always_had() -> None:
+    module = building.distillation(SimKD)
+    assert {key.split(".")[0] for key in module.method.state_dict()} == {"projector", "classifier"}
+    deployed = module.method.deploy(module.student)
+    assert {key.split(".")[0] for key in deployed.state_dict()} == {
+        "encoder",
+        "projector",
+        "classifier",
+    }
 
 
 def test_an_impossible_reduction_is_refused_in_words() -> None:

@@ -13,6 +13,7 @@ from compress.methods import LossWeights, Method, MethodContext, Phase, View, Vi
 from compress.methods.aekd_f import AEKDF
 from compress.methods.ca_mkd import CAMKD
 from compress.methods.contract import SoftLoss, last_map, last_maps, pooled, pooled_widths
+from compress.methods.simkd import SimKD
 from compress.precision import in_float32
 from compress.taps import Tapped, Taps
 from tests.methods import building
@@ -174,6 +175,13 @@ class HintsAtOnce(AEKDF):
         super().__init__(context, epochs_without_hint=0)
 
 
+class SimKDOfTwo(SimKD):
+    """`simkd` with a second teacher."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context, combine="predictions")
+
+
 class FeaturesAtOnce(CAMKD):
     """`ca_mkd` whose second term does not wait."""
 
@@ -181,12 +189,12 @@ class FeaturesAtOnce(CAMKD):
         super().__init__(context, epochs_without_features=0)
 
 
-THROWAWAY = (Alternating, FeaturesAtOnce, HintsAtOnce, Masked, ThreeViews, TwoTeachers)
+THROWAWAY = (Alternating, FeaturesAtOnce, HintsAtOnce, Masked, SimKDOfTwo, ThreeViews, TwoTeachers)
 
 
 def teachers_needed(method: type[Method]) -> int:
     """How many teachers a method is built with."""
-    return 2 if method is TwoTeachers else building.teachers_of(method)
+    return 2 if method in (TwoTeachers, SimKDOfTwo) else building.teachers_of(method)
 
 
 __all__ = ["THROWAWAY", "Alternating", "Masked", "ThreeViews", "TwoTeachers", "teachers_needed"]

@@ -89,9 +89,10 @@ def simkd_output_loss(projected: Tensor, teacher_map: Tensor, weight: Tensor) ->
     return linear(difference, weight).square().mean()
 
 
-@in_float32
 def combine_logits(logits: Sequence[Tensor], combination: Combination) -> Tensor:
     """The prediction of several classifiers, as logits (N, K).
+
+    Part of what ships: torch.fx must trace it, or no batch norm can be folded.
 
     Args:
         logits: (N, K) of each classifier.

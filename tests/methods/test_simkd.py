@@ -14,6 +14,7 @@ from compress.methods import LossWeights, simkd_loss, simkd_output_loss
 from compress.methods.blocks.projectors import Projector, ProjectorKind
 from compress.methods.simkd import Combination, LossPlace, SimKD
 from compress.models import build
+from compress.models.folding import fold_batchnorm
 from compress.taps import Tapped, Taps, TapSpecs
 from tests.methods import building
 
@@ -250,6 +251,10 @@ def test_what_ships_averages_what_the_teachers_classifiers_say(combine: Combinat
     added = sum(p.numel() for branch in method.branches for p in branch.projector.parameters())
     columns = pruning_columns(method.deploy(student), student=1000, teacher=10**7)
     assert columns["projector_parameters"] == added
+    folded = fold_batchnorm(method.deploy(student).eval())
+    assert len(folded.folded) == 9 + 2 * 3
+    assert folded.not_folded == []
+    torch.testing.assert_close(folded.network(images), got, rtol=1e-4, atol=1e-4)
     if combine == "logits":
         torch.testing.assert_close(got, (said[0] + said[1]) / 2)
     else:

@@ -52,6 +52,7 @@ __version__ = "0.1.0"
 # Packages; `import compress` alone imports none of them, nor torch.
 __all__ = [
     "accounting",
+    "comparison",
     "data",
     "distill",
     "engine",

@@ -366,12 +366,12 @@ class Recipe(Part):
     def methods(self) -> dict[str, MethodPart]:
         """The methods by label; the first is the one that ships."""
         parts = (self.distill.method, *self.distill.compare)
-        return _numbered([(part.label or part.name, part) for part in parts])
+        return numbered([(part.label or part.name, part) for part in parts])
 
     @property
     def transfer_entries(self) -> dict[str, TransferPart]:
         """The transfer entries by name."""
-        return _numbered([(part.label or part.task, part) for part in self.transfer])
+        return numbered([(part.label or part.task, part) for part in self.transfer])
 
     @model_validator(mode="before")
     @classmethod
@@ -384,15 +384,15 @@ class Recipe(Part):
         return value
 
 
-def _numbered(named: list[tuple[str, Value]]) -> dict[str, Value]:
+def numbered(named: list[tuple[str, Value]]) -> dict[str, Value]:
     """Parts by name; a name that stands twice gets a number."""
-    numbered: dict[str, Value] = {}
+    parts: dict[str, Value] = {}
     for name, part in named:
         unique, number = name, 2
-        while unique in numbered:
+        while unique in parts:
             unique, number = f"{name}-{number}", number + 1
-        numbered[unique] = part
-    return numbered
+        parts[unique] = part
+    return parts
 
 
 def _model_at(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel] | None:

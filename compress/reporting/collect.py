@@ -1,14 +1,24 @@
 """Read whatever stage results a run directory has; no file is required."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from compress.comparison.predictions import PREDICTIONS
+from compress.comparison.recommendation import LAST_EPOCH, SELECTED, Recommendation
+from compress.comparison.students import (
+    in_reading_order,
+    recommend_student,
+    saved_predictions,
+    student_predictions,
+    trials_by_label,
+)
 from compress.recipe.files import parse_yaml
+from compress.recipe.schema import numbered
 from compress.reporting.network import BASELINE, Network
-from compress.reporting.ranking import LAST_EPOCH, SELECTED, Candidate, Recommendation, recommend
 from compress.storage.files import read_mapping
 from compress.storage.integrity import UNSEALED_RESULT, require_seal
 
@@ -42,10 +52,10 @@ class RunData:
         """The student trained alone."""
         return next((row for row in self.students if row.label == BASELINE), None)
 
-    @property
+    @cached_property
     def recommendation(self) -> Recommendation | None:
-        """The recommended student by the rule in `ranking.rule`."""
-        return recommend(list(self._candidates()))
+        """The recommended student by the rule in `comparison.recommendation.rule`."""
+        return recommend_student(self.folder, self.results, _labels(self.resolved))
 
     @property
     def recommended(self) -> Network | None:
@@ -53,12 +63,12 @@ class RunData:
         choice = self.recommendation
         return next((row for row in self.students if choice and row.label == choice.label), None)
 
-    def _candidates(self) -> Iterable[Candidate]:
-        for row in self.students:
-            allowed = all(trial.get("recommended_candidate", True) for trial in row.trials)
-            if allowed and row.top1_percent is not None and row.test_images:
-                parameters = row.account.get("parameters")
-                yield Candidate(row.label, row.top1_percent, row.test_images, parameters)
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes, from a student's description; none where there is none."""
+        paths = sorted(self.folder.glob("distill/*/student.json"))
+        names = _json(paths[0]).get("class_names") if paths else None
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     def values(self, stage: str) -> Mapping[str, Any]:
         """The reproducible half of a stage's result; empty if the stage has not run."""
@@ -91,8 +101,8 @@ def load(folder: Path) -> RunData:
         resolved=resolved,
         environment=_json(folder / "environment.json"),
         results=results,
-        teachers=_teachers(results),
-        students=_students(results, _reading_order(resolved)),
+        teachers=_teachers(folder, results),
+        students=_students(folder, results, _labels(resolved)),
     )
 
 
@@ -121,31 +131,28 @@ def _result(path: Path) -> Mapping[str, Any]:
     return result
 
 
-def _teachers(results: Mapping[str, Mapping[str, Any]]) -> tuple[Network, ...]:
-    rows = _mapping(results.get("teacher", {}).get("values")).get("teachers") or []
-    return tuple(
-        Network(str(row["label"]), True, (row,), *_cost(results, str(row["label"]), "teacher"))
-        for row in rows
-    )
+def _teachers(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> tuple[Network, ...]:
+    result = results.get("teacher", {})
+    networks = []
+    for number, row in enumerate(_mapping(result.get("values")).get("teachers") or []):
+        account, latency = _cost(results, str(row["label"]), "teacher")
+        saved = saved_predictions(folder / "teacher", result, f"{number}/{PREDICTIONS}")
+        predictions = {} if saved is None else {0: saved}
+        networks.append(Network(str(row["label"]), True, (row,), account, latency, predictions))
+    return tuple(networks)
 
 
 def _students(
-    results: Mapping[str, Mapping[str, Any]], order: Mapping[str, int]
+    folder: Path, results: Mapping[str, Mapping[str, Any]], labels: Sequence[str]
 ) -> tuple[Network, ...]:
-    trials: dict[str, list[Mapping[str, Any]]] = {}
-    for stage, result in results.items():
-        if stage.startswith("distill/"):
-            row = _mapping(result.get("values"))
-            trials.setdefault(str(row.get("label", stage.split("/")[1])), []).append(row)
-    labels = sorted(trials, key=lambda label: (order.get(label, len(order)), label))
-    return tuple(
-        Network(label, False, tuple(_by_trial(trials[label])), *_cost(results, label, "deployed"))
-        for label in labels
-    )
-
-
-def _by_trial(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(rows, key=lambda row: int(row.get("trial", 0)))
+    trials = trials_by_label(results)
+    networks = []
+    for label in in_reading_order(trials, labels):
+        rows = tuple(_mapping(result.get("values")) for result in trials[label].values())
+        account, latency = _cost(results, label, "deployed")
+        predictions = student_predictions(folder, trials[label])
+        networks.append(Network(label, False, rows, account, latency, predictions))
+    return tuple(networks)
 
 
 def _cost(
@@ -159,13 +166,12 @@ def _cost(
     return (matches[0] if matches else {}), _mapping(latency.get(label))
 
 
-def _reading_order(resolved: Mapping[str, Any]) -> dict[str, int]:
-    """Student alone and kd first, then the compared methods, last the method that is shipped."""
+def _labels(resolved: Mapping[str, Any]) -> list[str]:
+    """Labels of the recipe's methods, the main one first."""
     distill = _mapping(resolved.get("distill"))
-    parts = [*(distill.get("compare") or []), distill.get("method")]
+    parts = [distill.get("method"), *(distill.get("compare") or [])]
     named = [part for part in parts if isinstance(part, dict)]
-    labels = [str(part.get("label") or part.get("name")) for part in named]
-    return {label: place for place, label in enumerate(dict.fromkeys([BASELINE, "kd", *labels]))}
+    return [*numbered([(str(part.get("label") or part.get("name")), part) for part in named])]
 
 
 def _resolved(path: Path) -> Mapping[str, Any]:

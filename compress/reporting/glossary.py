@@ -15,14 +15,26 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
     ),
     (
         "Standard error",
-        "Of a top-1 of share p on n test images: sqrt(p (1 - p) / n), binomial. Of a difference: "
-        "sqrt(a^2 + b^2) of both standard errors a and b, as if the test sets were independent. "
-        "It says how much the choice of test images matters; it holds neither the spread "
-        "between trials nor any change of data, and it is zero at 0 and at 100 %.",
+        "Of a top-1 of share p on n test images: sqrt(p (1 - p) / n), binomial. It says how much "
+        "the choice of test images matters; it holds neither the spread between trials nor any "
+        "change of data, and it is zero at 0 and at 100 %.",
+    ),
+    (
+        "Paired difference",
+        "Of two networks on the same n test images: (b - c) / n, where b images are classified "
+        "correctly by the first alone and c by the second alone. Of one training each, p is that "
+        "of the exact McNemar test (b of b + c flips of a fair coin, two-sided) and the 95 % "
+        "interval Tango's score interval (Statistics in Medicine 17, 1998). Of T trials, paired by "
+        "their number, the variance is s_T^2 / T + s_N^2 / n, of the trials' differences and of "
+        "the images' mean differences, with Student's t and Satterthwaite's degrees of freedom. By "
+        "class p is corrected by Holm's method. Predictions are saved in predictions.npz; without "
+        "them the standard error is sqrt(a^2 + b^2) of both networks' errors, as if the test sets "
+        "were independent.",
     ),
     (
         "Not distinguishable",
-        "A difference of at most two standard errors. It is not called an improvement.",
+        "A difference with p of 0.05 or more; unpaired, of at most two standard errors. It is not "
+        "called an improvement.",
     ),
     (
         "Several trials",

@@ -5,9 +5,18 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from compress.reporting.ranking import AccuracyDifference, difference, standard_error_percent
+import numpy as np
 
-BASELINE = "none"  # the label of the student that is trained without a teacher
+from compress.comparison.accuracy import (
+    AccuracyDifference,
+    Score,
+    compare_classes,
+    compare_scores,
+)
+from compress.comparison.predictions import Predictions
+from compress.comparison.students import BASELINE, score_of
+
+__all__ = ["BASELINE", "Network"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,7 @@ class Network:
     trials: tuple[Mapping[str, Any], ...]
     account: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by batch size
+    predictions: Mapping[int, Predictions] = field(default_factory=dict)  # by trial
 
     @property
     def title(self) -> str:
@@ -45,22 +55,37 @@ class Network:
     @property
     def test_images(self) -> int | None:
         """Images of the test set; every trial sees the same."""
-        counts = [trial["test_images"] for trial in self.trials if trial.get("test_images")]
-        return int(counts[0]) if counts else None
+        return self.score.test_images if self.score else None
+
+    @property
+    def score(self) -> Score | None:
+        """Its accuracy on the test set, which can be compared with others."""
+        return score_of(self.trials, self.predictions, fixed=self.is_teacher)
 
     @property
     def standard_error(self) -> float | None:
         """Standard error of `top1_percent` over test images, in percentage points."""
-        if self.top1_percent is None or not self.test_images:
-            return None
-        return standard_error_percent(self.top1_percent, self.test_images)
+        return self.score.standard_error if self.score else None
 
     def minus(self, other: "Network | None") -> AccuracyDifference | None:
         """The difference in accuracy, where both networks have one."""
-        if other is None or self.top1_percent is None or other.top1_percent is None:
+        if other is None or self.score is None or other.score is None:
             return None
-        if not self.test_images or not other.test_images:
-            return None
-        return difference(
-            self.top1_percent, self.test_images, other.top1_percent, other.test_images
-        )
+        return compare_scores(self.score, other.score)
+
+    def minus_by_class(self, other: "Network") -> dict[int, AccuracyDifference]:
+        """Class -> the paired difference on its images; empty where there is no pairing."""
+        if self.score is None or other.score is None:
+            return {}
+        return compare_classes(self.score, other.score)
+
+    def by_class(self) -> dict[int, tuple[float, int]]:
+        """Class -> mean accuracy in percent over the trials, test images; of saved predictions."""
+        saved = [*self.predictions.values()]
+        if not saved:
+            return {}
+        labels, correct = saved[0].labels, np.stack([one.correct for one in saved])
+        return {
+            int(label): (100 * float(correct[:, labels == label].mean()), int(count))
+            for label, count in zip(*np.unique(labels, return_counts=True), strict=True)
+        }

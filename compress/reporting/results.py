@@ -3,11 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+from compress.comparison.accuracy import NOT_DISTINGUISHABLE, standard_error_percent
 from compress.reporting import formats
 from compress.reporting.collect import RunData
+from compress.reporting.differences import PAIRED, UNPAIRED, classes, difference_cell
 from compress.reporting.document import Block, Heading, Paragraph
 from compress.reporting.network import BASELINE, Network
-from compress.reporting.ranking import NOT_DISTINGUISHABLE, standard_error_percent
 from compress.reporting.tables import Column, ReportCell, ReportTable
 
 
@@ -18,7 +19,7 @@ def result_table(run: RunData) -> ReportTable:
         Column(f"Top-1, {run.headline}", "%"),
         Column("Standard error", "points"),
         Column("Best on test", "%, optimistic"),
-        Column("Difference to student alone", "points ± its error"),
+        Column("Difference to student alone", "points"),
         Column("Parameters"),
         Column("Pruning ratio", "%"),
         Column("MACs", "millions"),
@@ -37,24 +38,25 @@ def short_table(run: RunData) -> ReportTable:
     columns = (
         table.columns[0],
         Column("Top-1", "%"),
-        Column("Against alone", "± std. error"),
+        Column("Against alone", "points"),
         Column("Parameters"),
         Column("Size", "MB"),
         Column("Latency", "ms, batch 1"),
     )
     caption = ""
     if run.baseline is not None:
-        caption = f"Without a word, a difference is {NOT_DISTINGUISHABLE} (two standard errors)."
+        caption = f"Without a word, a difference is {NOT_DISTINGUISHABLE}."
     rows = [[_shorten_note(cell) for cell in row] for row in table.rows]
     short = replace(table, columns=columns, rows=rows, caption=caption)
     return short.without_empty_columns()
 
 
 def _shorten_note(cell: ReportCell | str) -> ReportCell | str:
-    """Leave out the note "not distinguishable", for which a terminal has no room."""
-    if isinstance(cell, ReportCell) and cell.note == NOT_DISTINGUISHABLE:
-        return cell.text
-    return cell
+    """Leave "not distinguishable" and p out of a note: a terminal has no room for them."""
+    if not isinstance(cell, ReportCell):
+        return cell
+    note = cell.note.partition(",")[0]
+    return ReportCell(cell.text, "" if note == NOT_DISTINGUISHABLE else note)
 
 
 def results(run: RunData) -> list[Block]:
@@ -68,6 +70,9 @@ def results(run: RunData) -> list[Block]:
     ]
     if not run.students:
         blocks.append(Paragraph("The distill stage has not run: there is no student yet."))
+    teacher = run.teachers[0] if run.teachers else None
+    blocks += classes(run, run.recommended, teacher)
+    blocks += classes(run, run.recommended, run.baseline)
     return [*blocks, _trainings(run)]
 
 
@@ -101,19 +106,17 @@ def _batch_sizes(run: RunData) -> list[str]:
 def _difference(run: RunData, row: Network) -> ReportCell:
     if row is run.baseline:
         return ReportCell("reference")
-    difference = row.minus(run.baseline)
-    if difference is None:
-        return ReportCell(formats.MISSING)
-    text = f"{formats.signed(difference.points)} ± {formats.decimal(difference.standard_error)}"
-    return ReportCell(text, difference.reading)
+    return difference_cell(row.minus(run.baseline))
 
 
 def _explanation(run: RunData) -> str:
-    text = (
-        "Standard error of an accuracy p on n test images: sqrt(p (1 - p) / n); of a difference: "
-        "the root of the sum of both squares, as if the test sets were independent. A difference "
-        f"of at most two standard errors is {NOT_DISTINGUISHABLE}."
-    )
+    text = "Standard error of an accuracy p on n test images: sqrt(p (1 - p) / n)."
+    rows = [row for row in run.networks if row is not run.baseline]
+    differences = [one for one in (row.minus(run.baseline) for row in rows) if one is not None]
+    if any(one.is_paired for one in differences):
+        text += f" {PAIRED}"
+    if any(not one.is_paired for one in differences):
+        text += f" {UNPAIRED}"
     if run.baseline is None:
         text += f" No student was trained alone ({BASELINE}), so no difference is given."
     if any(len(row.trials) > 1 for row in run.students):

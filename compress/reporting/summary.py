@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from compress.comparison.recommendation import rule
 from compress.reporting import formats
 from compress.reporting.collect import RunData
+from compress.reporting.differences import interval_text, verdict
 from compress.reporting.document import Block, KeyFigures, Paragraph
 from compress.reporting.network import BASELINE, Network
-from compress.reporting.ranking import NOT_DISTINGUISHABLE, rule
 
 
 def summary(run: RunData) -> list[Block]:
@@ -45,12 +46,9 @@ def _accuracy(run: RunData, network: Network, teacher: Network | None) -> str:
     versus = network.minus(teacher)
     if teacher is None or versus is None:
         return f"{text}."
-    difference = (
-        f"{formats.signed(versus.points)} ± {formats.decimal(versus.standard_error)} points"
-    )
     return (
         f"{text}, the teacher {formats.percent(teacher.top1_percent)} "
-        f"(difference {difference}, {versus.reading})."
+        f"(difference {interval_text(versus)} points, {verdict(versus)})."
     )
 
 
@@ -71,10 +69,9 @@ def _why(run: RunData) -> str:
     choice = run.recommendation
     if choice is None or choice.label == choice.most_accurate:
         return ""
-    gap, error = abs(choice.difference.points), choice.difference.standard_error
     return (
-        f" {choice.most_accurate} is the most accurate; {choice.label} is smaller and "
-        f"{formats.decimal(gap)} ± {formats.decimal(error)} points behind: {NOT_DISTINGUISHABLE}."
+        f" {choice.most_accurate} is the most accurate; {choice.label} is smaller, and their "
+        f"difference is {interval_text(choice.difference)} points: {verdict(choice.difference)}."
     )
 
 

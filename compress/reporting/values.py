@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
+from compress.comparison.recommendation import rule
 from compress.reporting.collect import RunData
 from compress.reporting.memory import student_memory
 from compress.reporting.network import Network
-from compress.reporting.ranking import rule
 from compress.reporting.sections import stage_seconds
 
 _COST = (
@@ -55,7 +55,9 @@ def _network(run: RunData, row: Network) -> dict[str, Any]:
         if versus is None or row is run.baseline
         else {
             "points": versus.points,
-            "standard_error_points": versus.standard_error,
+            "standard_error_points": None if versus.is_paired else versus.standard_error,
+            "interval_points": versus.interval,
+            "p_value": versus.p_value,
             "reading": versus.reading,
         },
         "trials": [dict(trial) for trial in row.trials],

@@ -5,15 +5,17 @@ recipes. What two stages need of a recipe stands here.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.accounting import count_macs
-from compress.data import Dataset, ImageBatches, evaluation_batches, open_data
+from compress.comparison.predictions import PREDICTIONS, write_predictions
+from compress.data import Dataset, ImageBatches, Images, evaluation_batches, open_data
 from compress.data.augment import ImageView
 from compress.engine.checkpoint import Selection
 from compress.engine.compiling import compile_taps, compiling_pays
@@ -122,16 +124,24 @@ def evaluate(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     result: dict[str, float] = {}
     for prefix, images in (("", data.test), ("validation_", data.validation)):
         if images is not None:
-            batches = evaluation_batches(
-                images,
-                EVALUATION_BATCH,
-                data.preprocessing,
-                job.device,
-                job.workers,
-                shared=True,
-            )
+            batches = _test_batches(images, data, job)
             result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches).items()}
     return result
+
+
+def save_predictions(network: nn.Module, data: Dataset, job: Job, folder: Path) -> None:
+    """Write what a network that is trained says of each test image to `predictions.npz`."""
+    batches = _test_batches(data.test, data, job)
+    arrays = task_of(job.recipe).predict(network, batches)
+    if arrays:
+        write_predictions(folder / PREDICTIONS, arrays, data.test.digest())
+
+
+def _test_batches(images: Images, data: Dataset, job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of a split, of which each process has its part."""
+    return evaluation_batches(
+        images, EVALUATION_BATCH, data.preprocessing, job.device, job.workers, shared=True
+    )
 
 
 def selection_of(task: Task, data: Dataset) -> Selection | None:

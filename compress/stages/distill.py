@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress.accounting.memory import peak_step_bytes
+from compress.comparison.predictions import PREDICTIONS
 from compress.console.messages import log
 from compress.data import Batch, Dataset, conversion, evenly
 from compress.distill.module import Distillation
@@ -21,7 +22,15 @@ from compress.methods.contract import LossWeights, Method, Phase
 from compress.model_files import artifacts
 from compress.recipe.schema import Distill, MethodPart
 from compress.seeding import seeded
-from compress.stages import dataset_of, evaluate, selection_of, settings_from, summary, task_of
+from compress.stages import (
+    dataset_of,
+    evaluate,
+    save_predictions,
+    selection_of,
+    settings_from,
+    summary,
+    task_of,
+)
 from compress.stages.inputs import StudentInputs
 from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
@@ -45,10 +54,14 @@ def terms_for(part: MethodPart, distill: Distill) -> LossWeights:
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
-    """The student and the histories of its trainings, with the digest that `values` holds."""
+    """The student, its predictions and the histories of its trainings.
+
+    With the digest that `values` holds. Runs made before predictions were saved have none.
+    """
     histories = sorted(p.relative_to(folder).as_posix() for p in folder.glob("**/metrics.jsonl"))
+    predictions = [PREDICTIONS] if (folder / PREDICTIONS).is_file() else []
     student = {"student.safetensors": values.get("sha256"), "student.json": None}
-    return student | dict.fromkeys(histories)
+    return student | dict.fromkeys([*predictions, *histories])
 
 
 def run(job: Job) -> Outcome:
@@ -92,7 +105,9 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         results["main_training"] = summary(histories[0], task)
     log(f"  {job.name}: {task.format(results[task.metric])} on {len(data.test)} test images")
     description["metrics"] = {k: v for k, v in results.items() if "percent" in k}
-    digest = artifacts.save(job.folder, "student", method.ship(student), description)
+    shipped = method.ship(student)
+    digest = artifacts.save(job.folder, "student", shipped, description)
+    save_predictions(shipped, data, job, job.folder)
     values = {
         "label": job.arguments["label"],
         "trial": trial,

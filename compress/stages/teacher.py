@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress import models
+from compress.comparison.predictions import PREDICTIONS
 from compress.console.messages import log
 from compress.data import Batch, Conversion, Dataset, Preprocessing, conversion
 from compress.engine.loop import History, train
@@ -23,6 +24,7 @@ from compress.stages import (
     compile_forward,
     dataset_of,
     evaluate,
+    save_predictions,
     selection_of,
     settings_from,
     summary,
@@ -48,8 +50,9 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     for number in sorted({*digests, *(p.parent.name for p in folder.glob("[0-9]*/teacher.*"))}):
         digest_by_file[f"{number}/teacher.safetensors"] = digests.get(number)
         digest_by_file[f"{number}/teacher.json"] = None
-        if (folder / number / "metrics.jsonl").is_file():
-            digest_by_file[f"{number}/metrics.jsonl"] = None
+        for name in (PREDICTIONS, "metrics.jsonl"):
+            if (folder / number / name).is_file():
+                digest_by_file[f"{number}/{name}"] = None
     return digest_by_file
 
 
@@ -124,6 +127,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     else:
         results = evaluate(reading.to(job.device), data, job)
         row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
+    save_predictions(network, data, job, folder)
     row["test_images"] = len(data.test)
     value = row[task.metric]
     log(f"  {label} {name}: {task.format(value)} on {len(data.test)} images")

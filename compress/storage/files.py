@@ -22,11 +22,16 @@ _CHECKSUM = "checksum"
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a reader or a kill sees the old content or the new."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step, see `write_text`."""
     if not is_main_process():
         return
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -6,9 +6,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from compress.comparison.accuracy import Score, compare_scores
+from compress.comparison.predictions import Predictions
 from compress.errors import UserError
 from compress.reporting.collect import RunData, load
-from compress.reporting.ranking import difference
 from compress.sweep.schema import Cell, PaperValue, Status, Sweep, cells
 
 TEACHER = "teacher"
@@ -28,11 +29,19 @@ class CellResult:
     refused: str = ""
     failed: str = ""
     account: Mapping[str, Any] = field(default_factory=dict)  # costs, where the cell counts them
+    predictions: Mapping[int, Predictions] = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
         """Mean over the trials, in percent; None where there is none."""
         return mean(self.percents) if self.percents else None
+
+    @property
+    def score(self) -> Score | None:
+        """What is compared with KD's; None where nothing is trained."""
+        if self.mean is None:
+            return None
+        return Score(self.mean, self.test_images, self.predictions)
 
 
 @dataclass
@@ -58,9 +67,9 @@ class Results:
         reference = self.sweep.reference
         other = self.by_cell.get((one.pair, reference)) if reference else None
         is_student = one.row not in (TEACHER, reference)
-        if other is None or other.mean is None or one.mean is None or not is_student:
+        if other is None or other.score is None or one.score is None or not is_student:
             return ""
-        return difference(one.mean, one.test_images, other.mean, other.test_images).reading
+        return compare_scores(one.score, other.score).reading
 
 
 def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
@@ -84,11 +93,15 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
     for cell in cells(sweep):
         trials: tuple[Mapping[str, Any], ...] = ()
         account: Mapping[str, Any] = {}
+        predictions: dict[int, Predictions] = {}
         if cell.name in status.current:
             wanted = cell.method.trials or sweep.recipe.get("trials", 1)
             students = _load(folder / "cells" / cell.name, cell.name, status).students
             trials = tuple(t for s in students for t in s.trials if t.get("trial", 0) < wanted)
             account = next((s.account for s in students), {})
+            if sweep.statistic == "last_epoch":  # that of the predictions
+                saved = (one for s in students for one in s.predictions.items())
+                predictions = {trial: one for trial, one in saved if trial < wanted}
         results.by_cell[cell.pair.name, cell.method.row] = CellResult(
             cell.pair.name,
             cell.method.row,
@@ -99,6 +112,7 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
             status.refused.get(cell.name, ""),
             status.failed.get(cell.name, ""),
             account=account,
+            predictions=predictions,
         )
         results.by_cell |= _judged_beside(results, cell)
     return results

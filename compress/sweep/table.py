@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from compress.comparison.accuracy import NOT_DISTINGUISHABLE
 from compress.reporting import formats
 from compress.reporting.document import Block, Document, Heading, Paragraph
 from compress.reporting.html import html
 from compress.reporting.markdown import markdown
-from compress.reporting.ranking import NOT_DISTINGUISHABLE
 from compress.reporting.report import write_figures
 from compress.reporting.tables import Column, ReportCell, ReportTable
 from compress.storage.files import write_text
@@ -128,6 +128,13 @@ def _protocol(results: Results) -> str:
     )
 
 
+# Predictions are saved of the epoch that counts, not of the best one on the test set.
+_TESTS = {
+    "last_epoch": "paired by test image, p < 0.05: exact McNemar test, of several trials Student's "
+    "t; two standard errors of independent test sets where predictions were not saved",
+    "best_on_test": "two standard errors of the test set",
+}
+
 _PROTOCOLS = {
     "crd": "a method's term beside cross entropy (KD itself 0.1 CE + 0.9 KD).",
     "simkd": "a method's term beside cross entropy and KD (SimKD: its own term alone).",
@@ -140,8 +147,8 @@ def _reading(results: Results) -> str:
     trials = str(max(counts)) if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
     spread = ", mean ± standard deviation (divisor n - 1)" if max(counts) > 1 else ""
     against = (
-        f" Against KD of the same pair: ↑ higher, ↓ lower, ≈ {NOT_DISTINGUISHABLE} (two standard "
-        "errors of the test set)."
+        f" Against KD of the same pair: ↑ higher, ↓ lower, ≈ {NOT_DISTINGUISHABLE} "
+        f"({_TESTS[results.sweep.statistic]})."
     )
     paper = " Second line, or in brackets: the paper's value." if results.sweep.paper else ""
     return f"Trials: {trials}{spread}.{against if results.sweep.reference else ''}{paper}"

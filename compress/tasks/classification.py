@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Iterable
+from itertools import zip_longest
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from compress.distributed.collectives import all_reduce
+from compress.comparison.predictions import prediction_arrays
+from compress.distributed.collectives import all_gather_items, all_reduce
 from compress.precision import in_float32
 from compress.tasks.task import Task
 
@@ -42,7 +47,24 @@ class Classification(Task):
         correct, total = all_reduce(torch.tensor([int(correct), total])).tolist()
         return {self.metric: 100 * correct / total}
 
+    @torch.no_grad()
+    def predict(
+        self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> dict[str, NDArray[Any]]:
+        """Labels, predicted classes and probabilities, see `Task.predict`."""
+        network.eval()
+        own = [_predictions(network(images), labels) for images, labels in batches]
+        turns = zip_longest(*all_gather_items([own]))
+        in_order = [batch for turn in turns for batch in turn if batch is not None]
+        return prediction_arrays(*map(np.concatenate, zip(*in_order, strict=True)))
+
     def chance_level(self, num_classes: int, images: int) -> float:
         """Accuracy of guessing, plus two standard errors of the test set."""
         share = 1 / num_classes
         return 100 * (share + 2 * math.sqrt(share * (1 - share) / images))
+
+
+def _predictions(logits: Tensor, labels: Tensor) -> tuple[NDArray[Any], ...]:
+    """Labels (N,), predicted classes (N,) and probabilities (N, K) of logits (N, K)."""
+    probabilities = logits.float().softmax(1).half()
+    return tuple(one.cpu().numpy() for one in (labels, logits.argmax(1), probabilities))

@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -30,6 +31,16 @@ class Task(ABC):
 
         It is that over the batches of all processes, each of which may have batches of its own.
         """
+
+    def predict(
+        self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> dict[str, NDArray[Any]]:
+        """The arrays of a predictions file (`compress.comparison.predictions`), without `images`.
+
+        The first axis of each is that of the images of all processes, which take turns at the
+        batches. Every process gets all; none are empty for a task whose predictions are not kept.
+        """
+        return {}
 
     @abstractmethod
     def chance_level(self, num_classes: int, images: int) -> float:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from compress import methods, pipeline
+from compress.comparison import read_predictions
 from compress.models import build
 from compress.storage.files import read_json, read_tensors
 from compress.storage.integrity import seal
@@ -94,6 +95,25 @@ def test_every_stage_has_a_result(done: tuple[Path, Path]) -> None:
         "transfer/linear_probe", "transfer/detection", "transfer/segmentation",
     }  # fmt: skip
     assert all("seconds" in result["measured"] for result in results(done[1]).values())
+
+
+def test_predictions_of_every_network_are_saved_and_equal_when_made_again(
+    copied: tuple[Path, Path],
+) -> None:
+    recipe, out = copied
+    found = results(out)
+    of_teacher = found["teacher"]["values"]["teachers"][0]
+    rows = {f"distill/{label}": found[f"distill/{label}"]["values"] for label in ("kd", "none")}
+    for name, row in {"teacher/0": of_teacher, **rows}.items():
+        saved = read_predictions(out / name / "predictions.npz")
+        assert 100 * saved.correct.mean() == pytest.approx(row["top1_percent"])
+        stage, _, file = f"{name}/predictions.npz".rpartition("/" if name != "teacher/0" else "/0/")
+        assert f"0/{file}" in found[stage]["files"] or file in found[stage]["files"]
+    before = (out / "distill/kd/predictions.npz").read_bytes()
+    (out / "distill/kd/predictions.npz").unlink()
+    assert run(recipe, out, "--until", "distill") == 0  # from the checkpoint: nothing is trained
+    assert (out / "distill/kd/predictions.npz").read_bytes() == before
+    assert results(out)["distill/kd"]["values"] == found["distill/kd"]["values"]
 
 
 def test_a_second_run_skips_everything(

@@ -1,0 +1,91 @@
+"""A difference of two accuracies as text, the same in every table and sentence."""
+
+from compress.comparison.accuracy import NOT_DISTINGUISHABLE, AccuracyDifference
+from compress.comparison.paired import holm
+from compress.reporting import formats
+from compress.reporting.collect import RunData
+from compress.reporting.document import Block, Paragraph
+from compress.reporting.network import Network
+from compress.reporting.tables import Column, ReportCell, ReportTable
+
+_MOST_CLASSES = 12
+
+PAIRED = (
+    "Differences, in brackets their 95 % interval, are of the same test images, one by one. Of "
+    "one training each: Tango's score interval (1998) and the exact McNemar test, which hold for "
+    "these two trainings and other test images. Of several trials, paired by their number: "
+    "Student's t on the variance over trials and images, which holds for other trainings as well. "
+    f"Where p is 0.05 or more, networks are {NOT_DISTINGUISHABLE}; p is not corrected for the "
+    "number of networks."
+)
+UNPAIRED = (
+    "Differences marked unpaired are of networks whose predictions were not saved: ± the standard "
+    "error of independent test sets, the root of the sum of both squares. One of at most two "
+    f"standard errors is {NOT_DISTINGUISHABLE}."
+)
+
+
+def interval_text(difference: AccuracyDifference) -> str:
+    """+0.67 (-1.01 to +2.35), the ends of the 95 % interval; unpaired +0.67 ± 1.39, its error."""
+    points = formats.signed(difference.points)
+    if difference.interval is None:
+        return f"{points} ± {formats.decimal(difference.standard_error)}"
+    low, high = (formats.signed(end) for end in difference.interval)
+    return f"{points} ({low} to {high})"
+
+
+def verdict(difference: AccuracyDifference) -> str:
+    """not distinguishable, p = 0.62; without a p-value it is said to be unpaired."""
+    if difference.p_value is None:
+        return f"{difference.reading}, unpaired"
+    return f"{difference.reading}, {p_text(difference.p_value)}"
+
+
+def p_text(p_value: float) -> str:
+    """p = 0.031; p < 0.001."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def difference_cell(difference: AccuracyDifference | None) -> ReportCell:
+    """The cell of a table."""
+    if difference is None:
+        return ReportCell(formats.MISSING)
+    return ReportCell(interval_text(difference), verdict(difference))
+
+
+def classes(run: RunData, first: Network | None, second: Network | None) -> list[Block]:
+    """The classes in which two networks differ most; nothing where they cannot be paired."""
+    if first is None or second is None or first is second:
+        return []
+    by_class = first.minus_by_class(second)
+    if not by_class:
+        return []
+    adjusted = dict(zip(by_class, holm([d.p_value or 0.0 for d in by_class.values()]), strict=True))
+    most = sorted(by_class, key=lambda label: (adjusted[label], -abs(by_class[label].points)))
+    shown = most[:_MOST_CLASSES]
+    names, own, others = run.class_names, first.by_class(), second.by_class()
+    rows: list[list[ReportCell | str]] = [
+        [
+            names[label] if label < len(names) else str(label),
+            formats.count(own[label][1]),
+            formats.decimal(own[label][0]),
+            formats.decimal(others[label][0]),
+            interval_text(by_class[label]),
+            p_text(adjusted[label]).removeprefix("p = "),
+        ]
+        for label in shown
+    ]
+    columns = (
+        Column("Class", is_number=False),
+        Column("Test images"),
+        Column(first.title, "%"),
+        Column(second.title, "%"),
+        Column("Difference", "points"),
+        Column("p", "Holm"),
+    )
+    which = "Every class" if len(shown) == len(most) else f"{len(shown)} of {len(most)} classes"
+    caption = f"{which}: {first.title} against {second.title}, the clearest differences first"
+    note = (
+        f"Paired by test image; p is corrected for {len(most)} classes (Holm), intervals are not."
+    )
+    return [ReportTable(columns, rows, caption), Paragraph(note, is_note=True)]

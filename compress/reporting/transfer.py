@@ -6,6 +6,7 @@ from typing import Any
 
 from compress.reporting import formats, plots
 from compress.reporting.collect import RunData, metrics
+from compress.reporting.differences import p_text
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
 from compress.reporting.tables import Column, ReportCell, ReportTable
 
@@ -118,15 +119,20 @@ def _reference(rows: list[Mapping[str, Any]]) -> str | None:
 
 
 def _difference(row: Mapping[str, Any], key: str) -> ReportCell:
-    """Mean paired difference, and its interval where the seeds allow one."""
-    against = (row.get("against") or {}).get("differences", {}).get(key)
-    if against is None:
+    """Mean paired difference, and its interval: over the test images, else over the seeds."""
+    against = row.get("against") or {}
+    over_seeds = against.get("differences", {}).get(key)
+    if over_seeds is None:
         return ReportCell(formats.MISSING, "reference")
-    ends = against.get("interval")
+    over_images = (against.get("over_images") or {}).get(key) or {}
+    ends = over_images.get("interval") or over_seeds.get("interval")
+    mean, p_value = formats.signed(over_seeds["mean"]), over_images.get("p_value")
     if ends is None:
-        return ReportCell(formats.signed(against["mean"]), "no interval")
+        return ReportCell(mean, "no interval")
     low, high = (formats.signed(end) for end in ends)
-    return ReportCell(formats.signed(against["mean"]), f"{low} to {high}")
+    return ReportCell(
+        mean, f"{low} to {high}" + (f", {p_text(p_value)}" if p_value is not None else "")
+    )
 
 
 def _header_and_unit(key: str) -> tuple[str, str]:

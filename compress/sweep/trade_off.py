@@ -7,11 +7,11 @@ Drawn for each pair whose cells count costs (`recipe.account`). Rows of one meth
 from collections.abc import Mapping
 from typing import Any
 
+from compress.comparison.accuracy import standard_error_percent
 from compress.methods import METHODS
 from compress.recipe.signatures import arguments_of
 from compress.reporting import formats, plots
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
-from compress.reporting.ranking import standard_error_percent
 from compress.reporting.tables import Column, ReportCell, ReportTable
 from compress.sweep.results import CellResult, Results
 from compress.sweep.schema import SweepMethod

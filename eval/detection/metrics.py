@@ -53,7 +53,7 @@ def _coco(
     class_count: int,
     kind: Literal["bbox", "segm"],
 ) -> dict[str, float]:
-    truth = COCO(_ground_truth(images, class_count, kind), print_function=_silent)
+    truth = COCO(ground_truth(images, class_count, kind), print_function=_silent)
     rows = _detections(detections, kind)
     if not rows or not truth.anns:
         return {"ap_percent": 0.0, "ap50_percent": 0.0, "ap75_percent": 0.0}
@@ -67,12 +67,13 @@ def _silent(*_: object) -> None:
     """In place of the evaluator's printed table."""
 
 
-def _ground_truth(
+def ground_truth(
     images: Sequence[AnnotatedImage], class_count: int, kind: Literal["bbox", "segm"]
 ) -> dict[str, Any]:
+    """The images and their objects in COCO's format; images and categories count from 1."""
     annotations: list[dict[str, Any]] = []
     for index, image in enumerate(images):
-        boxes = _as_xywh(image.boxes)
+        boxes = as_xywh(image.boxes)
         size = (image.height, image.width)
         for row, (box, label, ignored) in enumerate(
             zip(boxes, image.labels.tolist(), image.ignored.tolist(), strict=True)
@@ -99,6 +100,15 @@ def _ground_truth(
     }
 
 
+def result_rows(detections: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The detections of each image as COCO's result rows, with boxes and, if there are, masks."""
+    rows = _detections(detections, "bbox")
+    if any("segments" in detection for detection in detections):
+        masks = _detections(detections, "segm")
+        rows = [{**mask, **box} for mask, box in zip(masks, rows, strict=True)]
+    return rows
+
+
 def _detections(
     detections: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]
 ) -> list[dict[str, Any]]:
@@ -106,7 +116,7 @@ def _detections(
     rows: list[dict[str, Any]] = []
     for index, detection in enumerate(detections):
         key = "bbox" if kind == "bbox" else "segmentation"
-        places = _as_xywh(detection["boxes"]) if kind == "bbox" else detection["segments"]
+        places = as_xywh(detection["boxes"]) if kind == "bbox" else detection["segments"]
         rows += [
             {"image_id": index + 1, "category_id": label, key: place, "score": score}
             for place, label, score in zip(
@@ -116,7 +126,7 @@ def _detections(
     return rows
 
 
-def _as_xywh(boxes: Tensor) -> list[list[float]]:
+def as_xywh(boxes: Tensor) -> list[list[float]]:
     """(n, 4) x0 y0 x1 y1 -> lists of x0 y0 width height."""
     rows: list[list[float]] = (
         boxes - boxes[:, [0, 1, 0, 1]] * boxes.new_tensor([0, 0, 1, 1])

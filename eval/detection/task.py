@@ -2,6 +2,7 @@
 
 import importlib
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from compress.distributed.collectives import on_main_process
@@ -13,6 +14,14 @@ from eval.detection.examples import example, to_device
 from eval.detection.inference import detect
 from eval.detection.metrics import BOX_METRICS, Metric, mask_average_precision
 from eval.detection.model import Design, Detector, DetectorLoss, Head, build_detector
+from eval.detection.resampling import MATCHES, weighted_precision
+from eval.detection.saved import (
+    DETECTIONS,
+    GROUND_TRUTH,
+    read_detections,
+    write_detections,
+    write_ground_truth,
+)
 from eval.detection.settings import DetectionSettings, Engine
 from eval.transfer.context import (
     SCRATCH,
@@ -24,6 +33,7 @@ from eval.transfer.context import (
     result,
     student_of,
 )
+from eval.transfer.paired import ImageMetrics, bootstrap
 from eval.transfer.pictures import draw_detections
 
 __all__ = ["DATASETS", "detection"]
@@ -89,7 +99,13 @@ def _compare(context: TransferContext, settings: DetectionSettings) -> dict[str,
     if settings.design.has_masks:
         check_masks(data)
     run = _detectron2_run() if on_detectron2 else _run_torchvision
-    rows = compare_inits(context, partial(run, context, data=data, settings=settings))
+    has_masks = settings.design.has_masks
+    write_ground_truth(context.folder / GROUND_TRUTH, data, masks=has_masks)
+    rows = compare_inits(
+        context,
+        partial(run, context, data=data, settings=settings),
+        partial(bootstrap, partial(_read_metrics, data, settings.metric), seed=context.seed),
+    )
     return result(
         context,
         rows,
@@ -169,15 +185,31 @@ def _run_torchvision(
     return on_main_process(lambda: score_detections(start, data, detections, settings))
 
 
+def _read_metrics(data: DetectionData, metric: Metric, folder: Path) -> ImageMetrics | None:
+    """The box metrics of a training by image; None where it left no detections."""
+    try:
+        rows = read_detections(folder / DETECTIONS, data.test)
+    except UserError:
+        return None
+    matches = MATCHES[metric](data.test, rows, len(data.class_names))
+    return ImageMetrics(
+        len(data.test), lambda weights: weighted_precision(matches, weights, metric)
+    )
+
+
 def score_detections(
     start: Start,
     data: DetectionData,
     detections: list[dict[str, Any]],
     settings: DetectionSettings,
 ) -> dict[str, float]:
-    """Metrics over the test images, the first of which are drawn into the training's folder."""
+    """Metrics over the test images, the first of which are drawn into the training's folder.
+
+    All detections are saved there, see `eval.detection.saved`.
+    """
     picture = start.folder / f"{start.init}.png"
     draw_detections(picture, data.test[:_PICTURED], detections[:_PICTURED], data.class_names)
+    write_detections(start.folder / DETECTIONS, detections)
     classes = len(data.class_names)
     metrics = BOX_METRICS[settings.metric][0](data.test, detections, classes)
     if settings.design.has_masks:

@@ -7,7 +7,7 @@ devkit's xmax - xmin + 1. Scores and corners are not rounded, as detectron2 does
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ PROTOCOL = (
     "PASCAL VOC 2007 average precision (11 recalls, difficult objects ignored) on the test images "
     "after the last epoch; AP is the mean over IoU .50 to .95"
 )
-_THRESHOLDS = tuple((50 + 5 * step) / 100 for step in range(10))
+THRESHOLDS = tuple((50 + 5 * step) / 100 for step in range(10))
 
 
 def voc_average_precision(
@@ -33,8 +33,8 @@ def voc_average_precision(
     for label in range(1, class_count + 1):
         objects = sum(int(((i.labels == label) & ~i.ignored).sum()) for i in images)
         if objects:
-            nearest = _nearest_objects(images, detections, label)
-            rows.append([eleven_points(_right(*nearest, t), objects) for t in _THRESHOLDS])
+            nearest = nearest_objects(images, detections, label)
+            rows.append([eleven_points(_right(nearest, t), objects) for t in THRESHOLDS])
     if not rows:
         return {"ap_percent": 0.0, "ap50_percent": 0.0, "ap75_percent": 0.0}
     means = 100 * torch.tensor(rows, dtype=torch.float64).mean(0)
@@ -60,14 +60,24 @@ def eleven_points(is_right: Tensor, objects: int) -> float:
     return sum(best) / 11
 
 
-def _nearest_objects(
+class Nearest(NamedTuple):
+    """Of a class's n detections, the surest first: what each has to do with the object of the
+    class that it overlaps most. All (n,): the IoU, the object's number, whether it is difficult,
+    and the number of the image."""
+
+    overlaps: Tensor
+    objects: Tensor
+    difficult: Tensor
+    images: Tensor
+
+
+def nearest_objects(
     images: Sequence[AnnotatedImage], detections: Sequence[dict[str, Any]], label: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a class's detections, the surest first: IoU with the object of the class that each
-    overlaps most (n,), that object's number (n,), and whether it is difficult (n,)."""
-    scores, overlaps, objects, difficult = [], [], [], []
+) -> Nearest:
+    """The detections of a class in all images, see `Nearest`."""
+    scores, overlaps, objects, difficult, numbers = [], [], [], [], []
     count = 0
-    for image, detection in zip(images, detections, strict=True):
+    for number, (image, detection) in enumerate(zip(images, detections, strict=True)):
         chosen, mine = detection["labels"] == label, image.labels == label
         # An object that nothing overlaps, so that there is a nearest one in every image.
         boxes = torch.cat([image.boxes[mine].double(), torch.zeros(1, 4, dtype=torch.float64)])
@@ -76,22 +86,30 @@ def _nearest_objects(
         overlaps.append(overlap.nan_to_num())
         objects.append(nearest + count)
         difficult.append(torch.cat([image.ignored[mine], torch.tensor([False])])[nearest])
+        numbers.append(torch.full_like(nearest, number))
         count += len(boxes)
     order = torch.cat(scores).argsort(descending=True, stable=True)
-    return torch.cat(overlaps)[order], torch.cat(objects)[order], torch.cat(difficult)[order]
+    return Nearest(*(torch.cat(parts)[order] for parts in (overlaps, objects, difficult, numbers)))
 
 
-def _right(overlaps: Tensor, objects: Tensor, difficult: Tensor, threshold: float) -> Tensor:
-    """Per detection True where it is right; those of difficult objects are left out."""
-    hits = overlaps > threshold
+def verdicts(nearest: Nearest, threshold: float) -> list[bool | None]:
+    """Per detection whether it is right; None for one of a difficult object, which is neither."""
+    hits = nearest.overlaps > threshold
     taken: set[int] = set()
-    verdicts = []
+    found: list[bool | None] = []
     for hit, target, is_difficult in zip(
-        hits.tolist(), objects.tolist(), difficult.tolist(), strict=True
+        hits.tolist(), nearest.objects.tolist(), nearest.difficult.tolist(), strict=True
     ):
         if hit and is_difficult:
+            found.append(None)
             continue
-        verdicts.append(hit and target not in taken)
+        found.append(hit and target not in taken)
         if hit:
             taken.add(target)
-    return torch.tensor(verdicts, dtype=torch.bool)
+    return found
+
+
+def _right(nearest: Nearest, threshold: float) -> Tensor:
+    """Per detection True where it is right; those of difficult objects are left out."""
+    right = [verdict for verdict in verdicts(nearest, threshold) if verdict is not None]
+    return torch.tensor(right, dtype=torch.bool)

@@ -7,13 +7,21 @@ matters only to a random encoder.
 
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
 from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from eval.data.labelled import DATASETS
-from eval.linear_probe.features import Features, features_of, open_pictures
+from eval.linear_probe.features import (
+    Features,
+    features_of,
+    open_pictures,
+    score_predictions,
+)
 from eval.transfer.context import Start, TransferContext, compare_inits, result
+from eval.transfer.paired import compare_predictions
 
 __all__ = ["DATASETS", "knn"]
 
@@ -29,9 +37,10 @@ def knn(
         features = features_of(context, start, pictures(start.origin.preprocessing))
         if not 1 <= k <= len(features.train):
             raise UserError(f"knn: k is {k}, but there are {len(features.train)} training pictures")
-        return on_main_process(lambda: {"top1_percent": knn_accuracy(features, k=k, metric=metric)})
+        probabilities = on_main_process(lambda: knn_shares(features, k=k, metric=metric))
+        return score_predictions(start, features, probabilities.argmax(1), probabilities)
 
-    rows = compare_inits(context, evaluate)
+    rows = compare_inits(context, evaluate, compare_predictions)
     protocol = (
         f"top-1 accuracy on the test pictures, each given the majority class of its {k} nearest "
         f"training pictures by {metric} distance of the frozen encoder's average-pooled features"
@@ -48,7 +57,17 @@ def knn(
 
 def knn_accuracy(features: Features, *, k: int, metric: str) -> float:
     """Percent of the test pictures that have the majority class of their `k` nearest."""
+    predicted = knn_shares(features, k=k, metric=metric).argmax(1)
+    return 100 * float((predicted == features.test_labels.cpu().numpy()).mean())
+
+
+def knn_shares(features: Features, *, k: int, metric: str) -> NDArray[np.float64]:
+    """(N, K): of each test picture, the share of every class among its `k` nearest.
+
+    The prediction is the class of the largest share, of equal ones the first.
+    """
     model = KNeighborsClassifier(n_neighbors=k, metric=metric, algorithm="brute")
     model.fit(features.train.cpu().numpy(), features.train_labels.cpu().numpy())
-    predicted = model.predict(features.test.cpu().numpy())
-    return 100 * float((predicted == features.test_labels.cpu().numpy()).mean())
+    shares = np.zeros((len(features.test), features.classes))
+    shares[:, model.classes_] = model.predict_proba(features.test.cpu().numpy())
+    return shares

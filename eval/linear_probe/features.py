@@ -6,11 +6,13 @@ distillation. Its last map is averaged over the image.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.console.messages import log
@@ -23,6 +25,7 @@ from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import put_aside
 from eval.data.labelled import DATASETS
 from eval.transfer.context import SCRATCH, Start, TransferContext, open_entry
+from eval.transfer.paired import save_predictions
 
 _BATCH = 256
 
@@ -36,12 +39,13 @@ class Features:
     test: Tensor
     test_labels: Tensor
     classes: int
+    test_digest: str = ""  # of the test pictures
 
     def standardise(self) -> "Features":
         """Each channel shifted and scaled by the training pictures' mean and deviation."""
         mean, deviation = self.train.mean(0), self.train.std(0).clamp_min(1e-6)
         train, test = ((one - mean) / deviation for one in (self.train, self.test))
-        return Features(train, self.train_labels, test, self.test_labels, self.classes)
+        return replace(self, train=train, test=test)
 
 
 def open_pictures(context: TransferContext) -> Callable[[Preprocessing], Dataset]:
@@ -74,7 +78,17 @@ def features_of(context: TransferContext, start: Start, data: Dataset) -> Featur
         pooled = read_tensors(path)[0]
     train, test = (pooled[split].to(context.device) for split in ("train", "test"))
     labels = [images.labels.to(context.device) for images in (data.train, data.test)]
-    return Features(train, labels[0], test, labels[1], len(data.class_names))
+    classes, images = len(data.class_names), data.test.digest()
+    return Features(train, labels[0], test, labels[1], classes, images)
+
+
+def score_predictions(
+    start: Start, features: Features, predicted: NDArray[Any], probabilities: NDArray[Any]
+) -> dict[str, float]:
+    """Save predicted classes (N,) and probabilities (N, K) of the test pictures; their top-1."""
+    labels = features.test_labels.cpu().numpy()
+    save_predictions(start.folder, labels, predicted, probabilities, features.test_digest)
+    return {"top1_percent": 100 * int((predicted == labels).sum()) / len(labels)}
 
 
 def _is_kept(path: Path, digest: str) -> bool:

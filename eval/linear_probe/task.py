@@ -8,7 +8,9 @@ learning rate fit distilled and random encoders alike; `standardise: false` is t
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,8 +19,14 @@ from compress.distributed.collectives import on_main_process, own_share
 from compress.seeding import seeded
 from eval.data.batches import KeyedBatches
 from eval.data.labelled import DATASETS
-from eval.linear_probe.features import Features, features_of, open_pictures
+from eval.linear_probe.features import (
+    Features,
+    features_of,
+    open_pictures,
+    score_predictions,
+)
 from eval.transfer.context import Start, TransferContext, compare_inits, fine_tune, result
+from eval.transfer.paired import compare_predictions
 
 __all__ = ["DATASETS", "linear_probe"]
 
@@ -44,13 +52,13 @@ def linear_probe(
             features = features.standardise()
         if solver == "lbfgs":
             weight_decay = context.settings.weight_decay
-            predicted = on_main_process(lambda: _by_lbfgs(features, weight_decay))
-        else:
-            predicted = _by_sgd(context, start, features)
-        correct = (predicted.cpu() == features.test_labels.cpu()).sum()
-        return {"top1_percent": 100 * int(correct) / len(predicted)}
+            probabilities = on_main_process(lambda: _by_lbfgs(features, weight_decay))
+            return score_predictions(start, features, probabilities.argmax(1), probabilities)
+        logits = _by_sgd(context, start, features)
+        probabilities = logits.float().softmax(1).cpu().numpy()
+        return score_predictions(start, features, logits.argmax(1).cpu().numpy(), probabilities)
 
-    rows = compare_inits(context, evaluate)
+    rows = compare_inits(context, evaluate, compare_predictions)
     return result(
         context,
         rows,
@@ -71,7 +79,7 @@ def _protocol(solver: str, standardise: bool) -> str:
 
 
 def _by_sgd(context: TransferContext, start: Start, features: Features) -> Tensor:
-    """Predicted classes (N,) of the test pictures."""
+    """Logits (N, K) of the test pictures."""
     with seeded(start.seed, "linear_probe", "head"):
         head = nn.Linear(features.train.shape[1], features.classes).to(context.device)
 
@@ -89,16 +97,18 @@ def _by_sgd(context: TransferContext, start: Start, features: Features) -> Tenso
     )
     fine_tune(context, start, ProbeLoss(head), batches, "linear probe")
     with torch.no_grad():
-        predicted: Tensor = head(features.test).argmax(1)
-    return predicted
+        logits: Tensor = head(features.test)
+    return logits
 
 
-def _by_lbfgs(features: Features, weight_decay: float) -> Tensor:
-    """Predicted classes (N,) of the test pictures; the decay is that of SGD on the mean loss."""
+def _by_lbfgs(features: Features, weight_decay: float) -> NDArray[np.float64]:
+    """Probabilities (N, K) of the test pictures; the decay is that of SGD on the mean loss."""
     strength = 1 / (len(features.train) * max(weight_decay, 1e-9))
     model = LogisticRegression(C=strength, max_iter=_LBFGS_STEPS)
     model.fit(features.train.cpu().double().numpy(), features.train_labels.cpu().numpy())
-    return torch.from_numpy(model.predict(features.test.cpu().double().numpy()))
+    probabilities = np.zeros((len(features.test), features.classes))
+    probabilities[:, model.classes_] = model.predict_proba(features.test.cpu().double().numpy())
+    return probabilities
 
 
 class ProbeLoss(nn.Module):

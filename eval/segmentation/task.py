@@ -1,5 +1,6 @@
 """The segmentation task: fine-tune encoder and heads from each init, report mean IoU."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.distributed.collectives import all_reduce, is_main_process, own_rows
+from compress.distributed.collectives import all_gather_items, is_main_process, own_rows
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from eval.data.masked_images import IGNORE_INDEX, SegmentationData
@@ -17,6 +18,14 @@ from eval.segmentation.deep_stem import with_deep_stem
 from eval.segmentation.metrics import PROTOCOL, confusion_matrix, majority, segmentation_metrics
 from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
 from eval.segmentation.overlays import draw_overlays
+from eval.segmentation.saved import (
+    CONFUSION,
+    is_kept,
+    mask_png,
+    read_metrics,
+    write_confusion,
+    write_masks,
+)
 from eval.segmentation.views import Views, at_least, resize, view_batches
 from eval.transfer.context import (
     SCRATCH,
@@ -27,6 +36,7 @@ from eval.transfer.context import (
     open_entry,
     result,
 )
+from eval.transfer.paired import bootstrap
 
 __all__ = ["DATASETS", "segmentation"]
 
@@ -79,7 +89,8 @@ def segmentation(
         )
         return _fine_tune(context, start, segmenter, data, views, weight)
 
-    return _result(context, compare_inits(context, evaluate), data)
+    compare = partial(bootstrap, read_metrics, seed=context.seed)
+    return _result(context, compare_inits(context, evaluate, compare), data)
 
 
 def _open_data(context: TransferContext) -> SegmentationData:
@@ -169,15 +180,26 @@ def _evaluate(
     device: torch.device,
     picture: Path,
 ) -> dict[str, float]:
-    """Metrics over the test images, of which each process sees its part; some are drawn."""
-    classes = len(data.class_names)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    for item in data.test[own_rows(len(data.test))]:
+    """Metrics over the test images, of which each process sees its part; some are drawn.
+
+    Masks and counts are saved beside the picture, see `eval.segmentation.saved`.
+    """
+    classes, count = len(data.class_names), len(data.test)
+    each: list[Tensor] = []
+    masks: list[tuple[str, bytes]] = []
+    for index in range(count)[own_rows(count)]:
+        item = data.test[index]
         prediction = predict(segmenter, item.pixels(), image_size, device)
-        confusion += confusion_matrix(
-            item.classes(), prediction, classes=classes, ignore_index=IGNORE_INDEX
+        each.append(
+            confusion_matrix(item.classes(), prediction, classes=classes, ignore_index=IGNORE_INDEX)
         )
+        if is_kept(index, count):
+            masks.append((f"{index:05d}-{item.image.stem}.png", mask_png(prediction, classes)))
+    confusion = torch.stack(all_gather_items(each))
+    masks = all_gather_items(masks)
     if is_main_process():
+        write_masks(picture.parent, masks)
+        write_confusion(picture.parent / CONFUSION, confusion)
         examples = data.test[:: max(1, len(data.test) // _PICTURED)][:_PICTURED]
         draw_overlays(
             picture,
@@ -187,7 +209,7 @@ def _evaluate(
             data.class_names,
             background=data.background,
         )
-    return segmentation_metrics(all_reduce(confusion))
+    return segmentation_metrics(confusion.sum(0))
 
 
 @torch.no_grad()

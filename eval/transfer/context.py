@@ -23,6 +23,7 @@ from compress.storage.files import read_mapping, write_json
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import find_damaged, put_aside, record, require_seal, seal
 from eval.data.batches import in_iterations
+from eval.transfer.paired import Comparison
 from eval.transfer.statistics import compare_with_reference
 
 Data = TypeVar("Data")
@@ -35,10 +36,14 @@ OUTCOME = "outcome.json"
 # What a training needs to go on checks itself, see `compress.engine.checkpoint`.
 _STATE = ("checkpoint*", "best-*", "fields.json", "verified.json*", "*.partial", OUTCOME)
 
-_WHAT_VARIES = (
-    "intervals show the chance of the transfer's seeds alone, not that of the one distillation or "
-    "of the choice of test images"
-)
+# By whether there are several seeds, and whether the test images could be paired.
+_WHAT_VARIES = {
+    (True, True): "intervals show the chance of the transfer's seeds and of the choice of test "
+    "images, not that of the one distillation",
+    (False, True): "intervals show the chance of the choice of test images, not that of training",
+    (True, False): "intervals show the chance of the transfer's seeds alone, not that of the one "
+    "distillation or of the choice of test images",
+}
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,15 @@ def open_entry(context: TransferContext, datasets: Mapping[str, Callable[..., Da
 
 
 def compare_inits(
-    context: TransferContext, evaluate: Callable[[Start], dict[str, float]]
+    context: TransferContext,
+    evaluate: Callable[[Start], dict[str, float]],
+    compare: Comparison | None = None,
 ) -> list[dict[str, Any]]:
     """Train and evaluate each initialisation with each seed; one row per init.
 
     A row has `metrics` (means over the seeds), `spread` (standard deviations; None of one seed),
-    `per_seed`, and `against`: the paired differences to the student alone, or else to scratch.
+    `per_seed`, and `against`: the paired differences to the student alone, or else to scratch, over
+    the seeds, and `over_images` by `compare`, where the trainings left their predictions.
     A training stands for itself: its `outcome.json` is read for as long as all that it depends on
     is the same, whatever else is asked for beside it, and a killed stage goes on with the next one.
     Of several processes all train and evaluate; the first decides and keeps the metrics.
@@ -137,10 +145,17 @@ def compare_inits(
         for init in labels
     }
     reference = next((init for init in (ALONE, "none", SCRATCH) if init in outcomes), None)
-    return [
+    rows = [
         {"init": init, "student": label, **compare_with_reference(init, outcomes, reference)}
         for init, label in labels.items()
     ]
+    folders = {i: [_stage_of(context, i, seed) for seed in context.seeds] for i in labels}
+    for row in rows:
+        if compare is not None and row["against"] is not None and reference is not None:
+            own, others = ([context.run.stage_folder(s) for s in folders[i]]
+                           for i in (row["init"], reference))  # fmt: skip
+            row["against"]["over_images"] = on_main_process(partial(compare, own, others))
+    return rows
 
 
 def digest_of_init(init: str, origin: Origin) -> str:
@@ -163,7 +178,7 @@ def _outcome(
     evaluate: Callable[[Start], dict[str, float]],
 ) -> dict[str, Any]:
     """The outcome of one training: its seed, its metrics, how much of the encoder was loaded."""
-    stage = f"{context.stage}/{init}/seed-{seed}"
+    stage = _stage_of(context, init, seed)
     fields = training_fields(context.fields, init=init, origin=digest, seed=seed)
     folder = on_main_process(partial(_training_folder, context, stage, fields))
     outcome: dict[str, Any] | None = on_main_process(partial(_read_outcome, folder, stage))
@@ -179,6 +194,11 @@ def _outcome(
     metrics_text = ", ".join(f"{k} {v:.2f}" for k, v in outcome["metrics"].items())
     log(f"  {init}{f', seed {seed}' if len(context.seeds) > 1 else ''}: {metrics_text}")
     return outcome
+
+
+def _stage_of(context: TransferContext, init: str, seed: int) -> str:
+    """The name of one training, which is its folder in the run."""
+    return f"{context.stage}/{init}/seed-{seed}"
 
 
 def _training_folder(context: TransferContext, stage: str, fields: Mapping[str, Any]) -> Path:
@@ -214,8 +234,11 @@ def _write_outcome(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def files_of_training(folder: Path) -> list[str]:
-    """Files that a training left in its folder besides its outcome and its state."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """What a training left in its folder besides its outcome and its state.
+
+    Its files, and its folders, each of which counts as a whole.
+    """
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
     left = [path for path in paths if not any(path.match(pattern) for pattern in _STATE)]
     return [path.relative_to(folder).as_posix() for path in left]
 
@@ -273,8 +296,10 @@ def result(
     legend: str = "",
 ) -> dict[str, Any]:
     """The `values` of a transfer stage without its task name; `legend` explains the pictures."""
-    if len(context.seeds) > 1:
-        protocol = f"{protocol.rstrip('.')}; {_WHAT_VARIES}"
+    compared = [row["against"] for row in rows if row.get("against")]
+    is_paired = bool(compared) and all(one.get("over_images") for one in compared)
+    if (note := _WHAT_VARIES.get((len(context.seeds) > 1, is_paired))) is not None:
+        protocol = f"{protocol.rstrip('.')}; {note}"
     return {
         "protocol": protocol,
         "headline": headline,

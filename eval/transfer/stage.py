@@ -68,8 +68,9 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     for training in trainings:
         names = (OUTCOME, *files_of_training(folder / training))
         digest_by_file |= {f"{training}/{name}": None for name in names}
-    if (folder / "data").is_dir() and trainings:
-        digest_by_file["data"] = None
+    for name in ("data", "ground_truth.json"):
+        if (folder / name).exists() and trainings:
+            digest_by_file[name] = None
     return digest_by_file
 
 

@@ -79,11 +79,25 @@ def mean_cell(row: Row, key: str) -> str:
 
 
 def difference_cell(row: Row, key: str) -> str:
-    """+1.20 [+0.40, +2.00]: mean paired difference and its 95 % interval."""
+    """+1.20 [+0.40, +2.00]: mean paired difference and its 95 % interval.
+
+    Over the test images, where they were paired, else over the seeds.
+    """
     if not row["against"]:
         return "reference"
-    difference = row["against"]["differences"][key]
-    mean = f"{difference['mean']:+.2f}"
-    if difference["interval"] is None:
-        return f"{mean} (no interval)"
-    return f"{mean} [{difference['interval'][0]:+.2f}, {difference['interval'][1]:+.2f}]"
+    mean, interval, p_value = difference_of(row["against"], key)
+    if interval is None:
+        return f"{mean:+.2f} (no interval)"
+    p_text = "" if p_value is None else f", p {p_value:.3f}"
+    return f"{mean:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]{p_text}"
+
+
+def difference_of(
+    against: Mapping[str, Any], key: str
+) -> tuple[float, Sequence[float] | None, float | None]:
+    """Of a row's `against`: the mean difference in a metric, its interval and p-value, if any."""
+    mean = against["differences"][key]["mean"]
+    over_images = (against.get("over_images") or {}).get(key)
+    if over_images is not None:
+        return mean, over_images["interval"], over_images["p_value"]
+    return mean, against["differences"][key]["interval"], None

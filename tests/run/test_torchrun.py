@@ -97,8 +97,9 @@ def test_trainings_are_as_one_process_has_them(runs: tuple[Path, Path, str], sta
     for expected, got in zip(_rows(one), _rows(two), strict=True):
         assert got["terms"] == pytest.approx(expected["terms"], rel=LOSSES)
         assert got["top1_percent"] == expected["top1_percent"]
-    saved, again = (read_predictions(folder / "predictions.npz") for folder in (one, two))
-    assert saved.of_same_images(again) and saved.top1.tolist() == again.top1.tolist()
+    if "phase" not in stage:
+        saved, again = (read_predictions(folder / "predictions.npz") for folder in (one, two))
+        assert saved.of_same_images(again) and saved.top1.tolist() == again.top1.tolist()
     before, after = (read_tensors(f / "checkpoint.safetensors")[0] for f in (one, two))
     assert set(before) == set(after)
     for name, value in before.items():

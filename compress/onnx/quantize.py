@@ -23,6 +23,7 @@ from compress.onnx.qdq import (
 )
 
 LEAVE_OUT = ("first", "last")
+LEAST_OPSET = 19
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
@@ -90,6 +91,7 @@ def quantize_onnx(
                 flavour=flavour,
             )
             _drop_unused_domains(model)
+            _raise_opset(model)
         except Exception as error:  # the quantizer's errors have no common base
             reason = " ".join(str(error).replace(folder, "").split()) or type(error).__name__
             raise _refusal(source, reason) from error
@@ -161,6 +163,16 @@ def _drop_unused_domains(model: onnx.ModelProto) -> None:
     imports = [item for item in model.opset_import if item.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(imports)
+
+
+def _raise_opset(model: onnx.ModelProto) -> None:
+    """Ask for opset 19 at least: ONNX's own reference knows DequantizeLinear from there on.
+
+    From 18 to 19 operators took more types and attributes, none another meaning.
+    """
+    for item in model.opset_import:
+        if item.domain in ("", "ai.onnx") and item.version == 18:
+            item.version = LEAST_OPSET
 
 
 def _refusal(source: Path, reason: str) -> UserError:

@@ -250,7 +250,7 @@ class Export(Part):
     `license` is the model card's, such as apache-2.0.
     """
 
-    opset: Annotated[int, Field(ge=18, le=20)] = 18
+    opset: Annotated[int, Field(ge=18, le=25)] = 18
     tolerance: Share = 1e-3
     raw_pixels: bool = False
     int8: Int8 | None = Int8()

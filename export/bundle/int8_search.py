@@ -3,8 +3,9 @@
 Every candidate is a setting that a recipe can name, so that what was chosen can be had again
 without a search. First come the calibration methods, the recipe's own first. Where the best of them
 is not good enough, the network is cut into segments of neighbouring layers; each is left float in
-turn, and the one or two that bring the logits nearest to the trained network's are candidates, too.
-That is a fixed number of quantizations, at most `len(CALIBRATIONS)` + `_SEGMENTS` + 2.
+turn, and the one or two that bring the logits nearest to the trained network's are candidates, too:
+with the best method, or with each where none is within the gate's limits. That is a fixed number of
+quantizations, at most 3 x `len(CALIBRATIONS)` + `_SEGMENTS`.
 
 The judges are images of the validation split, or training images that nothing was calibrated on;
 the test split decides nothing. All is computed exactly, as the file is written, so that the choice
@@ -101,8 +102,12 @@ class _Search:
                     log(f"  int8 search: {name}: {error}")
         return trials
 
-    def float_layers(self, base: Trial) -> list[Trial]:
-        """Trials with the one and the two segments left float that bring most."""
+    def float_layers(self, base: Trial, others: Sequence[Trial]) -> list[Trial]:
+        """Trials with the one and the two segments left float that bring most to `base`.
+
+        Where it exceeds a limit, so do the others of which it is the best; which of them comes
+        within the limits by float layers cannot be told from it, and each is tried.
+        """
         count = min(_SEGMENTS, base.info.layers)
         edges = [1 + i * base.info.layers // count for i in range(count + 1)]
         errors: dict[tuple[int, ...], float] = {}
@@ -112,8 +117,11 @@ class _Search:
                 trial = self.judge(_leaving(base.settings, segment), _FEW_JUDGES)
                 errors[segment] = trial.parity.mean_abs_difference
         ranked = sorted(errors, key=lambda segment: (errors[segment], segment))
-        pairs = [sorted(chain(*ranked[:n])) for n in (1, 2) if n < count and n <= len(ranked)]
-        return [_told(self.judge(_leaving(base.settings, layers))) for layers in pairs]
+        left = [sorted(chain(*ranked[:n])) for n in (1, 2) if n < count and n <= len(ranked)]
+        bases = others if base.exceeded else [base]
+        return [
+            _told(self.judge(_leaving(one.settings, layers))) for one in bases for layers in left
+        ]
 
 
 def search_int8(
@@ -134,7 +142,7 @@ def search_int8(
         trials = search.methods(settings)
         best = max(trials, key=lambda trial: trial.score)
         if best.exceeded or best.parity.top1_agreement_percent < _ENOUGH:
-            trials += search.float_layers(best)
+            trials += search.float_layers(best, trials)
     finally:
         (folder / _TRIAL).unlink(missing_ok=True)
     chosen = max(range(len(trials)), key=lambda i: (trials[i].score, -i))  # the first of equals

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-import export.bundle.int8_file
+import export.bundle.int8_search
 import export.bundle.writer
 import export.stage
 from compress.errors import UserError
@@ -234,7 +234,7 @@ def quick() -> Iterator[None]:
 @pytest.fixture
 def wrong_int8(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The classifier of every int8 file has weights of a quarter of their size."""
-    quantize = export.bundle.int8_file.quantize_onnx
+    quantize = export.bundle.int8_search.quantize_onnx
 
     def quantize_wrongly(source: Path, target: Path, *given: Any, **options: Any) -> Any:
         info = quantize(source, target, *given, **options)
@@ -246,7 +246,7 @@ def wrong_int8(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
         target.write_bytes(model.SerializeToString())
         return info
 
-    monkeypatch.setattr(export.bundle.int8_file, "quantize_onnx", quantize_wrongly)
+    monkeypatch.setattr(export.bundle.int8_search, "quantize_onnx", quantize_wrongly)
 
 
 def test_an_int8_file_that_exceeds_a_limit_leaves_the_float_bundle(

@@ -115,6 +115,7 @@ def test_a_layer_that_costs_accuracy_stays_float(
     chosen, found = search_int8(request_, SETTINGS, tmp_path, LIMITS)
     assert chosen.leave_out == [1, 2, 3], "the segment of three that it is in"
     assert not any(trial["within_limits"] for trial in found["trials"][:3])
+    assert len(found["trials"]) == 3 + 3 * 2, "each method with one and with two segments"
     assert found["trials"][found["chosen"]]["agreement_percent"] > 97
 
 

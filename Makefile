@@ -8,14 +8,15 @@ BIN := $(VENV)/bin
 demo: install
 	$(BIN)/python -m compress.pipeline pipelines/quickstart.yaml
 
-# Each process computes on one thread: the networks of the tests are small. What concerns one package
-# alone: make test TESTS=tests/engine
+# Each process computes on one thread: the networks of the tests are small. Files are handed out in the
+# order of tests/conftest.py. What concerns one package alone: make test TESTS=tests/engine
 TESTS := tests
 test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder $(TESTS)
 
 # Writes what `test` only checks.
 lint: install-dev

@@ -2,9 +2,11 @@
 
 import argparse
 import itertools
+import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from turns import Candidate, interleaved
 
 from compress.data import Batch, Preprocessing
 from compress.data.augment import shift_and_flip
+from tests import processes
 from tests.waiting import wait_until
 
 IMAGES = 40
@@ -93,12 +96,12 @@ def test_pictures_are_views_of_their_images(kept: Path) -> None:
 
 @pytest.mark.parametrize("name", ["engine", "bfloat16", "cold-cache"])
 def test_engine_variants_take_steps(kept: Path, name: str) -> None:
-    found = engine.Engine("kd", kept, engine.VARIANTS[name], "cpu", students=2)
-    before = [module.student.conv1.weight.clone() for module in found.modules]
-    list(itertools.islice(found.steps(), 2))
-    for module, weight in zip(found.modules, before, strict=True):
+    running = engine.Engine("kd", kept, engine.VARIANTS[name], "cpu", students=2)
+    before = [module.student.conv1.weight.clone() for module in running.modules]
+    list(itertools.islice(running.steps(), 2))
+    for module, weight in zip(running.modules, before, strict=True):
         assert not torch.equal(module.student.conv1.weight, weight)
-    assert found.pieces.taken()["pieces"].keys() == {"student", "teacher"}
+    assert running.pieces.taken()["pieces"].keys() == {"student", "teacher"}
 
 
 def test_a_warm_cache_never_runs_the_teacher(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +178,10 @@ def test_shares_and_ratios() -> None:
         "plain": [{"seconds": 20.0, "peak_mb": 1}, {"seconds": 30.0, "peak_mb": 1}],
         "engine": [{"seconds": s, "peak_mb": 2, "pieces": pieces} for s in (10.0, 10.0)],
     }
-    found = step._summary("engine", turns, 5)
-    assert found["steps_per_second"]["median"] == 0.5
-    assert found["ratio to plain"]["median"] == 2.5
-    shares = {name: share["median"] for name, share in found["shares"].items()}
+    summary = step._summary("engine", turns, 5)
+    assert summary["steps_per_second"]["median"] == 0.5
+    assert summary["ratio to plain"]["median"] == 2.5
+    shares = {name: share["median"] for name, share in summary["shares"].items()}
     assert shares == {"student": 10, "teacher": 20, "backward": 40, "overhead": 30}
 
 
@@ -187,8 +190,15 @@ def test_slopes_are_exponents_of_growth() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-def test_rows_see_the_memory_of_a_step() -> None:
-    small, large = (scaling._in_process("rkd", "batch", size, steps=2) for size in (32, 160))
+def test_rows_see_the_memory_of_a_step(tmp_path: Path) -> None:
+    def row(size: int) -> dict[str, Any]:
+        sizes = json.dumps({**scaling.BASE, "batch": size})
+        arguments = [str(scaling.__file__), "--row", "rkd", sizes, "--steps", "2"]
+        exit_code, printed = processes.run(arguments, tmp_path / f"{size}.txt")
+        assert exit_code == 0, printed
+        return dict(json.loads(printed))
+
+    small, large = row(32), row(160)
     # Angles of float32: more than one tensor of them lives at once.
     assert large["peak_mb"] > small["peak_mb"]
     assert large["peak_mb"] > 160**3 * 4 / 1e6
@@ -203,7 +213,7 @@ def test_a_whole_run_finds_more_in_its_cache_from_block_to_block(kept: Path) -> 
     assert [row["block"] for row in rows] == [0, 1, 2]
     hits = [row["hits"] for row in rows]
     assert hits[0] < hits[2] < 0.2  # of 162 views
-    told = full_run._summary(rows, {"plain": plain})["plain"]
+    summary = full_run._summary(rows, {"plain": plain})["plain"]
     ratios = [r["steps_per_second"]["cold-cache"] / r["steps_per_second"]["plain"] for r in rows]
-    assert min(ratios) <= told["whole_run"] <= max(ratios)
-    assert told["last_block"] == pytest.approx(ratios[-1])
+    assert min(ratios) <= summary["whole_run"] <= max(ratios)
+    assert summary["last_block"] == pytest.approx(ratios[-1])

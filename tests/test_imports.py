@@ -96,8 +96,8 @@ def test_what_runs_a_recipe_knows_no_stage_outside_compress() -> None:
 
 
 def test_few_modules_stand_directly_in_compress() -> None:
-    found = [file.stem for file in (ROOT / "compress").glob("*.py") if file.stem != "__init__"]
-    assert len(found) <= MOST_MODULES_IN_COMPRESS, found
+    modules = [file.stem for file in (ROOT / "compress").glob("*.py") if file.stem != "__init__"]
+    assert len(modules) <= MOST_MODULES_IN_COMPRESS, modules
 
 
 def test_stages_are_not_imported_with_the_command(tmp_path: Path) -> None:

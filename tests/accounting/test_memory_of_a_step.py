@@ -85,6 +85,6 @@ def test_watching_changes_no_number() -> None:
     expected = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
     _peak(network, images, backward=True)
-    found = [p.grad for p in network.parameters() if p.grad is not None]
-    assert len(found) == 2
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(gradients) == 2
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))

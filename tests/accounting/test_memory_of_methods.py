@@ -37,8 +37,8 @@ def test_measuring_moves_no_state(name: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert [p.requires_grad for p in module.parameters()] == learning
     assert all(p.grad is None for p in module.parameters())
-    found = module(batch)
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    terms = module(batch)
+    assert all(torch.equal(terms[key], value) for key, value in expected.items())
 
 
 def test_a_step_takes_what_its_images_and_its_method_need() -> None:
@@ -97,10 +97,10 @@ def test_the_stage_measures_the_step_that_it_will_take() -> None:
     module, batch = _module("kd")
     settings = TrainSettings(epochs=1, lr=0.1, batch_size=8, schedule=constant())
     generator = torch.get_rng_state()
-    found = _stage(module, batch, settings)
+    memory = _stage(module, batch, settings)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert found == {"step_bytes": step_bytes(module, batch), "method_bytes": 0, "batch": 8}
+    assert memory == {"step_bytes": step_bytes(module, batch), "method_bytes": 0, "batch": 8}
     parts = _stage(module, batch, replace(settings, accumulate=4))
-    assert parts["batch"] == 2 and parts["step_bytes"] < 0.5 * found["step_bytes"]
+    assert parts["batch"] == 2 and parts["step_bytes"] < 0.5 * memory["step_bytes"]
     half = _stage(module, batch, replace(settings, precision="bfloat16"))
-    assert half["step_bytes"] < 0.9 * found["step_bytes"]
+    assert half["step_bytes"] < 0.9 * memory["step_bytes"]

@@ -69,29 +69,29 @@ class Added(Method):
 
 
 def test_without_a_method_the_plain_student_ships() -> None:
-    found = account_pair(**PAIR)
+    costs = account_pair(**PAIR)
     teacher, student = (models.build(n, num_classes=10) for n in ("resnet14", "resnet8"))
-    assert found["method"] == {"name": "none"}
+    assert costs["method"] == {"name": "none"}
     for role, network in (("teacher", teacher), ("student", student), ("deployed", student)):
-        assert found[f"{role}_parameters"] == count_parameters(network)
-        assert found[f"{role}_macs"] == count_macs(network, (3, 32, 32)).macs
-        assert found[f"{role}_flops"] == 2 * found[f"{role}_macs"]
-    assert found["pruning_ratio_percent"] == found["plain_pruning_ratio_percent"]
-    assert (found["pruning_ratio_cost_points"], found["projector_parameters"]) == (0, 0)
-    assert found["macs_saved_percent"] == pytest.approx(
-        100 - 100 * found["student_macs"] / found["teacher_macs"]
+        assert costs[f"{role}_parameters"] == count_parameters(network)
+        assert costs[f"{role}_macs"] == count_macs(network, (3, 32, 32)).macs
+        assert costs[f"{role}_flops"] == 2 * costs[f"{role}_macs"]
+    assert costs["pruning_ratio_percent"] == costs["plain_pruning_ratio_percent"]
+    assert (costs["pruning_ratio_cost_points"], costs["projector_parameters"]) == (0, 0)
+    assert costs["macs_saved_percent"] == pytest.approx(
+        100 - 100 * costs["student_macs"] / costs["teacher_macs"]
     )
-    json.dumps(found, allow_nan=False)
+    json.dumps(costs, allow_nan=False)
 
 
 def test_any_method_is_counted_by_what_it_deploys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "added", Added)  # type: ignore[arg-type]
-    found = account_pair(**PAIR, method={"name": "added", "bias": True})
-    assert found["method"] == {"name": "added", "bias": True}
-    assert found["deployed_parameters"] == found["student_parameters"] + 110
-    assert found["deployed_macs"] == found["student_macs"] + 100
-    assert found["pruning_ratio_cost_points"] == pytest.approx(
-        100 * 110 / found["teacher_parameters"]
+    costs = account_pair(**PAIR, method={"name": "added", "bias": True})
+    assert costs["method"] == {"name": "added", "bias": True}
+    assert costs["deployed_parameters"] == costs["student_parameters"] + 110
+    assert costs["deployed_macs"] == costs["student_macs"] + 100
+    assert costs["pruning_ratio_cost_points"] == pytest.approx(
+        100 * 110 / costs["teacher_parameters"]
     )
 
 
@@ -105,20 +105,20 @@ def test_macs_follow_the_image_size_and_parameters_do_not() -> None:
 
 def test_attention_is_listed_as_uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "MODELS", {**models.MODELS, "attention": Attention})
-    found = account_pair(**{**PAIR, "student": "attention"}, method="simkd")
-    assert found["teacher_uncounted_operators"] == {}
-    assert found["student_uncounted_operators"] == {"scaled_dot_product_attention": 1}
-    assert found["deployed_uncounted_operators"] == {"scaled_dot_product_attention": 1}
-    assert found["student_macs"] == 8 * 8 * (4 * 4 * 3 * 8) + 8 * 10
+    costs = account_pair(**{**PAIR, "student": "attention"}, method="simkd")
+    assert costs["teacher_uncounted_operators"] == {}
+    assert costs["student_uncounted_operators"] == {"scaled_dot_product_attention": 1}
+    assert costs["deployed_uncounted_operators"] == {"scaled_dot_product_attention": 1}
+    assert costs["student_macs"] == 8 * 8 * (4 * 4 * 3 * 8) + 8 * 10
 
 
 def test_speed_up_is_timed_only_if_asked_for() -> None:
     assert account_pair(**PAIR)["speedup_percent"] is None
-    found = account_pair(**PAIR, input_shape=(3, 8, 8), latency_rounds=1)
-    times = found["deployed_latency_ms"], found["teacher_latency_ms"]
+    costs = account_pair(**PAIR, input_shape=(3, 8, 8), latency_rounds=1)
+    times = costs["deployed_latency_ms"], costs["teacher_latency_ms"]
     assert min(times) > 0
-    assert found["speedup_percent"] == speedup_percent(*times)
-    assert (found["latency_protocol"]["rounds"], found["latency_protocol"]["batch"]) == (1, 1)
+    assert costs["speedup_percent"] == speedup_percent(*times)
+    assert (costs["latency_protocol"]["rounds"], costs["latency_protocol"]["batch"]) == (1, 1)
 
 
 def test_speed_up_limits() -> None:
@@ -173,11 +173,11 @@ def test_the_command_prints_what_the_function_returns(capsys: pytest.CaptureFixt
 
 def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMMAND, "--method", "simkd", "--image-size", "16"]) == 0
-    shown = capsys.readouterr().out
-    found = account_pair(**PAIR, method="simkd", input_shape=(3, 16, 16))
-    assert f"{found['deployed_parameters']:,}" in shown
-    assert f"{found['pruning_ratio_percent']:.2f} %" in shown
-    assert "speed-up" not in shown
+    printed = capsys.readouterr().out
+    costs = account_pair(**PAIR, method="simkd", input_shape=(3, 16, 16))
+    assert f"{costs['deployed_parameters']:,}" in printed
+    assert f"{costs['pruning_ratio_percent']:.2f} %" in printed
+    assert "speed-up" not in printed
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_the_command_refuses_in_one_message(
     given: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*COMMAND, *given]) == 2
-    shown = capsys.readouterr().out
-    assert shown.startswith("error: ")
-    assert told in shown
+    printed = capsys.readouterr().out
+    assert printed.startswith("error: ")
+    assert told in printed
 
 
 def test_counting_alone_imports_no_models_and_methods() -> None:

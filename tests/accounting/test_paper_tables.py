@@ -153,22 +153,22 @@ def test_the_tables_have_fourteen_pairs_and_fifty_six_cells() -> None:
 def test_simkd_tables_s8_and_s9(
     student: str, teacher: str, reduction: int, cost: float, share: float
 ) -> None:
-    found = _account(teacher, student, reduction)
+    costs = _account(teacher, student, reduction)
     by_equation_6 = SLIPS_S8.get((student, teacher, reduction))
     if by_equation_6 is not None:
         assert abs(cost - by_equation_6) > 10 * COST_POINTS
         cost = by_equation_6
-    assert found["pruning_ratio_cost_points"] == pytest.approx(cost, abs=COST_POINTS)
-    assert found["projector_to_student_percent"] == pytest.approx(share, abs=SHARE_POINTS)
+    assert costs["pruning_ratio_cost_points"] == pytest.approx(cost, abs=COST_POINTS)
+    assert costs["projector_to_student_percent"] == pytest.approx(share, abs=SHARE_POINTS)
 
 
 @pytest.mark.parametrize(("student", "teacher", "reduction", "cost", "share"), CELLS)
 def test_shares_are_printed_from_counts_in_thousands(
     student: str, teacher: str, reduction: int, cost: float, share: float
 ) -> None:
-    found = _account(teacher, student, reduction)
-    projector = round(found["projector_parameters"] / 1000)
-    whole = POST_ACTIVATION_THOUSANDS.get(student, round(found["student_parameters"] / 1000))
+    costs = _account(teacher, student, reduction)
+    projector = round(costs["projector_parameters"] / 1000)
+    whole = POST_ACTIVATION_THOUSANDS.get(student, round(costs["student_parameters"] / 1000))
     assert 100 * projector / whole == pytest.approx(share, abs=0.0051)
 
 
@@ -182,46 +182,46 @@ def test_equation_5_is_the_projector_that_is_counted(
         last_map = _counted(name, CLASSES, SHAPE).specs.last_map
         assert last_map is not None
         widths.append(last_map.channels)
-    found = _account(teacher, student, reduction)
-    assert found["projector_parameters"] == equation_5(*widths, reduction)
+    costs = _account(teacher, student, reduction)
+    assert costs["projector_parameters"] == equation_5(*widths, reduction)
 
 
 def test_simkd_table_s10() -> None:
-    found = _account("resnet32x4", "resnet8x4", 2)
-    assert cut_off(found["plain_pruning_ratio_percent"]) == TABLE_S10["none"]
-    assert cut_off(found["pruning_ratio_percent"]) == TABLE_S10["simkd"]
+    costs = _account("resnet32x4", "resnet8x4", 2)
+    assert cut_off(costs["plain_pruning_ratio_percent"]) == TABLE_S10["none"]
+    assert cut_off(costs["pruning_ratio_percent"]) == TABLE_S10["simkd"]
 
 
 @pytest.mark.parametrize(("model", "printed"), TABLES_9_10.items())
 def test_cocord_tables_9_and_10(model: str, printed: tuple[float, float]) -> None:
     million_macs, thousand_parameters = printed
-    found = _counted(model, CLASSES, SHAPE).costs
-    assert found["uncounted_operators"] == {}
-    assert found["parameters"] == pytest.approx(1e3 * thousand_parameters, abs=501)
-    assert found["macs"] == pytest.approx(1e6 * million_macs, rel=MULT_ADDS_SHARE)
+    costs = _counted(model, CLASSES, SHAPE).costs
+    assert costs["uncounted_operators"] == {}
+    assert costs["parameters"] == pytest.approx(1e3 * thousand_parameters, abs=501)
+    assert costs["macs"] == pytest.approx(1e6 * million_macs, rel=MULT_ADDS_SHARE)
 
 
 def test_cocord_counted_another_resnet50_than_it_trained() -> None:
-    found = _counted("resnet50_cifar", CLASSES, SHAPE).costs
+    costs = _counted("resnet50_cifar", CLASSES, SHAPE).costs
     million_macs, thousand_parameters = TABLES_9_10["torchvision:resnet50"]
-    assert found["macs"] == pytest.approx(1e6 * RESNET50_CIFAR, rel=MULT_ADDS_SHARE)
-    assert found["macs"] > 10e6 * million_macs
-    assert found["parameters"] == pytest.approx(1e3 * thousand_parameters, rel=MULT_ADDS_SHARE)
+    assert costs["macs"] == pytest.approx(1e6 * RESNET50_CIFAR, rel=MULT_ADDS_SHARE)
+    assert costs["macs"] > 10e6 * million_macs
+    assert costs["parameters"] == pytest.approx(1e3 * thousand_parameters, rel=MULT_ADDS_SHARE)
 
 
 @pytest.mark.parametrize(("model", "printed"), TABLE_11.items())
 def test_cocord_table_11(model: str, printed: tuple[float, float]) -> None:
-    found = count_network(model, 1000, (3, 224, 224)).costs
-    assert found["macs"] == pytest.approx(1e9 * printed[0], rel=MULT_ADDS_SHARE)
-    assert found["parameters"] == pytest.approx(1e6 * printed[1], abs=5001)
+    costs = count_network(model, 1000, (3, 224, 224)).costs
+    assert costs["macs"] == pytest.approx(1e9 * printed[0], rel=MULT_ADDS_SHARE)
+    assert costs["parameters"] == pytest.approx(1e6 * printed[1], abs=5001)
 
 
 @pytest.mark.parametrize(("teacher", "student", "teacher_ms", "student_ms", "printed"), SPEEDUPS)
 def test_cocord_speed_ups(
     teacher: str, student: str, teacher_ms: float, student_ms: float, printed: float | None
 ) -> None:
-    found = speedup_percent(student_ms, teacher_ms)
+    speedup = speedup_percent(student_ms, teacher_ms)
     if printed is None:
-        assert found < 0, f"{student} is slower than {teacher}"
+        assert speedup < 0, f"{student} is slower than {teacher}"
     else:
-        assert found == pytest.approx(printed, abs=0.011)
+        assert speedup == pytest.approx(printed, abs=0.011)

@@ -74,9 +74,9 @@ def test_an_error_on_stderr_is_harmless(capsys: pytest.CaptureFixture[str]) -> N
         raise UserError(HOSTILE + "x" * 10**6)
 
     assert exit_code(command) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {VISIBLE}") and len(told) < 5000
-    assert _is_harmless(told)
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {VISIBLE}") and len(printed) < 5000
+    assert _is_harmless(printed)
 
 
 def test_reports_show_text_as_it_is() -> None:

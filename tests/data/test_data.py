@@ -195,12 +195,12 @@ def test_digits_are_split_without_overlap_and_balanced() -> None:
     assert torch.bincount(data.test.labels).tolist() == [30] * 10
     pixels, labels = held_out_scenes_digits()
     assert torch.bincount(labels).tolist() == [30] * 10
-    shown = {bytes(p.numpy()) for p in pixels}
-    assert len(shown) == 300
+    views = {bytes(p.numpy()) for p in pixels}
+    assert len(views) == 300
     original = open_data({"name": "digits", "image_size": 8})
     for split in (original.train, original.test):
         digits = split.fetch(torch.arange(len(split)))[:, 0]
-        assert not shown & {bytes(d.numpy().tobytes()) for d in digits}
+        assert not views & {bytes(d.numpy().tobytes()) for d in digits}
 
 
 def test_subsets_are_balanced_and_seeded() -> None:
@@ -284,8 +284,8 @@ def test_an_image_is_turned_only_where_that_is_asked(
     save_turned(path, orientation)
     with Image.open(path) as image:
         expected = np.array(ImageOps.exif_transpose(image))
-    found = read_rgb(path, upright=True).permute(1, 2, 0).numpy()
-    assert np.array_equal(found, expected)
+    pixels = read_rgb(path, upright=True).permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, expected)
     if suffix != "tif":  # these Pillow turns by itself, and their header is not sure
         assert upright_size(path) == expected.shape[:2]
         assert read_rgb(path, upright=False).shape == (3, 8, 12)
@@ -490,8 +490,8 @@ def test_cifar_is_read_in_every_protocol(tmp_path: Path, protocol: int) -> None:
         if protocol == 2 and b"data" in content:
             content[b"data"] = np.asfortranarray(content[b"data"])
         (tmp_path / name).write_bytes(pickle.dumps(content, protocol=protocol))
-    found = open_data({"name": "cifar100", "root": str(tmp_path)})
-    assert found.digest() == expected.digest() and found.class_names == expected.class_names
+    dataset = open_data({"name": "cifar100", "root": str(tmp_path)})
+    assert dataset.digest() == expected.digest() and dataset.class_names == expected.class_names
 
 
 def test_missing_cifar_says_where_it_looked(

@@ -107,9 +107,9 @@ def test_measuring_moves_no_state(name: str) -> None:
     batch = next(batches.epoch(0))
     before = {k: v.clone() for k, v in module.state_dict().items()}
     learning = [p.requires_grad for p in module.parameters()]
-    found = module.measure(batch)
-    assert found["gradient_to_ce"] > 0
-    assert torch.isfinite(torch.tensor([*found.values()])).all()
+    terms = module.measure(batch)
+    assert terms["gradient_to_ce"] > 0
+    assert torch.isfinite(torch.tensor([*terms.values()])).all()
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
     assert [p.requires_grad for p in module.parameters()] == learning
     assert all(p.grad is None for p in module.parameters())

@@ -35,7 +35,7 @@ def _layer(name: str, own: slice) -> dict[str, Tensor]:
         nn.init.uniform_(layer.weight)
         nn.init.uniform_(layer.bias)
     shape = (ROWS, 4) if name == "vectors" else (ROWS, 4, 3, 2)
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     with synchronised_batchnorm(layer):
         for step in range(2):
             rows = 3 + torch.randn(shape, dtype=torch.float64)
@@ -44,13 +44,13 @@ def _layer(name: str, own: slice) -> dict[str, Tensor]:
             own_rows = rows[own].detach().requires_grad_()
             out = layer(own_rows)
             (out.sin() * weights).sum().backward()
-            found |= {f"out {step}": out.detach(), f"gradient {step}": own_rows.grad}
-            found[f"is channels last {step}"] = torch.tensor(
+            results |= {f"out {step}": out.detach(), f"gradient {step}": own_rows.grad}
+            results[f"is channels last {step}"] = torch.tensor(
                 out.dim() == 4 and out.is_contiguous(memory_format=torch.channels_last)
             )
     all_reduce_gradients([*layer.parameters()])
-    found |= {f"of {name}": p.grad for name, p in layer.named_parameters() if p.grad is not None}
-    return {**found, **layer.state_dict()}
+    results |= {f"of {name}": p.grad for name, p in layer.named_parameters() if p.grad is not None}
+    return {**results, **layer.state_dict()}
 
 
 def _network(own: slice) -> dict[str, Tensor]:
@@ -111,8 +111,8 @@ def _process(number: int, folder: str) -> None:
     )
     try:
         own = slice(0, FIRST) if number == 0 else slice(FIRST, ROWS)
-        found: dict[str, Any] = {**_everything(own), "modes": _modes()}
-        torch.save(found, f"{folder}/{number}.pt")
+        results: dict[str, Any] = {**_everything(own), "modes": _modes()}
+        torch.save(results, f"{folder}/{number}.pt")
     finally:
         distributed.destroy_process_group()
 

@@ -60,16 +60,18 @@ def _process(number: int, folder: str) -> None:
     )
     try:
         assert rank() == number
-        found = _trained(slice(0, SHARES[0]) if number == 0 else slice(SHARES[0], None))
+        results = _trained(slice(0, SHARES[0]) if number == 0 else slice(SHARES[0], None))
         rows = torch.full((SHARES[number], 2), float(number), requires_grad=True)
-        found["all_gather"] = all_gather(rows)
-        found["empty"] = all_gather(torch.arange(4 * number))
+        results["all_gather"] = all_gather(rows)
+        results["empty"] = all_gather(torch.arange(4 * number))
         _exchange(number)
-        found["loss"], *gradients = _coupled(slice(0, SHARES[0]) if number == 0 else slice(5, None))
-        found["coupled weight"] = gradients[0]
-        found |= _in_parts(slice(0, SHARES[0]) if number == 0 else slice(5, None))
-        found |= _evaluated()
-        torch.save(found, f"{folder}/{number}.pt")
+        results["loss"], *gradients = _coupled(
+            slice(0, SHARES[0]) if number == 0 else slice(5, None)
+        )
+        results["coupled weight"] = gradients[0]
+        results |= _in_parts(slice(0, SHARES[0]) if number == 0 else slice(5, None))
+        results |= _evaluated()
+        torch.save(results, f"{folder}/{number}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -154,7 +156,7 @@ def _in_parts(own: slice) -> dict[str, Tensor]:
     labels, numbers = (
         torch.cat(one) for one in zip(*[(p.index, p.rows) for p in parts], strict=True)
     )
-    found = {"queue": all_gather_in_order(labels, numbers)}
+    results = {"queue": all_gather_in_order(labels, numbers)}
     for number, part in enumerate(parts):
         features = part.images[0].requires_grad_()
         taps = Taps(logits=features, pooled=features, own=features)
@@ -166,10 +168,10 @@ def _in_parts(own: slice) -> dict[str, Tensor]:
         else:
             views = [taps]
         assert views[0] is not None
-        found[f"part {number}"] = torch.stack([part.index, part.labels, part.view_numbers[0]])
-        found[f"features {number}"] = views[0].tensor("own").detach()
-        found[f"start {number}"] = torch.tensor([part.start, part.whole])
-    return found
+        results[f"part {number}"] = torch.stack([part.index, part.labels, part.view_numbers[0]])
+        results[f"features {number}"] = views[0].tensor("own").detach()
+        results[f"start {number}"] = torch.tensor([part.start, part.whole])
+    return results
 
 
 class _Means(torch.nn.Module):
@@ -197,8 +199,8 @@ def _evaluated() -> dict[str, Tensor]:
     batches = [(images[i : i + 3], labels[i : i + 3]) for i in range(0, 7, 3)]
     top1 = Classification().evaluate(_Means(), batches[rank() :: collectives.world_size()])
     pictures = tuple(_Image(i) for i in range(11))
-    found = detect(_Means(), pictures, 4, torch.device("cpu"))  # type: ignore[arg-type]
-    scores = torch.cat([one["scores"] for one in found])
+    detections = detect(_Means(), pictures, 4, torch.device("cpu"))  # type: ignore[arg-type]
+    scores = torch.cat([one["scores"] for one in detections])
     return {"top1": torch.tensor(top1["top1_percent"]), "scores": scores}
 
 

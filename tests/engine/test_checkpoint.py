@@ -72,9 +72,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         flip(before)
     hurt = path.read_bytes()
     assert same(learn(folder), expected)
-    shown = capsys.readouterr().out
-    assert f"{path} is damaged" in shown
-    assert ("starts anew" if damage == "both" else "goes on after the epoch before") in shown
+    printed = capsys.readouterr().out
+    assert f"{path} is damaged" in printed
+    assert ("starts anew" if damage == "both" else "goes on after the epoch before") in printed
     kept = folder / "superseded/001-damaged/checkpoint.safetensors"
     assert kept.read_bytes() == hurt
     assert not before.exists(), "a training that is done keeps one checkpoint"

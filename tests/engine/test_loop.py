@@ -301,8 +301,8 @@ def test_trackers_show_every_epoch_of_a_continued_training_once(
         tracked(before)
     for _ in range(2):  # a training that is only loaded adds nothing
         tracked(["tensorboard"])
-        found = EventAccumulator(str(tmp_path / "tensorboard/test")).Reload().Scalars("loss")
+        events = EventAccumulator(str(tmp_path / "tensorboard/test")).Reload().Scalars("loss")
         rows = [json.loads(r) for r in (tmp_path / "test/metrics.jsonl").read_text().splitlines()]
-        assert [event.step for event in found] == [1, 2, 3, 4]
+        assert [event.step for event in events] == [1, 2, 3, 4]
         losses = [row["loss"] for row in rows]
-        assert [event.value for event in found] == pytest.approx(losses, rel=1e-6)
+        assert [event.value for event in events] == pytest.approx(losses, rel=1e-6)

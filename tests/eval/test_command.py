@@ -41,13 +41,13 @@ def probe(run: Path, crops: Path, *more: str) -> int:
 def test_whole_command(run: Path, crops: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert probe(run, crops, "--seeds", "2") == 0
     out = run.parent / "o"
-    found = json.loads((out / "result.json").read_text())["results"]["crops"]
-    assert [row["init"] for row in found["rows"]] == ["distilled", "alone", "scratch"]
-    assert [row["matched_percent"] for row in found["rows"]] == [100, 100, 0]
-    assert all(len(row["per_seed"]) == 2 for row in found["rows"])
-    assert found["origins"]["kd"]["architecture"]["name"] == "resnet8"
+    result = json.loads((out / "result.json").read_text())["results"]["crops"]
+    assert [row["init"] for row in result["rows"]] == ["distilled", "alone", "scratch"]
+    assert [row["matched_percent"] for row in result["rows"]] == [100, 100, 0]
+    assert all(len(row["per_seed"]) == 2 for row in result["rows"])
+    assert result["origins"]["kd"]["architecture"]["name"] == "resnet8"
     table = (out / "table.md").read_text()
-    assert "n = 2" in table and "difference to alone" in table and found["protocol"] in table
+    assert "n = 2" in table and "difference to alone" in table and result["protocol"] in table
     assert table.splitlines()[0].count("|") == table.splitlines()[3].count("|")
 
     # A second time nothing is trained; more seeds or inits train only what is new.
@@ -69,9 +69,9 @@ def test_whole_command(run: Path, crops: Path, capsys: pytest.CaptureFixture[str
 
 def trained(out: Path) -> dict[str, int]:
     """When the trainings in place were finished."""
-    found = (out / "transfer").glob("*/*/seed-*/outcome.json")
+    outcomes = (out / "transfer").glob("*/*/seed-*/outcome.json")
     return {str(path.parent.relative_to(out / "transfer")): path.stat().st_mtime_ns
-            for path in found}  # fmt: skip
+            for path in outcomes}  # fmt: skip
 
 
 def found(out: Path) -> Any:
@@ -247,8 +247,8 @@ def test_mistakes_are_told_in_words(
     monkeypatch.setattr(console, "_width", 300)
     with console.capture() as capture:
         assert probe(run, crops, *more) == 2
-    shown = capture.get()
-    assert message in shown and "Traceback" not in shown
+    printed = capture.get()
+    assert message in printed and "Traceback" not in printed
 
 
 def test_no_origin_no_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,13 +269,15 @@ def test_every_keyword_of_a_task_is_an_option(
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(task, ["--help"])
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert ended.value.code == 0
     for function in (TASKS[task], *DATASETS[task].values()):
         for name in options_module.signatures.arguments_of(function):
-            assert name == "root" or f"-{name.replace('_', '-')} " in shown, name
+            assert name == "root" or f"-{name.replace('_', '-')} " in printed, name
     for name in TransferTrain.model_fields:
-        assert re.search(rf"^  --{name.replace('_', '-')}\W.*?default: ", shown, re.M | re.S), name
+        assert re.search(rf"^  --{name.replace('_', '-')}\W.*?default: ", printed, re.M | re.S), (
+            name
+        )
 
 
 def test_every_part_of_a_training_can_be_told(run: Path) -> None:

@@ -17,16 +17,16 @@ def test_interval_is_students(freedom: int) -> None:
     drawn = random.Random(freedom)
     values = [drawn.gauss(60, 2) for _ in range(freedom + 1)]
     reference = [drawn.gauss(58, 2) for _ in range(freedom + 1)]
-    found = paired_difference(values, reference)
+    difference = paired_difference(values, reference)
     pairs = [a - b for a, b in zip(values, reference, strict=True)]
     half = PRINTED[freedom] * stdev(pairs) / math.sqrt(freedom + 1)
-    assert found.interval == pytest.approx(
+    assert difference.interval == pytest.approx(
         (mean(pairs) - half, mean(pairs) + half), abs=1e-3 * half
     )
     turned = paired_difference(reference, values)
-    assert turned.interval is not None and found.interval is not None
-    assert turned.mean == -found.mean
-    assert turned.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+    assert turned.interval is not None and difference.interval is not None
+    assert turned.mean == -difference.mean
+    assert turned.interval == pytest.approx((-difference.interval[1], -difference.interval[0]))
 
 
 def test_what_is_common_to_a_pair_cancels() -> None:
@@ -54,6 +54,6 @@ def test_every_metric_is_compared() -> None:
     other = [{"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0}]
     assert means(own) == {"a": 2.0, "b": 4.25}
     assert spreads(own) == pytest.approx({"a": math.sqrt(2), "b": math.sqrt(0.125)})
-    found = against(own, "alone", other)
-    assert found["reference"] == "alone"
-    assert {k: d["mean"] for k, d in found["differences"].items()} == {"a": 1.5, "b": 3.25}
+    difference = against(own, "alone", other)
+    assert difference["reference"] == "alone"
+    assert {k: d["mean"] for k, d in difference["differences"].items()} == {"a": 1.5, "b": 3.25}

@@ -159,15 +159,15 @@ def test_masks_are_judged_by_their_own_overlap_whatever_their_boxes_are() -> Non
     boxes, labels = torch.tensor([[0.0, 0, 30, 20], [40, 40, 50, 50]]), torch.tensor([1, 2])
     nothing_ignored, segments = torch.zeros(2, dtype=torch.bool), tuple(encode_masks(whole))
     truth = AnnotatedImage(Path("none"), 64, 64, boxes, labels, nothing_ignored, segments)
-    found = {"boxes": boxes, "labels": labels, "scores": torch.tensor([0.9, 0.8])}
+    detections = {"boxes": boxes, "labels": labels, "scores": torch.tensor([0.9, 0.8])}
     judged = partial(mask_average_precision, [truth], class_count=2)
-    assert judged([found | {"segments": encode_masks(whole)}]) == {
+    assert judged([detections | {"segments": encode_masks(whole)}]) == {
         "mask_ap_percent": pytest.approx(100),
         "mask_ap50_percent": pytest.approx(100),
         "mask_ap75_percent": pytest.approx(100),
     }
     # One class at 4 of 10 thresholds, the other at all.
-    assert judged([found | {"segments": encode_masks(with_hole)}]) == {
+    assert judged([detections | {"segments": encode_masks(with_hole)}]) == {
         "mask_ap_percent": pytest.approx(70),
         "mask_ap50_percent": pytest.approx(100),
         "mask_ap75_percent": pytest.approx(50),
@@ -180,6 +180,6 @@ def test_detections_have_a_mask_each(tmp_path: Path) -> None:
     image = AnnotatedImage(tmp_path / "a.png", 64, 64, empty.reshape(0, 4), empty, empty.bool())
     detector = built(thin_resnet(), detector="mask_rcnn", **SMALL)
     detector.roi_heads.score_thresh = 0.0
-    (found,) = detect(detector, (image, image)[:1], 1, torch.device("cpu"))
-    assert len(found["boxes"]) == len(found["segments"]) > 0
-    assert all(lengths["size"] == [64, 64] for lengths in found["segments"])
+    (detections,) = detect(detector, (image, image)[:1], 1, torch.device("cpu"))
+    assert len(detections["boxes"]) == len(detections["segments"]) > 0
+    assert all(lengths["size"] == [64, 64] for lengths in detections["segments"])

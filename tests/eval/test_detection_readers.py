@@ -319,9 +319,9 @@ def test_union_of_year_folders_is_one_after_the_other(scenes: Write, tmp_path: P
 def test_kit_is_read_from_the_folder_above(scenes: Write, tmp_path: Path) -> None:
     scenes("above/VOCdevkit/VOC2007")
     splits = {"train": "VOC2007/train", "test": "VOC2007/val"}
-    found = voc(tmp_path, root=str(tmp_path / "above"), **splits)
+    dataset = voc(tmp_path, root=str(tmp_path / "above"), **splits)
     kit = voc(tmp_path, root=str(tmp_path / "above" / "VOCdevkit"), **splits)
-    assert [image.path for image in found.test] == [image.path for image in kit.test]
+    assert [image.path for image in dataset.test] == [image.path for image in kit.test]
 
 
 @pytest.mark.parametrize("tag", ["train_00001.png", "train_00000", "lost.jpg", ""])

@@ -253,9 +253,9 @@ def trained(
 @needs_detectron2
 def test_a_training_is_repeatable_and_leaves_its_files(scenes: Write, tmp_path: Path) -> None:
     root = scenes()
-    found = coco(root, root=str(root))
+    dataset = coco(root, root=str(root))
     before = torch.get_rng_state()
-    first, second = (trained(tmp_path / name, found, SMALL) for name in ("a", "b"))
+    first, second = (trained(tmp_path / name, dataset, SMALL) for name in ("a", "b"))
     assert torch.equal(before, torch.get_rng_state())
     assert {"ap_percent", "ap50_percent", "ap75_percent"} <= {*first[0]}
     assert first[0] == second[0]

@@ -37,12 +37,12 @@ def test_equals_a_loop_over_all_pairs(metric: str, k: int) -> None:
 
 def test_task_compares_the_inits(tmp_path: Path, scenes: Callable[..., Path]) -> None:
     entry = context(tmp_path, {"name": "image_folder", "root": str(scenes() / "crops")})
-    found = knn(entry, k=3)
-    rows = {row["init"]: row for row in found["rows"]}
+    outcome = knn(entry, k=3)
+    rows = {row["init"]: row for row in outcome["rows"]}
     assert list(rows) == ["distilled", "alone", "scratch"]
     assert rows["distilled"]["spread"] == {"top1_percent": 0.0}  # nothing but scratch has a seed
-    assert "3 nearest training pictures by cosine" in found["protocol"]
-    assert found["data"]["train_images"] > 3
+    assert "3 nearest training pictures by cosine" in outcome["protocol"]
+    assert outcome["data"]["train_images"] > 3
 
 
 def test_k_above_the_number_of_pictures(tmp_path: Path, scenes: Callable[..., Path]) -> None:

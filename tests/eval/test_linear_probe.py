@@ -98,12 +98,12 @@ def test_features_are_computed_once(
 def test_pooled_features_are_the_means_of_the_map(encoder: Encoder) -> None:
     pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     images = MemoryImages(pixels, torch.arange(5))
-    found = pooled_features(encoder, images, torch.device("cpu"))
+    features = pooled_features(encoder, images, torch.device("cpu"))
     maps = encoder.eval()((pixels.float() / 255 - 0.3) / 0.3).detach()
     expected = torch.tensor(
         [[float(maps[n, c].double().mean()) for c in range(8)] for n in range(5)]
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(features, expected)
 
 
 def test_lbfgs_finds_the_minimum_of_the_decayed_loss() -> None:
@@ -130,22 +130,22 @@ def test_lbfgs_beats_guessing_and_needs_no_epochs(
     tmp_path: Path, scenes: Callable[..., Path]
 ) -> None:
     entry = context(tmp_path, {"name": "image_folder", "root": str(scenes() / "crops")})
-    found = linear_probe(entry, solver="lbfgs")
-    row = found["rows"][0]
+    outcome = linear_probe(entry, solver="lbfgs")
+    row = outcome["rows"][0]
     assert row["metrics"]["top1_percent"] > 50  # three classes
     assert row["spread"] == {"top1_percent": 0.0}
     assert not (entry.folder / "distilled" / "seed-0" / "metrics.jsonl").exists()
-    assert "L-BFGS" in found["protocol"]
+    assert "L-BFGS" in outcome["protocol"]
 
 
 def test_standardised_features() -> None:
     drawn = torch.Generator().manual_seed(0)
     train, test = torch.randn(50, 3, generator=drawn) * 7 + 2, torch.ones(4, 3)
     labels = torch.zeros(50)
-    found = Features(train, labels, test, labels, 1).standardise()
-    torch.testing.assert_close(found.train.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.train.std(0), torch.ones(3))
-    torch.testing.assert_close(found.test, (test - train.mean(0)) / train.std(0))
+    features = Features(train, labels, test, labels, 1).standardise()
+    torch.testing.assert_close(features.train.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(features.train.std(0), torch.ones(3))
+    torch.testing.assert_close(features.test, (test - train.mean(0)) / train.std(0))
 
 
 def write_stl(folder: Path, count: int = 4) -> Path:

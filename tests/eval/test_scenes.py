@@ -100,8 +100,8 @@ def test_train_and_test_scenes_share_no_digit(tmp_path: Path) -> None:
 
 def test_crops_have_a_folder_per_class_and_split(scenes: Write) -> None:
     crops = scenes() / "crops"
-    found = {str(p.parent.relative_to(crops)) for p in crops.rglob("*.png")}
-    assert found == {f"{split}/{name}" for split in ("train", "test") for name in "012"}
+    folders = {str(p.parent.relative_to(crops)) for p in crops.rglob("*.png")}
+    assert folders == {f"{split}/{name}" for split in ("train", "test") for name in "012"}
 
 
 def test_class_without_two_digits_is_refused(tmp_path: Path) -> None:

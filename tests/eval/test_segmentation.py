@@ -137,9 +137,9 @@ def test_prediction_has_the_mask_size_when_images_are_scaled(
 
 def test_majority_is_the_constant_prediction() -> None:
     masks = [torch.tensor([[0, 2, 2], [2, IGNORE_INDEX, IGNORE_INDEX]]), torch.tensor([[2, 2, 0]])]
-    found = majority(masks, classes=4, ignore_index=IGNORE_INDEX)
+    share = majority(masks, classes=4, ignore_index=IGNORE_INDEX)
     truth = torch.cat([mask.flatten() for mask in masks])
     constant = torch.full_like(truth, 2)
-    assert found.label == 2
-    assert found.miou_percent == pytest.approx(mean_iou_by_sets(truth, constant, 4))
-    assert found.pixel_percent == pytest.approx(100 * 5 / 7)
+    assert share.label == 2
+    assert share.miou_percent == pytest.approx(mean_iou_by_sets(truth, constant, 4))
+    assert share.pixel_percent == pytest.approx(100 * 5 / 7)

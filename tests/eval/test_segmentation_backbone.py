@@ -66,18 +66,18 @@ def parameters_by_hand(blocks: list[int], expansion: int, classes: int, *, deep:
 def test_parameters_are_the_published_ones(
     name: str, stem: str | None, published: float, blocks: list[int], expansion: int
 ) -> None:
-    found = describe_architecture(name, 19, stem)
-    assert found["parameters"] / 1e6 == pytest.approx(published, abs=0.01)
+    parameters = describe_architecture(name, 19, stem)
+    assert parameters["parameters"] / 1e6 == pytest.approx(published, abs=0.01)
     by_hand = parameters_by_hand(blocks, expansion, 19, deep=stem is None)
-    assert found["parameters"] == by_hand
-    assert found["output_stride"] == 8
+    assert parameters["parameters"] == by_hand
+    assert parameters["output_stride"] == 8
 
 
 def test_description_is_json_with_the_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert describe.main(["--describe", "resnet18", "--classes", "19"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["stem"] == "deep"
-    assert shown["parameters"] == sum(shown["parameters_by_part"].values())
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["stem"] == "deep"
+    assert printed["parameters"] == sum(printed["parameters_by_part"].values())
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_dilation_changes_the_map_and_no_weight(name: str) -> None:
     after = encoder.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
-    found = {
+    dilations = {
         name: {m.dilation for m in part.modules() if getattr(m, "kernel_size", None) == (3, 3)}
         for name, part in network.named_children()
         if name.startswith("layer")
     }
-    assert found == {
+    assert dilations == {
         "layer1": {(1, 1)},
         "layer2": {(1, 1)},
         "layer3": {(2, 2)},
@@ -135,11 +135,11 @@ def test_other_encoders_keep_their_stride(name: str) -> None:
     assert second is not None
     trunk = SegmentationBackbone(encoder, second, frozen=False)
     assert trunk.output_stride == encoder.stride
-    last, found = trunk(torch.rand(2, 3, 64, 64))
-    assert found is not None
+    last, maps = trunk(torch.rand(2, 3, 64, 64))
+    assert maps is not None
     assert last.shape[1] == encoder.channels
-    assert found.shape[1] == second.channels
-    assert found.shape[-1] > last.shape[-1]
+    assert maps.shape[1] == second.channels
+    assert maps.shape[-1] > last.shape[-1]
 
 
 def test_auxiliary_map_is_what_a_tap_of_the_plain_network_shows() -> None:
@@ -149,15 +149,15 @@ def test_auxiliary_map_is_what_a_tap_of_the_plain_network_shows() -> None:
     assert second.path == "layer2"
     images = torch.rand(2, 3, 32, 32)
     trunk = SegmentationBackbone(encoder, second, frozen=True)
-    shown: list[Tensor] = []
+    batches: list[Tensor] = []
     network.eval().get_submodule(second.path).register_forward_hook(
-        lambda _module, _given, output: shown.append(output)
+        lambda _module, _given, output: batches.append(output)
     )
     network(images)
-    found = trunk(images)
-    assert found[1] is not None
-    assert torch.equal(found[1], shown[0])
-    assert torch.equal(found[0], encoder(images))
+    maps = trunk(images)
+    assert maps[1] is not None
+    assert torch.equal(maps[1], batches[0])
+    assert torch.equal(maps[0], encoder(images))
     assert {*trunk.state_dict()} == {*encoder.state_dict()}
 
 

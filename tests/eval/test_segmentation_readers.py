@@ -76,13 +76,13 @@ def test_year_of_voc_is_found_below_its_folder(scenes: Write) -> None:
 def test_label_ids_become_the_nineteen_train_ids(tmp_path: Path) -> None:
     root = write_city(tmp_path, "labelIds", [list(range(34)), [255] * 34])
     data = cityscapes(root, root=str(root))
-    found = data.train[0].classes()
+    classes = data.train[0].classes()
     evaluated = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
     assert [*CITYSCAPES_CLASSES.values()] == evaluated
-    assert found[0, evaluated].tolist() == list(range(19))
+    assert classes[0, evaluated].tolist() == list(range(19))
     others = [value for value in range(34) if value not in evaluated]
-    assert (found[0, others] == IGNORE_INDEX).all()
-    assert (found[1] == IGNORE_INDEX).all()
+    assert (classes[0, others] == IGNORE_INDEX).all()
+    assert (classes[1] == IGNORE_INDEX).all()
     assert not data.background
 
 

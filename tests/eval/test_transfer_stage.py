@@ -225,9 +225,9 @@ def test_every_seed_is_trained_and_compared_in_pairs(run_folder: Path) -> None:
     assert rows["alone"]["metrics"] == {"top1_percent": 90.0}
     assert rows["alone"]["spread"] == {"top1_percent": 10.0}
     assert rows["alone"]["against"] is None
-    found = rows["distilled"]["against"]
-    assert found["reference"] == "alone"
-    difference = found["differences"]["top1_percent"]
+    differences = rows["distilled"]["against"]
+    assert differences["reference"] == "alone"
+    difference = differences["differences"]["top1_percent"]
     assert difference["mean"] == pytest.approx(4.0) and difference["pairs"] == 3
     # Student's t with 2 degrees of freedom: 4.3027; standard deviation of 3.5, 4, 4.5 is 0.5.
     half = 4.302653 * 0.5 / 3**0.5
@@ -261,8 +261,8 @@ def test_iterations_are_steps_of_the_same_stream(
     batches, epochs = in_iterations(plain, iterations)
     assert (epochs, len(batches)) == expected
     stream = [batch for epoch in range(20) for batch in plain.epoch(epoch)]
-    found = [batch for epoch in range(epochs) for batch in batches.epoch(epoch)]
-    assert found == stream[:iterations]
+    all_batches = [batch for epoch in range(epochs) for batch in batches.epoch(epoch)]
+    assert all_batches == stream[:iterations]
 
 
 def test_segmentation_with_batches_of_one_is_refused(run_folder: Path, scenes: Write) -> None:

@@ -43,8 +43,8 @@ def test_recalls_that_lie_at_a_threshold_are_judged_as_detectron2_does(hits: int
     # In float64 its thresholds .3, .6 and .7 lie above what 3, 6 and 7 of 10 make.
     reached = sum(hits / 10 >= threshold for threshold in np.arange(0, 1.1, 0.1))
     assert reached == hits + (hits not in (3, 6, 7))
-    found = eleven_points(torch.ones(hits, dtype=torch.bool), 10)
-    assert found == pytest.approx(reached / 11 if hits else 0)
+    precision = eleven_points(torch.ones(hits, dtype=torch.bool), 10)
+    assert precision == pytest.approx(reached / 11 if hits else 0)
 
 
 TRUTH = [[10, 10, 30, 30]]

@@ -163,8 +163,8 @@ def test_a_sweep_has_the_same_bounds(tmp_path: Path, capsys: pytest.CaptureFixtu
     methods = [{"name": "kd", "trials": 10**9}, {"name": "none", "label": "a b"}]
     path.write_text(yaml.safe_dump(small(methods=methods, paper={"": [1.0]})))
     assert command.main([str(path), "--check"]) == 2
-    told = capsys.readouterr().out
-    assert "methods.0.trials: " in told and "methods.1.label: " in told
+    printed = capsys.readouterr().out
+    assert "methods.0.trials: " in printed and "methods.1.label: " in printed
 
 
 def test_names_are_looked_up_although_other_parts_have_the_wrong_shape() -> None:
@@ -244,8 +244,8 @@ def test_batches_that_no_memory_holds_are_told_with_all_other_problems(
     changes = {"account": {"latency": latency}, "trackers": ["tensorbord"]}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
     assert pipeline.main([str(tmp_path / "r.yaml"), "--check", "--device", "cpu"]) == 2
-    told = capsys.readouterr().out
-    assert "account.latency.batch_sizes: a batch of 10,000,000 cannot be timed" in told
-    assert "163,840,000,000 bytes (10000000 x 16 x 16 x 16, float32)" in told
-    assert "trackers.0: unknown name 'tensorbord'" in told
-    assert "2 problems" in told
+    printed = capsys.readouterr().out
+    assert "account.latency.batch_sizes: a batch of 10,000,000 cannot be timed" in printed
+    assert "163,840,000,000 bytes (10000000 x 16 x 16 x 16, float32)" in printed
+    assert "trackers.0: unknown name 'tensorbord'" in printed
+    assert "2 problems" in printed

@@ -155,12 +155,12 @@ def _train_one_epoch(folder: Path, name: str) -> nn.Module:
 @pytest.mark.parametrize("name", ["kd", "simkd", "crd"])
 def test_an_interrupted_training_is_rebuilt_from_its_checkpoint(tmp_path: Path, name: str) -> None:
     deployed = _train_one_epoch(tmp_path, name)
-    found = model_files.load_unfinished(tmp_path)
+    student = model_files.load_unfinished(tmp_path)
     images = torch.randn(4, *building.SHAPE)
     with torch.no_grad():
-        assert torch.equal(found.network(images), deployed(images))
-    assert found.description["metrics"] == {"top1_percent": 12.5}
-    assert found.description["interrupted"] == {"after_epoch": 1, "weights_of_epoch": 1}
+        assert torch.equal(student.network(images), deployed(images))
+    assert student.description["metrics"] == {"top1_percent": 12.5}
+    assert student.description["interrupted"] == {"after_epoch": 1, "weights_of_epoch": 1}
 
 
 def test_a_training_without_a_whole_epoch_is_refused_in_words(tmp_path: Path) -> None:
@@ -177,9 +177,9 @@ def test_an_interrupted_training_that_chooses_its_epoch_says_which(tmp_path: Pat
     state = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
     write_tensors(tmp_path / "best-0001.safetensors", state)
     (tmp_path / "metrics.jsonl").unlink()  # it is written after the checkpoint
-    found = model_files.load_unfinished(tmp_path).description
-    assert found["interrupted"] == {"after_epoch": 2, "weights_of_epoch": 1}
-    assert found["metrics"] == {"top1_percent": 50.0}
+    description = model_files.load_unfinished(tmp_path).description
+    assert description["interrupted"] == {"after_epoch": 2, "weights_of_epoch": 1}
+    assert description["metrics"] == {"top1_percent": 50.0}
 
 
 def test_a_damaged_or_foreign_checkpoint_is_not_exported(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def check(network: nn.Module, size: int = 32) -> Folded:
     assert all(torch.equal(after[k], before[k]) for k in before)
     images = torch.randn(2, 3, size, size, dtype=torch.double)
     with torch.no_grad():
-        expected, found = network.eval()(images), result.network(images)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        expected, folded = network.eval()(images), result.network(images)
+    torch.testing.assert_close(folded, expected, rtol=1e-9, atol=1e-9)
     return result
 
 

@@ -47,7 +47,7 @@ def test_a_wide_resnet_is_tapped_behind_the_next_norm() -> None:
 
 def test_paths_that_are_given_replace_those_found() -> None:
     network = build("resnet20", num_classes=10).eval()
-    found = discover(network, (3, 32, 32), "resnet20")
+    specs = discover(network, (3, 32, 32), "resnet20")
     given = discover(
         network, (3, 32, 32), "resnet20", stages=["layer1.0", "layer2.1"], last_map="layer2"
     )
@@ -55,6 +55,6 @@ def test_paths_that_are_given_replace_those_found() -> None:
     assert [s.path for s in given.pre_activations] == ["layer1.0.relu2", "layer2.1.relu2"]
     assert given.last_map is not None
     assert (given.last_map.path, given.last_map.channels) == ("layer2", 32)
-    assert (given.classifier, given.pooled_width) == (found.classifier, found.pooled_width)
+    assert (given.classifier, given.pooled_width) == (specs.classifier, specs.pooled_width)
     with pytest.raises(UserError, match=r"no feature map at 'layer2\.9'; did you mean 'layer2"):
         discover(network, (3, 32, 32), "resnet20", stages=["layer2.9"])

@@ -193,6 +193,6 @@ def test_the_table_holds_what_accounting_counts(file: str) -> None:
     if not has_counts(file):
         assert (projector, ratio) == ("-", "-")
         return
-    found = account(recipe)
-    assert projector == f"{found['projector_parameters']:,}"
-    assert ratio == f"{found['pruning_ratio_percent']:.2f}"
+    costs = account(recipe)
+    assert projector == f"{costs['projector_parameters']:,}"
+    assert ratio == f"{costs['pruning_ratio_percent']:.2f}"

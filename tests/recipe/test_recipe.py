@@ -31,8 +31,8 @@ def raw(**changes: Any) -> dict[str, Any]:
 
 
 def problems(content: dict[str, Any]) -> list[str]:
-    recipe, found = check_shape(content)
-    return found if recipe is None else check_recipe(recipe, STAGES)
+    recipe, messages = check_shape(content)
+    return messages if recipe is None else check_recipe(recipe, STAGES)
 
 
 def test_scientific_notation_is_a_number() -> None:
@@ -120,13 +120,13 @@ def test_a_minimal_recipe_is_in_order() -> None:
 def test_a_mistake_is_named_with_its_path(changes: dict[str, Any], words: str) -> None:
     import re
 
-    found = problems(raw(**changes))
-    assert any(re.search(words, line) for line in found), found
+    messages = problems(raw(**changes))
+    assert any(re.search(words, line) for line in messages), messages
 
 
 def test_all_mistakes_are_reported_together() -> None:
-    found = problems(raw(student__model="resnet9", data__name="digit", distill__method="kdd"))
-    assert len(found) == 3
+    messages = problems(raw(student__model="resnet9", data__name="digit", distill__method="kdd"))
+    assert len(messages) == 3
 
 
 def test_one_teacher_or_a_list_of_them() -> None:

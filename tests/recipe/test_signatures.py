@@ -42,6 +42,6 @@ def test_what_the_caller_supplies_is_neither_asked_for_nor_accepted() -> None:
 
 
 def test_the_schema_tells_defaults_and_requirements() -> None:
-    told = schema(function)
-    assert told["required"] == ["width"]
-    assert told["properties"]["share"] == {"type": "number", "default": 0.5}
+    described = schema(function)
+    assert described["required"] == ["width"]
+    assert described["properties"]["share"] == {"type": "number", "default": 0.5}

@@ -84,8 +84,8 @@ def content(path: Path) -> Any:
     if path.name == "metrics.jsonl":
         return _without_times([json.loads(line) for line in path.read_text().splitlines()])
     if path.name in ("result.json", "outcome.json"):
-        told = read_json(path)
-        return {key: told.get(key) for key in ("fingerprint", "values", "metrics")}
+        result = read_json(path)
+        return {key: result.get(key) for key in ("fingerprint", "values", "metrics")}
     if _is_state(path) and path.suffix == ".safetensors":
         try:
             tensors, metadata = read_tensors(path)
@@ -114,8 +114,8 @@ def differing(folder: Path, whole: Path) -> list[str]:
             # It may have stayed as it is, where nothing had to be made again: damaged, or of
             # another training, both of which are refused when it is read.
             if path.suffix == ".safetensors" and path.exists():
-                found, expected = content(path), content(whole / name)
-                if found is not None and found[0] == expected[0] and found != expected:
+                own, expected = content(path), content(whole / name)
+                if own is not None and own[0] == expected[0] and own != expected:
                     wrong.append(name)
         elif path.name == "metrics.jsonl" and not path.exists():
             # A history is lost, and said to be, only where its checkpoint was damaged as well.
@@ -129,8 +129,8 @@ def differing(folder: Path, whole: Path) -> list[str]:
 def _identity(training: Path) -> Any:
     """The identity in a training's checkpoint; None where that is damaged or missing."""
     path = training / "checkpoint.safetensors"
-    found = content(path) if path.exists() else None
-    return None if found is None else found[0]
+    own = content(path) if path.exists() else None
+    return None if own is None else own[0]
 
 
 def flip(path: Path, draw: random.Random) -> None:
@@ -183,12 +183,12 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 
 def kinds(folder: Path) -> list[list[str]]:
     """The files by kind: the generated pictures and the like are one each."""
-    found: dict[tuple[str, str], list[str]] = {}
+    by_kind: dict[tuple[str, str], list[str]] = {}
     for name in files(folder):
         path = Path(name)
         kind = path.suffix if path.suffix == ".png" or path.suffix == ".xml" else path.name
-        found.setdefault((path.parts[0], kind), []).append(name)
-    return [*found.values()]
+        by_kind.setdefault((path.parts[0], kind), []).append(name)
+    return [*by_kind.values()]
 
 
 def attack(whole: Path, folder: Path, seed: int, several: int) -> tuple[list[str], int]:
@@ -208,12 +208,12 @@ def test_damaged_files_are_made_again_or_refused(
     whole: Path, copied: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done, code = attack(whole, copied, seed, several=6)
-    shown = capsys.readouterr().out
-    assert "Traceback" not in shown
+    printed = capsys.readouterr().out
+    assert "Traceback" not in printed
     if code == 0:
         assert not differing(copied, whole), done
     else:
-        assert code == 2 and shown.count("error: ") == 1, done
+        assert code == 2 and printed.count("error: ") == 1, done
 
 
 def flip_in_place(path: Path, place: int = -5) -> None:

@@ -143,8 +143,8 @@ def test_an_init_and_a_seed_more_train_nothing_else_anew(
 
     # And back: the same result from the same trainings.
     assert run(write(recipe.parent, transfer=TRANSFER), out) == 0
-    found = results(out)["transfer/linear_probe"]
-    assert found["values"] == before["transfer/linear_probe"]["values"]
+    result = results(out)["transfer/linear_probe"]
+    assert result["values"] == before["transfer/linear_probe"]["values"]
     assert after == {p: p.stat().st_mtime_ns for p in first.glob("*/*/outcome.json")}
     assert not (out / "superseded").exists()
     text = (out / "report.md").read_text()
@@ -153,20 +153,20 @@ def test_an_init_and_a_seed_more_train_nothing_else_anew(
 
 
 def test_the_numbers_agree_with_each_other(done: tuple[Path, Path]) -> None:
-    found = results(done[1])
-    account = {n["label"]: n for n in found["account"]["values"]["networks"]}
+    stages = results(done[1])
+    account = {n["label"]: n for n in stages["account"]["values"]["networks"]}
     simkd, teacher = account["simkd"], account["teacher"]
     assert simkd["pruning_ratio_percent"] == pytest.approx(
         100 * (1 - simkd["parameters"] / teacher["parameters"])
     )
     assert account["kd"]["parameters"] == account["student"]["parameters"]
-    export = found["export"]["values"]
+    export = stages["export"]["values"]
     assert export["top1_agreement_percent"] == 100
-    assert export["torch_top1_percent"] == found["distill/simkd"]["values"]["top1_percent"]
-    for row in found["fuse"]["values"]["students"]:
+    assert export["torch_top1_percent"] == stages["distill/simkd"]["values"]["top1_percent"]
+    for row in stages["fuse"]["values"]["students"]:
         assert row["fused_max_abs"] < 1e-4
     for task in TRANSFER:
-        rows = found[f"transfer/{task['task']}"]["values"]["rows"]
+        rows = stages[f"transfer/{task['task']}"]["values"]["rows"]
         assert [r["init"] for r in rows] == ["distilled", "scratch"]
         assert [r["matched_percent"] for r in rows] == [100, 0]
 
@@ -195,10 +195,10 @@ def test_a_changed_field_redoes_its_stage_and_what_follows(
     recipe, out = copied
     old = (out / "distill/simkd/student.safetensors").read_bytes()
     assert run(recipe, out, "--set", "distill.method.reduction=4", "--until", "export") == 0
-    shown = capsys.readouterr().out
-    assert "distill/simkd: redone (changed: method.reduction (None -> 4))" in shown
-    assert "distill/kd: done before, skipped" in shown
-    assert "fuse: redone (changed: inputs.distill/simkd" in shown
+    printed = capsys.readouterr().out
+    assert "distill/simkd: redone (changed: method.reduction (None -> 4))" in printed
+    assert "distill/kd: done before, skipped" in printed
+    assert "fuse: redone (changed: inputs.distill/simkd" in printed
     kept = [p for p in (out / "superseded").iterdir() if p.name.endswith("distill-simkd")]
     assert (kept[0] / "student.safetensors").read_bytes() == old
     # Going back restores the old result instead of training again.
@@ -238,9 +238,9 @@ def test_what_follows_is_redone_where_a_result_differs(
     result["values"]["sha256"] = "other weights"
     path.write_text(json.dumps(seal(result)))
     assert run(recipe, out, "--until", "fuse") == 0
-    shown = capsys.readouterr().out
-    assert "distill/kd: done before, skipped" in shown
-    assert "fuse: redone (changed: inputs.distill/kd" in shown
+    printed = capsys.readouterr().out
+    assert "distill/kd: done before, skipped" in printed
+    assert "fuse: redone (changed: inputs.distill/kd" in printed
 
 
 def test_any_student_can_be_exported(done: tuple[Path, Path], tmp_path: Path) -> None:
@@ -322,9 +322,9 @@ def test_local_weights_start_teacher_and_student(
         student={"model": "resnet8", "weights": str(tmp_path / "resnet8.pth")},
     )
     assert run(recipe, tmp_path / "run", "--until", "distill/simkd") == 0
-    shown = _plain(capsys.readouterr().out)
+    printed = _plain(capsys.readouterr().out)
     for name in ("resnet14", "resnet8"):
-        assert f"{name}: classifier of 7 classes replaced by a new one of 3" in shown
+        assert f"{name}: classifier of 7 classes replaced by a new one of 3" in printed
     assert results(tmp_path / "run")["teacher"]["values"]["teachers"][0]["source"].endswith(
         "resnet14.pth, then trained"
     )
@@ -335,9 +335,9 @@ def test_a_teacher_at_chance_stops_the_run(
 ) -> None:
     recipe = write(tmp_path, teacher={"model": "resnet14", "train": {"epochs": 1, "lr": 1e-9}})
     assert run(recipe, tmp_path / "run") == 2
-    shown = _plain(capsys.readouterr().out)
-    assert re.search(r"teacher is at chance: \d+\.\d+ % on 60 test images of 3 classes", shown)
-    assert "Traceback" not in shown
+    printed = _plain(capsys.readouterr().out)
+    assert re.search(r"teacher is at chance: \d+\.\d+ % on 60 test images of 3 classes", printed)
+    assert "Traceback" not in printed
 
 
 def test_phases_views_and_copies_run_through_the_stage(
@@ -413,9 +413,9 @@ def test_check_prints_stages_taps_and_adapters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(write(tmp_path), tmp_path / "run", "--check") == 0
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in ("distill/simkd", "layer3", "64 x 4 x 4", "projector", "The recipe is in order."):
-        assert words in shown
+        assert words in printed
     assert not (tmp_path / "run").exists()
 
 

@@ -202,9 +202,9 @@ def test_a_sweep_takes_its_runs_with_it(
     options = ["--out", str(tmp_path / "out"), "--jobs", "2"]
     assert command.main([str(tmp_path / "small.yaml"), *options]) == 143
     thread.join()
-    shown = capsys.readouterr().out
-    assert shown.count("stopped by SIGTERM; run the same command again") == 1
-    assert shown.count(": stopped after") == len(pids) == 2
+    printed = capsys.readouterr().out
+    assert printed.count("stopped by SIGTERM; run the same command again") == 1
+    assert printed.count(": stopped after") == len(pids) == 2
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -139,8 +139,8 @@ def test_a_phase_after_that_was_stopped_continues_bit_for_bit(
             _run(run, "--until", SEQUENTIAL)
         unfinished = run / SEQUENTIAL
         if phase:
-            found = model_files.load_unfinished(unfinished).description
-            assert found["interrupted"]["after_epoch"] == 2
+            description = model_files.load_unfinished(unfinished).description
+            assert description["interrupted"]["after_epoch"] == 2
         else:
             with pytest.raises(UserError, match="phase-classifier holds no whole epoch"):
                 model_files.load_unfinished(unfinished)

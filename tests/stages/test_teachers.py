@@ -78,15 +78,15 @@ def test_a_warm_cache_spares_the_teacher_and_changes_no_bit(
         assert student(warm, label).keys() == student(plain).keys()
     first, second = student(cold), student(warm, "again")
     assert all(torch.equal(first[k], second[k]) for k in first)
-    told = "".join(read_json(warm / "distill/again/result.json")["measured"]["teaching"])
-    assert "192 of 192 outputs were there" in told
+    notes = "".join(read_json(warm / "distill/again/result.json")["measured"]["teaching"])
+    assert "192 of 192 outputs were there" in notes
 
 
 def test_a_cache_survives_and_says_where_it_cannot_serve(tmp_path: Path, shown: list[int]) -> None:
     distill = {**RECIPE["distill"], "compare": ["simkd"]}
     out = run(tmp_path, distill=distill, **CACHE)
-    told = read_json(out / "distill/simkd/result.json")["measured"]["teaching"]
-    assert any("no teacher cache: the method reads the teacher's 'last_map'" in t for t in told)
+    notes = read_json(out / "distill/simkd/result.json")["measured"]["teaching"]
+    assert any("no teacher cache: the method reads the teacher's 'last_map'" in t for t in notes)
     assert [p.name for p in (out / "teacher_cache").glob("*/rows.bin")] == ["rows.bin"]
     assert not (out / "superseded").exists()
 
@@ -110,14 +110,14 @@ def test_with_views_an_image_has_no_others() -> None:
             views=views,
             views_seed=5,
         )
-        found: list[set[int]] = [set() for _ in range(96)]
+        views_of: list[set[int]] = [set() for _ in range(96)]
         for epoch in range(30):
             batch = next(batches.epoch(epoch))
             assert batch.view_numbers[0].max() < batches.views_per_image
             for ids in batch.view_ids:
                 for index, view in zip(batch.index.tolist(), ids.tolist(), strict=True):
-                    found[index].add(view)
-        return found
+                    views_of[index].add(view)
+        return views_of
 
     assert {len(views) for views in seen(3)} == {3}
     assert min(len(views) for views in seen(None)) > 20
@@ -129,9 +129,9 @@ def test_with_views_an_image_has_no_others() -> None:
 def test_other_arithmetic_is_measured_and_told(tmp_path: Path, arithmetic: str) -> None:
     engine = {"teacher": arithmetic, "compile": "never", "cache": {"max_gb": 1.0}}
     out = run(tmp_path, engine=engine)
-    told = read_json(out / "distill/kd/result.json")["measured"]["teaching"]
-    assert any(f"{arithmetic} against float32 on 60 images: logits" in t for t in told), told
-    assert any("int8 with 7-bit weights" in t for t in told) == (arithmetic == "int8")
+    notes = read_json(out / "distill/kd/result.json")["measured"]["teaching"]
+    assert any(f"{arithmetic} against float32 on 60 images: logits" in t for t in notes), notes
+    assert any("int8 with 7-bit weights" in t for t in notes) == (arithmetic == "int8")
     (cache,) = (out / "teacher_cache").glob("*/cache.json")
     known = "int8, 7-bit weights" if arithmetic == "int8" else arithmetic
     assert read_json(cache)["identity"]["arithmetic"] == [known, "cpu"]
@@ -141,8 +141,8 @@ def targets(recipe: Recipe) -> dict[str, str]:
     """What of the targets the result of a student depends on."""
     plan = make_plan(recipe)
     (step,) = [step for step in plan.steps if step.name == "distill/kd"]
-    found: dict[str, str] = step_fields(plan, step, version=1).result["targets"]
-    return found
+    fields: dict[str, str] = step_fields(plan, step, version=1).result["targets"]
+    return fields
 
 
 def test_targets_of_8_bit_weights_are_not_taken_for_those_of_7() -> None:
@@ -156,11 +156,11 @@ def test_targets_of_8_bit_weights_are_not_taken_for_those_of_7() -> None:
 def test_teachers_are_made_fast_for_the_rows_of_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, rows: int
 ) -> None:
-    asked: list[int | None] = []
+    rows_given: list[int | None] = []
     freezes = inference.make_fast
 
     def noted(*given: Any, rows: int | None = None, **options: Any) -> Any:
-        asked.append(rows)
+        rows_given.append(rows)
         return freezes(*given, rows=rows, **options)
 
     monkeypatch.setattr(ensemble, "make_fast", noted)
@@ -170,7 +170,7 @@ def test_teachers_are_made_fast_for_the_rows_of_a_part(
         teacher={"model": "resnet14", "train": {"epochs": 4, "lr": 0.05, "batch_size": 16}},
         distill={"method": "kd", "train": train},
     )
-    assert asked == [rows]
+    assert rows_given == [rows]
 
 
 def test_an_old_teachers_other_normalisation_is_told(tmp_path: Path) -> None:
@@ -232,15 +232,15 @@ def test_a_compiled_run_learns_the_same(tmp_path: Path, compiled: list[str]) -> 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What torch.compile was asked for."""
-    asked: list[str] = []
+    compiled_types: list[str] = []
     compiles = torch.compile
 
     def noted(model: Any, **options: Any) -> Any:
-        asked.append(type(model).__name__)
+        compiled_types.append(type(model).__name__)
         return compiles(model, **options)
 
     monkeypatch.setattr(torch, "compile", noted)
-    return asked
+    return compiled_types
 
 
 def test_parts_and_bfloat16_learn_about_the_same(tmp_path: Path) -> None:

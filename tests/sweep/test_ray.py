@@ -81,10 +81,10 @@ def test_a_stopped_task_takes_its_process_with_it(
 def test_a_sweep_on_ray_trains_its_cells(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
+    arguments: list[object] = []
 
     def started(address: str, *, cpus: float, gpus: float) -> AbstractContextManager[Runner]:
-        asked.extend((address, cpus, gpus))
+        arguments.extend((address, cpus, gpus))
         return nullcontext(runner)
 
     monkeypatch.setattr(execution, "on_ray", started)
@@ -93,7 +93,7 @@ def test_a_sweep_on_ray_trains_its_cells(
         yaml.safe_dump(small(methods=[{"name": "none", "trials": 1}], paper={}))
     )
     assert command.main(["small.yaml", "--out", "out", "--ray", "--cpus-per-run", "2"]) == 0
-    assert asked == ["local", 2.0, 0.0]
+    assert arguments == ["local", 2.0, 0.0]
     rows = json.loads(Path("out/table.json").read_text(encoding="utf-8"))
     assert [row["trials"] for row in rows] == [1, 1]
     assert "epoch" in Path("out/cells/big-thin/none/log.txt").read_text(encoding="utf-8")

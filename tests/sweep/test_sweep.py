@@ -44,17 +44,17 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def checked(raw: dict[str, Any]) -> Sweep:
-    found, problems = check_sweep(raw)
-    assert found is not None, problems
-    return found
+    sweep, problems = check_sweep(raw)
+    assert sweep is not None, problems
+    return sweep
 
 
 def test_a_cell_is_an_ordinary_recipe() -> None:
-    found = checked(small())
-    hot = cells(found)[1]
+    sweep = checked(small())
+    hot = cells(sweep)[1]
     assert hot.name == "big-thin/hot"
     recipe, problems = check_shape(
-        recipe_of(found, hot.pair, [hot.method], {"big": "t.safetensors"})
+        recipe_of(sweep, hot.pair, [hot.method], {"big": "t.safetensors"})
     )
     assert recipe is not None, problems
     assert recipe.distill.method.name == "kd"
@@ -62,7 +62,7 @@ def test_a_cell_is_an_ordinary_recipe() -> None:
     assert recipe.trials == 1
     assert recipe.distill.train.lr == 0.02, "the student's own learning rate"
     assert recipe.teacher[0].checkpoint == "t.safetensors"
-    assert found.recipe["distill"]["train"]["lr"] == 0.05, "the shared part is untouched"
+    assert sweep.recipe["distill"]["train"]["lr"] == 0.05, "the shared part is untouched"
 
 
 def test_a_pair_of_several_teachers_trains_each_once_and_reads_them_all(tmp_path: Path) -> None:
@@ -76,14 +76,14 @@ def test_a_pair_of_several_teachers_trains_each_once_and_reads_them_all(tmp_path
         {"teacher": ["one", "two"], "student": "thin"},
         {"teacher": ["two", "other"], "student": "thin", "label": "mixed"},
     ]
-    found = checked(small(teachers=teachers, pairs=pairs, methods=["kd", "ca_mkd"], paper={}))
-    assert [cell.name for cell in cells(found)] == [
+    sweep = checked(small(teachers=teachers, pairs=pairs, methods=["kd", "ca_mkd"], paper={}))
+    assert [cell.name for cell in cells(sweep)] == [
         "one+two-thin/kd",
         "one+two-thin/ca_mkd",
         "mixed-thin/kd",
         "mixed-thin/ca_mkd",
     ]
-    runs = SweepRuns(found, tmp_path, Status(), [])
+    runs = SweepRuns(sweep, tmp_path, Status(), [])
     assert [run.name for run in runs.teachers()] == ["teacher one", "teacher other", "teacher two"]
     for run in runs.teachers():
         recipe, problems = check_shape(run.recipe)
@@ -91,7 +91,7 @@ def test_a_pair_of_several_teachers_trains_each_once_and_reads_them_all(tmp_path
         assert len(recipe.teacher) == 1
         assert recipe.teacher[0].seed == teachers[run.name.split()[1]].get("seed")
         assert check_recipe(recipe, STAGES) == [], "no method that needs two teachers"
-    recipe, problems = check_shape(runs.student(cells(found)[3]).recipe)
+    recipe, problems = check_shape(runs.student(cells(sweep)[3]).recipe)
     assert recipe is not None, problems
     files = [
         f"{tmp_path}/teachers/{label}/teacher/0/teacher.safetensors" for label in ("two", "other")
@@ -116,8 +116,8 @@ def test_a_pair_of_several_teachers_trains_each_once_and_reads_them_all(tmp_path
     ],
 )
 def test_a_mistake_in_the_shape_is_named(changes: dict[str, Any], expected: str) -> None:
-    found, problems = check_sweep(small(**changes))
-    assert found is None
+    sweep, problems = check_sweep(small(**changes))
+    assert sweep is None
     assert any(expected in problem for problem in problems), problems
 
 
@@ -132,9 +132,9 @@ def test_a_mistake_in_a_cell_has_its_path_in_the_sweep(
 ) -> None:
     file = _write(tmp_path, small(methods=["none", {"name": "kd", "temprature": 2}]))
     assert command.main([str(file), "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().out
-    assert "methods.1.temprature: unknown key" in told
-    assert "temperature" in told
+    printed = capsys.readouterr().out
+    assert "methods.1.temprature: unknown key" in printed
+    assert "temperature" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -153,11 +153,11 @@ def test_a_method_that_cannot_apply_is_a_cell_without_a_number(
 
 def test_a_sweep_with_code_of_its_own_lets_no_other_run(tmp_path: Path) -> None:
     own = f"{tmp_path}/own.py:net"
-    found = checked(small(students={"thin": {"model": own}}))
+    sweep = checked(small(students={"thin": {"model": own}}))
     options = argparse.Namespace(trust_code=False, device=None)
-    assert execution._options(found, options) == [f"--trust-name={own}"]
+    assert execution._options(sweep, options) == [f"--trust-name={own}"]
     options.trust_code = True
-    assert execution._options(found, options) == ["--trust-code"]
+    assert execution._options(sweep, options) == ["--trust-code"]
 
 
 def test_trained_once_then_skipped(
@@ -229,16 +229,16 @@ def test_a_failed_cell_is_told_and_the_others_go_on(
     monkeypatch.setattr(execution, "run_process", run)
     out = tmp_path / "out"
     assert command.main([str(_write(tmp_path, small())), "--out", str(out)]) == 1
-    told = capsys.readouterr().out
-    assert "error: big-thin/kd: the disk is full" in told
-    assert "hot" not in told.partition("error")[2]
+    printed = capsys.readouterr().out
+    assert "error: big-thin/kd: the disk is full" in printed
+    assert "hot" not in printed.partition("error")[2]
     assert "failed" in (out / "table.md").read_text(encoding="utf-8")
 
 
 def test_a_teacher_is_trained_with_a_method_that_fits_its_pair(tmp_path: Path) -> None:
     methods = [{"name": "simkd", "reduction": 1000}, "none"]
-    found = checked(small(methods=methods, paper={}))
-    plan = SweepRuns(found, tmp_path, Status(refused={"big-thin/simkd": "it cannot"}), ())
+    sweep = checked(small(methods=methods, paper={}))
+    plan = SweepRuns(sweep, tmp_path, Status(refused={"big-thin/simkd": "it cannot"}), ())
     (teacher,) = plan.teachers()
     assert teacher.recipe["distill"]["method"]["name"] == "none"
     assert [cell.name for cell in plan.cells] == ["big-thin/none"]
@@ -257,6 +257,6 @@ def test_a_teacher_is_trained_with_a_method_that_fits_its_pair(tmp_path: Path) -
 def test_a_wrong_part_is_no_traceback(place: str, value: object, expected: str) -> None:
     raw = small()
     raw["recipe"][place] = value
-    found, problems = check_sweep(raw)
-    assert found is None
+    sweep, problems = check_sweep(raw)
+    assert sweep is None
     assert any(problem.startswith(expected) for problem in problems), problems

@@ -270,5 +270,5 @@ def test_a_skip_around_the_cut_is_refused_and_a_constant_is_not() -> None:
 def test_a_tail_tells_whether_a_relu_made_its_map() -> None:
     layers = nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
     network = nn.Sequential(*layers, nn.Flatten())
-    found = [tail_after(network, str(number)).is_activated for number in range(4)]
-    assert found == [False, True, False, False]
+    activated = [tail_after(network, str(number)).is_activated for number in range(4)]
+    assert activated == [False, True, False, False]

@@ -33,8 +33,8 @@ def test_a_new_kind_is_tapped_everywhere(kinds: None) -> None:
         for tap, stage in zip(taps.tensors("first_two"), stages[:2], strict=True):
             torch.testing.assert_close(tap, stage, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(taps.tensor("coarsest"), stages[-1], rtol=1e-4, atol=1e-4)
-    found = measure_tap_differences(fast, Tapped(network, specs, WANTED), images)
-    assert set(found) == {*WANTED, "same_class_percent"}
+    differences = measure_tap_differences(fast, Tapped(network, specs, WANTED), images)
+    assert set(differences) == {*WANTED, "same_class_percent"}
     reason = obstacle(["coarsest"], specs, ["none"], 100, 1)
     assert reason is not None and "reads the teacher's 'coarsest', 0.4 MB" in reason
 

@@ -50,8 +50,8 @@ class Network:
 
     def __call__(self, images: Tensor) -> Taps:
         self.shown.append(len(images))
-        found = targets(images[:, 0, 0, 0].long(), images[:, 1, 0, 0].long())
-        return Taps(found)
+        outputs = targets(images[:, 0, 0, 0].long(), images[:, 1, 0, 0].long())
+        return Taps(outputs)
 
 
 def batch_of(index: Tensor, *view_numbers: Tensor) -> Batch:
@@ -199,9 +199,9 @@ def test_no_flipped_byte_goes_unseen(tmp_path: Path) -> None:
             old = file.read(1)[0]
             file.seek(start + byte)
             file.write(bytes([old ^ 0x10]))
-        hit, found = cache.read(index, view_numbers, view_numbers)
+        hit, outputs = cache.read(index, view_numbers, view_numbers)
         assert hit.tolist() == [True, False, True], byte
-        assert not found["logits"][1].any()
+        assert not outputs["logits"][1].any()
 
 
 def test_a_checksum_without_values_and_a_moved_row_are_missed(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_bounded_by_bytes(tmp_path: Path) -> None:
 
 def test_takes_no_space_before_it_is_written(tmp_path: Path) -> None:
     cache = opened(tmp_path, images=50_000, views=162, widths={"logits": 100}, max_bytes=10**11)
-    found = (cache.folder / "rows.bin").stat()
-    assert found.st_size == 50_000 * 162 * 412
-    assert found.st_blocks * 512 < 10**5
+    stat = (cache.folder / "rows.bin").stat()
+    assert stat.st_size == 50_000 * 162 * 412
+    assert stat.st_blocks * 512 < 10**5
 
 
 def test_an_unknown_image_or_slot_is_an_error(tmp_path: Path) -> None:
@@ -328,10 +328,10 @@ def test_bfloat16_outputs_keep_their_bits(tmp_path: Path) -> None:
 def _rows_of_either(cache: OutputCache, factors: tuple[int, ...]) -> int:
     """Every hit is one process's whole row; returns how many there are."""
     index, view_numbers = everything()
-    hit, found = cache.read(index, view_numbers, view_numbers)
+    hit, outputs = cache.read(index, view_numbers, view_numbers)
     expected = [{k: v * f for k, v in targets(index, view_numbers).items()} for f in factors]
     whole = torch.stack(
-        [torch.cat([e[k] == found[k] for k in WIDTHS], dim=1).all(dim=1) for e in expected]
+        [torch.cat([e[k] == outputs[k] for k in WIDTHS], dim=1).all(dim=1) for e in expected]
     )
     assert whole.any(dim=0)[hit].all()
     return int(hit.sum())

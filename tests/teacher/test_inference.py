@@ -54,10 +54,10 @@ def test_equal_up_to_rounding_and_the_network_is_as_it_was(name: str) -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     plain = Tapped(network.eval(), specs, every_kind(specs))
-    found = measure_tap_differences(lambda _: shown, plain, images)
-    assert set(found) == {*every_kind(specs), "same_class_percent"}
-    assert largest(found) < 1e-4
-    assert found["same_class_percent"] == 100
+    differences = measure_tap_differences(lambda _: shown, plain, images)
+    assert set(differences) == {*every_kind(specs), "same_class_percent"}
+    assert largest(differences) < 1e-4
+    assert differences["same_class_percent"] == 100
 
 
 def test_remarks_tell_what_was_folded_and_what_is_not_run() -> None:
@@ -98,8 +98,8 @@ def test_bfloat16_is_near_and_gives_float32() -> None:
     assert {taps.tensor("logits").dtype, *(one.dtype for one in taps.tensors("stages"))} == {
         torch.float32
     }
-    found = measure_tap_differences(frozen, Tapped(network, specs, every_kind(specs)), images)
-    assert 1e-4 < largest(found) < 0.05
+    differences = measure_tap_differences(frozen, Tapped(network, specs, every_kind(specs)), images)
+    assert 1e-4 < largest(differences) < 0.05
 
 
 def compiled_by(monkeypatch: pytest.MonkeyPatch, compiler: Any) -> None:
@@ -132,8 +132,8 @@ def test_only_the_first_batch_size_is_compiled(
     plain = make_fast(network, specs, wanted, compile=False, precision=precision)
     reference = Tapped(network, specs, wanted)
     for batch in (images, images[:5], images, images[:1], images.flip(0)):
-        found, expected = frozen(batch).tensor("logits"), plain(batch).tensor("logits")
-        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+        logits, expected = frozen(batch).tensor("logits"), plain(batch).tensor("logits")
+        torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
         assert largest(measure_tap_differences(frozen, reference, batch)) < 0.05
     assert len(compilations) == 1
     assert len(runs) == 6  # three batches, shown twice
@@ -195,9 +195,9 @@ class Choosing(nn.Module):
 def test_what_cannot_be_traced_runs_with_hooks() -> None:
     network, images = Choosing().eval(), torch.randn(4, 3, 8, 8)
     frozen = make_fast(network, NONE, ["logits", "norm"], compile=True, precision="float32")
-    found = measure_tap_differences(frozen, Tapped(network, NONE, ["logits", "norm"]), images)
-    assert set(found) == {"logits", "norm", "same_class_percent"}
-    assert largest(found) < 1e-4
+    differences = measure_tap_differences(frozen, Tapped(network, NONE, ["logits", "norm"]), images)
+    assert set(differences) == {"logits", "norm", "same_class_percent"}
+    assert largest(differences) < 1e-4
     assert "with hooks" in frozen.notes()[0]
     assert network.conv.weight.requires_grad
 

@@ -28,9 +28,9 @@ def row(epoch: int, loss: float = 0.5) -> dict[str, Any]:
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every number that TensorBoard shows of a folder: (step, value)."""
-    found = EventAccumulator(str(folder)).Reload()
-    names = found.Tags()["scalars"]
-    return {name: [(e.step, e.value) for e in found.Scalars(name)] for name in names}
+    events = EventAccumulator(str(folder)).Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
 
 
 def test_tensorboard_shows_what_was_recorded(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_a_tracker_that_fails_is_told_once_and_stops_nothing(
     with track_to([Named(name="broken"), *TENSORBOARD], tmp_path, "run", {}):
         for epoch in (1, 2, 3):
             record("teacher", row(epoch))
-    told = capsys.readouterr().out
-    assert told.count("tracker broken failed") == 1
-    assert "the server is gone; metrics.jsonl has all" in told
+    printed = capsys.readouterr().out
+    assert printed.count("tracker broken failed") == 1
+    assert "the server is gone; metrics.jsonl has all" in printed
     assert Broken.said == ["teacher 1", "teacher 2"]
     steps = [step for step, _ in curves(tmp_path / "tensorboard/teacher")["loss"]]
     assert steps == [1, 2, 3], "the others go on"
@@ -220,7 +220,7 @@ def test_a_service_gets_an_epoch_that_it_has_not_and_no_other_again(
 
 def problems(*parts: Any) -> list[str]:
     train = {"epochs": 1, "lr": 0.1}
-    recipe, found = check_shape(
+    recipe, messages = check_shape(
         {
             "data": "digits",
             "teacher": {"model": "resnet8", "train": train},
@@ -229,7 +229,7 @@ def problems(*parts: Any) -> list[str]:
             "trackers": list(parts),
         }
     )
-    assert recipe is not None, found
+    assert recipe is not None, messages
     return check_recipe(recipe, STAGES)
 
 

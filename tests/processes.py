@@ -8,12 +8,18 @@ import os
 import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -112,16 +118,17 @@ def torchrun(
     return code, output.read_text(encoding="utf-8")
 
 
-@contextmanager
-def another_process(function: Callable[..., None], *arguments: object) -> Iterator[None]:
-    """Another process calls a function of a module meanwhile; it must end without an error."""
-    process = _CONTEXT.Process(target=_call, args=(function, arguments))
-    process.start()
-    try:
-        yield
-    finally:
-        process.join(HANG)
-    assert process.exitcode == 0
+def on_two_ranks(results: Callable[[int, Path], dict[str, Any]], folder: Path) -> list[Any]:
+    """The results of a module's function in each of two processes that exchange by gloo.
+
+    It is called with its rank and the folder; one of the two is this process.
+    """
+    other = _CONTEXT.Process(target=_run_rank_of_two, args=(results, 1, folder))
+    other.start()
+    _run_rank_of_two(results, 0, folder)
+    other.join(HANG)
+    assert other.exitcode == 0
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 Setting = tuple[str, dict[str, str], str]  # a file for what is printed, variables, a folder
@@ -160,9 +167,25 @@ def _run_python(arguments: list[str], setting: Setting) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
-def _call(function: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    os.environ.update(VARIABLES)
-    function(*arguments)
+def _run_rank_of_two(
+    results: Callable[[int, Path], dict[str, Any]], rank: int, folder: Path
+) -> None:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, value in VARIABLES.items():
+            patch.setenv(name, value)
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/meeting",
+            rank=rank,
+            world_size=2,
+            timeout=timedelta(seconds=HANG),
+        )
+        try:
+            torch.save(results(rank, folder), folder / f"{rank}.pt")
+        finally:
+            distributed.destroy_process_group()
 
 
 def _run_rank(arguments: list[str], setting: Setting) -> None:

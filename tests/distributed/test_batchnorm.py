@@ -1,8 +1,6 @@
 """Batch norm over two processes is that of one: outputs, gradients, running statistics."""
 
-import warnings
-from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,7 @@ from compress.distributed.batchnorm import synchronised_batchnorm
 from compress.distributed.collectives import all_reduce, all_reduce_gradients
 from compress.errors import UserError
 from compress.models import build
-from tests.processes import another_process
-from tests.waiting import HANG
+from tests.processes import on_two_ranks
 
 ROWS, FIRST = 8, 5  # the first process has 5 of the 8 rows
 LAYERS = {
@@ -99,39 +96,21 @@ def _everything(own: slice) -> dict[str, dict[str, Tensor]]:
     return {**{name: _layer(name, own) for name in LAYERS}, "network": _network(own)}
 
 
-def _process(number: int, folder: str) -> None:
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=number,
-        world_size=2,
-        timeout=timedelta(seconds=HANG),
-    )
-    try:
-        own = slice(0, FIRST) if number == 0 else slice(FIRST, ROWS)
-        results: dict[str, Any] = {**_everything(own), "modes": _modes()}
-        torch.save(results, f"{folder}/{number}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _rank_results(rank: int, _folder: Path) -> dict[str, dict[str, Tensor]]:
+    own = slice(0, FIRST) if rank == 0 else slice(FIRST, ROWS)
+    return {**_everything(own), "modes": _modes()}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    """What each of two processes has, with 5 and 3 rows of every batch."""
-    folder = tmp_path_factory.mktemp("norm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        with another_process(_process, 1, str(folder)):
-            _process(0, str(folder))
-    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """Results of two processes, with 5 and 3 rows of every batch."""
+    return on_two_ranks(_rank_results, tmp_path_factory.mktemp("norm"))
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "network"])
-def test_two_processes_are_as_one(name: str, found: list[dict[str, dict[str, Tensor]]]) -> None:
+def test_two_processes_are_as_one(name: str, of_ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     whole = _everything(slice(None))[name]
-    first, second = (process[name] for process in found)
+    first, second = (process[name] for process in of_ranks)
     for key, expected in whole.items():
         if key.startswith(("out", "gradient")):
             got = torch.cat([first[key], second[key]])
@@ -142,9 +121,9 @@ def test_two_processes_are_as_one(name: str, found: list[dict[str, dict[str, Ten
 
 
 def test_evaluation_is_plain_and_half_precision_stays(
-    found: list[dict[str, dict[str, Tensor]]],
+    of_ranks: list[dict[str, dict[str, Tensor]]],
 ) -> None:
-    for process in found:
+    for process in of_ranks:
         assert process["modes"]["modes"].all()
 
 

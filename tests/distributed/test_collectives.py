@@ -1,12 +1,10 @@
 """Two processes on CPU have what one has: what they exchange, evaluation, and CRD's state."""
 
-import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from compress.data import Batch
 from compress.distill import gather_rows
@@ -19,8 +17,7 @@ from compress.tasks import Classification
 from eval.data.batches import KeyedBatches
 from eval.detection import detect
 from tests.methods import building
-from tests.processes import another_process
-from tests.waiting import HANG
+from tests.processes import on_two_ranks
 
 ROWS, WIDTHS, SHARES, TAU = 20, (6, 9), (5, 3), 0.2
 
@@ -48,39 +45,20 @@ def _trained(part: slice) -> dict[str, Tensor]:
     return {**contrast.state_dict(), "losses": torch.stack(losses)}
 
 
-def _process(number: int, folder: str) -> None:
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=number,
-        world_size=2,
-        timeout=timedelta(seconds=HANG),
-    )
-    try:
-        assert rank() == number
-        results = _trained(slice(0, SHARES[0]) if number == 0 else slice(SHARES[0], None))
-        rows = torch.full((SHARES[number], 2), float(number), requires_grad=True)
-        results["all_gather"] = all_gather(rows)
-        results["empty"] = all_gather(torch.arange(4 * number))
-        _exchange(number)
-        results["loss"], *gradients = _coupled(
-            slice(0, SHARES[0]) if number == 0 else slice(5, None)
-        )
-        results["coupled weight"] = gradients[0]
-        results |= _in_parts(slice(0, SHARES[0]) if number == 0 else slice(5, None))
-        results |= _evaluated()
-        torch.save(results, f"{folder}/{number}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _rank_results(number: int, _folder: Path) -> dict[str, Tensor]:
+    assert rank() == number
+    own = slice(0, SHARES[0]) if number == 0 else slice(SHARES[0], None)
+    results = _trained(own)
+    rows = torch.full((SHARES[number], 2), float(number), requires_grad=True)
+    results["all_gather"] = all_gather(rows)
+    results["empty"] = all_gather(torch.arange(4 * number))
+    _exchange(number)
+    results["loss"], results["coupled weight"] = _coupled(own)
+    return results | _in_parts(own) | _evaluated()
 
 
-def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    with another_process(_process, 1, str(tmp_path)):
-        _process(0, str(tmp_path))
-    first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    first, second = on_two_ranks(_rank_results, tmp_path)
     for name in set(first) - {"losses"}:
         assert torch.equal(first[name], second[name]), f"{name} differs between the processes"
     assert first["all_gather"].tolist() == [[0, 0]] * 5 + [[1, 1]] * 3

@@ -4,25 +4,23 @@ Each is trained for some steps by two processes that have parts of every batch, 
 that has all of it. The states are equal up to rounding, in float64.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor
 
 from compress.data import Batch
 from compress.engine import TrainSettings, train
 from compress.methods import METHODS, LossWeights, Method, MethodContext
 from tests.methods import building
 from tests.methods.throwaway import HintsAtOnce, ThreeViews
+from tests.processes import on_two_ranks
 
-HANG = 60.0  # seconds after which a process that waits in vain gives up
 SMALL = {"queue_size": 11, "hidden_width": 6, "feature_width": 5, "predictor_width": 4}
 # Of DLKD what relates no images, and takes parts of a batch.
 ALIGN = {"hidden_ratio": 0.1, "correlation_weight": 0, "supervised_weight": 0}
@@ -75,34 +73,14 @@ def _trained(name: str, folder: Path) -> dict[str, Tensor]:
     return {**module.state_dict(), "losses": losses}
 
 
-def _process(_: int, number: int, folder: str) -> None:
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=number,
-        world_size=2,
-        timeout=timedelta(seconds=HANG),
-    )
-    try:
-        found = {name: _trained(name, Path(folder)) for name in CASES}
-        torch.save(found, f"{folder}/{number}.pt")
-    finally:
-        distributed.destroy_process_group()
+def _rank_results(_rank: int, folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: _trained(name, folder) for name in CASES}
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes has trained."""
-    folder = tmp_path_factory.mktemp("two")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        other = multiprocessing.spawn(_process, (1, str(folder)), join=False)  # type: ignore[no-untyped-call]
-        _process(0, 0, str(folder))
-        while not other.join():
-            pass
-    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+    """States that each of two processes has trained."""
+    return on_two_ranks(_rank_results, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", CASES)

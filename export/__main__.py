@@ -1,6 +1,7 @@
 """`python -m export RUN`: any student of a run directory as a bundle that runs anywhere."""
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument("run", type=Path, help="a run directory of compress.pipeline")
-    parser.add_argument("--student", help="which student (default: the recipe's main method)")
+    parser.add_argument(
+        "--student", help="which student (default: the recipe's export.student, else recommended)"
+    )
     parser.add_argument("--out", type=Path, help="the folder to write (default: RUN-STUDENT)")
     parser.add_argument("--no-int8", action="store_true", help="leave out student.int8.onnx")
     parser.add_argument(
@@ -84,12 +87,12 @@ def _export(args: argparse.Namespace) -> int:
 
     run: Path = args.run
     recipe = load_resolved(run)
-    name = _choose(run, args.student, recipe)
+    name, remark = _choose(run, args.student, recipe)
     out: Path = args.out or Path(f"{run.resolve().name}-{name}")
     _refuse_occupied(out, force=args.force)
     settings = _settings(recipe, args)
     student = _load(run / "distill" / name)
-    request = bundle_request(name, student, run, recipe, settings)
+    request = bundle_request(name, student, run, recipe, settings, remark)
     # The old bundle goes once the new one is whole and in its place.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=UNFINISHED) as folder:
         values, _ = write_bundle(request, Path(folder) / "new")
@@ -168,18 +171,31 @@ def _refuse_occupied(out: Path, *, force: bool) -> None:
         raise UserError(f"--out {out}: it holds more than a bundle ({others[0]}); move that first")
 
 
-def _choose(run: Path, name: str | None, recipe: "Recipe") -> str:
-    """The label of the student to export: the name of a folder in RUN/distill."""
-    files = ("result.json", "checkpoint*.safetensors")
-    trained = sorted({p.parent.name for file in files for p in (run / "distill").glob(f"*/{file}")})
+def _choose(run: Path, name: str | None, recipe: "Recipe") -> tuple[str, str | None]:
+    """The label of the student to export, a folder in RUN/distill, and why it is no other."""
+    from compress.comparison.students import choose_shipped
+    from compress.storage.results import read_result
+
+    folder, files = run / "distill", ("result.json", "checkpoint*.safetensors")
+    trained = sorted({path.parent.name for file in files for path in folder.glob(f"*/{file}")})
     if not trained:
         raise UserError(f"{run} has no trained student yet; run the recipe first")
-    method = recipe.distill.method
-    label = name or method.label or method.name
-    if label not in trained:
-        hint = nearest(label, trained)
-        raise UserError(f"{run} has no student '{label}'; trained: {', '.join(trained)}{hint}")
-    return label
+    wished = name or (recipe.export.student if recipe.export is not None else None)
+    if wished is not None and wished not in trained:
+        hint = nearest(wished, trained)
+        raise UserError(f"{run} has no student '{wished}'; trained: {', '.join(trained)}{hint}")
+    # Students that are not trained to their end are not compared.
+    stages = [f"distill/{p.parent.name}" for p in sorted(folder.glob("*/result.json"))]
+    stages += ["account"] if (run / "account" / "result.json").is_file() else []
+    results = {stage: read_result(run, stage) for stage in stages}
+    label = None if wished is None else re.sub(r"-trial\d+$", "", wished)
+    choice = choose_shipped(run, results, [*recipe.methods], label)
+    chosen = wished or choice.label
+    if chosen not in trained:  # nothing is finished
+        chosen = trained[0]
+    if choice.remark is not None:
+        print(printable(choice.remark))
+    return chosen, choice.remark
 
 
 if __name__ == "__main__":

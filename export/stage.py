@@ -1,11 +1,17 @@
-"""The stage `export`: the bundle of the student that ships, gated by parity on real images."""
+"""The stage `export`: the bundle of the student that ships, gated by parity on real images.
+
+That is the recommended one, unless the recipe's `export.student` names another; see
+`compress.comparison.students.choose_shipped` and `compress.run.plan`.
+"""
 
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compress.console.messages import log
 from compress.errors import UserError
 from compress.model_files.artifacts import Student, load_student
 from compress.recipe.schema import Export, Recipe
@@ -21,17 +27,19 @@ from export.verify.checks import require_same_data
 
 RESULT_VERSION = 3
 IN_EVERY_PROCESS = False
-BUNDLE = "bundle"
+BUNDLE, PREDICTIONS = "bundle", "predictions"
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
-    """Every file of the bundle, with the digests that its manifest holds."""
-    digests: dict[str, str | None] = {f"{BUNDLE}/{NAME}": None}
+    """Every file of the bundle, with the digests that its manifest holds, and the predictions."""
+    saved = sorted((folder / PREDICTIONS).glob("*.npz"))
+    digests: dict[str, str | None] = {f"{PREDICTIONS}/{path.name}": None for path in saved}
+    digests[f"{BUNDLE}/{NAME}"] = None
     if (folder / BUNDLE / NAME).is_file():
         try:
             entries = read_manifest(folder / BUNDLE).files
         except UserError:
-            return {f"{BUNDLE}/{NAME}": ""}  # no file has that digest
+            return {**digests, f"{BUNDLE}/{NAME}": ""}  # no file has that digest
         digests |= {f"{BUNDLE}/{name}": entry.sha256 for name, entry in entries.items()}
     return digests
 
@@ -48,15 +56,40 @@ def run(job: Job) -> Outcome:
         shutil.rmtree(rest, ignore_errors=True)  # of a stage that was stopped before its result
     if folder.exists():
         put_aside(job.folder, [BUNDLE])
-    request = bundle_request(label, student, job.run_folder, job.recipe, settings)
-    values, measured = write_bundle(request, folder)
+    remark = job.arguments.get("remark")
+    if remark is not None:
+        log(f"  {remark}")
+    request = bundle_request(label, student, job.run_folder, job.recipe, settings, remark)
+    saved = job.folder / PREDICTIONS
+    shutil.rmtree(saved, ignore_errors=True)
+    try:
+        values, measured = write_bundle(replace(request, predictions=saved), folder)
+    finally:
+        _drop_predictions_without_file(saved, folder)
     return Outcome({"folder": BUNDLE, **values}, measured)
 
 
+def _drop_predictions_without_file(saved: Path, bundle: Path) -> None:
+    """Keep those of the files that ship alone: an int8 file may have been left out."""
+    for path in saved.glob("*.npz"):
+        if not (bundle / path.stem).is_file():
+            path.unlink()
+    if saved.is_dir() and not any(saved.iterdir()):
+        saved.rmdir()
+
+
 def bundle_request(
-    label: str, student: Student, run_folder: Path, recipe: Recipe, settings: Export
+    label: str,
+    student: Student,
+    run_folder: Path,
+    recipe: Recipe,
+    settings: Export,
+    remark: str | None = None,
 ) -> BundleRequest:
     """Collect what the bundle of a run's student needs.
+
+    Args:
+        remark: why it is not the recommended student that ships.
 
     Raises:
         UserError: the student was trained for another recipe than the run's present one.
@@ -72,6 +105,8 @@ def bundle_request(
         data=data,
         data_section={**section, "seed": _subset_seed(recipe)},
         settings=settings,
+        remark=remark,
+        teacher=_teacher_folder(run_folder),
         latency=recipe.account.latency if recipe.account else None,
         costs=_costs(run_folder, label),
         training=_values(trained),
@@ -90,6 +125,12 @@ def _refuse_other_data(trained: Path, recipe: Recipe) -> None:
             f"{trained} was trained on other data than the run's recipe names now: "
             f"{', '.join(changed)}; run the recipe again first"
         )
+
+
+def _teacher_folder(run_folder: Path) -> Path | None:
+    """The folder of the first teacher, to which the others are related."""
+    folder = run_folder / "teacher" / "0"
+    return folder if (folder / "teacher.json").is_file() else None
 
 
 def _subset_seed(recipe: Recipe) -> int:

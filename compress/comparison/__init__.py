@@ -23,6 +23,7 @@ from compress.comparison.paired import (
     compare_correct,
     holm,
     mcnemar_p_value,
+    paired_interval,
     tango_interval,
 )
 from compress.comparison.predictions import Predictions, read_predictions, write_predictions
@@ -40,6 +41,7 @@ __all__ = [
     "compare_scores",
     "holm",
     "mcnemar_p_value",
+    "paired_interval",
     "read_predictions",
     "recommend",
     "rule",

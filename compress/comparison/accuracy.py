@@ -71,6 +71,11 @@ class AccuracyDifference:
         return "higher" if self.points > 0 else "lower"
 
 
+def format_p_value(p_value: float) -> str:
+    """p = 0.031; p < 0.001."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
 def standard_error_percent(top1_percent: float, n: int) -> float:
     """Binomial standard error, in percentage points, of an accuracy on n test images.
 

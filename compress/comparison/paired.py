@@ -24,8 +24,8 @@ Correct = NDArray[np.bool_]  # one row per training, one column per image
 class PairedShares:
     """The difference of two shares of the same images, its 95 % interval and a test of zero.
 
-    Of one training each: the exact McNemar test, and Tango's score interval. Of several: Student's
-    t on the variance over trainings and images. `standard_error` is that of the difference.
+    Of one training each: the exact McNemar test and `paired_interval`, which agree. Of several:
+    Student's t on the variance over trainings and images. `standard_error` is the difference's.
     """
 
     difference: float
@@ -52,7 +52,7 @@ def compare_correct(first: Correct, second: Correct) -> PairedShares:
     return PairedShares(
         difference,
         math.sqrt(max(variance, 0.0)),
-        tango_interval(only_first, only_second, images),
+        paired_interval(only_first, only_second, images),
         mcnemar_p_value(only_first, only_second),
     )
 
@@ -66,6 +66,24 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     """
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def paired_interval(only_first: int, only_second: int, images: int) -> Interval:
+    """Tango's interval, widened to hold the exact conditional one.
+
+    Tango's alone may leave out zero where the exact test does not tell the networks apart. The
+    other is that of the test: of the b + c images that tell anything, the first's share has Clopper
+    and Pearson's interval (Biometrika 26, 1934), and a share s is a difference of
+    (2 s - 1) (b + c) / n. Together they leave out zero where p < 0.05, and only there.
+    """
+    low, high = tango_interval(only_first, only_second, images)
+    discordant = only_first + only_second
+    if not discordant:
+        return low, high
+    share = binomtest(only_first, discordant).proportion_ci(LEVEL, method="exact")
+    ends = ((2 * float(end) - 1) * discordant / images for end in (share.low, share.high))
+    exact_low, exact_high = ends
+    return min(low, exact_low), max(high, exact_high)
 
 
 def tango_interval(

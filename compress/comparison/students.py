@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compress.comparison.accuracy import Score
+from compress.comparison.accuracy import Score, compare_scores, format_p_value
 from compress.comparison.predictions import PREDICTIONS, Predictions, read_predictions
 from compress.comparison.recommendation import Candidate, Recommendation, recommend
 from compress.errors import UserError
@@ -25,18 +26,70 @@ def recommend_student(
         results: stage -> result, of every finished `distill/*` and, for the sizes, of `account`.
         labels: those of the recipe's methods, the main one first; they decide between equals.
     """
-    trials = trials_by_label(results)
-    networks = _values(results.get("account") or {}).get("networks") or []
-    parameters = {
-        row.get("label"): row.get("parameters") for row in networks if row.get("role") == "deployed"
-    }
+    trials, parameters = trials_by_label(results), _parameters(results)
     candidates = []
     for label in in_reading_order(trials, labels):
         values = [_values(result) for result in trials[label].values()]
-        score = score_of(values, student_predictions(run_folder, trials[label]))
+        score = _score(run_folder, results, label)
         if score is not None and all(row.get("recommended_candidate", True) for row in values):
             candidates.append(Candidate(label, score, parameters.get(label)))
     return recommend(candidates)
+
+
+@dataclass(frozen=True)
+class ShippedStudent:
+    """The label of the student that ships; `remark` says why it is not the recommended one."""
+
+    label: str
+    remark: str | None = None
+
+
+def choose_shipped(
+    run_folder: Path,
+    results: Mapping[str, Result],
+    labels: Sequence[str],
+    wished: str | None = None,
+) -> ShippedStudent:
+    """The recommended student, or the one that somebody wished.
+
+    Args:
+        results, labels: see `recommend_student`.
+        wished: the label that a recipe or a command line names.
+    """
+    choice = recommend_student(run_folder, results, labels)
+    if choice is None or wished in (None, choice.label):
+        return ShippedStudent(choice.label if choice else wished or labels[0])
+    return ShippedStudent(str(wished), _remark(run_folder, results, str(wished), choice.label))
+
+
+def _remark(run_folder: Path, results: Mapping[str, Result], wished: str, best: str) -> str:
+    """Why another student than the wished one is recommended, by accuracy and size."""
+    text = f"{wished} was asked for; by the rule of the report {best} is recommended"
+    one, other = (_score(run_folder, results, label) for label in (best, wished))
+    if one is not None and other is not None:
+        difference = compare_scores(one, other)
+        p_value = difference.p_value
+        p_text = "" if p_value is None else f", {format_p_value(p_value)}"
+        text += (
+            f": top-1 {one.top1_percent:.2f} % against {other.top1_percent:.2f} % "
+            f"({difference.reading}{p_text})"
+        )
+    sizes = _parameters(results)
+    if wished in sizes and best in sizes:
+        text += f", {sizes[best]:,} parameters against {sizes[wished]:,}"
+    return text
+
+
+def _score(run_folder: Path, results: Mapping[str, Result], label: str) -> Score | None:
+    trials = trials_by_label(results).get(label, {})
+    values = [_values(result) for result in trials.values()]
+    return score_of(values, student_predictions(run_folder, trials))
+
+
+def _parameters(results: Mapping[str, Result]) -> dict[str, int]:
+    """Label -> parameters of each deployed student, where `account` has run."""
+    networks = _values(results.get("account") or {}).get("networks") or []
+    return {row["label"]: row["parameters"] for row in networks if row.get("role") == "deployed"}
 
 
 def in_reading_order(trained: Iterable[str], labels: Sequence[str]) -> list[str]:
@@ -80,12 +133,12 @@ def score_of(
 
 def student_predictions(run_folder: Path, trials: Mapping[str, Result]) -> dict[int, Predictions]:
     """The saved predictions of a student's trainings; none where one lacks them."""
-    found = {
+    saved = {
         _trial(result): saved_predictions(run_folder / stage, result)
         for stage, result in trials.items()
     }
-    known = {trial: predictions for trial, predictions in found.items() if predictions is not None}
-    return known if len(known) == len(found) else {}
+    known = {trial: predictions for trial, predictions in saved.items() if predictions is not None}
+    return known if len(known) == len(saved) else {}
 
 
 def saved_predictions(folder: Path, result: Result, name: str = PREDICTIONS) -> Predictions | None:

@@ -141,7 +141,7 @@ def origins_of(run: Path) -> dict[str, Path]:
 
 
 def _main_label(run: Path) -> str:
-    """The label of the student that a run ships."""
+    """The label of the student of a run's main method, whether or not it ships."""
     if not (run / "resolved.yaml").is_file():
         raise UserError(f"'{run}' is neither a run directory nor a bundle; give {_FORMS}")
     method = load_resolved(run).distill.method

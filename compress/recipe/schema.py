@@ -184,7 +184,7 @@ class MethodPart(Named):
 
 
 class Distill(Part):
-    """The method that is shipped and those that are trained beside it under the same budget."""
+    """The main method, and those that are trained beside it under the same budget."""
 
     method: MethodPart
     train: Train
@@ -247,9 +247,11 @@ class Export(Part):
 
     With `raw_pixels` the files take uint8 (N, H, W, 3) and normalise inside. `compile_latency`
     times torch.compile beside the other runtimes, which takes a compiler and some seconds.
-    `license` is the model card's, such as apache-2.0.
+    `license` is the model card's, such as apache-2.0. `student` is the label of the one that ships;
+    without it the recommended one does.
     """
 
+    student: str | None = None
     opset: Annotated[int, Field(ge=18, le=25)] = 18
     tolerance: Share = 1e-3
     raw_pixels: bool = False
@@ -318,6 +320,7 @@ class TransferPart(BaseModel):
     """A downstream task on the distilled encoder: `{task, data, train, init, **arguments}`.
 
     Each init is trained with as many `seeds`, the same ones for all: the recipe's and those after.
+    In a recipe that also trains the student alone, `init` is by default distilled, alone, scratch.
     """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
@@ -364,7 +367,7 @@ class Recipe(Part):
 
     @property
     def methods(self) -> dict[str, MethodPart]:
-        """The methods by label; the first is the one that ships."""
+        """The methods by label; the first is the main one."""
         parts = (self.distill.method, *self.distill.compare)
         return numbered([(part.label or part.name, part) for part in parts])
 
@@ -375,6 +378,22 @@ class Recipe(Part):
 
     @model_validator(mode="before")
     @classmethod
+    def _compared_with_the_student_alone(cls, value: Any) -> Any:
+        """Transfer entries without `init` start from the student alone too, if one is trained."""
+        distill, transfer = (_get(value, key) for key in ("distill", "transfer"))
+        beside = _get(distill, "compare")
+        if not isinstance(transfer, list) or not isinstance(beside, list):
+            return value
+        labels = [one if isinstance(one, str) else _get(one, "label") or _get(one, "name")
+                  for one in beside]  # fmt: skip
+        if "none" not in labels:
+            return value
+        inits = {"init": ["distilled", "alone", "scratch"]}
+        entries = [{**inits, **one} if isinstance(one, dict) else one for one in transfer]
+        return {**value, "transfer": entries}
+
+    @model_validator(mode="before")
+    @classmethod
     def _one_teacher_or_many(cls, value: Any) -> Any:
         """`teacher` is one mapping or a list of them; inside there is always a list."""
         if isinstance(value, dict) and isinstance(value.get("teacher"), dict):
@@ -382,6 +401,10 @@ class Recipe(Part):
         if isinstance(value, dict) and value.get("transfer", []) is None:
             value = {**value, "transfer": []}
         return value
+
+
+def _get(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def numbered(named: list[tuple[str, Value]]) -> dict[str, Value]:

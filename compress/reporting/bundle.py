@@ -7,6 +7,7 @@ from compress.reporting import formats
 from compress.reporting.collect import RunData
 from compress.reporting.cost import latencies
 from compress.reporting.document import Block, Heading, Paragraph
+from compress.reporting.headline import TEACHER_RUNTIME
 from compress.reporting.tables import Column, ReportCell, ReportTable
 
 _TORCH = "torch"
@@ -20,12 +21,11 @@ def bundle_section(run: RunData) -> list[Block]:
     blocks: list[Block] = [heading, _files(values), Paragraph(_comparison(values), is_note=True)]
     blocks += [Paragraph(text, is_note=True) for text in _int8(values)]
     blocks += _search(values)
-    choice = run.recommendation
-    if choice and choice.label != values.get("student"):
-        text = f"The exported student is {values.get('student')}; recommended is {choice.label}."
-        blocks.append(Paragraph(f"{text} python -m export bundles any of them.", is_note=True))
+    if len(run.students) > 1:
+        text = "python -m export --student LABEL bundles any of the others."
+        blocks.append(Paragraph(text, is_note=True))
     timed = run.measured("export")
-    blocks += latencies("Runtime", "Latency of the exported student", timed)
+    blocks += latencies("Runtime", "Latency of the files and of torch, in turns", timed)
     blocks += [Paragraph(text, is_note=True) for text in _speed(run, values, timed)]
     reason = timed.get("not_compiled")
     if reason and timed.get("latency"):
@@ -146,6 +146,7 @@ def _speed(run: RunData, values: Mapping[str, Any], timed: Mapping[str, Any]) ->
         for name, row in (timed.get("latency") or {}).items()
         if "1" in row
     }
+    medians.pop(TEACHER_RUNTIME, None)
     eager = medians.pop(_TORCH, None)
     if not eager:
         return []

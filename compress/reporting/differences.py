@@ -1,6 +1,10 @@
 """A difference of two accuracies as text, the same in every table and sentence."""
 
-from compress.comparison.accuracy import NOT_DISTINGUISHABLE, AccuracyDifference
+from compress.comparison.accuracy import (
+    NOT_DISTINGUISHABLE,
+    AccuracyDifference,
+    format_p_value,
+)
 from compress.comparison.paired import holm
 from compress.reporting import formats
 from compress.reporting.collect import RunData
@@ -12,9 +16,10 @@ _MOST_CLASSES = 12
 
 PAIRED = (
     "Differences, in brackets their 95 % interval, are of the same test images, one by one. Of "
-    "one training each: Tango's score interval (1998) and the exact McNemar test, which hold for "
-    "these two trainings and other test images. Of several trials, paired by their number: "
-    "Student's t on the variance over trials and images, which holds for other trainings as well. "
+    "one training each: the exact McNemar test and Tango's score interval (1998), widened to the "
+    "test's own, for these two trainings and other test images. Of several trials, paired by "
+    "their number: Student's t on the variance over trials and images, for other trainings as "
+    "well. "
     f"Where p is 0.05 or more, networks are {NOT_DISTINGUISHABLE}; p is not corrected for the "
     "number of networks."
 )
@@ -38,12 +43,7 @@ def verdict(difference: AccuracyDifference) -> str:
     """not distinguishable, p = 0.62; without a p-value it is said to be unpaired."""
     if difference.p_value is None:
         return f"{difference.reading}, unpaired"
-    return f"{difference.reading}, {p_text(difference.p_value)}"
-
-
-def p_text(p_value: float) -> str:
-    """p = 0.031; p < 0.001."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    return f"{difference.reading}, {format_p_value(difference.p_value)}"
 
 
 def difference_cell(difference: AccuracyDifference | None) -> ReportCell:
@@ -61,8 +61,11 @@ def classes(run: RunData, first: Network | None, second: Network | None) -> list
     if not by_class:
         return []
     adjusted = dict(zip(by_class, holm([d.p_value or 0.0 for d in by_class.values()]), strict=True))
-    most = sorted(by_class, key=lambda label: (adjusted[label], -abs(by_class[label].points)))
-    shown = most[:_MOST_CLASSES]
+    differing = [label for label, difference in by_class.items() if difference.points]
+    differing.sort(key=lambda label: (adjusted[label], -abs(by_class[label].points)))
+    pair, listed = f"{first.title} against {second.title}", differing[:_MOST_CLASSES]
+    if not listed:
+        return [Paragraph(f"By class: {pair}, all {len(by_class)} are equal.", is_note=True)]
     names, own, others = run.class_names, first.by_class(), second.by_class()
     rows: list[list[ReportCell | str]] = [
         [
@@ -71,9 +74,9 @@ def classes(run: RunData, first: Network | None, second: Network | None) -> list
             formats.decimal(own[label][0]),
             formats.decimal(others[label][0]),
             interval_text(by_class[label]),
-            p_text(adjusted[label]).removeprefix("p = "),
+            format_p_value(adjusted[label]).removeprefix("p = "),
         ]
-        for label in shown
+        for label in listed
     ]
     columns = (
         Column("Class", is_number=False),
@@ -83,9 +86,9 @@ def classes(run: RunData, first: Network | None, second: Network | None) -> list
         Column("Difference", "points"),
         Column("p", "Holm"),
     )
-    which = "Every class" if len(shown) == len(most) else f"{len(shown)} of {len(most)} classes"
-    caption = f"{which}: {first.title} against {second.title}, the clearest differences first"
+    caption = f"By class: {pair}, the clearest differences first"
     note = (
-        f"Paired by test image; p is corrected for {len(most)} classes (Holm), intervals are not."
+        f"{len(differing)} of {len(by_class)} classes differ. Paired by test image; p is corrected "
+        "for the number of classes (Holm), intervals are not."
     )
     return [ReportTable(columns, rows, caption), Paragraph(note, is_note=True)]

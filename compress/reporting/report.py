@@ -10,6 +10,7 @@ from compress.reporting import (
     bundle,
     cost,
     figures,
+    headline,
     memory,
     results,
     sections,
@@ -68,9 +69,11 @@ def document(run: RunData) -> Document:
     return Document(f"Compression report: {run.name}", blocks)
 
 
-def terminal_table(run_folder: Path) -> RichTable:
-    """The result table of a run, short enough for a terminal; empty where nothing is trained."""
-    return results.short_table(load(run_folder)).rich()
+def terminal_tables(run_folder: Path) -> list[RichTable]:
+    """What ships and the results of a run, short enough for a terminal; none without any."""
+    run = load(run_folder)
+    tables = [headline.short_headline(run), results.short_table(run)]
+    return [table.rich() for table in tables if table.rows]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -71,8 +71,10 @@ def results(run: RunData) -> list[Block]:
     if not run.students:
         blocks.append(Paragraph("The distill stage has not run: there is no student yet."))
     teacher = run.teachers[0] if run.teachers else None
-    blocks += classes(run, run.recommended, teacher)
-    blocks += classes(run, run.recommended, run.baseline)
+    label = run.values("export").get("student")
+    shipped = next((row for row in run.students if row.label == label), run.recommended)
+    blocks += classes(run, shipped, teacher)
+    blocks += classes(run, shipped, run.baseline)
     return [*blocks, _trainings(run)]
 
 

@@ -36,7 +36,7 @@ p { margin: 0 0 1rem; overflow-wrap: break-word; }
 .lead { font-size: 1.14rem; line-height: 1.55; }
 .note, figcaption, small { color: var(--muted); font-size: 0.85rem; line-height: 1.45; }
 .key {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1px;
+  display: grid; grid-template-columns: repeat(3, 1fr); gap: 1px;
   margin: 1.75rem 0; background: var(--rule); border: 1px solid var(--rule);
   border-radius: 6px; overflow: hidden;
 }
@@ -97,9 +97,8 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   h1 { font-size: 1.6rem; }
   h2 { margin-top: 2.5rem; }
   .lead { font-size: 1.05rem; }
-  .key { grid-template-columns: repeat(2, 1fr); }
-  .key div { padding: 0.7rem 0.8rem; }
-  .key dd { font-size: 1.2rem; }
+  .key div { padding: 0.6rem 0.7rem; }
+  .key dd { font-size: 1.05rem; }
   th, td { padding: 0.45rem 0.6rem; }
   th.number { min-width: 4.75rem; }
   tbody th { white-space: normal; }

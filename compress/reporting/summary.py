@@ -1,30 +1,74 @@
-"""The first paragraph of the report and its key figures."""
+"""The first screen of the report: what ships, and the rule that chose it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from compress.comparison.recommendation import rule
 from compress.reporting import formats
 from compress.reporting.collect import RunData
 from compress.reporting.differences import interval_text, verdict
-from compress.reporting.document import Block, KeyFigures, Paragraph
+from compress.reporting.document import Block, Paragraph
+from compress.reporting.headline import headline, lines, ratio_words
 from compress.reporting.network import BASELINE, Network
 
 
 def summary(run: RunData) -> list[Block]:
-    """Subject, size and accuracy of the recommended student, and the rule that chose it."""
+    """What was made of the teacher: what ships, or where nothing does, the recommended student."""
+    if run.values("export"):
+        return [*_remark(run), Paragraph(_shipped(run), is_lead=True), *headline(run), *_rule(run)]
     network = run.recommended
     if network is None:
         return [Paragraph(f"{_subject(run)} No student has been trained yet.", is_lead=True)]
     teacher = run.teachers[0] if run.teachers else None
-    text = " ".join(
-        filter(None, (_subject(run), _accuracy(run, network, teacher), _smaller(network)))
-    )
+    parts = (_subject(run), _accuracy(run, network, teacher), _smaller(network))
     return [
-        Paragraph(text, is_lead=True),
-        KeyFigures(_key_figures(run, network, teacher)),
-        Paragraph(f"Rule of the recommendation: {rule(run.headline)}.{_why(run)}", is_note=True),
+        Paragraph(f"{' '.join(filter(None, parts))} {_nothing_ships(run)}", is_lead=True),
+        *_rule(run),
     ]
+
+
+def _remark(run: RunData) -> list[Block]:
+    """Another student than the recommended one ships: said before anything else."""
+    remark = run.values("export").get("remark")
+    choice, label = run.recommendation, run.values("export").get("student")
+    if not remark and choice is not None and label not in (None, choice.label):
+        remark = f"the bundle holds {label}; by the rule below {choice.label} is recommended"
+    return [Paragraph(f"Not the recommended student: {remark}.", is_lead=True)] if remark else []
+
+
+def _shipped(run: RunData) -> str:
+    """Which student ships, and how each of its files compares with the teacher."""
+    rows = lines(run)
+    teacher = rows[0] if rows and rows[0].note == "teacher" else None
+    label = run.values("export").get("student")
+    choice = run.recommendation
+    which = "the recommended student" if choice and choice.label == label else "the student"
+    alone = ", trained alone" if label == BASELINE else ""
+    texts = [f"{_subject(run)} What ships is {which} {label}{alone}."]
+    for row in rows:
+        if row is teacher or row.score is None:
+            continue
+        text = f"{row.name} classifies {formats.percent(row.score.top1_percent)}"
+        if len(texts) == 1:
+            text += f" of {formats.count(row.score.test_images)} test images correctly"
+            if teacher is not None and teacher.score is not None:
+                text += f", the teacher {formats.percent(teacher.score.top1_percent)}"
+        difference = row.minus(teacher) if teacher else None
+        if difference is not None:
+            text += f" ({verdict(difference)})"
+        ratios = " and ".join(filter(None, ratio_words(row, teacher)))
+        texts.append(f"{text}{'; it is ' + ratios if ratios else ''}.")
+    return " ".join(texts)
+
+
+def _nothing_ships(run: RunData) -> str:
+    return f"Nothing ships yet. {run.why_absent('export')}"
+
+
+def _rule(run: RunData) -> list[Block]:
+    if run.recommendation is None:
+        return []
+    text = f"Rule of the recommendation: {rule(run.headline)}.{_why(run)}"
+    return [Paragraph(text, is_note=True)]
 
 
 def _subject(run: RunData) -> str:
@@ -73,29 +117,3 @@ def _why(run: RunData) -> str:
         f" {choice.most_accurate} is the most accurate; {choice.label} is smaller, and their "
         f"difference is {interval_text(choice.difference)} points: {verdict(choice.difference)}."
     )
-
-
-def _key_figures(
-    run: RunData, network: Network, teacher: Network | None
-) -> Sequence[tuple[str, str, str]]:
-    cost, big = network.account, teacher.account if teacher else {}
-    top1 = formats.percent(teacher.top1_percent) if teacher else ""
-    items = [
-        (
-            formats.percent(network.top1_percent),
-            f"Top-1, {run.headline}",
-            f"teacher {top1}" if top1 else "",
-        )
-    ]
-    if cost.get("size_bytes") is not None:
-        note = f"teacher {formats.megabytes(big.get('size_bytes'))} MB" if big else ""
-        items.append((f"{formats.megabytes(cost['size_bytes'])} MB", "Size", note))
-    if cost.get("macs") is not None:
-        note = f"teacher {formats.millions(big.get('macs'))} million" if big else ""
-        items.append((f"{formats.millions(cost['macs'])} million", "MACs per image", note))
-    latency = network.latency.get("1", {}).get("median_ms")
-    if latency is not None:
-        other = teacher.latency.get("1", {}).get("median_ms") if teacher else None
-        note = f"teacher {formats.milliseconds(other)} ms" if other is not None else ""
-        items.append((f"{formats.milliseconds(latency)} ms", "Latency, one image", note))
-    return items

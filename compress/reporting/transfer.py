@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.comparison.accuracy import format_p_value
 from compress.reporting import formats, plots
 from compress.reporting.collect import RunData, metrics
-from compress.reporting.differences import p_text
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
 from compress.reporting.tables import Column, ReportCell, ReportTable
 
@@ -131,7 +131,7 @@ def _difference(row: Mapping[str, Any], key: str) -> ReportCell:
         return ReportCell(mean, "no interval")
     low, high = (formats.signed(end) for end in ends)
     return ReportCell(
-        mean, f"{low} to {high}" + (f", {p_text(p_value)}" if p_value is not None else "")
+        mean, f"{low} to {high}" + (f", {format_p_value(p_value)}" if p_value is not None else "")
     )
 
 

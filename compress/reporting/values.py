@@ -3,8 +3,10 @@
 import math
 from typing import Any
 
+from compress.comparison.accuracy import AccuracyDifference
 from compress.comparison.recommendation import rule
 from compress.reporting.collect import RunData
+from compress.reporting.headline import lines
 from compress.reporting.memory import student_memory
 from compress.reporting.network import Network
 from compress.reporting.sections import stage_seconds
@@ -36,6 +38,7 @@ def _values(run: RunData) -> dict[str, Any]:
         "name": run.name,
         "stages": list(run.results),
         "recommendation": recommendation,
+        "shipped": _shipped(run),
         "networks": [_network(run, row) for row in run.networks],
         "fuse": run.values("fuse"),
         "account": run.values("account"),
@@ -44,22 +47,43 @@ def _values(run: RunData) -> dict[str, Any]:
     }
 
 
+def _shipped(run: RunData) -> list[dict[str, Any]]:
+    """The files that ship, against the teacher."""
+    rows = lines(run)
+    teacher = next((row for row in rows if row.note == "teacher"), None)
+    return [
+        {
+            "file": row.name,
+            "student": row.note,
+            "top1_percent": row.score.top1_percent if row.score else None,
+            "size_bytes": row.size_bytes,
+            "difference_to_teacher": _difference(row.minus(teacher) if teacher else None),
+        }
+        for row in rows
+        if row is not teacher
+    ]
+
+
+def _difference(versus: AccuracyDifference | None) -> dict[str, Any] | None:
+    if versus is None:
+        return None
+    return {
+        "points": versus.points,
+        "standard_error_points": None if versus.is_paired else versus.standard_error,
+        "interval_points": versus.interval,
+        "p_value": versus.p_value,
+        "reading": versus.reading,
+    }
+
+
 def _network(run: RunData, row: Network) -> dict[str, Any]:
-    versus = row.minus(run.baseline)
+    versus = None if row is run.baseline else row.minus(run.baseline)
     return {
         "label": row.label,
         "role": "teacher" if row.is_teacher else "deployed",
         "top1_percent": row.top1_percent,
         "standard_error_points": row.standard_error,
-        "difference_to_student_alone": None
-        if versus is None or row is run.baseline
-        else {
-            "points": versus.points,
-            "standard_error_points": None if versus.is_paired else versus.standard_error,
-            "interval_points": versus.interval,
-            "p_value": versus.p_value,
-            "reading": versus.reading,
-        },
+        "difference_to_student_alone": _difference(versus),
         "trials": [dict(trial) for trial in row.trials],
         **{key: row.account.get(key) for key in _COST},
     }

@@ -175,5 +175,6 @@ def _report(run: RunDirectory, current: list[str]) -> None:
     run.mark_current(current)
     reporting = importlib.import_module("compress.reporting")
     report = reporting.write_report(run.folder)
-    console.print(reporting.terminal_table(run.folder))
+    for table in reporting.terminal_tables(run.folder):
+        console.print(table)
     log(f"report: {report}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from compress.comparison.students import ShippedStudent, choose_shipped
 from compress.console.ending import doing
 from compress.console.messages import log
 from compress.distributed.collectives import on_main_process, world_size
@@ -29,6 +30,7 @@ from compress.run.skipping import Files, can_skip, require_undamaged
 from compress.run.stages import StageTable
 from compress.stages import dataset_of, order_seed
 from compress.stages.job import Job, Outcome, StepJob
+from compress.storage.results import read_result
 
 
 class Progress:
@@ -44,9 +46,25 @@ class Progress:
         self.digests: dict[str, str] = {}
         self._images = dataset_of(plan.recipe).digest() if isinstance(plan, RecipePlan) else None
         self._fields: dict[str, StepFields] = {}
+        self._resolved: dict[str, PlannedStep] = {}
+
+    def resolve(self, step: PlannedStep) -> PlannedStep:
+        """The step with its student, once the results that decide which one are all there."""
+        if not step.chosen_from or any(name not in self.digests for name in step.chosen_from):
+            return step
+        if step.name not in self._resolved:
+            choice = on_main_process(partial(self._choose, step))
+            self._resolved[step.name] = step.for_student(choice.label, choice.remark)
+        return self._resolved[step.name]
+
+    def _choose(self, step: PlannedStep) -> ShippedStudent:
+        folder, arguments = self.directory.folder, step.arguments
+        results = {name: read_result(folder, name) for name in step.chosen_from}
+        return choose_shipped(folder, results, arguments["labels"], arguments["wished"])
 
     def fields(self, step: PlannedStep) -> StepFields:
         """The fields of a step, computed once the steps that it reads are finished."""
+        step = self.resolve(step)
         if step.name not in self._fields:
             self._fields[step.name] = step_fields(
                 self.plan,
@@ -153,6 +171,7 @@ class Executor:
         return [[step for _, step in group] for _, group in grouped]
 
     def _step(self, step: PlannedStep, progress: Progress) -> Generator[Position, None, None]:
+        step = progress.resolve(step)
         if not on_main_process(partial(self._prepare, step, progress)):
             return
         job = self._job(step, progress.fields(step).folder)

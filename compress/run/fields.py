@@ -25,6 +25,7 @@ Fields = dict[str, Any]
 _LATER: Mapping[tuple[str, ...], Mapping[str, Any]] = {
     ("data",): {"train_share": None},
     ("export", "int8"): {"flavour": "cpu", "search": False},
+    ("export",): {"student": None},
 }
 
 
@@ -93,8 +94,13 @@ def _of_section(recipe: Recipe, step: PlannedStep) -> Fields:
 
 
 def _of_export(recipe: Recipe, step: PlannedStep) -> Fields:
+    """Which student it is stands in the step's inputs."""
     latency = recipe.account.latency.model_dump() if recipe.account else None
-    return {**_of_section(recipe, step), "latency": latency}
+    section = _of_section(recipe, step)
+    section[step.name].pop("student", None)
+    # What the bundle says of another student is part of it.
+    remark = step.arguments.get("remark")
+    return {**section, "latency": latency, **({} if remark is None else {"remark": remark})}
 
 
 _OF_STAGE: Mapping[str, Callable[[Recipe, PlannedStep], Fields]] = {

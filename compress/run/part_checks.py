@@ -53,6 +53,12 @@ def check_relations(recipe: Recipe) -> list[str]:
     for label in labels:
         if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
             problems.append(f"distill: the label '{label}' is taken by the report; choose another")
+    wished = recipe.export.student if recipe.export is not None else None
+    if wished is not None and wished not in labels:
+        problems.append(
+            f"export.student: no student '{wished}'; this recipe trains {', '.join(labels)}"
+            f"{nearest(wished, labels)}"
+        )
     for i, entry in enumerate(recipe.transfer):
         problems += _check_inits(entry, f"transfer.{i}", labels)
     return problems

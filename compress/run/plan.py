@@ -1,7 +1,7 @@
 """The steps that a recipe means, in their order, and the results that each of them reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.recipe.schema import Recipe, TransferPart
@@ -9,11 +9,21 @@ from compress.recipe.schema import Recipe, TransferPart
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One piece of work: the arguments of its job, the earlier steps whose results it reads."""
+    """One piece of work: the arguments of its job, the earlier steps whose results it reads.
+
+    `chosen_from` are the steps whose results decide which student it is for; while one of them is
+    not finished nobody knows, and all of them are its inputs.
+    """
 
     name: str
     arguments: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
+    chosen_from: tuple[str, ...] = ()
+
+    def for_student(self, label: str, remark: str | None) -> "PlannedStep":
+        """The step once its student is known: it reads that one's training alone."""
+        arguments = {**self.arguments, "label": label, "remark": remark}
+        return replace(self, arguments=arguments, inputs=(f"distill/{label}",), chosen_from=())
 
     @property
     def stage(self) -> str:
@@ -53,12 +63,14 @@ def _student_steps(recipe: Recipe) -> Iterator[PlannedStep]:
 
 def _section_steps(recipe: Recipe, students: list[str]) -> Iterator[PlannedStep]:
     """The stages that have a section of the recipe each, which may be null."""
-    main = next(iter(recipe.methods))
-    everything = ("teacher", *students)
-    inputs = {"fuse": everything, "account": everything, "export": (f"distill/{main}",)}
-    for section, read in inputs.items():
+    for section in ("fuse", "account"):
         if getattr(recipe, section) is not None:
-            yield PlannedStep(section, {"students": students, "label": main}, read)
+            yield PlannedStep(section, {"students": students}, ("teacher", *students))
+    if recipe.export is not None:
+        # The smaller of equal students ships, and `account` counts them.
+        read = (*students, *(["account"] if recipe.account is not None else []))
+        arguments = {"labels": list(recipe.methods), "wished": recipe.export.student}
+        yield PlannedStep("export", arguments, read, chosen_from=read)
 
 
 def _transfer_steps(recipe: Recipe) -> Iterator[PlannedStep]:
@@ -93,7 +105,7 @@ def transfer_arguments(
     Args:
         data: {"name", **arguments} of the data set.
         own: the task's own arguments.
-        main: the label of the student that ships.
+        main: the label of the recipe's main method, whether or not it ships.
         command: of a step of no recipe: `students` (label -> where it is), `allow_partial`, and
             `origins` (init -> label of its student, digest of all that it takes from there).
     """

@@ -23,7 +23,8 @@ def show(plan: RecipePlan, shapes: Shapes | None) -> None:
     """Print the stages, where each network is tapped, adapters, and what a cache would save."""
     table = Table("stage", "reads", title="Plan")
     for step in plan.steps:
-        table.add_row(step.name, ", ".join(step.inputs))
+        chosen = "the student that ships, chosen from " if step.chosen_from else ""
+        table.add_row(step.name, chosen + ", ".join(step.inputs))
     console.print(table)
     for note in list_teacher_notes(plan.recipe):
         console.print(note, soft_wrap=True)

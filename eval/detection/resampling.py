@@ -109,9 +109,9 @@ def voc_matches(
     matches = []
     for label in range(1, class_count + 1):
         nearest = nearest_objects(images, detections, label)
-        found = [verdicts(nearest, threshold) for threshold in THRESHOLDS]
-        right = np.array([[bool(v) for v in level] for level in found])
-        counted = np.array([[v is not None for v in level] for level in found])
+        levels = [verdicts(nearest, threshold) for threshold in THRESHOLDS]
+        right = np.array([[bool(v) for v in level] for level in levels])
+        counted = np.array([[v is not None for v in level] for level in levels])
         objects = np.array([int(((i.labels == label) & ~i.ignored).sum()) for i in images])
         matches.append(ClassMatches(nearest.images.numpy(), right, counted, objects))
     return matches

@@ -96,17 +96,17 @@ def verdicts(nearest: Nearest, threshold: float) -> list[bool | None]:
     """Per detection whether it is right; None for one of a difficult object, which is neither."""
     hits = nearest.overlaps > threshold
     taken: set[int] = set()
-    found: list[bool | None] = []
+    is_right: list[bool | None] = []
     for hit, target, is_difficult in zip(
         hits.tolist(), nearest.objects.tolist(), nearest.difficult.tolist(), strict=True
     ):
         if hit and is_difficult:
-            found.append(None)
+            is_right.append(None)
             continue
-        found.append(hit and target not in taken)
+        is_right.append(hit and target not in taken)
         if hit:
             taken.add(target)
-    return found
+    return is_right
 
 
 def _right(nearest: Nearest, threshold: float) -> Tensor:

@@ -21,12 +21,12 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
     Args:
         facts: `student` (the content of student.json), `data` (the recipe's data section), `name`,
-            `license` (None: not stated), `parity`, `int8` (None without it), `int8_refused` (why
-            it was left out, or None), `int8_search` (what was tried, or None), `files` (name ->
-            bytes), `latency` (see `.timing`, or None), `costs` (of `account`, or None), `training`
-            and `teachers` (values of the distill and teacher stages), `machine` (the environment),
-            `preprocess` (the content of its file), `preparation` and `interfaces` (as the manifest
-            has them).
+            `remark` (why it is not the recommended student, or None), `license` (None: not
+            stated), `parity`, `int8` (None without it), `int8_refused` (why it was left out, or
+            None), `int8_search` (what was tried, or None), `files` (name -> bytes), `latency` (see
+            `.timing`, or None), `costs` (of `account`, or None), `training` and `teachers` (values
+            of the distill and teacher stages), `machine` (the environment), `preprocess` (the
+            content of its file), `preparation` and `interfaces` (as the manifest has them).
     """
     sections = [
         _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
@@ -44,8 +44,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
 def _summary(facts: Mapping[str, Any]) -> str:
     student = facts["student"]
     size = student["preprocessing"]["image_size"]
+    remark = f"**Not the recommended student**: {facts['remark']}.\n\n" if facts["remark"] else ""
     text = (
-        f"An image classifier: {one_line(student['architecture']['name'])}, "
+        f"{remark}An image classifier: {one_line(student['architecture']['name'])}, "
         f"{student['num_classes']} classes "
         f"(`labels.txt`), RGB images of {size} x {size} pixels."
     )

@@ -16,6 +16,8 @@ from compress.onnx.files import run_session
 
 # From normalised images (N, C, H, W) to a file's input.
 ToInput = Callable[[Tensor], NDArray[np.generic]]
+# Is given the name of a file and its logits (N, K) of a batch.
+OnLogits = Callable[[str, Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def compare(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     to_input: ToInput | None = None,
+    on_logits: OnLogits | None = None,
 ) -> Parity:
     """Run both on the same images, on the CPU.
 
@@ -114,11 +117,13 @@ def compare(
         session: ONNX Runtime on the exported file.
         batches: normalised images (N, C, H, W) and labels (N,), all on the CPU.
         to_input: turns normalised images into the file's input, if it takes something else.
+        on_logits: is given the file's name ("") and its logits of each batch.
 
     Raises:
         UserError: there is no image to compare on.
     """
-    return compare_each(network, {"": session}, batches, to_input=to_input)[""]
+    sessions = {"": session}
+    return compare_each(network, sessions, batches, to_input=to_input, on_logits=on_logits)[""]
 
 
 def compare_each(
@@ -127,6 +132,7 @@ def compare_each(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     to_input: ToInput | None = None,
+    on_logits: OnLogits | None = None,
 ) -> dict[str, Parity]:
     """`compare` several files of the same input while the network runs once."""
     network.eval()
@@ -142,6 +148,8 @@ def compare_each(
         file_input = inputs.numpy() if to_input is None else to_input(inputs)
         for name, session in sessions.items():
             logits = torch.from_numpy(run_session(session, file_input))
+            if on_logits is not None:
+                on_logits(name, logits)
             meters[name].add(expected, logits)
             same_class[name] += int((logits.argmax(1) == chosen).sum())
             right[name] += int((logits.argmax(1) == labels).sum())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from compress.comparison.predictions import prediction_arrays, write_predictions
 from compress.console.messages import bar
 from compress.data import Dataset, Images, evaluation_batches, evenly
 from compress.model_files.artifacts import Student
@@ -26,7 +27,9 @@ class BundleRequest:
 
     `data_section` is the recipe's, without root and with the seed that subsets are drawn by;
     `latency` None leaves out timing; `costs` are the student's columns of `account`, if it ran;
-    `training` are the values of the student's distill stage, `teachers` those of the teachers.
+    `training` are the values of the student's distill stage, `teachers` those of the teachers;
+    `remark` says why it is not the recommended student. `teacher` is the folder of the teacher that
+    is timed beside the files, `predictions` the one for what each file says of the test images.
     """
 
     name: str
@@ -38,6 +41,9 @@ class BundleRequest:
     costs: Mapping[str, Any] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     teachers: Sequence[Mapping[str, Any]] = ()
+    remark: str | None = None
+    teacher: Path | None = None
+    predictions: Path | None = None
 
 
 def calibration_batches(request: BundleRequest, count: int) -> Iterator[NDArray[Any]]:
@@ -52,7 +58,16 @@ def calibration_batches(request: BundleRequest, count: int) -> Iterator[NDArray[
 def compare_file(
     request: BundleRequest, path: Path, images: Images, *, exact: bool = False
 ) -> Parity:
-    """Compare a file with the trained network; `exact` is that of `open_session`."""
+    """Compare a file with the trained network; `exact` is that of `open_session`.
+
+    What it says of the test split is saved, see `BundleRequest.predictions`.
+    """
+    is_saved = request.predictions is not None and images is request.data.test and not exact
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(_: str, logits: torch.Tensor) -> None:
+        kept.append((logits.argmax(1), logits.softmax(1).half()))
+
     batches = evaluation_batches(images, _BATCH, request.data.preprocessing, _CPU)
     with bar(f"  comparing {path.name}", len(images)) as advance:
 
@@ -62,9 +77,19 @@ def compare_file(
                 advance(len(labels))
 
         session = open_session(path, exact=exact)
-        return compare(
-            request.student.network, session, with_progress(), to_input=_to_input(request)
+        parity = compare(
+            request.student.network,
+            session,
+            with_progress(),
+            to_input=_to_input(request),
+            on_logits=keep if is_saved else None,
         )
+    if request.predictions is not None and is_saved:
+        top1, probabilities = (torch.cat(parts).numpy() for parts in zip(*kept, strict=True))
+        arrays = prediction_arrays(images.labels.cpu().numpy(), top1, probabilities)
+        request.predictions.mkdir(exist_ok=True)
+        write_predictions(request.predictions / f"{path.name}.npz", arrays, images.digest())
+    return parity
 
 
 def _to_input(request: BundleRequest) -> ToInput | None:

@@ -24,6 +24,7 @@ from compress.recipe.schema import LatencyPart
 
 _CPU = torch.device("cpu")
 TORCH, COMPILED, ORT, ORT_INT8 = "torch", "torch.compile", "ONNX Runtime", "ONNX Runtime, int8"
+ORT_TEACHER = "ONNX Runtime, teacher"
 
 
 def time_runtimes(

@@ -16,7 +16,7 @@ import torch
 from compress.console.messages import log
 from compress.environment import environment
 from compress.errors import UserError
-from compress.model_files.artifacts import save
+from compress.model_files.artifacts import load_student, save
 from compress.model_files.origins import load_encoder
 from compress.models.folding import fold_batchnorm
 from compress.recipe.schema import Export
@@ -38,7 +38,7 @@ from export.bundle.interfaces import preparation_words, read_interface
 from export.bundle.manifest import write_manifest
 from export.bundle.parity import Parity
 from export.bundle.request import BundleRequest, compare_file
-from export.bundle.timing import ORT, ORT_INT8, time_runtimes
+from export.bundle.timing import ORT, ORT_INT8, ORT_TEACHER, time_runtimes
 from export.onnx import Exported, export_encoder, export_onnx
 
 _CPU = torch.device("cpu")
@@ -104,6 +104,7 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     )
     values = {
         "student": request.name,
+        "remark": request.remark,
         "opset": settings.opset,
         "raw_pixels": settings.raw_pixels,
         "tolerance": settings.tolerance,
@@ -129,6 +130,7 @@ def _facts(
     return {
         **results,
         "name": request.name,
+        "remark": request.remark,
         "license": request.settings.license,
         "student": request.student.description,
         "data": request.data_section,
@@ -205,16 +207,45 @@ def _write_encoder(
 
 
 def _time(request: BundleRequest, folder: Path) -> dict[str, Any]:
+    """Latency of each file and, in turns with them, of the teacher as a file of the same form."""
     if request.latency is None:
         return {}
     files = {ORT: folder / FLOAT}
     if (folder / INT8).is_file():
         files[ORT_INT8] = folder / INT8
     channels, height, width = request.student.description["input_shape"]
-    return time_runtimes(
-        fold_batchnorm(request.student.network).network,
-        files,
-        (channels, height, width),
-        request.latency,
-        compiled=request.settings.compile_latency,
-    )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=UNFINISHED) as apart:
+        teacher = _write_teacher(request, Path(apart) / "teacher.onnx")
+        if teacher.get("size_bytes") is not None:
+            files = {ORT_TEACHER: Path(apart) / "teacher.onnx", **files}
+        timed = time_runtimes(
+            fold_batchnorm(request.student.network).network,
+            files,
+            (channels, height, width),
+            request.latency,
+            compiled=request.settings.compile_latency,
+        )
+    return {**timed, "teacher": teacher}
+
+
+def _write_teacher(request: BundleRequest, path: Path) -> dict[str, Any]:
+    """Write the teacher as the student is written: its size in bytes, or why it has no file."""
+    if request.teacher is None:
+        return {}
+    try:
+        teacher = load_student(request.teacher, "teacher")
+        channels, height, width = teacher.description["input_shape"]
+        written = export_onnx(
+            teacher.network,
+            path,
+            input_shape=(channels, height, width),
+            class_names=teacher.description["class_names"],
+            preprocessing=teacher.description["preprocessing"],
+            fingerprint=teacher.description["fingerprint"],
+            opset=request.settings.opset,
+            raw_pixels=request.settings.raw_pixels,
+        )
+    except UserError as error:
+        log(f"  the teacher is not timed beside the files: {error}")
+        return {"not_exported": str(error)}
+    return {"size_bytes": written.size_bytes}

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from compress.comparison import compare_correct, holm, mcnemar_p_value, tango_interval
+from compress.comparison import (
+    compare_correct,
+    holm,
+    mcnemar_p_value,
+    paired_interval,
+    tango_interval,
+)
 from compress.comparison.paired import crossed_interval
 
 Z = 1.959963984540054
@@ -72,13 +78,26 @@ def test_tangos_interval_at_the_ends() -> None:
     assert tango_interval(0, 0, 1) == pytest.approx((-(Z**2) / (1 + Z**2), Z**2 / (1 + Z**2)))
 
 
+def test_interval_and_test_agree() -> None:
+    """Tango's interval of 0 and 4 of 300 images leaves out zero, though p is 0.125."""
+    assert tango_interval(0, 4, 300)[1] < 0 < paired_interval(0, 4, 300)[1]
+    # Four of four: P(X = 0) = (1 - s)^4 is 0.025 at the end of Clopper and Pearson's interval.
+    share = 1 - 0.025 ** (1 / 4)
+    assert paired_interval(0, 4, 300)[1] == pytest.approx((2 * share - 1) * 4 / 300)
+    for b, c in itertools.product(range(12), range(12)):
+        low, high = paired_interval(b, c, 40)
+        assert (low <= 0 <= high) == (mcnemar_p_value(b, c) >= 0.05), (b, c)
+        tango = tango_interval(b, c, 40)
+        assert low <= tango[0] and tango[1] <= high
+
+
 def test_one_training_each_counts_what_one_alone_gets_right() -> None:
     first = np.array([1, 1, 1, 0, 1, 0, 1, 1], dtype=bool)
     second = np.array([1, 0, 0, 1, 1, 0, 1, 0], dtype=bool)
     paired = compare_correct(first, second)
     assert paired.difference == pytest.approx(2 / 8)
     assert paired.p_value == mcnemar_p_value(3, 1)
-    assert paired.interval == tango_interval(3, 1, 8)
+    assert paired.interval == paired_interval(3, 1, 8)
     assert paired.standard_error == pytest.approx(math.sqrt((4 - 2**2 / 8) / 8**2))
     with pytest.raises(ValueError, match="pairs of trainings"):
         compare_correct(first, second[:-1])

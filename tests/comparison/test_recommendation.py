@@ -66,18 +66,18 @@ def test_impossible_accuracies_are_refused(percent: float, n: int) -> None:
 
 def test_unpaired_difference_combines_squares() -> None:
     # 90 % of 100 (error 3) and 80 % of 100 (error 4): sqrt(9 + 16) = 5.
-    found = compare_scores(Score(90.0, 100), Score(80.0, 100))
-    assert found.standard_error == pytest.approx(5.0)
-    assert found.points == pytest.approx(10.0)
-    assert not found.is_paired and found.interval is None
+    difference = compare_scores(Score(90.0, 100), Score(80.0, 100))
+    assert difference.standard_error == pytest.approx(5.0)
+    assert difference.points == pytest.approx(10.0)
+    assert not difference.is_paired and difference.interval is None
 
 
 def test_paired_where_independent_test_sets_would_tell_nothing() -> None:
     """10 of 100 images are found by one network alone: clear, though both errors are 4 points."""
     better, worse = score("1" * 90 + "0" * 10), score("1" * 80 + "0" * 20)
-    found = compare_scores(better, worse)
-    assert found.is_paired and found.reading == "higher"
-    assert found.p_value == pytest.approx(2 / 2**10)
+    difference = compare_scores(better, worse)
+    assert difference.is_paired and difference.reading == "higher"
+    assert difference.p_value == pytest.approx(2 / 2**10)
     assert compare_scores(worse, better).reading == "lower"
     alone = compare_scores(Score(90.0, 100), Score(80.0, 100))
     assert alone.reading == "not distinguishable"
@@ -97,8 +97,8 @@ def test_only_predictions_of_the_same_images_and_trainings_are_paired() -> None:
 
 def test_classes_are_compared_on_their_own_images() -> None:
     first, second = (score(row, labels="00112") for row in ("11010", "01010"))
-    found = compare_classes(first, second)
-    assert {label: one.points for label, one in found.items()} == {0: 50.0, 1: 0.0, 2: 0.0}
+    difference = compare_classes(first, second)
+    assert {label: one.points for label, one in difference.items()} == {0: 50.0, 1: 0.0, 2: 0.0}
     assert compare_classes(first, Score(50.0, 5)) == {}
 
 

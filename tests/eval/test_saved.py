@@ -56,8 +56,8 @@ def scene(number: int) -> tuple[AnnotatedImage, dict[str, Any]]:
         for x0, y0, x1, y1 in places[order].tolist()
     ]
     segments = encode_masks(torch.stack(inside))
-    found = {"boxes": places[order], "labels": said[order], "scores": scores}
-    return image, {**found, "segments": segments}
+    detections = {"boxes": places[order], "labels": said[order], "scores": scores}
+    return image, {**detections, "segments": segments}
 
 
 IMAGES, DETECTIONS = zip(*map(scene, range(6)), strict=True)
@@ -100,10 +100,22 @@ def test_weighted_precision_is_that_of_repeated_images(
     write_detections(tmp_path / "detections.json", DETECTIONS)
     rows = read_detections(tmp_path / "detections.json", IMAGES)
     matches = MATCHES[metric](IMAGES, rows, CLASSES)
-    found = weighted_precision(matches, np.array(weights), metric)
+    precision = weighted_precision(matches, np.array(weights), metric)
     repeated = [n for n, count in enumerate(weights) for _ in range(count)]
     images, detections = ([several[n] for n in repeated] for several in (IMAGES, DETECTIONS))
-    assert found == pytest.approx(METRICS[metric](images, detections, CLASSES), abs=1e-6)
+    assert precision == pytest.approx(METRICS[metric](images, detections, CLASSES), abs=1e-6)
+
+
+def test_a_detection_takes_an_object_before_the_crowd_that_it_overlaps_more() -> None:
+    truth = torch.tensor([[0.0, 0.0, 10.0, 12.0], [0.0, 0.0, 10.0, 10.0]])
+    labels, ignored = torch.tensor([1, 1]), torch.tensor([True, False])
+    image = AnnotatedImage(Path("a.png"), SIDE, SIDE, truth, labels, ignored)
+    box = [0.0, 0.0, 10.0, 11.5]  # IoU 0.87 with the object, all of it inside the crowd
+    detection = {"boxes": torch.tensor([box]), "labels": labels[:1], "scores": torch.tensor([0.9])}
+    rows = [[{"category_id": 1, "bbox": box, "score": 0.9}]]
+    precision = weighted_precision(MATCHES["coco"]([image], rows, 1), np.array([1]), "coco")
+    assert precision == pytest.approx(average_precision([image], [detection], 1))
+    assert precision["ap_percent"] == pytest.approx(80)
 
 
 def test_mean_iou_is_recomputed_from_the_files(tmp_path: Path) -> None:
@@ -126,8 +138,8 @@ def test_mean_iou_is_recomputed_from_the_files(tmp_path: Path) -> None:
         expected = jaccard_score(
             truth[repeated].numpy()[valid], masks[repeated][valid], average="macro"
         )
-        found = metrics.of_weights(np.array(weights))
-        assert found["miou_percent"] == pytest.approx(100 * expected)
+        weighted = metrics.of_weights(np.array(weights))
+        assert weighted["miou_percent"] == pytest.approx(100 * expected)
     assert segmentation_metrics(sum(each)) == metrics.of_weights(np.ones(4, dtype=np.int64))
 
 
@@ -148,14 +160,14 @@ def test_the_bootstrap_of_a_mean_is_the_paired_interval() -> None:
         Path("own"): of_values(common + 2 + generator.normal(0, 3, 80)),
         Path("other"): of_values(common + generator.normal(0, 3, 80)),
     }
-    found = bootstrap(trainings.get, [Path("own")], [Path("other")], seed=0)
+    paired = bootstrap(trainings.get, [Path("own")], [Path("other")], seed=0)
     again = bootstrap(trainings.get, [Path("own")], [Path("other")], seed=0)
-    assert found == again and found is not None
+    assert paired == again and paired is not None
     ones = np.ones(80, dtype=np.int64)
     own, other = (t.of_weights(ones)["mean"] for t in trainings.values())
     half = 1.96 * np.sqrt(2) * 3 / np.sqrt(80)
-    low, high = found["mean"]["interval"]
-    assert found["mean"]["difference"] == pytest.approx(own - other)
+    low, high = paired["mean"]["interval"]
+    assert paired["mean"]["difference"] == pytest.approx(own - other)
     assert (high - low) / 2 == pytest.approx(half, rel=0.25)
     assert bootstrap(trainings.get, [Path("own")], [Path("missing")], seed=0) is None
 
@@ -164,11 +176,11 @@ def test_of_several_seeds_the_interval_holds_their_spread() -> None:
     values = np.random.default_rng(0).normal(0, 1, 50)
     folders = {Path(str(n)): of_values(values + n) for n in (0, 2, 4)}
     folders[Path("other")] = of_values(values)
-    found = bootstrap(folders.get, [*folders][:3], [Path("other")] * 3, seed=0, resamples=50)
-    assert found is not None
+    paired = bootstrap(folders.get, [*folders][:3], [Path("other")] * 3, seed=0, resamples=50)
+    assert paired is not None
     # Images differ by the same everywhere, so that only the seeds vary: 2 +- t(2) sqrt(4 / 3).
-    assert found["mean"]["difference"] == pytest.approx(2)
-    assert found["mean"]["interval"] == pytest.approx(
+    assert paired["mean"]["difference"] == pytest.approx(2)
+    assert paired["mean"]["interval"] == pytest.approx(
         [2 - 4.303 * 1.1547, 2 + 4.303 * 1.1547], 1e-3
     )
-    assert found["mean"]["p_value"] > 0.05
+    assert paired["mean"]["p_value"] > 0.05

@@ -15,6 +15,7 @@ from PIL import Image
 import export.bundle.int8_search
 import export.bundle.writer
 import export.stage
+from compress.comparison import read_predictions
 from compress.errors import UserError
 from compress.model_files import Student, artifacts
 from compress.models import build
@@ -125,7 +126,9 @@ def test_the_stage_writes_a_bundle_and_its_numbers(
     outcome = export.stage.run(job(run_folder))
     values: dict[str, Any] = outcome.values
     bundle = run_folder / "export" / "bundle"
-    assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+    assert {p.name for p in bundle.parent.iterdir()} == {"bundle", "predictions"}
+    saved = read_predictions(bundle.parent / "predictions" / "student.int8.onnx.npz")
+    assert 100 * saved.correct.mean() == pytest.approx(values["int8"]["onnx_top1_percent"])
     assert {p.name for p in bundle.iterdir()} == FILES
     assert set(check_manifest(bundle).files) == FILES - {"manifest.json"}
     assert values["student"] == "kd"

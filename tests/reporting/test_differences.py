@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.comparison import mcnemar_p_value, tango_interval, write_predictions
+from compress.comparison import mcnemar_p_value, paired_interval, write_predictions
 from compress.reporting import write_report
 from compress.storage.files import read_json, write_json
 from compress.storage.integrity import record, seal
@@ -52,14 +52,14 @@ def line_of(folder: Path, start: str) -> str:
 
 def test_students_are_compared_image_by_image(run: Path) -> None:
     """kd gets 20 images right that `none` gets wrong, and loses none; simkd gets 20 and loses 4."""
-    low, high = (100 * end for end in tango_interval(20, 4, 300))
+    low, high = (100 * end for end in paired_interval(20, 4, 300))
     assert f"+5.33 (+{low:.2f} to +{high:.2f})" in line_of(run, "simkd |")
     networks = json.loads((run / "report.json").read_text())["values"]["networks"]
-    found = {row["label"]: row["difference_to_student_alone"] for row in networks}
-    assert found["kd"]["p_value"] == pytest.approx(2 / 2**20)
-    assert found["simkd"]["p_value"] == pytest.approx(mcnemar_p_value(20, 4))
-    assert found["simkd"]["interval_points"] == pytest.approx([low, high])
-    assert found["kd"]["reading"] == found["simkd"]["reading"] == "higher"
+    differences = {row["label"]: row["difference_to_student_alone"] for row in networks}
+    assert differences["kd"]["p_value"] == pytest.approx(2 / 2**20)
+    assert differences["simkd"]["p_value"] == pytest.approx(mcnemar_p_value(20, 4))
+    assert differences["simkd"]["interval_points"] == pytest.approx([low, high])
+    assert differences["kd"]["reading"] == differences["simkd"]["reading"] == "higher"
     results = (run / "report.md").read_text().split("## Results")[1].split("## Training")[0]
     assert "exact McNemar test" in results and "unpaired" not in results
 
@@ -72,7 +72,7 @@ def test_classes_that_differ_stand_first(run: Path) -> None:
     )
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")]
     assert [row[1].strip() for row in rows[2:]] == ["0", "2", "1"]
-    low, high = (100 * end for end in tango_interval(1, 20, 100))
+    low, high = (100 * end for end in paired_interval(1, 20, 100))
     minus = "\N{MINUS SIGN}"
     assert rows[2][5].strip() == f"{minus}19.00 ({minus}{-low:.2f} to {minus}{-high:.2f})"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compress.reporting import formats, terminal_table, write_report
+from compress.reporting import formats, terminal_tables, write_report
 
 Make = Callable[..., Path]
 Change = Callable[[Path, str, Callable[[Any], None]], None]
@@ -188,7 +188,7 @@ def test_what_the_recipe_leaves_out_is_said_and_has_no_columns(make_run: Make) -
     head = next(line for line in text.splitlines() if line.startswith("| Network |"))
     assert "Difference to student alone" in head
     console = Console(width=120, file=io.StringIO())
-    console.print(terminal_table(folder))
+    console.print(*terminal_tables(folder))
     assert isinstance(console.file, io.StringIO)
     for shown in (head, console.file.getvalue()):
         assert "Top-1" in shown
@@ -268,9 +268,10 @@ def test_no_partial_file_is_left(make_run: Make) -> None:
 
 def test_terminal_table(complete: Path) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(terminal_table(complete))
+    console.print(*terminal_tables(complete))
     text = console.export_text()
     assert "student alone (none)" in text and "recommended" in text and "77,850" in text
+    assert text.index("student.int8.onnx") < text.index("student alone")
 
 
 def test_a_validation_split_is_named_in_the_headline(make_run: Make) -> None:

@@ -34,6 +34,7 @@ RECIPE: dict[str, Any] = {
         {
             "task": "linear_probe",
             "data": {"name": "digit_scenes", "classes": 3},
+            "init": ["distilled", "scratch"],  # the default, where no student is trained alone
             "train": {"iterations": 5, "lr": 0.1},
         },
     ],
@@ -63,7 +64,9 @@ def test_steps_of_a_recipe() -> None:
     recipe, problems = check_shape(RECIPE)
     assert recipe is not None, problems
     results, folders, plan = {}, {}, make_plan(recipe)
-    for step in plan.steps:
+    for planned in plan.steps:
+        # With the main method's student as its own, as every export had before one was chosen.
+        step = planned.for_student("simkd", None) if planned.chosen_from else planned
         version, inputs = VERSIONS[step.stage], {name: name for name in step.inputs}
         fields = step_fields(plan, step, version=version, images="images", inputs=inputs)
         results[step.name] = fingerprint_of(fields.result)
@@ -124,3 +127,17 @@ def test_steps_of_a_transfer_command() -> None:
         **expected,
         "training": {"init": "distilled", "origin": "abc", "seed": 1},
     }
+
+
+def test_transfer_starts_from_the_student_alone_where_one_is_trained() -> None:
+    """Of such an entry only the result is another one: the trainings in its folder are kept."""
+    entry = {key: value for key, value in RECIPE["transfer"][1].items() if key != "init"}
+    recipe = {**RECIPE, "transfer": [RECIPE["transfer"][0], entry]}
+    with_alone, _ = check_shape(recipe)
+    without, _ = check_shape({**recipe, "distill": {**recipe["distill"], "compare": ["kd"]}})
+    assert with_alone is not None and without is not None
+    assert with_alone.transfer[1].init == ["distilled", "alone", "scratch"]
+    assert without.transfer[1].init == ["distilled", "scratch"]
+    plan = make_plan(with_alone)
+    fields = step_fields(plan, plan.steps[-1], version=3, images="images")
+    assert fingerprint_of(fields.folder) == FOLDERS["transfer/linear_probe-2"]

@@ -132,14 +132,14 @@ def test_an_init_and_a_seed_more_train_nothing_else_anew(
     recipe, out = copied
     before, first = results(out), out / "transfer/linear_probe"
     outcomes = {p: p.stat().st_mtime_ns for p in first.glob("*/*/outcome.json")}
-    probe = {**TRANSFER[0], "init": ["distilled", "alone", "scratch"], "seeds": 2}
+    probe = {**TRANSFER[0], "init": ["distilled", "alone", "scratch", "kd"], "seeds": 2}
     grown = write(recipe.parent, transfer=[probe, *TRANSFER[1:]])
     assert run(grown, out) == 0
     assert capsys.readouterr().out.count("done before, skipped") == 9
     after = {p: p.stat().st_mtime_ns for p in first.glob("*/*/outcome.json")}
-    assert outcomes.items() < after.items() and len(after) == 6
+    assert outcomes.items() < after.items() and len(after) == 8
     rows = results(out)["transfer/linear_probe"]["values"]["rows"]
-    assert [row["init"] for row in rows] == ["distilled", "alone", "scratch"]
+    assert [row["init"] for row in rows] == ["distilled", "alone", "scratch", "kd"]
 
     # And back: the same result from the same trainings.
     assert run(write(recipe.parent, transfer=TRANSFER), out) == 0
@@ -162,13 +162,18 @@ def test_the_numbers_agree_with_each_other(done: tuple[Path, Path]) -> None:
     assert account["kd"]["parameters"] == account["student"]["parameters"]
     export = stages["export"]["values"]
     assert export["top1_agreement_percent"] == 100
-    assert export["torch_top1_percent"] == stages["distill/simkd"]["values"]["top1_percent"]
+    shipped = stages[f"distill/{export['student']}"]["values"]
+    assert export["torch_top1_percent"] == shipped["top1_percent"]
+    recommended = read_json(done[1] / "report.json")["values"]["recommendation"]
+    assert export["student"] == recommended["label"] and export["remark"] is None
     for row in stages["fuse"]["values"]["students"]:
         assert row["fused_max_abs"] < 1e-4
     for task in TRANSFER:
         rows = stages[f"transfer/{task['task']}"]["values"]["rows"]
-        assert [r["init"] for r in rows] == ["distilled", "scratch"]
-        assert [r["matched_percent"] for r in rows] == [100, 0]
+        assert [r["init"] for r in rows] == ["distilled", "alone", "scratch"]
+        assert [r["matched_percent"] for r in rows] == [100, 100, 0]
+        assert {r["against"]["reference"] for r in rows if r["against"]} == {"alone"}
+        assert all(r["against"]["over_images"] for r in rows if r["against"])
 
 
 def test_the_onnx_file_stands_alone(done: tuple[Path, Path], tmp_path: Path) -> None:
@@ -241,6 +246,23 @@ def test_what_follows_is_redone_where_a_result_differs(
     printed = capsys.readouterr().out
     assert "distill/kd: done before, skipped" in printed
     assert "fuse: redone (changed: inputs.distill/kd" in printed
+
+
+def test_a_recipe_may_insist_on_a_student_and_the_bundle_says_so(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    recommended = results(out)["export"]["values"]["student"]
+    other = next(label for label in ("simkd", "none", "kd") if label != recommended)
+    assert run(recipe, out, "--set", f"export.student={other}", "--until", "export") == 0
+    assert "export: redone (changed: inputs.distill/" in capsys.readouterr().out
+    export = results(out)["export"]["values"]
+    assert export["student"] == other
+    assert export["remark"].startswith(f"{other} was asked for; by the rule of the report")
+    card = (out / "export/bundle/MODEL_CARD.md").read_text()
+    assert f"**Not the recommended student**: {other} was asked for" in card
+    assert run(recipe, out, "--set", "export.student=kb", "--check") == 2
+    assert "export.student: no student 'kb'" in capsys.readouterr().out
 
 
 def test_any_student_can_be_exported(done: tuple[Path, Path], tmp_path: Path) -> None:

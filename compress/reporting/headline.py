@@ -1,0 +1,210 @@
+"""The first screen: from the teacher to the files that ship, in accuracy, size and latency.
+
+All three are ONNX files that ran in ONNX Runtime in turns, in one process, on the same threads and
+the same batch. Nothing of a network that does not ship stands here but the teacher.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.comparison.accuracy import AccuracyDifference, Score, compare_scores
+from compress.comparison.students import saved_predictions
+from compress.reporting import formats
+from compress.reporting.collect import RunData
+from compress.reporting.differences import interval_text, verdict
+from compress.reporting.document import Block, KeyFigures, Paragraph
+from compress.reporting.tables import Column, ReportCell, ReportTable
+
+# The names of export.bundle.timing and of the bundle's files.
+TEACHER_RUNTIME = "ONNX Runtime, teacher"
+_FILES = (("student.onnx", "ONNX Runtime"), ("student.int8.onnx", "ONNX Runtime, int8"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """The teacher, or a file that ships: what it is worth and what it costs."""
+
+    name: str
+    note: str
+    score: Score | None
+    size_bytes: int | None
+    latency: Mapping[str, Mapping[str, Any]]  # by batch size
+
+    def median(self, batch: str) -> float | None:
+        """Median milliseconds of a call with a batch of that size."""
+        value = self.latency.get(batch, {}).get("median_ms")
+        return None if value is None else float(value)
+
+    def minus(self, other: "Line") -> AccuracyDifference | None:
+        """The difference in accuracy, where both have one."""
+        if self.score is None or other.score is None:
+            return None
+        return compare_scores(self.score, other.score)
+
+
+def lines(run: RunData) -> list[Line]:
+    """The teacher and the files of the bundle; none where nothing was exported."""
+    values, timed = run.values("export"), run.measured("export")
+    if not values:
+        return []
+    latency = timed.get("latency") or {}
+    rows = []
+    if run.teachers:
+        teacher = run.teachers[0]
+        size = (timed.get("teacher") or {}).get("size_bytes")
+        timing = latency.get(TEACHER_RUNTIME) or {}
+        rows.append(Line(teacher.model, "teacher", teacher.score, size, timing))
+    for (file, runtime), row in zip(_FILES, (values, values.get("int8")), strict=True):
+        if row:
+            score = _score(run, file, row)
+            student = str(values.get("student"))
+            timing = latency.get(runtime) or {}
+            rows.append(Line(file, student, score, row.get("size_bytes"), timing))
+    return rows
+
+
+def _score(run: RunData, file: str, row: Mapping[str, Any]) -> Score | None:
+    if row.get("onnx_top1_percent") is None or not row.get("images"):
+        return None
+    result = run.results["export"]
+    saved = saved_predictions(run.folder / "export", result, f"predictions/{file}.npz")
+    predictions = {} if saved is None else {0: saved}
+    return Score(float(row["onnx_top1_percent"]), int(row["images"]), predictions, is_fixed=True)
+
+
+def headline(run: RunData) -> list[Block]:
+    """Key figures and the table of what ships; empty where nothing was exported."""
+    rows = lines(run)
+    if not rows:
+        return []
+    return [KeyFigures(_key_figures(rows)), headline_table(run), _conditions(run, rows)]
+
+
+def headline_table(run: RunData) -> ReportTable:
+    """A row for the teacher and for each file that ships."""
+    rows = lines(run)
+    batches = _batch_sizes(rows)
+    columns = [
+        Column("What runs", is_number=False),
+        Column("Top-1", "%"),
+        Column("Against the teacher", "points"),
+        Column("Size", "MB"),
+        Column("Times smaller"),
+    ]
+    for size in batches:
+        columns += [Column(f"Batch {size}", "ms"), Column("Times faster")]
+    teacher = rows[0] if rows and rows[0].note == "teacher" else None
+    cells = [_cells(row, teacher, batches) for row in rows]
+    place = next((i for i, row in enumerate(rows) if row.note != "teacher"), None)
+    return ReportTable(columns, cells, "What ships, against the teacher", highlight=place)
+
+
+def short_headline(run: RunData) -> ReportTable:
+    """The same for 80 columns."""
+    table = headline_table(run)
+    columns = (0, 1, 3, 4, 5, 6)[: len(table.columns) - 1]
+    return table.select(columns).without_empty_columns()
+
+
+def _cells(row: Line, teacher: Line | None, batches: Sequence[str]) -> list[ReportCell | str]:
+    reference = teacher if row is not teacher else None
+    difference = row.minus(reference) if reference is not None else None
+    cells: list[ReportCell | str] = [
+        ReportCell(row.name, row.note),
+        formats.decimal(row.score.top1_percent if row.score else None),
+        ReportCell(formats.MISSING)
+        if difference is None
+        else ReportCell(interval_text(difference), verdict(difference)),
+        formats.megabytes(row.size_bytes),
+        _times(reference.size_bytes if reference else None, row.size_bytes),
+    ]
+    for size in batches:
+        median = row.median(size)
+        cells += [
+            formats.milliseconds(median),
+            _times(reference.median(size) if reference else None, median),
+        ]
+    return cells
+
+
+def _batch_sizes(rows: Sequence[Line]) -> list[str]:
+    """The smallest and the largest batch that were timed."""
+    sizes = sorted({size for row in rows for size in row.latency}, key=int)
+    return list(dict.fromkeys([sizes[0], sizes[-1]])) if sizes else []
+
+
+def _times(teacher: float | None, own: float | None) -> str:
+    return formats.MISSING if not teacher or not own else formats.decimal(teacher / own, 1)
+
+
+def _key_figures(rows: Sequence[Line]) -> list[tuple[str, str, str]]:
+    """Three of each file that ships: accuracy, size and latency against the teacher."""
+    teacher = rows[0] if rows[0].note == "teacher" else None
+    items = []
+    for row in rows:
+        if row is teacher:
+            continue
+        smaller, faster = ratio_words(row, teacher)
+        batch = next(iter(_batch_sizes([row])), "1")
+        top1, of_teacher = (
+            formats.percent(one.score.top1_percent if one and one.score else None)
+            for one in (row, teacher)
+        )
+        difference = row.minus(teacher) if teacher else None
+        points = f"{formats.signed(difference.points)} points" if difference else top1
+        note = f"{top1}, teacher {of_teacher}" if teacher else ""
+        items.append((points, f"{row.name}, top-1", note))
+        megabytes = [f"{formats.megabytes(one.size_bytes)} MB" for one in (row, teacher) if one]
+        items.append((smaller or megabytes[0], f"{row.name}, size", _pair(megabytes, smaller)))
+        times = [f"{formats.milliseconds(one.median(batch))} ms" for one in (row, teacher) if one]
+        if row.median(batch) is not None:
+            what = "one image" if batch == "1" else f"batch of {batch}"
+            items.append((faster or times[0], f"{row.name}, {what}", _pair(times, faster)))
+    return items
+
+
+def _pair(texts: Sequence[str], ratio: str) -> str:
+    """The two numbers behind a ratio; nothing where there is none."""
+    return f"{texts[0]}, teacher {texts[1]}" if ratio else ""
+
+
+def ratio_words(row: Line, teacher: Line | None) -> tuple[str, str]:
+    """ "3.4 times smaller" and "2.1 times faster", or larger and slower; empty where not known."""
+    if teacher is None:
+        return "", ""
+    batch = next(iter(_batch_sizes([row, teacher])), "1")
+    pairs = ((teacher.size_bytes, row.size_bytes), (teacher.median(batch), row.median(batch)))
+    words = (("smaller", "larger"), ("faster", "slower"))
+    texts = []
+    for (reference, own), (less, more) in zip(pairs, words, strict=True):
+        if not reference or not own:
+            texts.append("")
+        elif own <= reference:
+            texts.append(f"{formats.decimal(reference / own, 1)} times {less}")
+        else:
+            texts.append(f"{formats.decimal(own / reference, 1)} times {more}")
+    return texts[0], texts[1]
+
+
+def _conditions(run: RunData, rows: Sequence[Line]) -> Paragraph:
+    """How these numbers were measured, and why one is missing."""
+    timed = run.measured("export")
+    protocol = timed.get("protocol") or {}
+    images = next((row.score.test_images for row in rows if row.score), None)
+    text = (
+        f"Top-1 of {formats.count(images)} test images ({run.headline}). Sizes are those of the "
+        "ONNX files; the teacher was written as one to be timed, and is not in the bundle."
+    )
+    if protocol:
+        text += (
+            f" Latency: ONNX Runtime on the CPU, {formats.readable(protocol.get('threads'))} "
+            "threads, the files in turns, median of "
+            f"{formats.readable(protocol.get('rounds'))} calls."
+        )
+    reason = (timed.get("teacher") or {}).get("not_exported")
+    if reason:
+        text += f" The teacher has no ONNX file: {reason}"
+    elif run.teachers and not timed.get("teacher"):
+        text += " The teacher was not timed beside the files; --fresh export does that."
+    return Paragraph(text, is_note=True)

@@ -24,7 +24,7 @@ from compress.data.batch import Batch
 from compress.data.batches import ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
 from compress.data.conversion import Conversion, conversion
-from compress.data.digits import digits
+from compress.data.digits import DIGIT_PAIRS, digit_pairs, digits
 from compress.data.folder import folder_classes, image_folder
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
 from compress.data.source import (
@@ -58,6 +58,7 @@ __all__ = [
 # The keyword-only arguments of each function are its arguments in a recipe.
 DATASETS: Mapping[str, Callable[..., Source]] = {
     "cifar100": cifar100,
+    "digit_pairs": digit_pairs,
     "digits": digits,
     "image_folder": image_folder,
 }
@@ -66,12 +67,18 @@ DATASETS: Mapping[str, Callable[..., Source]] = {
 # Each takes some of the arguments of the data set, and raises UserError where its folder is wrong.
 CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
     "cifar100": lambda: tuple(map(str, range(100))),
+    "digit_pairs": lambda: DIGIT_PAIRS,
     "digits": lambda: tuple(map(str, range(10))),
     "image_folder": folder_classes,
 }
 
 # The size of a data set's images where a recipe does not say.
-IMAGE_SIZES: Mapping[str, int] = {"cifar100": 32, "digits": 16, "image_folder": 224}
+IMAGE_SIZES: Mapping[str, int] = {
+    "cifar100": 32,
+    "digit_pairs": 16,
+    "digits": 16,
+    "image_folder": 224,
+}
 
 _COMMON = (
     "classes",

@@ -189,6 +189,9 @@ def test_normalisation_by_hand() -> None:
     assert preprocessing.normalise(pixel).flatten().tolist() == pytest.approx([1.0, -1.0, 0.1])
 
 
+SIZES_AS_DRAWN = (("digit_pairs", 16), ("digits", 8))
+
+
 def test_digits_are_split_without_overlap_and_balanced() -> None:
     data = open_data({"name": "digits"})
     assert len(data.train), len(data.test) == (1197, 300)
@@ -201,6 +204,25 @@ def test_digits_are_split_without_overlap_and_balanced() -> None:
     for split in (original.train, original.test):
         digits = split.fetch(torch.arange(len(split)))[:, 0]
         assert not views & {bytes(d.numpy().tobytes()) for d in digits}
+
+
+def test_pairs_of_digits_are_made_of_their_own_splits_digits() -> None:
+    """A digit that nothing overlaps is of the same split and one of the two of the class."""
+    pairs, digits = (open_data({"name": name, "image_size": s}) for name, s in SIZES_AS_DRAWN)
+    assert (len(pairs.train), len(pairs.test)) == (3000, 1000)
+    assert torch.bincount(pairs.test.labels).tolist() == [10] * 100
+    assert pairs.class_names[7] == "07"
+    for split, known in ((pairs.train, digits.train), (pairs.test, digits.test)):
+        images = split.fetch(torch.arange(0, len(split), 31))[:, 0]
+        drawn = known.fetch(torch.arange(len(known)))[:, 0].flatten(1)
+        count = 0
+        for image, number in zip(images, split.labels[::31].tolist(), strict=True):
+            patches = image.unfold(0, 8, 1).unfold(1, 8, 1).flatten(0, 1).flatten(1)
+            members = (patches[:, None] == drawn).all(2).any(0).nonzero().flatten()
+            recognised = {*known.labels[members].tolist()}
+            assert recognised <= {number // 10, number % 10}
+            count += len(recognised)
+        assert count > 3
 
 
 def test_subsets_are_balanced_and_seeded() -> None:

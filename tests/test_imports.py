@@ -5,6 +5,7 @@ string, as in a table of stages or in `python -m`.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -38,8 +39,8 @@ def _names(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # The names of the three packages are words, too.
-            yield from [node.value] if "." in node.value else []
+            # The names of the three packages are words, too, and sentences name keys of a recipe.
+            yield from [node.value] if re.fullmatch(r"\w+(\.\w+)+(:\w+)?", node.value) else []
 
 
 def _package(module: str) -> str:

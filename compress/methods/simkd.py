@@ -182,6 +182,8 @@ class SimKD(Method):
         combine: Combination = "logits",
     ) -> None:
         super().__init__(context)
+        if not context.teachers:
+            raise ValueError("the method reads one teacher or more, got none")
         maps = [last_maps(replace(context, teachers=(t,))) for t in context.teachers]
         student_map = maps[0][0]
         if depthwise and projector != "1x1-3x3-1x1":

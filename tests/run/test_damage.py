@@ -92,7 +92,7 @@ def content(path: Path) -> Any:
         except UserError:
             return None
         history = _without_times(json.loads(metadata.get("history", "[]")))
-        identity = tuple(metadata.get(key) for key in ("role", "seed", "fingerprint", "epoch"))
+        identity = tuple(metadata.get(key) for key in ("role", "seed", "fingerprint", "epoch", "digest"))
         return identity, {k: t.tolist() for k, t in tensors.items()}, history
     return path.read_bytes()
 
@@ -337,7 +337,8 @@ def test_a_damaged_student_is_used_by_no_command(
 
     recipe, _ = check_shape(RECIPE)
     assert recipe is not None and is_finished(recipe, STAGES, copied)
-    path = copied / "distill/kd/student.safetensors"
+    shipped = read_json(copied / "export/result.json")["values"]["student"]
+    path = copied / f"distill/{shipped}/student.safetensors"
     flip_in_place(path)
     with pytest.raises(UserError, match=r"student\.safetensors was changed"):
         is_finished(recipe, STAGES, copied)

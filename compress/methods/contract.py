@@ -5,9 +5,11 @@ is a submodule, whatever it remembers is a buffer, and what it needs of a teache
 student is copied into its own frozen state. The keyword-only arguments of `__init__`, with the
 paper's defaults, are its arguments in a recipe.
 
-A method never draws from the global generators in a step: `draw` gives numbers that depend on the
-seed, the epoch and the step alone, and that an image has in any number of processes and parts of a
-batch. What keeps rows of a batch gathers them with `distributed.collectives.all_gather_in_order`.
+A term is a mean over the images, or a sum divided by their number, so that the parts of a step add
+up. A method never draws from the global generators in a step: `draw` gives numbers that depend on
+the seed, the epoch and the step alone, and that an image has in any number of processes and parts
+of a batch. What keeps rows of a batch gathers them with
+`distributed.collectives.all_gather_in_order`.
 """
 
 import inspect
@@ -224,6 +226,13 @@ class Method(nn.Module):
             self.views = needs.views
             self.batch_coupled = needs.batch_coupled
             self.teacher_taps = needs.teacher_taps
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (nn.Module, nn.Parameter)) and callable(getattr(Method, name, None)):
+            raise ValueError(
+                f"`{name}` is a function of every method; name the submodule otherwise"
+            )
+        super().__setattr__(name, value)
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.engine import TrainSettings, train
 from compress.engine.optimization import constant
@@ -285,6 +285,12 @@ def test_draws_are_a_function_of_seed_epoch_step_and_key() -> None:
     assert float(method.draw(batch, (2,), sample=torch.randn).min()) < 0
     method.seed += 1
     assert not torch.equal(method.draw(batch, (2,)), drawn)
+
+
+def test_a_submodule_does_not_hide_behind_a_function_of_the_contract() -> None:
+    method = building.distillation(METHODS["none"]).method
+    with pytest.raises(ValueError, match="`generator` is a function of every method"):
+        method.generator = nn.Identity()  # type: ignore[method-assign, assignment]
 
 
 def test_every_method_has_its_file_test_and_readme_row() -> None:

@@ -92,7 +92,9 @@ def content(path: Path) -> Any:
         except UserError:
             return None
         history = _without_times(json.loads(metadata.get("history", "[]")))
-        identity = tuple(metadata.get(key) for key in ("role", "seed", "fingerprint", "epoch", "digest"))
+        identity = tuple(
+            metadata.get(key) for key in ("role", "seed", "fingerprint", "epoch", "digest")
+        )
         return identity, {k: t.tolist() for k, t in tensors.items()}, history
     return path.read_bytes()
 

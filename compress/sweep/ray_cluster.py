@@ -108,6 +108,4 @@ def _work(command: Command, folder: str, threads: int) -> Ended:
         host = socket.gethostname()
         return Ended(2, f"error: node {host} has no folder {folder}; share it with all nodes")
     os.chdir(folder)
-    # Ray cancels by SIGINT, which the workers of a Ray started in a shell's background ignore.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     return run_process(command, Event(), threads=threads)

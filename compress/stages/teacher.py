@@ -127,7 +127,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     else:
         results = evaluate(reading.to(job.device), data, job)
         row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
-    save_predictions(network, data, job, folder)
+    save_predictions(reading, data, job, folder)
     row["test_images"] = len(data.test)
     value = row[task.metric]
     log(f"  {label} {name}: {task.format(value)} on {len(data.test)} images")

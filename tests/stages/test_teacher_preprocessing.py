@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from compress import pipeline
+from compress.comparison.predictions import PREDICTIONS, read_predictions
 from compress.data import Preprocessing, conversion
 from compress.distill import Distillation
 from compress.errors import UserError
@@ -67,6 +68,13 @@ def test_each_teacher_is_described_and_accounted_as_it_reads(cached: Path) -> No
     first, second, *_ = read_json(cached / "account/result.json")["values"]["networks"]
     assert "input_shape" not in first
     assert second["input_shape"] == [3, 24, 24]
+
+
+def test_saved_predictions_are_of_the_images_that_each_teacher_reads(cached: Path) -> None:
+    rows = read_json(cached / "teacher/result.json")["values"]["teachers"]
+    saved = [read_predictions(cached / f"teacher/{i}/{PREDICTIONS}") for i in range(2)]
+    shares = [100 * float(one.correct.mean()) for one in saved]
+    assert shares == pytest.approx([row["top1_percent"] for row in rows])
 
 
 def test_each_keeps_its_cache_which_changes_nothing_but_rounding(

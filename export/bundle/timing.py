@@ -39,8 +39,8 @@ def time_runtimes(
 
     Args:
         network: the deployed network, batch norm folded, on the CPU.
-        files: runtime -> ONNX file.
-        input_shape: (C, H, W).
+        files: runtime -> ONNX file; each gets images of its own size.
+        input_shape: (C, H, W) of the network's images.
         compiled: also time torch.compile, if it works on this machine.
 
     Returns:
@@ -61,7 +61,7 @@ def time_runtimes(
             name: partial(_infer, module, images) for name, module in candidates.items()
         }
         for name, session in sessions.items():
-            calls[name] = partial(run_session, session, _zeros(session, batch, input_shape))
+            calls[name] = partial(run_session, session, _zeros(session, batch))
         measurements = measure_latency(calls, warmup=settings.warmup, rounds=settings.rounds)
         for name, measurement in measurements.items():
             latency[name][str(batch)] = measurement.as_dict()
@@ -72,14 +72,10 @@ def time_runtimes(
     }
 
 
-def _zeros(
-    session: onnxruntime.InferenceSession, batch: int, input_shape: tuple[int, int, int]
-) -> NDArray[Any]:
-    """A blank batch in the form that the file takes."""
-    channels, height, width = input_shape
-    if takes_pixels(session):
-        return np.zeros((batch, height, width, channels), np.uint8)
-    return np.zeros((batch, *input_shape), np.float32)
+def _zeros(session: onnxruntime.InferenceSession, batch: int) -> NDArray[Any]:
+    """A blank batch of the form and size that the file takes."""
+    shape = (batch, *session.get_inputs()[0].shape[1:])
+    return np.zeros(shape, np.uint8 if takes_pixels(session) else np.float32)
 
 
 def _infer(module: Callable[[torch.Tensor], object], images: torch.Tensor) -> object:

@@ -1,9 +1,11 @@
 """Runtimes are timed beside each other, a compiled network among them where a compiler works."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from onnx import TensorProto, helper, save
 from torch import nn
 
 from compress.recipe.schema import LatencyPart
@@ -43,3 +45,21 @@ def test_without_a_compiler_the_reason_stands_in_its_place(monkeypatch: pytest.M
     timing = timed(monkeypatch, broken)
     assert timing["latency"].keys() == {TORCH}
     assert "backend='broken'" in timing["not_compiled"]
+
+
+def pooling_file(path: Path, size: int) -> Path:
+    """An ONNX file that takes images (N, 3, size, size) and gives their means (N, 3, 1, 1)."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, size, size])
+    means = helper.make_tensor_value_info("means", TensorProto.FLOAT, ["N", 3, 1, 1])
+    node = helper.make_node("GlobalAveragePool", ["images"], ["means"])
+    graph = helper.make_graph([node], "pooling", [images], [means])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def test_each_file_is_timed_on_images_of_its_own_size(tmp_path: Path) -> None:
+    files = {f"file {size}": pooling_file(tmp_path / f"{size}.onnx", size) for size in (8, 12)}
+    timing = time_runtimes(nn.Flatten().eval(), files, (3, 8, 8), SETTINGS, compiled=False)
+    assert {name: row.keys() for name, row in timing["latency"].items()} == dict.fromkeys(
+        (TORCH, *files), {"1", "3"}
+    )

@@ -195,7 +195,11 @@ class Engine:
         if self.variant.cache is not None:
             plan = self.batches.reader.plan
             forward = cached = CachedTeacher(
-                network, self._cache(wanted), tuple(wanted), plan=plan, compiled_rows=compiled_rows
+                network,
+                {0: self._cache(wanted)},
+                tuple(wanted),
+                plan=plan,
+                compiled_rows=compiled_rows,
             )
             self.cached.append(cached)
         return [self.pieces.network("teacher", forward)]

@@ -58,7 +58,7 @@ def aekd_loss(
 def logit_gradients(
     student_logits: Tensor, teacher_logits: Sequence[Tensor], temperature: float
 ) -> Tensor:
-    """What the gradients of L_i by z_s, summed over the batch, are proportional to.
+    """The gradients of L_i by z_s, summed over the batch, up to a common factor.
 
     Args:
         student_logits: z_s, (N, K).

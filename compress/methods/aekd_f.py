@@ -20,7 +20,6 @@ Paper (SimKD Table 6, best on test): three resnet32x4 -> shufflenetv2 on CIFAR-1
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -80,7 +79,7 @@ class AEKDF(AEKD):
         super().__init__(context, temperature=temperature, tolerance=tolerance, normalise=normalise)
         if epochs_without_hint < 0:
             raise ValueError(f"epochs_without_hint is at least 0, got {epochs_without_hint}")
-        every = [stage_pairs(replace(context, teachers=(t,))) for t in context.teachers]
+        every = [stage_pairs(one) for one in context.for_each_teacher()]
         deepest = min(map(len, every))
         if not 1 <= hint <= deepest:
             raise ValueError(
@@ -116,7 +115,7 @@ class AEKDF(AEKD):
 def map_gradients(
     student_map: Tensor, regressed: Sequence[Tensor], teacher_maps: Sequence[Tensor]
 ) -> Tensor:
-    """What the gradients of H_i by S, summed over the batch, are proportional to.
+    """The gradients of H_i by S, summed over the batch, up to a common factor.
 
     Args:
         student_map: S, (N, C_s, H, W), of which `regressed` were computed.
@@ -127,10 +126,10 @@ def map_gradients(
         (m, C_s, H, W) in float64; the sum over several processes is that of all their rows.
     """
     scale = student_map.numel()  # a mean over the rows here becomes a sum
-    found = []
+    gradients = []
     with torch.autocast(student_map.device.type, enabled=False):
         for own, known in zip(regressed, teacher_maps, strict=True):
             loss = scale * fitnet_loss(own, known)
             (gradient,) = torch.autograd.grad(loss, student_map, retain_graph=True)
-            found.append(gradient.double().sum(0))
-    return torch.stack(found)
+            gradients.append(gradient.double().sum(0))
+    return torch.stack(gradients)

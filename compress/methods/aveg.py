@@ -15,14 +15,13 @@ Taps: logits of all. T = 4 as in the code. Weights: `simkd` is CE + AVEG, which 
 Paper (SimKD Table 6, best on test): three resnet32x4 -> shufflenetv2 on CIFAR-100 75.94 +- 0.20.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.contract import LossWeights, Method, MethodContext, Views, first, logits_of
-from compress.methods.kd import kd_loss
+from compress.methods.contract import Views, first, logits_of
+from compress.methods.kd import KD, kd_loss
 from compress.precision import in_float32
 
 
@@ -45,22 +44,8 @@ def aveg_loss(
     return total / len(terms)
 
 
-class AVEG(Method):
+class AVEG(KD):
     """Soft targets of several teachers, each weighing the same."""
-
-    is_soft_term = True
-    student_taps = ("logits",)
-    teacher_taps = ("logits",)
-    protocols: ClassVar[Mapping[str, LossWeights]] = {
-        "crd": LossWeights(ce=0.1, kd=0, method=0.9),
-        "simkd": LossWeights(ce=1, kd=0, method=1),
-    }
-
-    def __init__(self, context: MethodContext, *, temperature: float = 4.0) -> None:
-        super().__init__(context)
-        if temperature <= 0:
-            raise ValueError(f"temperature is above 0, got {temperature}")
-        self.temperature = temperature
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `aveg`."""

@@ -18,7 +18,6 @@ Weights: CE + L in either protocol.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -33,16 +32,17 @@ from torch.nn.functional import (
 )
 
 from compress.data.batch import Batch
+from compress.methods.blocks.heads import register_classifier
 from compress.methods.contract import (
     LossWeights,
     Method,
     MethodContext,
-    TeacherContext,
     Views,
     first,
     last_map,
     last_maps,
     logits_of,
+    only_teacher,
 )
 from compress.precision import in_float32
 
@@ -112,17 +112,17 @@ class TeacherReader(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, context: MethodContext, teacher: TeacherContext) -> None:
+    def __init__(self, context: MethodContext) -> None:
+        """`context` has this teacher alone."""
         super().__init__()
-        own, known = last_maps(replace(context, teachers=(teacher,)))
+        own, known = last_maps(context)
+        teacher = only_teacher(context)
         if teacher.weight is None:
             raise ValueError("the method reads the teachers' linear classifiers; one has none")
         self.connector = nn.Sequential(
             nn.Conv2d(own.channels, known.channels, 1), nn.BatchNorm2d(known.channels), nn.ReLU()
         )
-        # Buffers: no optimiser moves them, while the gradient passes on to the connector.
-        self.register_buffer("weight", teacher.weight.clone())
-        self.register_buffer("bias", None if teacher.bias is None else teacher.bias.clone())
+        register_classifier(self, teacher.weight, teacher.bias)
 
     def forward(self, student_map: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(N, C_s, ...) -> R_i(S) (N, C_i, *size) and its logits (N, K)."""
@@ -179,7 +179,7 @@ class CAMKD(Method):
         self.feature_weight = feature_weight
         self.constant_weights = constant_weights
         self.epochs_without_features = epochs_without_features
-        self.readers = nn.ModuleList(TeacherReader(context, t) for t in context.teachers)
+        self.readers = nn.ModuleList(map(TeacherReader, context.for_each_teacher()))
 
     def late_parameters(self) -> Sequence[nn.Parameter]:
         """See `Method.late_parameters`."""

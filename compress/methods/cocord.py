@@ -166,14 +166,14 @@ class CoCoRD(Method):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
         """See `Method.needs`: x_s, and x'_s and x_t where their terms have weight."""
-        told = cls.with_defaults(arguments)
-        by_teacher = told["cognate"] == "teacher" and bool(told["prediction_weight"])
-        both = bool(told["symmetric"])
-        views = [View(teacher=by_teacher and both and bool(told["prediction_weight"]), soft=True)]
-        if told["prediction_weight"]:
+        given = cls.with_defaults(arguments)
+        by_teacher = given["cognate"] == "teacher" and bool(given["prediction_weight"])
+        both = bool(given["symmetric"])
+        views = [View(teacher=by_teacher and both, soft=True)]
+        if given["prediction_weight"]:
             views.append(View(student=both, teacher=by_teacher))
-        if told["contrast_weight"]:
-            views.append(View(student=False, teacher=told["contrastive"] == "teacher"))
+        if given["contrast_weight"]:
+            views.append(View(student=False, teacher=given["contrastive"] == "teacher"))
         taps = ("pooled",) if any(view.teacher for view in views) else ()
         return Needs(tuple(views), False, taps, cls.protocols)
 
@@ -188,14 +188,17 @@ class CoCoRD(Method):
         self._slow_tapped = student.with_network(self.slow)
 
     def observe(self, batch: Batch) -> dict[str, Tensor]:
-        """What the slow student projects, by the number of the view."""
+        """Projections of the slow student, by the number of the view."""
         seen = ((view, self._slow_tapped(batch.images[view])) for view in self.slow_views)
         return {f"slow{view}": self.slow_projector(taps.tensor("pooled")) for view, taps in seen}
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The terms `contrast` and `prediction`, without those of weight 0."""
-        shown = {i: taps for i, taps in enumerate(student) if taps is not None}
-        own = {i: self.projector(taps.tensor("pooled")) for i, taps in shown.items()}
+        own = {
+            i: self.projector(taps.tensor("pooled"))
+            for i, taps in enumerate(student)
+            if taps is not None
+        }
         terms = {}
         if self.contrast_weight:
             keys = _unit(self._constant(self.contrastive, self.key_view, teachers, batch))
@@ -240,7 +243,7 @@ class CoCoRD(Method):
     def _constant(
         self, network: Network, view: int, teachers: Sequence[Views], batch: Batch
     ) -> Tensor:
-        """What the teacher or the slow student projects of a view."""
+        """The teacher's or the slow student's projection of a view."""
         if network == "slow":
             return batch.observed[f"slow{view}"]
         taps = teachers[0][view]

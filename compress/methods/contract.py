@@ -14,7 +14,7 @@ of a batch. What keeps rows of a batch gathers them with
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -54,7 +54,7 @@ class View:
         return self.teacher or (self.soft and weights.kd != 0)
 
     def image_view(self, augment: str) -> ImageView:
-        """How its images are made where `augment` is the recipe's augmentation."""
+        """The same as a view of images, where `augment` is the recipe's augmentation."""
         return ImageView(self.augment or augment, self.rotation, self.mirrored_like)
 
 
@@ -90,7 +90,7 @@ def published(weight: float) -> Mapping[str, LossWeights]:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs of data and teachers, and its published weights: see `Method.needs`."""
+    """Views, coupling, teacher taps and published weights of a method: see `Method.needs`."""
 
     views: tuple[View, ...]
     batch_coupled: bool
@@ -160,6 +160,10 @@ class MethodContext:
     batch_size: int
     steps_per_epoch: int
     epochs: int
+
+    def for_each_teacher(self) -> "list[MethodContext]":
+        """The context of a method of each teacher alone."""
+        return [replace(self, teachers=(teacher,)) for teacher in self.teachers]
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class Method(nn.Module):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
-        """What the method needs with these arguments: by default the attributes of the class.
+        """The needs with these arguments: by default the attributes of the class.
 
         Asked before anything is built, also with arguments that are wrong in kind or number, which
         others refuse. A method that overrides this builds itself with what it returns.
@@ -259,7 +263,7 @@ class Method(nn.Module):
         return student
 
     def observe(self, batch: Batch) -> Mapping[str, Tensor]:
-        """What networks of the method's own make of the images: named (N, ...), without gradient.
+        """Outputs of networks of the method's own on the images: named (N, ...), without gradient.
 
         Called once in a step, before the rows of processes are gathered; `forward` finds it in
         `batch.observed`. There alone a coupled method can read `batch.images`, since those of other

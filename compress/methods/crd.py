@@ -25,7 +25,6 @@ best on test: 75.59 +- 0.07.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -153,9 +152,8 @@ class CRD(Method):
         self.mode = mode
         rows = len(context.labels)
         self.sampler = memory_bank.ClassSampler(context.labels, negatives)
-        pairs = [replace(context, teachers=(teacher,)) for teacher in context.teachers]
         self.contrasts = nn.ModuleList(
-            Contrast(*pooled_widths(pair), features, rows) for pair in pairs
+            Contrast(*pooled_widths(one), features, rows) for one in context.for_each_teacher()
         )
         self._bank_note = memory_bank.bank_note(rows, features, len(context.teachers))
 

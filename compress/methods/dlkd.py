@@ -213,10 +213,10 @@ class DLKD(Method):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
         """See `Method.needs`: alignment relates no images, and without labels there is no CE."""
-        told = cls.with_defaults(arguments)
-        _, correlation, supervised = _weights(told)
+        given = cls.with_defaults(arguments)
+        _, correlation, supervised = _weights(given)
         alone = {key: LossWeights(ce=0, kd=0, method=1) for key in cls.protocols}
-        protocols = cls.protocols if told["labels"] else alone
+        protocols = cls.protocols if given["labels"] else alone
         return Needs(cls.views, bool(correlation or supervised), cls.teacher_taps, protocols)
 
     def extend(self, student: Taps) -> Taps:

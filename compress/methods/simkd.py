@@ -30,7 +30,6 @@ Measured here on 20 classes with small networks: see pipelines/simkd_cifar_cpu.y
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -184,7 +183,7 @@ class SimKD(Method):
         super().__init__(context)
         if not context.teachers:
             raise ValueError("the method reads one teacher or more, got none")
-        maps = [last_maps(replace(context, teachers=(t,))) for t in context.teachers]
+        maps = [last_maps(one) for one in context.for_each_teacher()]
         student_map = maps[0][0]
         if depthwise and projector != "1x1-3x3-1x1":
             raise ValueError(

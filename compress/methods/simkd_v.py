@@ -16,7 +16,6 @@ Paper (Table 6, best on test): three resnet32x4 -> shufflenetv2 on CIFAR-100 77.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -115,7 +114,7 @@ class SimKDV(Method):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        widths = [pooled_widths(replace(context, teachers=(t,))) for t in context.teachers]
+        widths = [pooled_widths(one) for one in context.for_each_teacher()]
         last = context.student.last_map
         if last is None:
             raise ValueError(

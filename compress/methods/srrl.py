@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, mse_loss
 
 from compress.data.batch import Batch
+from compress.methods.blocks.heads import register_classifier
 from compress.methods.contract import (
     LossWeights,
     Method,
@@ -112,9 +113,7 @@ class SRRL(Method):
             self.student_taps = ("last_map",)
             self.connector = _MapConnector(spec.channels, teacher_width)
         assert teacher.weight is not None
-        # Buffers: no optimiser moves them, while the gradient passes on to the connector.
-        self.register_buffer("weight", teacher.weight.clone())
-        self.register_buffer("bias", None if teacher.bias is None else teacher.bias.clone())
+        register_classifier(self, teacher.weight, teacher.bias)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `srrl`."""

@@ -1,8 +1,9 @@
 """The teachers of a student, made fast: their arithmetic, and the cache of their outputs."""
 
 import importlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from compress.console.messages import log
 from compress.data import Conversion, Images, conversion, evenly
-from compress.data.augment import AUGMENTATIONS
+from compress.data.augment import AUGMENTATIONS, ImageView
 from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, Taps
@@ -158,41 +159,42 @@ class TeacherEnsemble:
         if reason is not None:
             self._note(reason)
             return {}
-        makers = list(dict.fromkeys((v.augment, v.rotation) for v in views.values()))
-        limit = settings.max_bytes // len(makers)
+        # Which flip a view shares with another does not change what an id stands for.
+        kinds = {number: replace(view, mirrored_like=None) for number, view in views.items()}
+        counts = Counter(kinds.values())
+        limit = settings.max_bytes // len(counts)
         opened = {
-            maker: self._open_cache(teacher, wanted, *maker, limit=limit, named=len(makers) > 1)
-            for maker in makers
+            view: self._open_cache(teacher, wanted, view, count, limit, named=len(counts) > 1)
+            for view, count in counts.items()
         }
-        return {number: opened[view.augment, view.rotation] for number, view in views.items()}
+        return {number: opened[view] for number, view in kinds.items()}
 
     def _open_cache(
         self,
         teacher: Teacher,
         wanted: Sequence[str],
-        augment: str,
-        rotation: int,
-        *,
+        view: ImageView,
+        shown: int,
         limit: int,
+        *,
         named: bool,
     ) -> OutputCache:
-        """The cache of the views that are augmented and turned so, of `limit` bytes at most."""
+        """The cache of views that are made so, `shown` in a step, of `limit` bytes at most."""
         settings, images = self.settings.cache, self.images
         assert settings is not None
         reader, count = images.batches.reader, len(images.train)
-        views = reader.views or AUGMENTATIONS[augment].views
+        views = reader.views or AUGMENTATIONS[view.augment].views
         widths = {kind: teacher.specs.width(kind) for kind in wanted}
-        alike = [v for v in images.views.values() if (v.augment, v.rotation) == (augment, rotation)]
-        draws = images.epochs * len(alike)
+        draws = images.epochs * shown
         note = planning_note(count, views, widths, settings.dtype, limit, draws)
-        self._note(f"{alike[0].label}: {note}" if named else note)
+        self._note(f"{view.label}: {note}" if named else note)
         arithmetic = arithmetic_name(self.settings.arithmetic)
         identity = {
             "teacher": teacher.identity,
             "images": images.train.version(),
             "preprocessing": teacher.preprocessing.as_dict(),
-            "augment": augment,
-            **({"rotation": rotation} if rotation else {}),
+            "augment": view.augment,
+            **({"rotation": view.rotation} if view.rotation else {}),
             "views": [reader.views, reader.views_seed] if reader.views else None,
             "arithmetic": [arithmetic, images.batches.device.type],
         }
@@ -219,11 +221,9 @@ class TeacherEnsemble:
 
     def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
         pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)
-        read, convert = (
-            self.images.batches.preprocessing.normalise(pixels),
-            self._conversion(teacher),
-        )
-        return read if convert is None else convert(read)
+        normalised = self.images.batches.preprocessing.normalise(pixels)
+        convert = self._conversion(teacher)
+        return normalised if convert is None else convert(normalised)
 
     def _note(self, *notes: str) -> None:
         for note in notes:

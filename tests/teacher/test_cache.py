@@ -80,7 +80,7 @@ def everything() -> tuple[Tensor, Tensor]:
 
 def test_every_view_of_every_image_gets_its_own_target(tmp_path: Path) -> None:
     network = Network()
-    teacher = CachedTeacher(network, opened(tmp_path), list(WIDTHS))
+    teacher = CachedTeacher(network, dict.fromkeys(range(2), opened(tmp_path)), list(WIDTHS))
     index, view_numbers = everything()
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
@@ -108,8 +108,8 @@ def test_a_real_network_is_not_run_twice_and_gives_the_same_bits(tmp_path: Path)
         raise AssertionError("the network was run")
 
     widths = {"logits": 5}
-    first = CachedTeacher(live, opened(tmp_path, widths=widths), ["logits"])(batch, 0)
-    again = CachedTeacher(fails, opened(tmp_path, widths=widths), ["logits"])(batch, 0)
+    first = CachedTeacher(live, {0: opened(tmp_path, widths=widths)}, ["logits"])(batch, 0)
+    again = CachedTeacher(fails, {0: opened(tmp_path, widths=widths)}, ["logits"])(batch, 0)
     expected = live(batch.images[0]).tensor("logits")
     for taps in (first, again):
         assert taps.tensor("logits").dtype == torch.float32
@@ -120,7 +120,7 @@ def test_a_real_network_is_not_run_twice_and_gives_the_same_bits(tmp_path: Path)
 
 def test_only_what_is_missing_is_shown_and_the_order_stays(tmp_path: Path) -> None:
     network = Network()
-    teacher = CachedTeacher(network, opened(tmp_path), ["logits"])
+    teacher = CachedTeacher(network, {0: opened(tmp_path)}, ["logits"])
     index, view_numbers = torch.tensor([3, 9, 0, 5, 7]), torch.tensor([1, 1, 8, 0, 4])
     teacher(batch_of(index[[1, 3]], view_numbers[[1, 3]]), 0)
     taps = teacher(batch_of(index, view_numbers), 0)
@@ -142,7 +142,7 @@ def test_a_compiled_teacher_is_shown_the_whole_batch_that_mostly_misses(tmp_path
         marked = {k: v + 0.5 for k, v in targets(index[:stored], view_numbers[:stored]).items()}
         cache.write(index[:stored], view_numbers[:stored], view_numbers[:stored], marked)
         teacher = CachedTeacher(
-            network, cache, list(WIDTHS), compiled_rows=lambda rows=compiled_rows: rows
+            network, {0: cache}, list(WIDTHS), compiled_rows=lambda rows=compiled_rows: rows
         )
         expected = {
             k: torch.cat([marked[k], v[stored:]]) for k, v in targets(index, view_numbers).items()
@@ -154,7 +154,7 @@ def test_a_compiled_teacher_is_shown_the_whole_batch_that_mostly_misses(tmp_path
 
 def test_a_batch_without_slots_goes_past_the_cache(tmp_path: Path) -> None:
     network = Network()
-    teacher = CachedTeacher(network, opened(tmp_path), ["logits"])
+    teacher = CachedTeacher(network, {0: opened(tmp_path)}, ["logits"])
     batch = replace(batch_of(torch.tensor([1, 2]), torch.tensor([0, 0])), view_numbers=())
     for _ in range(2):
         teacher(batch, 0)
@@ -225,7 +225,7 @@ def test_bounded_by_bytes(tmp_path: Path) -> None:
     small = opened(tmp_path, max_bytes=4 * VIEWS * ROW + 7)
     assert small.images == 4
     assert "first 4 of 12 images" in small.notes()[0]
-    teacher = CachedTeacher(Network(), small, list(WIDTHS))
+    teacher = CachedTeacher(Network(), {0: small}, list(WIDTHS))
     index, view_numbers = everything()
     for _ in range(2):
         assert same(teacher(batch_of(index, view_numbers), 0), targets(index, view_numbers))
@@ -270,7 +270,7 @@ def test_a_full_disk_ends_the_storing_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = opened(tmp_path)
-    teacher = CachedTeacher(Network(), cache, list(WIDTHS))
+    teacher = CachedTeacher(Network(), {0: cache}, list(WIDTHS))
     index, view_numbers = everything()
     teacher(batch_of(index[:5], view_numbers[:5]), 0)
 
@@ -294,7 +294,7 @@ def test_float16_gives_the_rounded_value_on_every_visit(tmp_path: Path) -> None:
         return Taps(logits=logits[images[:, 0, 0, 0].long()])
 
     cache = opened(tmp_path, widths=widths, dtype=torch.float16)
-    teacher = CachedTeacher(live, cache, ["logits"])
+    teacher = CachedTeacher(live, {0: cache}, ["logits"])
     first, again = (teacher(batch_of(index, index), 0).tensor("logits") for _ in range(2))
     expected = logits.half().float()
     expected[2] = logits[2]
@@ -317,7 +317,7 @@ def test_bfloat16_outputs_keep_their_bits(tmp_path: Path) -> None:
     def live(images: Tensor) -> Taps:
         return Taps(logits=logits)
 
-    teacher = CachedTeacher(live, cache, ["logits"], torch.bfloat16)
+    teacher = CachedTeacher(live, {0: cache}, ["logits"], torch.bfloat16)
     for _ in range(2):
         found = teacher(batch_of(index, index), 0).tensor("logits")
         assert found is not None

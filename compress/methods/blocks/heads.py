@@ -1,6 +1,6 @@
 """Heads on pooled vectors that several methods have in common."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def two_layer_head(width: int, hidden: int, out: int) -> nn.Sequential:
@@ -8,3 +8,12 @@ def two_layer_head(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)
     )
+
+
+def register_classifier(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a module copies of a teacher's `weight` (K, D) and `bias` (K,) or None.
+
+    They are buffers: no optimiser moves them, while the gradient passes through.
+    """
+    module.register_buffer("weight", weight.clone())
+    module.register_buffer("bias", None if bias is None else bias.clone())

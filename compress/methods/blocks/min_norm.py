@@ -38,8 +38,8 @@ def min_norm_weights(gradients: Tensor, largest: float, *, normalised: bool = Fa
     lengths = lengths.clamp(min=max(_SMALLEST_LENGTH * float(lengths.max()), 1e-300))
     if normalised:
         rows = rows / lengths[:, None]
-    found = minimise_on_simplex((rows @ rows.t()).cpu().numpy(), largest)
-    weights: Tensor = torch.from_numpy(found).to(rows.device)
+    on_cpu = minimise_on_simplex((rows @ rows.t()).cpu().numpy(), largest)
+    weights: Tensor = torch.from_numpy(on_cpu).to(rows.device)
     if not normalised:
         return weights
     weights /= lengths
@@ -68,34 +68,34 @@ def minimise_on_simplex(gram: Any, largest: float) -> Any:
         return weights
     quadratic = np.asarray(gram, np.float64) / scale
     quadratic += np.diag(_RIDGE * quadratic.diagonal() + _LEAST_RIDGE)
-    bound = np.zeros(count, int)  # -1 at 0, 1 at C, 0 free
+    active = np.zeros(count, int)  # -1 at 0, 1 at C, 0 free
     for _ in range(100 * count):
-        target, level = _minimise_on_face(quadratic, weights, bound)
+        target, level = _minimise_on_face(quadratic, weights, active)
         move = target - weights
         ends = np.where(move < 0, 0.0, largest)
         with np.errstate(divide="ignore", invalid="ignore"):
-            steps = np.where((bound == 0) & (move != 0), (ends - weights) / move, np.inf)
+            steps = np.where((active == 0) & (move != 0), (ends - weights) / move, np.inf)
         first = int(steps.argmin())
         if steps[first] < 1:
             weights = weights + steps[first] * move
-            weights[first], bound[first] = ends[first], 1 if move[first] > 0 else -1
+            weights[first], active[first] = ends[first], 1 if move[first] > 0 else -1
             continue
         weights = target
         rounding = _TOLERANCE * (np.abs(quadratic) @ weights)
-        wrong = (quadratic @ weights - level) * bound > rounding
+        wrong = (quadratic @ weights - level) * active > rounding
         if not wrong.any():
             break
-        bound[int(wrong.argmax())] = 0
+        active[int(wrong.argmax())] = 0
     return weights.clip(0, largest)
 
 
-def _minimise_on_face(quadratic: Any, weights: Any, bound: Any) -> tuple[Any, float]:
-    """Where the free weights are best with the others as they are, and the sum's multiplier."""
-    free = bound == 0
+def _minimise_on_face(quadratic: Any, weights: Any, active: Any) -> tuple[Any, float]:
+    """The best weights with those at a bound as they are, and the sum's multiplier."""
+    free = active == 0
     count = int(free.sum())
     pull = quadratic @ weights
     if not count:
-        return weights, float(pull[bound > 0].max())
+        return weights, float(pull[active > 0].max())
     system = np.zeros((count + 1, count + 1))
     system[:count, :count] = quadratic[np.ix_(free, free)]
     system[:count, count], system[count, :count] = -1, 1

@@ -29,7 +29,7 @@ class CachedTeacher:
     def __init__(
         self,
         network: TappedForward,
-        cache: OutputCache | Mapping[int, OutputCache],
+        caches: Mapping[int, OutputCache],
         kinds: Sequence[str],
         output: torch.dtype = torch.float32,
         plan: Callable[[int], EpochPlan] | None = None,
@@ -37,14 +37,15 @@ class CachedTeacher:
     ) -> None:
         """`network` takes normalised images (N, 3, S, S); `output` is the type of its taps.
 
-        `cache` is that of every view, or of each view by its number.
+        `caches` are those of the views by their numbers, of one type; views may share one.
         With the `plan` of an epoch its rows are fetched from the disk before they are read.
         Where `compiled_rows` says for how many images the network is compiled, it runs on all of a
         batch of so many that mostly misses; the outputs that were there count nevertheless.
         """
         self.network = network
-        self._by_view = cache if isinstance(cache, Mapping) else None
-        self.cache = next(iter(cache.values())) if isinstance(cache, Mapping) else cache
+        self.caches = caches
+        sample = next(iter(caches.values()))
+        self._dtype, self._stored = sample.dtype, tuple(sample.widths)
         self.kinds = tuple(kinds)
         self.output = output
         self.plan = plan
@@ -64,7 +65,7 @@ class CachedTeacher:
         index, view_numbers, ids = (
             t.cpu() for t in (batch.index, batch.view_numbers[view], batch.view_ids[view])
         )
-        cache = self.cache if self._by_view is None else self._by_view[view]
+        cache = self.caches[view]
         hit, stored = cache.read(index, view_numbers, ids)
         known = int(hit.sum())
         self.hits += known
@@ -84,8 +85,7 @@ class CachedTeacher:
 
     def _expect(self, plan: Callable[[int], EpochPlan], epoch: int) -> None:
         planned = plan(epoch)
-        caches = self._by_view or dict.fromkeys(range(len(planned.view_numbers)), self.cache)
-        for view, cache in caches.items():
+        for view, cache in self.caches.items():
             cache.expect(planned.order, planned.view_numbers[view][planned.order])
 
     def notes(self) -> list[str]:
@@ -95,7 +95,7 @@ class CachedTeacher:
         if any(self.rounding):
             absolute, relative = self.rounding
             notes.append(
-                f"teacher cache: {str(self.cache.dtype).removeprefix('torch.')} changed outputs by "
+                f"teacher cache: {str(self._dtype).removeprefix('torch.')} changed outputs by "
                 f"at most {absolute:.2g}, {relative:.2g} of an output's largest number"
             )
         return notes
@@ -113,14 +113,14 @@ class CachedTeacher:
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs of the network on images: per stored kind (N, width), on the CPU."""
         taps = self.network(images)
-        return {kind: taps.tensor(kind).detach().cpu() for kind in self.cache.widths}
+        return {kind: taps.tensor(kind).detach().cpu() for kind in self._stored}
 
     def _round(self, computed: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The same in the cache's type, and which rows fit it (float16 ends at 65504)."""
-        rounded = {kind: value.to(self.cache.dtype) for kind, value in computed.items()}
+        rounded = {kind: value.to(self._dtype) for kind, value in computed.items()}
         fits = torch.stack([v.isfinite().all(dim=1) for v in rounded.values()]).all(dim=0)
         for kind, value in computed.items():
-            if value.dtype != self.cache.dtype:
+            if value.dtype != self._dtype:
                 self._note_rounding(value[fits].float(), rounded[kind][fits].float())
         return rounded, fits
 

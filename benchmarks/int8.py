@@ -1,4 +1,4 @@
-"""What int8 costs and brings on this machine: accuracy, agreement, latency, by kind of file.
+"""Accuracy, agreement and latency of int8 files on this machine, by kind of file.
 
     python benchmarks/int8.py RUN[:STUDENT] ... [--batch 1] [--rounds 300]
 

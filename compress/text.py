@@ -44,7 +44,7 @@ def dotted(*keys: int | str) -> str:
 
 
 def describe_problem(problem: "ErrorDetails") -> str:
-    """What pydantic finds wrong with one value, and the value; not where it stands."""
+    """One problem that pydantic reports, and the value; without its place."""
     if problem["type"] == "missing":
         return "missing"
     if problem["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""What a network said of each test image, in a file that numpy reads: `predictions.npz`.
+"""Predictions of a network on the test images, in a file that numpy reads: `predictions.npz`.
 
 labels          (N,) int32, the true classes, in the order of the test split
 top1            (N,) int32, the predicted classes, from the logits as they were computed

@@ -38,7 +38,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ImageView:
-    """How a view of each image is made: an augmentation, then a turn.
+    """A view of each image: an augmentation, then a turn.
 
     rotation: 0, 90, 180 or 270 degrees counter-clockwise. mirrored_like: the number of an earlier
     view of the same augmentation; all else is drawn independently, but both are mirrored or none.

@@ -27,7 +27,7 @@ class Conversion:
         return images * scale + shift
 
     def as_words(self) -> str:
-        """What is done to the images, to complete "images are"."""
+        """The conversion in words, to complete "images are"."""
         resized = f"resized from {self.source.image_size} to {self.target.image_size} pixels, "
         same_size = self.source.image_size == self.target.image_size
         mean, std = (
@@ -37,7 +37,7 @@ class Conversion:
 
 
 def conversion(source: Preprocessing, target: Preprocessing) -> Conversion | None:
-    """How a network of `target` reads images that were prepared as `source` says.
+    """Conversion of images prepared as `source` says for a network of `target`.
 
     They are resized (bilinear, antialiased) where the sizes differ, and normalised anew. The crop,
     its flip and whatever else was done to the pixels stay, and what detail the size of `source` has

@@ -225,12 +225,12 @@ class Distillation(nn.Module):
 
     def _student_views(self, batch: Batch) -> Views:
         student = self._frozen_student if self._freezes_student else self._learning_student
-        shown: list[Taps | None] = [None] * len(self.method.views)
+        views: list[Taps | None] = [None] * len(self.method.views)
         for numbers in joined_views(self.method.views):
             parts = _split(student(batch, numbers), len(numbers))
             for number, part in zip(numbers, parts, strict=True):
-                shown[number] = part
-        return shown
+                views[number] = part
+        return views
 
     def _learning_student(self, batch: Batch, views: Sequence[int]) -> Taps:
         return self.method.extend(self._run_student(batch, views))

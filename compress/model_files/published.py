@@ -1,4 +1,4 @@
-"""What images a network learned from, as its file or its publisher says."""
+"""Preprocessing of the images that a network learned from, as its file or publisher says."""
 
 import importlib
 from pathlib import Path

@@ -69,7 +69,7 @@ def _none(graph: onnx.GraphProto) -> list[str]:
 
 @dataclass(frozen=True)
 class Flavour:
-    """What a quantized file is made for.
+    """Form of the files that are made for one kind of runtime.
 
     `activation` is the type of its activations, `operators` are quantized with ONNX Runtime's
     `options`, without the nodes that `excluded` names. `finish` changes the quantized graph, and

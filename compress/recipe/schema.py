@@ -113,7 +113,7 @@ class TapPaths(Part):
 
 
 class PreprocessingPart(Part):
-    """What images a teacher reads: size in pixels, mean and deviation of RGB values from 0 to 1.
+    """Images that a teacher reads: size in pixels, mean and deviation of RGB values from 0 to 1.
 
     Those left out are the data's.
     """

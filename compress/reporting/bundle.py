@@ -92,7 +92,7 @@ def _int8(values: Mapping[str, Any]) -> list[str]:
 
 
 def _search(values: Mapping[str, Any]) -> list[Block]:
-    """What the search for int8 settings tried, where there was one."""
+    """Trials of the search for int8 settings, where there was one."""
     search = values.get("int8_search")
     if not search:
         return []

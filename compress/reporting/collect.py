@@ -10,6 +10,7 @@ from typing import Any
 from compress.comparison.predictions import PREDICTIONS
 from compress.comparison.recommendation import LAST_EPOCH, SELECTED, Recommendation
 from compress.comparison.students import (
+    BASELINE,
     in_reading_order,
     recommend_student,
     saved_predictions,
@@ -18,7 +19,7 @@ from compress.comparison.students import (
 )
 from compress.recipe.files import parse_yaml
 from compress.recipe.schema import numbered
-from compress.reporting.network import BASELINE, Network
+from compress.reporting.network import Network
 from compress.storage.files import read_mapping
 from compress.storage.integrity import UNSEALED_RESULT, require_seal
 

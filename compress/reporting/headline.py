@@ -6,7 +6,7 @@ the same batch. Nothing of a network that does not ship stands here but the teac
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.comparison.accuracy import AccuracyDifference, Score, compare_scores
 from compress.comparison.students import saved_predictions
@@ -43,25 +43,35 @@ class Line:
         return compare_scores(self.score, other.score)
 
 
-def lines(run: RunData) -> list[Line]:
-    """The teacher and the files of the bundle; none where nothing was exported."""
+class Lines(NamedTuple):
+    """The lines of a run; `files` is empty where nothing was exported."""
+
+    teacher: Line | None
+    files: list[Line]
+
+    @property
+    def rows(self) -> list[Line]:
+        """The teacher first."""
+        return [*([self.teacher] if self.teacher else []), *self.files]
+
+
+def read_lines(run: RunData) -> Lines:
+    """The teacher and the files of the bundle, with the predictions that were saved of them."""
     values, timed = run.values("export"), run.measured("export")
     if not values:
-        return []
-    latency = timed.get("latency") or {}
-    rows = []
-    if run.teachers:
-        teacher = run.teachers[0]
-        size = (timed.get("teacher") or {}).get("size_bytes")
-        timing = latency.get(TEACHER_RUNTIME) or {}
-        rows.append(Line(teacher.model, "teacher", teacher.score, size, timing))
+        return Lines(None, [])
+    latency, files = timed.get("latency") or {}, []
     for (file, runtime), row in zip(_FILES, (values, values.get("int8")), strict=True):
         if row:
             score = _score(run, file, row)
             student = str(values.get("student"))
             timing = latency.get(runtime) or {}
-            rows.append(Line(file, student, score, row.get("size_bytes"), timing))
-    return rows
+            files.append(Line(file, student, score, row.get("size_bytes"), timing))
+    if not run.teachers:
+        return Lines(None, files)
+    known, size = run.teachers[0], (timed.get("teacher") or {}).get("size_bytes")
+    timing = latency.get(TEACHER_RUNTIME) or {}
+    return Lines(Line(known.model, "teacher", known.score, size, timing), files)
 
 
 def _score(run: RunData, file: str, row: Mapping[str, Any]) -> Score | None:
@@ -73,18 +83,14 @@ def _score(run: RunData, file: str, row: Mapping[str, Any]) -> Score | None:
     return Score(float(row["onnx_top1_percent"]), int(row["images"]), predictions, is_fixed=True)
 
 
-def headline(run: RunData) -> list[Block]:
-    """Key figures and the table of what ships; empty where nothing was exported."""
-    rows = lines(run)
-    if not rows:
-        return []
-    return [KeyFigures(_key_figures(rows)), headline_table(run), _conditions(run, rows)]
+def headline(run: RunData, lines: Lines) -> list[Block]:
+    """Key figures and the table of what ships."""
+    return [KeyFigures(_key_figures(lines)), headline_table(lines), _conditions(run, lines)]
 
 
-def headline_table(run: RunData) -> ReportTable:
+def headline_table(lines: Lines) -> ReportTable:
     """A row for the teacher and for each file that ships."""
-    rows = lines(run)
-    batches = _batch_sizes(rows)
+    batches = _batch_sizes(lines.rows)
     columns = [
         Column("What runs", is_number=False),
         Column("Top-1", "%"),
@@ -94,15 +100,14 @@ def headline_table(run: RunData) -> ReportTable:
     ]
     for size in batches:
         columns += [Column(f"Batch {size}", "ms"), Column("Times faster")]
-    teacher = rows[0] if rows and rows[0].note == "teacher" else None
-    cells = [_cells(row, teacher, batches) for row in rows]
-    place = next((i for i, row in enumerate(rows) if row.note != "teacher"), None)
+    cells = [_cells(row, lines.teacher, batches) for row in lines.rows]
+    place = len(cells) - len(lines.files) if lines.files else None
     return ReportTable(columns, cells, "What ships, against the teacher", highlight=place)
 
 
 def short_headline(run: RunData) -> ReportTable:
     """The same for 80 columns."""
-    table = headline_table(run)
+    table = headline_table(read_lines(run))
     columns = (0, 1, 3, 4, 5, 6)[: len(table.columns) - 1]
     return table.select(columns).without_empty_columns()
 
@@ -138,13 +143,10 @@ def _times(teacher: float | None, own: float | None) -> str:
     return formats.MISSING if not teacher or not own else formats.decimal(teacher / own, 1)
 
 
-def _key_figures(rows: Sequence[Line]) -> list[tuple[str, str, str]]:
+def _key_figures(lines: Lines) -> list[tuple[str, str, str]]:
     """Three of each file that ships: accuracy, size and latency against the teacher."""
-    teacher = rows[0] if rows[0].note == "teacher" else None
-    items = []
-    for row in rows:
-        if row is teacher:
-            continue
+    teacher, items = lines.teacher, []
+    for row in lines.files:
         smaller, faster = ratio_words(row, teacher)
         batch = next(iter(_batch_sizes([row])), "1")
         top1, of_teacher = (
@@ -187,11 +189,11 @@ def ratio_words(row: Line, teacher: Line | None) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
-def _conditions(run: RunData, rows: Sequence[Line]) -> Paragraph:
-    """How these numbers were measured, and why one is missing."""
+def _conditions(run: RunData, lines: Lines) -> Paragraph:
+    """The protocol of these numbers, and why one is missing."""
     timed = run.measured("export")
     protocol = timed.get("protocol") or {}
-    images = next((row.score.test_images for row in rows if row.score), None)
+    images = next((row.score.test_images for row in lines.rows if row.score), None)
     text = (
         f"Top-1 of {formats.count(images)} test images ({run.headline}). Sizes are those of the "
         "ONNX files; the teacher was written as one to be timed, and is not in the bundle."

@@ -16,8 +16,6 @@ from compress.comparison.accuracy import (
 from compress.comparison.predictions import Predictions
 from compress.comparison.students import BASELINE, score_of
 
-__all__ = ["BASELINE", "Network"]
-
 
 @dataclass(frozen=True)
 class Network:

@@ -70,7 +70,7 @@ def document(run: RunData) -> Document:
 
 
 def terminal_tables(run_folder: Path) -> list[RichTable]:
-    """What ships and the results of a run, short enough for a terminal; none without any."""
+    """Tables of what ships and of all results, short enough for a terminal; none without any."""
     run = load(run_folder)
     tables = [headline.short_headline(run), results.short_table(run)]
     return [table.rich() for table in tables if table.rows]

@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from compress.comparison.accuracy import NOT_DISTINGUISHABLE, standard_error_percent
+from compress.comparison.students import BASELINE
 from compress.reporting import formats
 from compress.reporting.collect import RunData
 from compress.reporting.differences import PAIRED, UNPAIRED, classes, difference_cell
 from compress.reporting.document import Block, Heading, Paragraph
-from compress.reporting.network import BASELINE, Network
+from compress.reporting.network import Network
 from compress.reporting.tables import Column, ReportCell, ReportTable
 
 
@@ -144,12 +145,12 @@ def _trainings(run: RunData) -> ReportTable:
 
 
 def _others(trial: Any) -> str:
-    """What was judged beside the network that ships, or before a later training made it."""
+    """Top-1 of networks evaluated beside the one that ships, and before a training after it."""
     key = "top1_percent/"
-    found = {k.removeprefix(key): v for k, v in trial.items() if k.startswith(key)}
+    others = {k.removeprefix(key): v for k, v in trial.items() if k.startswith(key)}
     before = (trial.get("main_training") or {}).get("top1_percent")
-    found |= {} if before is None else {"main training": before}
-    return ", ".join(f"{name} {formats.decimal(value)}" for name, value in found.items())
+    others |= {} if before is None else {"main training": before}
+    return ", ".join(f"{name} {formats.decimal(value)}" for name, value in others.items())
 
 
 def _training(row: Network, trial: Any) -> list[ReportCell | str]:

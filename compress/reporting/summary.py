@@ -3,18 +3,21 @@
 from typing import Any
 
 from compress.comparison.recommendation import rule
+from compress.comparison.students import BASELINE
 from compress.reporting import formats
 from compress.reporting.collect import RunData
 from compress.reporting.differences import interval_text, verdict
 from compress.reporting.document import Block, Paragraph
-from compress.reporting.headline import headline, lines, ratio_words
-from compress.reporting.network import BASELINE, Network
+from compress.reporting.headline import Lines, headline, ratio_words, read_lines
+from compress.reporting.network import Network
 
 
 def summary(run: RunData) -> list[Block]:
-    """What was made of the teacher: what ships, or where nothing does, the recommended student."""
+    """The student that ships and its files, or where nothing does, the recommended student."""
     if run.values("export"):
-        return [*_remark(run), Paragraph(_shipped(run), is_lead=True), *headline(run), *_rule(run)]
+        lines = read_lines(run)
+        lead = Paragraph(_shipped(run, lines), is_lead=True)
+        return [*_remark(run), lead, *headline(run, lines), *_rule(run)]
     network = run.recommended
     if network is None:
         return [Paragraph(f"{_subject(run)} No student has been trained yet.", is_lead=True)]
@@ -35,17 +38,16 @@ def _remark(run: RunData) -> list[Block]:
     return [Paragraph(f"Not the recommended student: {remark}.", is_lead=True)] if remark else []
 
 
-def _shipped(run: RunData) -> str:
+def _shipped(run: RunData, lines: Lines) -> str:
     """Which student ships, and how each of its files compares with the teacher."""
-    rows = lines(run)
-    teacher = rows[0] if rows and rows[0].note == "teacher" else None
+    teacher = lines.teacher
     label = run.values("export").get("student")
     choice = run.recommendation
     which = "the recommended student" if choice and choice.label == label else "the student"
     alone = ", trained alone" if label == BASELINE else ""
     texts = [f"{_subject(run)} What ships is {which} {label}{alone}."]
-    for row in rows:
-        if row is teacher or row.score is None:
+    for row in lines.files:
+        if row.score is None:
             continue
         text = f"{row.name} classifies {formats.percent(row.score.top1_percent)}"
         if len(texts) == 1:

@@ -6,7 +6,7 @@ from typing import Any
 from compress.comparison.accuracy import AccuracyDifference
 from compress.comparison.recommendation import rule
 from compress.reporting.collect import RunData
-from compress.reporting.headline import lines
+from compress.reporting.headline import read_lines
 from compress.reporting.memory import student_memory
 from compress.reporting.network import Network
 from compress.reporting.sections import stage_seconds
@@ -49,8 +49,7 @@ def _values(run: RunData) -> dict[str, Any]:
 
 def _shipped(run: RunData) -> list[dict[str, Any]]:
     """The files that ship, against the teacher."""
-    rows = lines(run)
-    teacher = next((row for row in rows if row.note == "teacher"), None)
+    teacher, files = read_lines(run)
     return [
         {
             "file": row.name,
@@ -59,8 +58,7 @@ def _shipped(run: RunData) -> list[dict[str, Any]]:
             "size_bytes": row.size_bytes,
             "difference_to_teacher": _difference(row.minus(teacher) if teacher else None),
         }
-        for row in rows
-        if row is not teacher
+        for row in files
     ]
 
 

@@ -14,7 +14,7 @@ from compress.run.place_checks import check_weights
 from compress.run.stages import StageTable
 from compress.run.train_checks import check_train
 from compress.stages.distill import terms_for
-from compress.stages.teacher import asked_preprocessing
+from compress.stages.teacher import requested_preprocessing
 from compress.trackers import TRACKERS, lacks
 
 # Labels that name something else in results and transfer tasks.
@@ -98,7 +98,7 @@ def _check_preprocessing(teacher: TeacherPart, path: str) -> list[str]:
     if teacher.preprocessing != "own" or (teacher.model is None and not _is_there(teacher)):
         return []  # a missing file is told elsewhere
     try:
-        asked_preprocessing(teacher, Preprocessing(1, (0, 0, 0), (1, 1, 1)))
+        requested_preprocessing(teacher, Preprocessing(1, (0, 0, 0), (1, 1, 1)))
     except UserError as error:
         return [str(error).replace("teacher.", f"{path}.", 1)]
     except ImportError:

@@ -92,8 +92,8 @@ def _list_cache_notes(plan: RecipePlan, shapes: Shapes) -> list[str]:
         if reason is None:
             epochs, alike = recipe.distill.train.epochs, Counter(seen)
             draws = epochs * len(seen)
-            found = sum(n * expected_hit_share(epochs * n, views_kept) for n in alike.values())
-            share = 100 * found / len(seen)
+            hits = sum(n * expected_hit_share(epochs * n, views_kept) for n in alike.values())
+            share = 100 * hits / len(seen)
             reason = (
                 f"teacher cache: of {draws} times that an image is shown, in {views_kept} views, a "
                 f"cold run is expected to find {share:.1f} % of the targets there"

@@ -20,7 +20,7 @@ from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TeacherP
 from compress.run.place_checks import check_batches
 from compress.seeding import seeded
 from compress.stages.distill import terms_for
-from compress.stages.teacher import asked_preprocessing
+from compress.stages.teacher import requested_preprocessing
 from compress.taps import Tapped, TapSpecs
 from compress.taps.discovery import discover
 from compress.teacher.settings import check_int8
@@ -92,7 +92,7 @@ def _image_size(part: TeacherPart, usual: int) -> int:
     """Pixels of the images that a teacher reads; the mean and deviation are not looked at here."""
     try:
         plain = Preprocessing(usual, (0, 0, 0), (1, 1, 1))
-        return asked_preprocessing(part, plain).image_size
+        return requested_preprocessing(part, plain).image_size
     except UserError:
         return usual  # the check of the parts tells
 

@@ -124,20 +124,20 @@ def evaluate(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     result: dict[str, float] = {}
     for prefix, images in (("", data.test), ("validation_", data.validation)):
         if images is not None:
-            batches = _test_batches(images, data, job)
+            batches = _split_batches(images, data, job)
             result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches).items()}
     return result
 
 
 def save_predictions(network: nn.Module, data: Dataset, job: Job, folder: Path) -> None:
     """Write what a network that is trained says of each test image to `predictions.npz`."""
-    batches = _test_batches(data.test, data, job)
+    batches = _split_batches(data.test, data, job)
     arrays = task_of(job.recipe).predict(network, batches)
     if arrays:
         write_predictions(folder / PREDICTIONS, arrays, data.test.digest())
 
 
-def _test_batches(images: Images, data: Dataset, job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+def _split_batches(images: Images, data: Dataset, job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of a split, of which each process has its part."""
     return evaluation_batches(
         images, EVALUATION_BATCH, data.preprocessing, job.device, job.workers, shared=True

@@ -83,8 +83,8 @@ class StudentInputs:
             return []
         if self.job.lockstep_values is None or phase is not None:
             return self.ensemble.forwards(wanted)
-        shown = tuple(view.is_for_teacher(self.weights) for view in self._views)
-        key = "teachers", self._key, shown, self.ensemble.identity(wanted)
+        seen = tuple(view.is_for_teacher(self.weights) for view in self._views)
+        key = "teachers", self._key, seen, self.ensemble.identity(wanted)
         shared: SharedEnsemble
         shared = self.job.lockstep_values.setdefault(key, SharedEnsemble(self.ensemble))
         return [*shared.forwards(wanted)]
@@ -94,12 +94,12 @@ class StudentInputs:
         """The teachers as the recipe's engine runs them."""
         recipe = self.job.recipe
         views = zip(self._views, self.batches.reader.augment, strict=True)
-        shown = {i: made for i, (v, made) in enumerate(views) if v.is_for_teacher(self.weights)}
+        seen = {i: made for i, (v, made) in enumerate(views) if v.is_for_teacher(self.weights)}
         images = TeacherImages(
             batches=self.batches,
             rows=self._usual_rows(),
             epochs=recipe.distill.train.epochs,
-            views=shown,
+            views=seen,
             train=self.data.train,
             test=self.data.test,
         )

@@ -74,12 +74,12 @@ def load_teachers(run_folder: Path) -> list[artifacts.Student]:
 
 
 def preprocessing_of(teacher: artifacts.Student) -> Preprocessing:
-    """What images a teacher of a run reads."""
+    """Preprocessing of the images that a teacher of a run reads."""
     return Preprocessing.from_dict(teacher.description["preprocessing"])
 
 
-def asked_preprocessing(part: TeacherPart, usual: Preprocessing) -> Preprocessing:
-    """What images a teacher of a recipe reads; `usual` is the data set's preprocessing.
+def requested_preprocessing(part: TeacherPart, usual: Preprocessing) -> Preprocessing:
+    """Preprocessing of the images that a teacher of a recipe reads; `usual` is the data set's.
 
     Raises:
         UserError: it is to be the teacher's own, and nobody says what that is.
@@ -109,7 +109,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     folder.mkdir(exist_ok=True)
     label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
     # The data set as this teacher reads it; the batches are the data set's own.
-    seen = replace(data, preprocessing=asked_preprocessing(part, data.preprocessing))
+    seen = replace(data, preprocessing=requested_preprocessing(part, data.preprocessing))
     network, architecture, method = _build(job, seen, index, part)
     name = architecture["name"]
     specs = _prepare(job, seen, part, network, name)

@@ -38,7 +38,7 @@ class CellResult:
 
     @property
     def score(self) -> Score | None:
-        """What is compared with KD's; None where nothing is trained."""
+        """Its accuracy, to compare with that of KD; None where nothing is trained."""
         if self.mean is None:
             return None
         return Score(self.mean, self.test_images, self.predictions)
@@ -58,8 +58,8 @@ class Results:
         After a method come the networks that are judged beside it, as `METHOD/NAME`.
         """
         methods = [method.row for method in self.sweep.methods]
-        found = dict.fromkeys(row for _, row in self.by_cell)
-        beside = {row: [one for one in found if one.startswith(f"{row}/")] for row in methods}
+        known = dict.fromkeys(row for _, row in self.by_cell)
+        beside = {row: [one for one in known if one.startswith(f"{row}/")] for row in methods}
         return [TEACHER, *(one for row in methods for one in (row, *beside[row]))]
 
     def reading(self, one: CellResult) -> str:

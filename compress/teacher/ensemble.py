@@ -118,7 +118,7 @@ class TeacherEnsemble:
         return cached
 
     def _conversion(self, teacher: Teacher) -> Conversion | None:
-        """What makes a teacher's images of those of the batches."""
+        """The conversion from the images of the batches to those of a teacher."""
         return conversion(self.images.batches.preprocessing, teacher.preprocessing)
 
     def _network(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherNetwork:

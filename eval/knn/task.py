@@ -16,6 +16,7 @@ from compress.errors import UserError
 from eval.data.labelled import DATASETS
 from eval.linear_probe.features import (
     Features,
+    class_probabilities,
     features_of,
     open_pictures,
     score_predictions,
@@ -67,7 +68,4 @@ def knn_shares(features: Features, *, k: int, metric: str) -> NDArray[np.float64
     The prediction is the class of the largest share, of equal ones the first.
     """
     model = KNeighborsClassifier(n_neighbors=k, metric=metric, algorithm="brute")
-    model.fit(features.train.cpu().numpy(), features.train_labels.cpu().numpy())
-    shares = np.zeros((len(features.test), features.classes))
-    shares[:, model.classes_] = model.predict_proba(features.test.cpu().numpy())
-    return shares
+    return class_probabilities(model, features)

@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -80,6 +81,20 @@ def features_of(context: TransferContext, start: Start, data: Dataset) -> Featur
     labels = [images.labels.to(context.device) for images in (data.train, data.test)]
     classes, images = len(data.class_names), data.test.digest()
     return Features(train, labels[0], test, labels[1], classes, images)
+
+
+def class_probabilities(
+    model: Any, features: Features, *, dtype: torch.dtype = torch.float32
+) -> NDArray[np.float64]:
+    """(N, K) of the test pictures, by a scikit-learn classifier fitted to the training pictures.
+
+    Classes without a training picture have 0.
+    """
+    train, test = (one.cpu().to(dtype).numpy() for one in (features.train, features.test))
+    model.fit(train, features.train_labels.cpu().numpy())
+    probabilities = np.zeros((len(test), features.classes))
+    probabilities[:, model.classes_] = model.predict_proba(test)
+    return probabilities
 
 
 def score_predictions(

@@ -21,6 +21,7 @@ from eval.data.batches import KeyedBatches
 from eval.data.labelled import DATASETS
 from eval.linear_probe.features import (
     Features,
+    class_probabilities,
     features_of,
     open_pictures,
     score_predictions,
@@ -105,10 +106,7 @@ def _by_lbfgs(features: Features, weight_decay: float) -> NDArray[np.float64]:
     """Probabilities (N, K) of the test pictures; the decay is that of SGD on the mean loss."""
     strength = 1 / (len(features.train) * max(weight_decay, 1e-9))
     model = LogisticRegression(C=strength, max_iter=_LBFGS_STEPS)
-    model.fit(features.train.cpu().double().numpy(), features.train_labels.cpu().numpy())
-    probabilities = np.zeros((len(features.test), features.classes))
-    probabilities[:, model.classes_] = model.predict_proba(features.test.cpu().double().numpy())
-    return probabilities
+    return class_probabilities(model, features, dtype=torch.float64)
 
 
 class ProbeLoss(nn.Module):

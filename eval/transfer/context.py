@@ -149,12 +149,14 @@ def compare_inits(
         {"init": init, "student": label, **compare_with_reference(init, outcomes, reference)}
         for init, label in labels.items()
     ]
-    folders = {i: [_stage_of(context, i, seed) for seed in context.seeds] for i in labels}
+    folders = {
+        init: [context.run.stage_folder(_stage_of(context, init, seed)) for seed in context.seeds]
+        for init in labels
+    }
     for row in rows:
         if compare is not None and row["against"] is not None and reference is not None:
-            own, others = ([context.run.stage_folder(s) for s in folders[i]]
-                           for i in (row["init"], reference))  # fmt: skip
-            row["against"]["over_images"] = on_main_process(partial(compare, own, others))
+            pair = folders[row["init"]], folders[reference]
+            row["against"]["over_images"] = on_main_process(partial(compare, *pair))
     return rows
 
 
@@ -234,7 +236,7 @@ def _write_outcome(folder: Path, outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def files_of_training(folder: Path) -> list[str]:
-    """What a training left in its folder besides its outcome and its state.
+    """Contents of a training's folder besides its outcome and its state.
 
     Its files, and its folders, each of which counts as a whole.
     """

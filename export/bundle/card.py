@@ -71,7 +71,7 @@ def _use(facts: Mapping[str, Any]) -> str:
 
 
 def _interfaces(facts: Mapping[str, Any]) -> str:
-    """What each file takes and gives, and the way from an image to it."""
+    """Inputs and outputs of each file, and the way from an image to them."""
     rows = ["| file | | name | type | shape | layout | values |", "|---|---|---|---|---|---|---|"]
     interfaces: Mapping[str, FileInterface] = facts["interfaces"]
     for file, interface in interfaces.items():
@@ -142,7 +142,7 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
 
 
 def _search(search: Mapping[str, Any]) -> str:
-    """What the search for int8 settings tried."""
+    """Trials of the search for int8 settings."""
     rows = [
         f"\nint8 settings were searched, on {search['images']} images of the {search['split']} "
         "split:\n",

@@ -92,12 +92,12 @@ class _Search:
         Raises:
             UserError: the settings' own does not work.
         """
-        trials = [_told(self.judge(settings))]
+        trials = [_logged(self.judge(settings))]
         for name in CALIBRATIONS:
             if name != settings.calibration:
                 try:
                     other = settings.model_copy(update={"calibration": name})
-                    trials.append(_told(self.judge(other)))
+                    trials.append(_logged(self.judge(other)))
                 except UserError as error:
                     log(f"  int8 search: {name}: {error}")
         return trials
@@ -120,7 +120,7 @@ class _Search:
         left = [sorted(chain(*ranked[:n])) for n in (1, 2) if n < count and n <= len(ranked)]
         bases = others if base.exceeded else [base]
         return [
-            _told(self.judge(_leaving(one.settings, layers))) for one in bases for layers in left
+            _logged(self.judge(_leaving(one.settings, layers))) for one in bases for layers in left
         ]
 
 
@@ -184,8 +184,8 @@ def _leaving(settings: Int8, layers: Sequence[int]) -> Int8:
     return settings.model_copy(update={"leave_out": [*kept, *layers]})
 
 
-def _told(trial: Trial) -> Trial:
-    """Log a candidate."""
+def _logged(trial: Trial) -> Trial:
+    """Log a candidate, and return it."""
     parity, left = trial.parity, ", ".join(map(str, trial.settings.leave_out))
     log(
         f"  int8 search: {trial.settings.calibration}{f', float layers {left}' if left else ''}: "

@@ -45,7 +45,7 @@ class OutputInterface(ClosedSchema):
 
 
 class FileInterface(ClosedSchema):
-    """What one file takes and gives."""
+    """Inputs and outputs of one file."""
 
     inputs: list[InputInterface]
     outputs: list[OutputInterface]

@@ -62,7 +62,7 @@ def compare_file(
 
     What it says of the test split is saved, see `BundleRequest.predictions`.
     """
-    is_saved = request.predictions is not None and images is request.data.test and not exact
+    folder = request.predictions if images is request.data.test and not exact else None
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(_: str, logits: torch.Tensor) -> None:
@@ -82,13 +82,13 @@ def compare_file(
             session,
             with_progress(),
             to_input=_to_input(request),
-            on_logits=keep if is_saved else None,
+            on_logits=keep if folder is not None else None,
         )
-    if request.predictions is not None and is_saved:
+    if folder is not None:
         top1, probabilities = (torch.cat(parts).numpy() for parts in zip(*kept, strict=True))
         arrays = prediction_arrays(images.labels.cpu().numpy(), top1, probabilities)
-        request.predictions.mkdir(exist_ok=True)
-        write_predictions(request.predictions / f"{path.name}.npz", arrays, images.digest())
+        folder.mkdir(exist_ok=True)
+        write_predictions(folder / f"{path.name}.npz", arrays, images.digest())
     return parity
 
 

@@ -18,7 +18,7 @@ from compress.recipe.schema import TeacherPart
 from compress.run.fields import recipe_fingerprint
 from compress.run.part_checks import check_parts
 from compress.run.stages import StageTable
-from compress.stages.teacher import asked_preprocessing
+from compress.stages.teacher import requested_preprocessing
 from compress.storage.files import read_json, read_tensors
 from compress.teacher import inference
 from tests.methods import building
@@ -161,7 +161,7 @@ def test_own_is_what_the_publisher_says() -> None:
 def test_where_nobody_says_it_is_refused_before_anything_runs() -> None:
     part = {"model": "resnet8", "train": TRAIN, "preprocessing": "own"}
     with pytest.raises(UserError, match=r"nobody does of resnet8; give image_size, mean and std"):
-        asked_preprocessing(TeacherPart.model_validate(part), building.PREPROCESSING)
+        requested_preprocessing(TeacherPart.model_validate(part), building.PREPROCESSING)
     recipe = Recipe.model_validate({**RECIPE, "teacher": [RECIPE["teacher"][0], part]})
     (problem,) = check_parts(recipe, StageTable({}))
     assert problem.startswith("teacher.1.preprocessing: `own` is what")

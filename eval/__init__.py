@@ -1,1 +1,1 @@
-"""Transfer evaluations: how far the distilled encoder carries beyond its own test set."""
+"""Transfer evaluations and the comparison of representations, beyond accuracy on the test set."""

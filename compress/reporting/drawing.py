@@ -67,17 +67,25 @@ def render(draw: Callable[[Figure, Axes], None], salt: str) -> Plot:
         figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, figure.add_subplot())
-        png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(
-            png,
-            format="png",
-            dpi=160,
-            facecolor="white",
-            metadata={"Software": None},
-        )
+        png, svg = _png(figure), io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
-    return Plot(png.getvalue(), _for_page(svg.getvalue()))
+    return Plot(png, _for_page(svg.getvalue()))
+
+
+def render_png(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
+    """A drawing of `size` inches as PNG alone: pictures of many pixels, several panels."""
+    with _own_style(""):
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return content.getvalue()
 
 
 def _for_page(svg: str) -> str:

@@ -9,6 +9,7 @@ from compress.reporting.collect import RunData
 from compress.reporting.headline import read_lines
 from compress.reporting.memory import student_memory
 from compress.reporting.network import Network
+from compress.reporting.representation import representation_values
 from compress.reporting.sections import stage_seconds
 
 _COST = (
@@ -44,6 +45,7 @@ def _values(run: RunData) -> dict[str, Any]:
         "account": run.values("account"),
         "export": run.values("export"),
         "transfer": {stage.split("/", 1)[1]: run.values(stage) for stage in run.transfers()},
+        "representation": representation_values(run),
     }
 
 

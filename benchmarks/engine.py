@@ -91,7 +91,7 @@ class Engine:
         self.method = method
         self.variant = variant
         self.device = torch.device(device)
-        self.pieces = Pieces(lambda: pair.settled(device))
+        self.pieces = Pieces(lambda: pair.settled(device), is_on=device == "cpu")
         self._folder = Path(tempfile.mkdtemp(dir=kept))  # goes with `kept`
         data = pair.read(kept)
         pixels = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).contiguous()

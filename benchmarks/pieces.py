@@ -21,14 +21,17 @@ class Pieces:
     the end of the last network's forward to the start of backward.
     """
 
-    def __init__(self, settled: Callable[[], None]) -> None:
-        """`settled` waits for the device; on a GPU that makes the steps slower."""
+    def __init__(self, settled: Callable[[], None], *, is_on: bool = True) -> None:
+        """`settled` waits for the device; on a GPU that makes the steps slower: leave it off."""
         self._settled = settled
+        self._is_on = is_on
         self._seconds: dict[str, float] = {}
         self._shown = 0.0  # when the last network was done
 
     def network(self, name: str, forward: Call) -> Call:
         """The same forward, timed."""
+        if not self._is_on:
+            return forward
 
         def timed(*arguments: Any) -> Any:
             with self._piece(name):
@@ -40,6 +43,8 @@ class Pieces:
 
     def watch(self) -> None:
         """Time every backward and every step of an optimiser of this process from now on."""
+        if not self._is_on:
+            return
         backward = torch.Tensor.backward
 
         def timed(*arguments: Any, **settings: Any) -> None:
@@ -62,7 +67,9 @@ class Pieces:
         register_optimizer_step_post_hook(end)
 
     def taken(self) -> dict[str, dict[str, float]]:
-        """`pieces`: seconds of each since the last call."""
+        """`pieces`: seconds of each since the last call; nothing where it is off."""
+        if not self._is_on:
+            return {}
         seconds, self._seconds = self._seconds, {}
         return {"pieces": seconds}
 

@@ -46,7 +46,10 @@ def paced(
 
 
 def peak_mb() -> int:
-    """The most memory that this process held since it began, in MB (Linux)."""
+    """The most memory that this process held since it began, in MB: of its GPU, else of Linux."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_reserved()) // 10**6
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 // 10**6
@@ -115,7 +118,7 @@ def interleaved(
     """Let every candidate do `steps` steps in each round, in an order that turns round each time.
 
     Args:
-        commands: what starts a candidate; it is started at its first turn.
+        commands: what starts a candidate; all are started at once, and wait for their turns.
         folder: gets what each writes to stderr.
 
     Returns:
@@ -125,13 +128,13 @@ def interleaved(
     turns: Turns = {name: [] for name in commands}
     failed: dict[str, str] = {}
     try:
+        for name, command in commands.items():
+            log, environment = folder / f"{name}.log", {"OMP_NUM_THREADS": str(threads)}
+            running[name] = Candidate(name, command, log, environment)
         for number in range(rounds + 1):
             for name in sorted(commands, reverse=number % 2 == 1):
                 if name in failed:
                     continue
-                if name not in running:
-                    log, environment = folder / f"{name}.log", {"OMP_NUM_THREADS": str(threads)}
-                    running[name] = Candidate(name, commands[name], log, environment)
                 try:
                     running[name].turn(_SETTLING)
                     turns[name].append(running[name].turn(steps))

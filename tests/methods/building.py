@@ -63,10 +63,12 @@ def _source(teacher: nn.Module) -> dict[str, Any] | None:
     return None if name is None else {"architecture": architecture, "code": None, "method": None}
 
 
-def batches(method: Method, batch_size: int = 8, count: int = 24) -> ImageBatches:
+def batches(
+    method: Method, batch_size: int = 8, count: int = 24, *, device: torch.device = CPU
+) -> ImageBatches:
     augment = [view.image_view("crop_flip") for view in method.views]
     return ImageBatches(
-        images(count), PREPROCESSING, batch_size=batch_size, augment=augment, seed=0, device=CPU
+        images(count), PREPROCESSING, batch_size=batch_size, augment=augment, seed=0, device=device
     )
 
 

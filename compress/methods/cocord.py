@@ -28,6 +28,8 @@ keys and which the targets (option E is prediction_weight 0; F, which fails, con
 prediction_weight 0), Table 6 by the momenta, Table 7 by weights of 0, Figure 3 by tau and N_q.
 
 Paper (Table 1, mean of 5): resnet32x4 -> resnet8x4 on CIFAR-100 75.29, with KD 75.28.
+Measured here (benchmarks/results/contrast_cpu.md; resnet20 -> resnet8, 20 classes, 4 epochs, 3
+seeds): 51.45, with KD 53.03; KD 43.35, CRD 36.13.
 """
 
 import copy

@@ -25,14 +25,14 @@ from compress.data.batches import ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
 from compress.data.conversion import Conversion, conversion
 from compress.data.digits import DIGIT_PAIRS, digit_pairs, digits
-from compress.data.folder import folder_classes, image_folder
+from compress.data.folder import folder_classes, image_folder, image_tree, tree_classes
 from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
 from compress.data.source import (
     Source,
     balanced_subset,
-    choose_balanced,
     first_classes,
     random_share,
+    split_off,
 )
 from compress.errors import UserError
 from compress.seeding import generator
@@ -52,6 +52,7 @@ __all__ = [
     "conversion",
     "evaluation_batches",
     "evenly",
+    "look_at_classes",
     "open_data",
 ]
 
@@ -63,6 +64,9 @@ DATASETS: Mapping[str, Callable[..., Source]] = {
     "image_folder": image_folder,
 }
 
+# What is read in place of these where there are no labels; others are read, their labels hidden.
+UNLABELLED: Mapping[str, Callable[..., Source]] = {"image_folder": image_tree}
+
 # The names of a data set's classes before it is opened (numbers where names are not known yet).
 # Each takes some of the arguments of the data set, and raises UserError where its folder is wrong.
 CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
@@ -71,6 +75,10 @@ CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
     "digits": lambda: tuple(map(str, range(10))),
     "image_folder": folder_classes,
 }
+UNLABELLED_CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
+    "image_folder": tree_classes,
+}
+_HELD_OUT_SHARE = 0.1  # of a data set without a test split
 
 # The size of a data set's images where a recipe does not say.
 IMAGE_SIZES: Mapping[str, int] = {
@@ -81,6 +89,7 @@ IMAGE_SIZES: Mapping[str, int] = {
 }
 
 _COMMON = (
+    "labels",
     "classes",
     "train_images",
     "train_share",
@@ -94,7 +103,10 @@ _COMMON = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as a recipe's `data` describes it."""
+    """A data set as a recipe's `data` describes it.
+
+    Without labels it has no class names, and its images are as `Images.without_labels` says.
+    """
 
     train: Images
     validation: Images | None
@@ -128,7 +140,8 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
         spec: `name`, that data set's own arguments, and any of `classes` (the first so many),
             `train_images`, `test_images` (class-balanced subsets), `train_share` (a share of the
             training split, drawn at random), `validation` (images taken from what is left of the
-            training split, class-balanced), `augment`, `seed`.
+            training split, class-balanced), `augment`, `seed`, `labels` (False: there are none, or
+            they are hidden, and every subset is drawn at random).
         seed: decides which images a subset holds, unless the spec has a seed.
 
     Raises:
@@ -136,26 +149,40 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
     """
     common = {key: spec.get(key) for key in _COMMON}
     own = {k: v for k, v in spec.items() if k not in _COMMON and k != "name" and v is not None}
-    source = DATASETS[spec["name"]](**own)
     seed = seed if common["seed"] is None else common["seed"]
+    has_labels = common["labels"] is not False
+    source = _reader(spec["name"], has_labels)(**own)
     train, test, names = source.train, source.test, source.class_names
-    if common["classes"] is not None:
+    if test is None:
+        held_out = common["test_images"] or max(1, round(_HELD_OUT_SHARE * len(train)))
+        train, test = _split(train, held_out, seed, "test_images")
+    if not has_labels:
+        if names:
+            train, test, names = train.without_labels(), test.without_labels(), ()
+    elif common["classes"] is not None:
         train, test, names = first_classes(train, test, names, common["classes"])
     train = balanced_subset(train, common["train_images"], generator(seed, "train_images"), "train")
     train = random_share(train, common["train_share"], generator(seed, "train_share"))
     test = balanced_subset(test, common["test_images"], generator(seed, "test_images"), "test")
-    train, validation = _split_validation(train, common["validation"], seed)
+    validation: Images | None = None
+    if common["validation"]:
+        train, validation = _split(train, common["validation"], seed, "validation")
     preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)
     return Dataset(train, validation, test, names, preprocessing, common["augment"] or "crop_flip")
 
 
-def _split_validation(train: Images, count: int | None, seed: int) -> tuple[Images, Images | None]:
-    """The images that are left for training, and `count` others for validation."""
-    if not count:
-        return train, None
+def look_at_classes(name: str, *, labels: bool) -> Callable[..., tuple[str, ...]]:
+    """What gives a data set's class names before it is opened, see `CLASS_NAMES`."""
+    usual = CLASS_NAMES[name]
+    return usual if labels else UNLABELLED_CLASS_NAMES.get(name, usual)
+
+
+def _reader(name: str, labels: bool) -> Callable[..., Source]:
+    return DATASETS[name] if labels else UNLABELLED.get(name, DATASETS[name])
+
+
+def _split(train: Images, count: int, seed: int, key: str) -> tuple[Images, Images]:
+    """The images that are left for training, and `count` others for what `key` says."""
     if count >= len(train):
-        raise UserError(f"data.validation: asks for {count} of {len(train)} training images")
-    chosen = choose_balanced(train.labels, count, generator(seed, "validation"))
-    keep = torch.ones(len(train), dtype=torch.bool)
-    keep[chosen] = False
-    return train.subset(keep.nonzero().flatten()), train.subset(chosen)
+        raise UserError(f"data.{key}: asks for {count} of {len(train)} training images")
+    return split_off(train, count, generator(seed, key))

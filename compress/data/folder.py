@@ -1,7 +1,12 @@
-"""A user's own image folder: `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (or `val`)."""
+"""A user's own image folder: `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (or `val`).
+
+Without labels it is any tree of images.
+"""
 
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,18 +28,47 @@ def image_folder(*, root: str, image_size: int | None = None) -> Source:
     does for 224 (256); up to 64 pixels to `image_size` itself.
     """
     train, test, names = _find_splits(root)
-    size = image_size or 224
-    resize = size if size <= 64 else round(size * 8 / 7)
-    preprocessing = Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
+    preprocessing = _preprocessing(image_size)
     return Source(
         train=_read(train, names, preprocessing),
         test=_read(test, names, preprocessing),
         class_names=names,
-        image_size=size,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        resize=resize,
+        **_fields(preprocessing),
     )
+
+
+def image_tree(*, root: str, image_size: int | None = None) -> Source:
+    """Images below `root` in any folders, prepared as by `image_folder`, without labels.
+
+    Those of `root`/test (or val, valid, validation) are the test split; where there is none, a
+    share is to be held out. Where train and test have the same folders and all images in them,
+    these are classes: labels to judge by.
+    """
+    place = _existing(root)
+    test = _test_folder(place)
+    if test is not None and _has_classes(place / "train", test):
+        return image_folder(root=root, image_size=image_size)
+    preprocessing = _preprocessing(image_size)
+    train = place if test is None else place / "train"
+    paths = _images_below(train if train.is_dir() else place)
+    held_out = _images_below(test) if test is not None else []
+    rest = sorted({*paths} - {*held_out})
+    return Source(
+        train=_unlabelled(rest, preprocessing, place),
+        test=_unlabelled(held_out, preprocessing, place) if test is not None else None,
+        class_names=(),
+        **_fields(preprocessing),
+    )
+
+
+def tree_classes(*, root: str) -> tuple[str, ...]:
+    """No class names: labels of a tree of images are not learned from.
+
+    Raises:
+        UserError: the folder is not there.
+    """
+    _existing(root)
+    return ()
 
 
 def folder_classes(*, root: str) -> tuple[str, ...]:
@@ -46,15 +80,40 @@ def folder_classes(*, root: str) -> tuple[str, ...]:
     return _find_splits(root)[2]
 
 
-def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
-    """The folders of both splits, and the names of the classes."""
-    place = Path(root)
+def _preprocessing(image_size: int | None) -> Preprocessing:
+    size = image_size or 224
+    resize = size if size <= 64 else round(size * 8 / 7)
+    return Preprocessing(size, _IMAGENET_MEAN, _IMAGENET_STD, resize)
+
+
+def _fields(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Fields of `Source` that say how its images are prepared."""
+    return {field.name: getattr(preprocessing, field.name) for field in fields(preprocessing)}
+
+
+def _existing(root: str, expected: str = "a folder of images") -> Path:
     if not os.path.isdir(root):
         raise UserError(
-            f"data.root: folder '{root}' not found (looked in {Path.cwd()}); "
-            "expected ROOT/train/CLASS/images and ROOT/test/CLASS/images"
+            f"data.root: folder '{root}' not found (looked in {Path.cwd()}); expected {expected}"
         )
-    test = next((place / name for name in _TEST_NAMES if (place / name).is_dir()), None)
+    return Path(root)
+
+
+def _test_folder(place: Path) -> Path | None:
+    return next((place / name for name in _TEST_NAMES if (place / name).is_dir()), None)
+
+
+def _has_classes(train: Path, test: Path) -> bool:
+    """Whether both splits have the same folders, two or more, and no image beside them."""
+    if not train.is_dir() or len(names := _classes(train)) < 2 or names != _classes(test):
+        return False
+    return not any(_is_image(path) for folder in (train, test) for path in folder.iterdir())
+
+
+def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
+    """The folders of both splits, and the names of the classes."""
+    place = _existing(root, "ROOT/train/CLASS/images and ROOT/test/CLASS/images")
+    test = _test_folder(place)
     if test is None or not (place / "train").is_dir():
         raise UserError(
             f"data.root: '{place.absolute()}' lacks train/ or test/ (or val/); expected "
@@ -68,8 +127,7 @@ def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    hidden = (".", "__")  # what editors and notebooks leave behind
-    folders = (p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(hidden))
+    folders = (p.name for p in folder.iterdir() if p.is_dir() and not _is_hidden(p.name))
     names = tuple(sorted(folders))
     for name in names:
         if not _is_text(name):
@@ -85,12 +143,45 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.is_dir()
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__"))  # what editors and notebooks leave behind
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """The images of a folder and those below it, but for hidden ones.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if _is_image(path) and not any(map(_is_hidden, path.relative_to(folder).parts))
+    )
+    for path in paths:
+        require_file(path)
+    if not paths:
+        raise _no_images(folder)
+    return paths
+
+
+def _unlabelled(paths: list[Path], preprocessing: Preprocessing, root: Path) -> FileImages:
+    return FileImages(paths, torch.zeros(len(paths), dtype=torch.long), preprocessing, root)
+
+
+def _no_images(folder: Path) -> UserError:
+    return UserError(f"{folder.absolute()} holds no images ({', '.join(sorted(_SUFFIXES))})")
+
+
 def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        named = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-        files = [p for p in named if not p.is_dir()]
+        files = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
         for path in files:
             require_file(path)
         if not files and folder.name == "train":
@@ -98,5 +189,5 @@ def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) ->
         paths += files
         labels += [label] * len(files)
     if not paths:
-        raise UserError(f"{folder.absolute()} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        raise _no_images(folder)
     return FileImages(paths, torch.tensor(labels), preprocessing, folder)

@@ -73,9 +73,14 @@ def evenly(images: "Images", count: int) -> Tensor:
 
 
 class Images(Protocol):
-    """Labelled images."""
+    """Labelled images.
+
+    Where training must not see the labels, `labels` are zeros and `hidden_labels` the true ones, by
+    which a network may be judged that is trained; None where there are no such labels.
+    """
 
     labels: Tensor
+    hidden_labels: Tensor | None
 
     def __len__(self) -> int: ...
 
@@ -89,6 +94,10 @@ class Images(Protocol):
 
     def subset(self, indices: Tensor) -> "Images":
         """Only these images, in this order."""
+        ...
+
+    def without_labels(self) -> "Images":
+        """The same images with their labels hidden: one class, numbered 0."""
         ...
 
     def to(self, device: torch.device) -> "Images":
@@ -107,9 +116,10 @@ class Images(Protocol):
 class MemoryImages:
     """Images of one size as a uint8 tensor (N, 3, S, S), on any device."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, hidden_labels: Tensor | None = None) -> None:
         self.pixels = pixels
         self.labels = labels
+        self.hidden_labels = hidden_labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,11 +134,18 @@ class MemoryImages:
 
     def subset(self, indices: Tensor) -> "MemoryImages":
         """See `Images`."""
-        return MemoryImages(self.pixels[indices], self.labels[indices])
+        hidden = self.hidden_labels
+        kept = None if hidden is None else hidden[indices]
+        return MemoryImages(self.pixels[indices], self.labels[indices], kept)
+
+    def without_labels(self) -> "MemoryImages":
+        """See `Images`."""
+        return MemoryImages(self.pixels, torch.zeros_like(self.labels), self.labels)
 
     def to(self, device: torch.device) -> "MemoryImages":
         """See `Images`."""
-        return MemoryImages(self.pixels.to(device), self.labels.to(device))
+        labels = self.labels.to(device)
+        return MemoryImages(self.pixels.to(device), labels, self.hidden_labels)
 
     def digest(self) -> str:
         """See `Images`."""
@@ -145,10 +162,16 @@ class FileImages:
     """Image files, decoded on reading."""
 
     def __init__(
-        self, paths: Sequence[Path], labels: Tensor, preprocessing: Preprocessing, root: Path
+        self,
+        paths: Sequence[Path],
+        labels: Tensor,
+        preprocessing: Preprocessing,
+        root: Path,
+        hidden_labels: Tensor | None = None,
     ) -> None:
         self.paths = paths
         self.labels = labels
+        self.hidden_labels = hidden_labels
         self.preprocessing = preprocessing
         self.root = root
 
@@ -167,7 +190,14 @@ class FileImages:
     def subset(self, indices: Tensor) -> "FileImages":
         """See `Images`."""
         paths = [self.paths[int(i)] for i in indices]
-        return FileImages(paths, self.labels[indices], self.preprocessing, self.root)
+        hidden = self.hidden_labels
+        kept = None if hidden is None else hidden[indices]
+        return FileImages(paths, self.labels[indices], self.preprocessing, self.root, kept)
+
+    def without_labels(self) -> "FileImages":
+        """See `Images`."""
+        zeros = torch.zeros_like(self.labels)
+        return FileImages(self.paths, zeros, self.preprocessing, self.root, self.labels)
 
     def to(self, device: torch.device) -> "FileImages":
         """See `Images`."""

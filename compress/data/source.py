@@ -11,10 +11,14 @@ from compress.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it stands, before classes, subsets and validation are cut from it."""
+    """A data set as it stands, before classes, subsets and validation are cut from it.
+
+    `test` None: a share of `train` is to be held out. Without class names the images have no
+    labels: all are 0.
+    """
 
     train: Images
-    test: Images
+    test: Images | None
     class_names: tuple[str, ...]
     image_size: int
     mean: tuple[float, float, float]
@@ -44,6 +48,18 @@ def choose_balanced(labels: Tensor, count: int, generator: torch.Generator) -> T
         shuffled = members[torch.randperm(len(members), generator=generator)]
         chosen.append(shuffled[:wanted])
     return torch.cat(chosen).sort().values
+
+
+def split_off(images: Images, count: int, generator: torch.Generator) -> tuple[Images, Images]:
+    """The images that are left, and `count` others, the same number of each class.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    chosen = choose_balanced(images.labels, count, generator)
+    keep = torch.ones(len(images), dtype=torch.bool)
+    keep[chosen] = False
+    return images.subset(keep.nonzero().flatten()), images.subset(chosen)
 
 
 def first_classes(

@@ -82,15 +82,22 @@ def describe(
     metrics: Mapping[str, Any],
     fingerprint: str,
 ) -> dict[str, Any]:
-    """Build the content of a model file's description; `architecture` is {"name", "arguments"}."""
+    """Build the content of a model file's description.
+
+    Args:
+        architecture: {"name", "arguments"}, and "head" where one was cut off.
+        class_names: none of a network that gives embeddings.
+    """
     name = architecture["name"]
     arguments = without_sources(name, architecture["arguments"])
+    width = {} if class_names else {"embedding_width": specs.num_classes}
     return {
         "format": FORMAT,
         "architecture": {**architecture, "arguments": arguments},
         "code": user_code.provenance(name) if user_code.is_user_code(name) else None,
         "num_classes": len(class_names),
         "class_names": list(class_names),
+        **width,
         "input_shape": [3, preprocessing.image_size, preprocessing.image_size],
         "preprocessing": preprocessing.as_dict(),
         "taps": specs.as_dict(),
@@ -127,6 +134,8 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
     for teacher in content["teachers"]:
         taps = TapSpecs.from_dict(teacher["taps"])
         width = taps.pooled_width
+        if taps.classifier is None:
+            width = None
         weight = torch.zeros(taps.num_classes, width) if width is not None else None
         bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
         source = teacher.get("network")
@@ -183,16 +192,17 @@ def build_plain(
     """The described architecture with random weights and its own classifier.
 
     Args:
-        num_classes: of the classifier, by default as described.
+        num_classes: of the classifier, by default as described; 0: none, embeddings.
         weights: the file beside the description; a network that it cannot hold is not built.
     """
     name = description["architecture"]["name"]
     with _limit(name, weights):
         network = models.build(
             name,
-            num_classes=num_classes or description["num_classes"],
+            num_classes=description["num_classes"] if num_classes is None else num_classes,
             seed=seed,
             role=role,
+            head=description["architecture"].get("head"),
             **without_sources(name, description["architecture"]["arguments"]),
         )
     switch_off_inplace(network)  # as it was when it was tapped
@@ -222,8 +232,14 @@ def load_student(folder: Path, name: str = "student") -> Student:
         network = method.ship(network)
     _load_exactly(network, read_tensors(path)[0], path)
     shape = Preprocessing.from_dict(description["preprocessing"]).input_shape
-    _require_output(network.eval(), shape, (description["num_classes"],), str(path))
+    _require_output(network.eval(), shape, (output_width(description),), str(path))
     return Student(network, description)
+
+
+def output_width(description: Mapping[str, Any]) -> int:
+    """Numbers that a described network gives of an image: a logit per class, or its embedding."""
+    width: int = description["num_classes"] or description["embedding_width"]
+    return width
 
 
 def load_unfinished(folder: Path) -> Student:

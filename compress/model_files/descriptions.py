@@ -25,12 +25,14 @@ SOURCE = ("architecture", "code", "method")
 _Text = Annotated[str, Field(max_length=4096)]
 _Count = Annotated[int, Field(ge=1, le=10**12)]
 _Width = Annotated[int, Field(ge=1, le=2**24)]
+_Classes = Annotated[int, Field(ge=0, le=2**24)]  # 0: no classifier
 _Pixels = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class _Architecture(ClosedSchema):
     name: Annotated[str, Field(min_length=1, max_length=4096)]
     arguments: dict[str, Any]
+    head: _Text | None = None
 
 
 class _Code(ClosedSchema):
@@ -87,7 +89,7 @@ class _Method(ClosedSchema):
     arguments: dict[str, Any]
     student: _Taps
     teachers: list[_Teacher]
-    num_classes: _Width
+    num_classes: _Classes
     train_size: _Count
     batch_size: _Count
     steps_per_epoch: _Count
@@ -123,8 +125,9 @@ class _Interrupted(ClosedSchema):
 class _Description(OpenSchema):
     architecture: _Architecture
     code: _Code | None = None
-    num_classes: _Width
+    num_classes: _Classes
     class_names: list[_Text]
+    embedding_width: _Width | None = None
     input_shape: list[int]
     preprocessing: _Preprocessing
     taps: _Taps
@@ -145,6 +148,8 @@ class _Description(OpenSchema):
             raise ValueError(
                 f"num_classes is {self.num_classes}, but class_names has {len(self.class_names)}"
             )
+        if (self.embedding_width is None) == (self.num_classes == 0):
+            raise ValueError("embedding_width is given where num_classes is 0, and only there")
         if self.encoder_prefix is None and (
             self.method is not None or "encoder_prefix" in self.model_fields_set
         ):

@@ -22,7 +22,7 @@ from compress.storage.files import read_tensors
 from compress.taps.discovery import discover
 
 # Keys under which training scripts usually wrap the weights.
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _SHOWN = 6
 # Plain values beside the weights in checkpoints of the CRD repository; none can execute anything.
 _PLAIN_VALUES: list[Any] = [

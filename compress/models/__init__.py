@@ -26,7 +26,7 @@ from compress.models.vgg import VGGS
 from compress.models.wide_resnet import WIDE_RESNETS
 from compress.seeding import seeded
 
-__all__ = ["MODELS", "Folded", "build", "find", "fold_batchnorm"]
+__all__ = ["MODELS", "Folded", "build", "cut_head", "find", "fold_batchnorm"]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **CIFAR_RESNETS,
@@ -89,12 +89,56 @@ def find(name: str) -> Callable[..., nn.Module]:
 
 
 def build(
-    name: str, *, num_classes: int, seed: int = 0, role: str = "student", **arguments: Any
+    name: str,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    role: str = "student",
+    head: str | None = None,
+    **arguments: Any,
 ) -> nn.Module:
     """Build a network with random weights that depend on (seed, role, name) alone.
 
     A teacher of the student's own architecture has another role, so it starts elsewhere.
+
+    Args:
+        num_classes: 0 is an encoder, images (N, 3, H, W) -> embeddings (N, D): of our zoo and of
+            torchvision without the last linear layer; timm and code of a user's own are called with
+            0 and give one themselves.
+        head: path of a module that is cut off, too.
+
+    Raises:
+        UserError: there is no such name, or no such head.
     """
     builder = find(name)
+    embeds_itself = name.startswith("timm:") or user_code.is_user_code(name)
+    classes = num_classes if num_classes or embeds_itself else 1
     with seeded(seed, "initialisation", role, name):
-        return user_code.call_builder(builder, name, num_classes=num_classes, **arguments)
+        network = user_code.call_builder(builder, name, num_classes=classes, **arguments)
+    if classes != num_classes:
+        cut_head(network, _last_linear(network, name))
+    if head is not None:
+        cut_head(network, head)
+    return network
+
+
+def cut_head(network: nn.Module, path: str) -> None:
+    """Put the identity in the place of a module, in place.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    modules = dict(network.named_modules())
+    if not path or path not in modules:
+        raise UserError(f"the network has no module '{path}'{nearest(path, modules)}")
+    parent, _, name = path.rpartition(".")
+    setattr(modules[parent], name, nn.Identity())
+
+
+def _last_linear(network: nn.Module, name: str) -> str:
+    linear: list[str] = [
+        path for path, one in network.named_modules() if isinstance(one, nn.Linear)
+    ]
+    if not linear:
+        raise UserError(f"{name} does not end in a linear layer that could be cut off")
+    return linear[-1]

@@ -21,6 +21,7 @@ def discover(
     *,
     stages: Sequence[str] | None = None,
     last_map: str | None = None,
+    embeds: bool = False,
 ) -> TapSpecs:
     """Find the taps by running the network once in eval mode on noise of shape (C, H, W).
 
@@ -33,17 +34,21 @@ def discover(
     Args:
         stages: module paths of the stage maps, fine to coarse, in place of those found.
         last_map: module path of the last map, in place of the one found.
+        embeds: the output is an embedding (N, D), which takes the place of what a classifier reads.
 
     Raises:
-        UserError: the network does not give one tensor of logits (N, K), or a given path is no
+        UserError: the network does not give one tensor (N, K), or a given path is no
             module that puts out one map.
     """
     switch_off_inplace(network)
     seen = _run(network, input_shape)
-    if not isinstance(seen.logits, Tensor) or seen.logits.dim() != 2:
-        raise UserError(f"{name} does not give logits of shape (images, classes)")
-    classifier = _classifier(seen)
-    embedding = seen.inputs[classifier] if classifier else None
+    output = (
+        "embeddings of shape (images, width)" if embeds else "logits of shape (images, classes)"
+    )
+    if not isinstance(seen.logits, Tensor) or seen.logits.dim() != 2 or not seen.logits.numel():
+        raise UserError(f"{name} does not give {output}")
+    classifier = None if embeds else _classifier(seen)
+    embedding = seen.logits if embeds else seen.inputs[classifier] if classifier else None
     maps = _maps(seen)
     _require(maps, [*(stages or ()), *([last_map] if last_map else [])], name)
     last = last_map

@@ -47,7 +47,11 @@ Spec: TypeAlias = MapSpec | VectorSpec
 
 @dataclass(frozen=True)
 class TapSpecs:
-    """The places of one network that can be tapped; None where it has no such place."""
+    """The places of one network that can be tapped; None where it has no such place.
+
+    `num_classes` is the width of the output. A network without classifier whose output is an
+    embedding (N, D) has `pooled_width` D all the same.
+    """
 
     stages: tuple[MapSpec, ...]
     pre_activations: tuple[MapSpec, ...]
@@ -56,6 +60,11 @@ class TapSpecs:
     classifier: str | None
     num_classes: int
     stem: MapSpec | None = None
+
+    @property
+    def output(self) -> str:
+        """The kind of the network's output: logits, or pooled of one that embeds."""
+        return "pooled" if self.classifier is None and self.pooled_width else "logits"
 
     def of(self, kind: str) -> Spec | tuple[Spec, ...] | None:
         """The place or places of a kind of `KINDS`; None where the network has none."""
@@ -95,19 +104,20 @@ class Kind:
     lacking: str | None = None
 
 
-def _logits(specs: TapSpecs) -> Spec:
-    return VectorSpec("", specs.num_classes)
+def _logits(specs: TapSpecs) -> Spec | None:
+    return VectorSpec("", specs.num_classes) if specs.output == "logits" else None
 
 
 def _embedding(specs: TapSpecs) -> Spec | None:
+    width = specs.pooled_width or 0
     if specs.classifier is None:
-        return None
-    return VectorSpec(specs.classifier, specs.pooled_width or 0, "input")
+        return VectorSpec("", width) if width else None
+    return VectorSpec(specs.classifier, width, "input")
 
 
 # A new kind of tap is a line here; a field of `TapSpecs` and its discovery where no field tells.
 KINDS: Mapping[str, Kind] = {
-    "logits": Kind(_logits),
+    "logits": Kind(_logits, lacking="no classifier, so it gives no logits"),
     "pooled": Kind(_embedding, lacking="no linear classifier to read from"),
     "last_map": Kind(
         attrgetter("last_map"),

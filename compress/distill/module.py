@@ -61,7 +61,9 @@ class Distillation(nn.Module):
         self._tapped = Tapped(student, context.student, self.student_taps)
         self._teachers = [
             Tapped(
-                teacher.eval().requires_grad_(False), known.taps, (*method.teacher_taps, "logits")
+                teacher.eval().requires_grad_(False),
+                known.taps,
+                (*method.teacher_taps, known.taps.output),
             )
             for teacher, known in zip(teachers, context.teachers, strict=True)
         ]
@@ -108,7 +110,7 @@ class Distillation(nn.Module):
     @property
     def student_taps(self) -> tuple[str, ...]:
         """Taps of the student that any term reads."""
-        return tuple(dict.fromkeys((*self.method.student_taps, "logits")))
+        return tuple(dict.fromkeys((*self.method.student_taps, self.method.context.student.output)))
 
     def begin_phase(
         self,
@@ -193,8 +195,9 @@ class Distillation(nn.Module):
         Returns:
             `term`: their unweighted sum. `gradient_to_ce`: the norm of their gradient on the
             student's parameters, times the method's weight (1 where that is 0), divided by that of
-            the cross entropy. None where that is no finite number. Empty for a method without
-            terms. Every state is left as it was, gradients are cleared.
+            the cross entropy; left out where the task has no labels. None where that is no finite
+            number. Empty for a method without terms. Every state is left as it was, gradients are
+            cleared.
         """
         if type(self.method).forward is Method.forward:
             return {}
@@ -203,10 +206,12 @@ class Distillation(nn.Module):
             student, teachers = self._student_views(batch), self._teacher_views(batch)
             terms = self.method(student, teachers, self._observed(batch))
             own = torch.stack([*terms.values()]).sum()
-            hard = self.method.hard_loss(student, batch, self.task.loss)
-            norms = [_gradient_norm(term, parameters) for term in (own, hard)]
-        ratio = (self.weights.method or 1) * norms[0] / norms[1]
-        values = {"term": float(own.detach()), "gradient_to_ce": float(ratio)}
+            values = {"term": float(own.detach())}
+            if self.task.has_classes:
+                hard = self.method.hard_loss(student, batch, self.task.loss)
+                norms = [_gradient_norm(term, parameters) for term in (own, hard)]
+                ratio = (self.weights.method or 1) * norms[0] / norms[1]
+                values["gradient_to_ce"] = float(ratio)
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
     def resident_tensors(self, batch: Batch) -> list[Tensor]:

@@ -147,6 +147,8 @@ class CAMKD(Method):
     """Soft targets and features of several teachers, weighted by what they know of a sample."""
 
     is_soft_term = True
+    reads_classifier = True
+    reads_labels = True
     student_taps = ("logits", "last_map")
     teacher_taps = ("logits", "last_map")
     protocols: ClassVar[Mapping[str, LossWeights]] = {

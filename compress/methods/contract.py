@@ -90,12 +90,16 @@ def published(weight: float) -> Mapping[str, LossWeights]:
 
 @dataclass(frozen=True)
 class Needs:
-    """Views, coupling, teacher taps and published weights of a method: see `Method.needs`."""
+    """Views, coupling, teacher taps and published weights of a method: see `Method.needs`.
+
+    `reads_labels`: its own terms or phases do.
+    """
 
     views: tuple[View, ...]
     batch_coupled: bool
     teacher_taps: Sequence[str]
     protocols: Mapping[str, LossWeights]
+    reads_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,8 @@ class MethodContext:
     """All that a method is built from.
 
     `labels` (train_size,) are those of the training images; they are empty where a method is
-    rebuilt from a model file, which holds numbers and shapes but no data.
+    rebuilt from a model file, which holds numbers and shapes but no data. Where networks embed,
+    `num_classes` is 0 and every label is 0.
     """
 
     student: TapSpecs
@@ -217,6 +222,8 @@ class Method(nn.Module):
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     copies_teacher: ClassVar[bool] = False  # True where its state has layers of the teacher's
+    reads_labels: ClassVar[bool] = False  # True where its own terms or phases read labels
+    reads_classifier: ClassVar[bool] = False  # True where it reads the classifier of a network
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps
     teacher_taps: Sequence[str] = ()
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
@@ -245,7 +252,9 @@ class Method(nn.Module):
         Asked before anything is built, also with arguments that are wrong in kind or number, which
         others refuse. A method that overrides this builds itself with what it returns.
         """
-        return Needs(cls.views, cls.batch_coupled, cls.teacher_taps, cls.protocols)
+        return Needs(
+            cls.views, cls.batch_coupled, cls.teacher_taps, cls.protocols, cls.reads_labels
+        )
 
     @classmethod
     def with_defaults(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,14 +362,17 @@ class Method(nn.Module):
         return drawn[batch.start : batch.start + len(batch.index)]
 
     def logits(self, student: Taps) -> Tensor:
-        """The prediction (N, K) from the taps, extended, of a student that is being trained.
+        """The output (N, K) from the taps, extended, of a student that is being trained.
 
-        `deploy` must give the same numbers; the fuse stage proves it on real images.
+        By default the student's own: logits, or the embedding of one without classifier. `deploy`
+        must give the same numbers; the fuse stage proves it on real images.
         """
-        return logits_of(student)
+        return student.tensor(self.context.student.output)
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """The network that is evaluated after each epoch: normalised images -> logits (N, K).
+
+        Where the task has no classes it gives embeddings (N, D), see `compress.tasks.Embedding`.
 
         By default the student itself, and what ships. Where more than the bare student ships, the
         result has the parts `encoder` (images -> last map) and whatever follows it. It shares

@@ -131,6 +131,7 @@ class CRD(Method):
     """Contrast against memory banks, see the module's docstring."""
 
     knows_images = True
+    reads_labels = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(0.8)

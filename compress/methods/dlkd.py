@@ -219,7 +219,8 @@ class DLKD(Method):
         _, correlation, supervised = _weights(given)
         alone = {key: LossWeights(ce=0, kd=0, method=1) for key in cls.protocols}
         protocols = cls.protocols if given["labels"] else alone
-        return Needs(cls.views, bool(correlation or supervised), cls.teacher_taps, protocols)
+        coupled = bool(correlation or supervised)
+        return Needs(cls.views, coupled, cls.teacher_taps, protocols, bool(supervised))
 
     def extend(self, student: Taps) -> Taps:
         """Add what each head makes of the pooled vectors, by the name of its term."""

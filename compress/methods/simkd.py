@@ -163,6 +163,7 @@ class Deployed(nn.Module):
 class SimKD(Method):
     """Projector and a frozen copy of the teacher's classifier."""
 
+    reads_classifier = True
     student_taps: Sequence[str] = ("last_map",)
     teacher_taps = ("last_map",)
     protocols: ClassVar[Mapping[str, LossWeights]] = {

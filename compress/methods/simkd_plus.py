@@ -56,6 +56,7 @@ class SimKDPlus(Method):
     """Projector and a frozen copy of the teacher's layers after the cut."""
 
     copies_teacher = True
+    reads_classifier = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols = SimKD.protocols

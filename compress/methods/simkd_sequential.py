@@ -39,6 +39,7 @@ _cross_entropy = in_float32(cross_entropy)
 class SimKDSequential(SimKD):
     """SimKD, then a new classifier on its frozen encoder."""
 
+    reads_labels = True
     student_taps = ("last_map", "pooled")
 
     def __init__(

@@ -108,6 +108,7 @@ class Merged(nn.Module):
 class SimKDV(Method):
     """Linear projectors and frozen copies of the teachers' classifiers."""
 
+    reads_classifier = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     protocols: ClassVar[Mapping[str, LossWeights]] = SimKD.protocols

@@ -84,6 +84,7 @@ class _MapConnector(nn.Module):
 class SRRL(Method):
     """A connector to the teacher's features, and the teacher's classifier that reads them."""
 
+    reads_classifier = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled", "logits")
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)

@@ -67,8 +67,11 @@ class Data(Named):
     With `views: K` an image has K different augmented views in all, drawn once, instead of every
     one that the augmentation can make. `train_images` is a class-balanced subset of the training
     split, `train_share` a share of it whose images are drawn at random, whatever their classes.
+    Without `labels` there are none, or they are hidden from training: networks give embeddings,
+    subsets are drawn at random, and an image folder may be any tree of images.
     """
 
+    labels: bool = True
     classes: Annotated[int, Field(ge=2, le=_LARGEST)] | None = None
     train_images: Positive | None = None
     train_share: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -83,7 +86,15 @@ class Data(Named):
     def _has_one_size(self) -> "Data":
         if self.train_images is not None and self.train_share is not None:
             raise ValueError("has both `train_images` and `train_share`; give one of them")
+        if self.classes is not None and not self.labels:
+            raise ValueError("has `classes` and `labels: false`; without labels there are none")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what recipes from before have not, so that they keep their fingerprints."""
+        content: dict[str, Any] = serialise(self)
+        return {k: v for k, v in content.items() if k != "labels" or not v}
 
 
 class Train(Part):
@@ -129,6 +140,11 @@ class TeacherPart(Part):
     It reads images as the data set prepares them, or the same crops in its own `preprocessing`:
     `own` is what its file, torchvision or timm says. `seed` is that of its first weights, by
     default the recipe's plus the teacher's number.
+
+    Without labels a teacher gives embeddings. `head` is the path of the module that is cut off it
+    and left out of its file; by default it is the classifier of the architecture, and what files of
+    that kind are known to hold beyond the encoder. With `none` nothing is cut off: what the network
+    puts out is the embedding, and all of the file is the network's.
     """
 
     model: Named | None = None
@@ -138,12 +154,13 @@ class TeacherPart(Part):
     train: Train | None = None
     preprocessing: Literal["own"] | PreprocessingPart | None = None
     seed: Seed | None = None
+    head: Annotated[str, Field(min_length=1)] | None = None
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what recipes from before have not, so that they keep their fingerprints."""
         content: dict[str, Any] = serialise(self)
-        later = ("preprocessing", "seed")
+        later = ("preprocessing", "seed", "head")
         return {k: v for k, v in content.items() if k not in later or v is not None}
 
     @model_validator(mode="after")

@@ -75,7 +75,7 @@ def _of_teacher(recipe: Recipe, step: PlannedStep) -> Fields:
 
 def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
     part: MethodPart = step.arguments["part"]
-    terms = terms_for(part, recipe.distill)
+    terms = terms_for(part, recipe)
     return {
         "trial": step.arguments["trial"],
         "student": _with_digests(recipe.student.model_dump()),

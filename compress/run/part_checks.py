@@ -13,7 +13,8 @@ from compress.recipe.schema import Data, MethodPart, Named, Recipe, TeacherPart,
 from compress.run.place_checks import check_weights
 from compress.run.stages import StageTable
 from compress.run.train_checks import check_train
-from compress.stages.distill import terms_for
+from compress.stages import task_of
+from compress.stages.distill import terms_for, weights_given
 from compress.stages.teacher import requested_preprocessing
 from compress.trackers import TRACKERS, lacks
 
@@ -30,6 +31,7 @@ def check_parts(recipe: Recipe, stages: StageTable) -> list[str]:
         problems += check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
         problems += check_weights(teacher.weights, teacher.model, f"{path}.weights")
         problems += _check_preprocessing(teacher, path)
+        problems += _check_teacher_task(recipe, teacher, path)
         if teacher.train is not None:
             problems += check_train(teacher.train, f"{path}.train")
     problems += _check_model(recipe.student.model, "student.model")
@@ -49,6 +51,8 @@ def check_relations(recipe: Recipe) -> list[str]:
     for path, part in _methods(recipe).items():
         if part.name in METHODS:
             problems += _check_weights_of(part, recipe, path)
+    if recipe.export is not None and not task_of(recipe).has_classes:
+        problems.append("export: needs classes, and data.labels is false; give `export: null`")
     labels = list(recipe.methods)
     for label in labels:
         if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):
@@ -76,7 +80,9 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     if protocol not in needs.protocols:
         known, hint = ", ".join(needs.protocols), nearest(protocol, needs.protocols)
         return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
-    terms = terms_for(part, recipe.distill)
+    if not task_of(recipe).has_classes and (problem := _label_problem(part, recipe)):
+        return [f"{path}: {problem}, and data.labels is false"]
+    terms = terms_for(part, recipe)
     if terms.ce + terms.kd + terms.method == 0:
         return [f"{path}: every weight is 0, so nothing would be learned"]
     if recipe.data.views and any(view.mirrored_like is not None for view in needs.views):
@@ -91,6 +97,28 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
         ]
     if method.is_soft_term and terms.kd:
         return [f"{path}: {part.name} is the soft term itself; its weight is `method`, not `kd`"]
+    return []
+
+
+def _label_problem(part: MethodPart, recipe: Recipe) -> str | None:
+    """What a method cannot do without labels and logits; None where it needs neither."""
+    method = METHODS[part.name]
+    needs, given = method.needs(part.arguments), weights_given(part, recipe.distill)
+    if given is not None and (given.ce or given.kd):
+        return "ce and kd weigh labels and logits"
+    if needs.reads_labels:
+        return f"{part.name} reads labels"
+    if method.reads_classifier or "logits" in (*method.student_taps, *needs.teacher_taps):
+        return f"{part.name} reads a classifier or its logits"
+    return None
+
+
+def _check_teacher_task(recipe: Recipe, teacher: TeacherPart, path: str) -> list[str]:
+    """Problems of a teacher that are those of the task."""
+    if task_of(recipe).has_classes:
+        return [f"{path}.head: cut off where data.labels is false only"] if teacher.head else []
+    if teacher.train is not None:
+        return [f"{path}.train: learns from labels, and data.labels is false; give weights"]
     return []
 
 

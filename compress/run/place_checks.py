@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from compress.data import CLASS_NAMES
+from compress.data import CLASS_NAMES, look_at_classes
 from compress.errors import UserError, nearest
 from compress.model_files.weights import published_weights
 from compress.recipe import signatures
@@ -47,7 +47,7 @@ def check_places(recipe: Recipe) -> list[str]:
 def _check_data(data: Data, *, is_exported: bool) -> list[str]:
     if data.name not in CLASS_NAMES:
         return []
-    look = CLASS_NAMES[data.name]
+    look = look_at_classes(data.name, labels=data.labels)
     arguments = {k: v for k, v in data.arguments.items() if k in signatures.arguments_of(look)}
     if signatures.check(look, arguments, "data"):
         return []  # told where arguments are checked
@@ -55,6 +55,8 @@ def _check_data(data: Data, *, is_exported: bool) -> list[str]:
         names = look(**arguments)
     except (UserError, OSError) as error:
         return [str(error)]
+    if not data.labels:
+        return []
     problems = []
     if data.classes is not None and data.classes > len(names):
         problems.append(f"data.classes: asks for {data.classes}, the data set has {len(names)}")

@@ -16,6 +16,7 @@ from compress.run.probe import Shapes
 from compress.stages import dataset_of
 from compress.stages.distill import terms_for
 from compress.stages.teacher import describe_other_normalisation, own_description
+from compress.taps import VectorSpec
 from compress.teacher.cache import expected_hit_share, obstacle
 
 
@@ -50,8 +51,12 @@ def _taps(shapes: Shapes) -> Table:
             where = spec.path if spec.side == "output" else f"input of {spec.path}"
             shape = f"{spec.channels} x {spec.height} x {spec.width}"
             taps.add_row(f"{role} {name}", kind, where, shape, str(spec.stride))
-        pooled = (f"input of {specs.classifier}", str(specs.pooled_width))
-        taps.add_row(f"{role} {name}", "pooled", *(pooled if specs.classifier else ("none", "")))
+        pooled = specs.of("pooled")
+        if isinstance(pooled, VectorSpec):
+            place = f"input of {pooled.path}" if pooled.path else "output"
+            taps.add_row(f"{role} {name}", "pooled", place, str(pooled.width))
+        else:
+            taps.add_row(f"{role} {name}", "pooled", "none", "")
     return taps
 
 
@@ -80,7 +85,7 @@ def _list_cache_notes(plan: RecipePlan, shapes: Shapes) -> list[str]:
     for label, part in recipe.methods.items():
         if label not in shapes.methods:
             continue
-        method, terms = shapes.methods[label], terms_for(part, recipe.distill)
+        method, terms = shapes.methods[label], terms_for(part, recipe)
         wanted = {*(method.teacher_taps if terms.method else ()), *(["logits"] if terms.kd else [])}
         seen = [
             view.image_view(recipe.data.augment).label

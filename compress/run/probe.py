@@ -14,11 +14,13 @@ from compress.data import IMAGE_SIZES, Preprocessing
 from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method, MethodContext, teacher_context
+from compress.model_files.encoders import NO_HEAD, encoder_tensors
 from compress.model_files.weights import load_state, published_weights, read_state
 from compress.models.forward import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TeacherPart
 from compress.run.place_checks import check_batches
 from compress.seeding import seeded
+from compress.stages import task_of
 from compress.stages.distill import terms_for
 from compress.stages.teacher import requested_preprocessing
 from compress.taps import Tapped, TapSpecs
@@ -56,6 +58,7 @@ def probe(
     Args:
         device: what networks will run on; where given, its memory must do for what is timed.
     """
+    num_classes = num_classes if task_of(recipe).has_classes else 0
     networks = _Networks(recipe.data.image_size or IMAGE_SIZES[recipe.data.name], num_classes)
     role = recipe.student
     student = networks.tap(role.model, role.taps, role.weights, "student", learns=True)
@@ -82,7 +85,7 @@ def _tap_teachers(recipe: Recipe, networks: "_Networks") -> list[tuple[str, _Net
             weights, learns = part.checkpoint or part.weights, part.train is not None
             size = _image_size(part, networks.size)
             network = networks.tap(
-                part.model, part.taps, weights, "teacher", learns=learns, size=size
+                part.model, part.taps, weights, "teacher", learns=learns, size=size, head=part.head
             )
             teachers += [(part.model.name, network)] if network is not None else []
     return teachers
@@ -115,6 +118,7 @@ class _Networks:
         *,
         learns: bool,
         size: int | None = None,
+        head: str | None = None,
     ) -> _Network | None:
         """Build and tap a network; None where it, or the file `weights` for it, does not fit.
 
@@ -123,24 +127,34 @@ class _Networks:
         size = size or self.size
         shape = (3, size, size)
         try:
-            key = part.model_dump_json() + taps.model_dump_json() + str(size)
+            key = part.model_dump_json() + taps.model_dump_json() + f"{size} {head}"
             if key not in self._built:
-                module = models.build(part.name, num_classes=self.num_classes, **part.arguments)
-                specs = discover(module, shape, part.name, **taps.model_dump())
+                cut = None if head == NO_HEAD else head
+                module = models.build(
+                    part.name, num_classes=self.num_classes, head=cut, **part.arguments
+                )
+                embeds = self.num_classes == 0
+                specs = discover(module, shape, part.name, **taps.model_dump(), embeds=embeds)
                 self._built[key] = module, specs
             check_forward(self._built[key][0], shape, learns=learns)
         except Exception as error:  # whatever a network's own code says of such an input
             reason = f"{part.name} cannot be used at {size} pixels: {error}"
             self.problems.append(f"{path}: {reason}")
             return None
-        return self._built[key] if self._fits(self._built[key], part.name, weights, path) else None
+        fits = self._fits(self._built[key], part.name, weights, path, head)
+        return self._built[key] if fits else None
 
-    def _fits(self, network: _Network, model: str, weights: str | None, path: str) -> bool:
+    def _fits(
+        self, network: _Network, model: str, weights: str | None, path: str, head: str | None
+    ) -> bool:
         """Whether the file of a network's weights fits; a missing one is found elsewhere."""
         if weights is None or weights in published_weights(model) or not os.path.isfile(weights):
             return True
         try:
-            load_state(network[0], read_state(Path(weights)), network[1].classifier, weights)
+            state, classifier = read_state(Path(weights)), network[1].classifier
+            if self.num_classes == 0:
+                state = encoder_tensors(state, network[0], head)[1]
+            load_state(network[0], state, classifier, weights)
         except UserError as error:
             self.problems.append(f"{path}: {error}")
             return False
@@ -156,7 +170,7 @@ def _build_methods(
         teachers=tuple(teacher_context(*teacher) for teacher in teachers),
         num_classes=num_classes,
         train_size=_IMAGES,
-        labels=torch.arange(_IMAGES) % num_classes,
+        labels=torch.arange(_IMAGES) % max(1, num_classes),
         batch_size=recipe.distill.train.batch_size,
         steps_per_epoch=1,
         epochs=recipe.distill.train.epochs,
@@ -182,7 +196,7 @@ def _check_method(
 ) -> None:
     """Raise where a method cannot tap these networks, or not at the teachers' precision."""
     Tapped(*student, method.student_taps)
-    soft = ("logits",) if terms_for(part, recipe.distill).kd else ()
+    soft = ("logits",) if terms_for(part, recipe).kd else ()
     for network, specs in teachers:
         Tapped(network, specs, method.teacher_taps)
         if recipe.engine.teacher == "int8":

@@ -5,7 +5,7 @@ recipes. What two stages need of a recipe stands here.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ from compress.engine.compiling import compile_taps, compiling_pays
 from compress.engine.optimization import SCHEDULES, TrainSettings
 from compress.recipe.schema import Recipe, Train
 from compress.stages.job import Job
+from compress.storage.files import read_tensors, write_tensors
 from compress.taps import TappedForward, TapSpecs
-from compress.tasks import Classification, Task
+from compress.tasks import Task, task_for
 
 EVALUATION_BATCH = 256
+REFERENCES = "references.safetensors"
+# By the prefix of a split's results: of each teacher, what students are compared with there.
+References = Mapping[str, Sequence[Tensor]]
 
 
 def settings_from(train: Train) -> TrainSettings:
@@ -46,7 +50,7 @@ def settings_from(train: Train) -> TrainSettings:
 
 def task_of(recipe: Recipe) -> Task:
     """The task that the recipe's networks are trained for."""
-    return Classification()
+    return task_for(labels=recipe.data.labels)
 
 
 def dataset_of(recipe: Recipe, device: torch.device | None = None) -> Dataset:
@@ -118,15 +122,59 @@ def order_seed(recipe: Recipe, trial: int) -> int:
     return recipe.seed + trial if recipe.data.seed is None else recipe.data.seed
 
 
-def evaluate(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
-    """The task's metric on the test split and, where there is one, on the validation split."""
+def evaluate(
+    network: nn.Module, data: Dataset, job: Job, references: References | None = None
+) -> dict[str, float]:
+    """The task's metric on the test split and, where there is one, on the validation split.
+
+    `references` are those of the teachers, for a task that compares with them.
+    """
     task = task_of(job.recipe)
     result: dict[str, float] = {}
-    for prefix, images in (("", data.test), ("validation_", data.validation)):
-        if images is not None:
-            batches = _split_batches(images, data, job)
-            result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches).items()}
+    for prefix, images in _judged_splits(data).items():
+        batches, beside = _split_batches(images, data, job), (references or {}).get(prefix, ())
+        result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches, beside).items()}
     return result
+
+
+def save_references(network: nn.Module, data: Dataset, job: Job, folder: Path) -> dict[str, Tensor]:
+    """Write what students are compared with of a teacher; by the prefix of its split."""
+    task = task_of(job.recipe)
+    outputs = {
+        prefix: task.reference(network, _split_batches(images, data, job))
+        for prefix, images in _judged_splits(data).items()
+    }
+    made = {prefix: output for prefix, output in outputs.items() if output is not None}
+    if made:
+        write_tensors(folder / REFERENCES, {f"{k}test": v for k, v in made.items()})
+    return made
+
+
+def read_references(folders: Sequence[Path]) -> References:
+    """What `save_references` wrote for each teacher."""
+    files = [folder / REFERENCES for folder in folders if (folder / REFERENCES).is_file()]
+    references: dict[str, list[Tensor]] = {}
+    for path in files:
+        for key, output in read_tensors(path)[0].items():
+            references.setdefault(key.removesuffix("test"), []).append(output)
+    return references
+
+
+def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
+    """What labels that are hidden from training say of a trained network, where there are some."""
+    splits = data.train, data.test
+    labels = [images.hidden_labels for images in splits]
+    batches = [_split_batches(images, data, job) for images in splits]
+    if labels[0] is None or labels[1] is None:
+        return {}
+    task = task_of(job.recipe)
+    return task.judge(network, (batches[0], labels[0]), (batches[1], labels[1]))
+
+
+def _judged_splits(data: Dataset) -> dict[str, Images]:
+    """The splits that networks are evaluated on, by the prefix of their results."""
+    validation = {"validation_": data.validation} if data.validation is not None else {}
+    return {"": data.test, **validation}
 
 
 def save_predictions(network: nn.Module, data: Dataset, job: Job, folder: Path) -> None:
@@ -152,12 +200,14 @@ def selection_of(task: Task, data: Dataset) -> Selection | None:
 
 
 def summary(history: list[dict[str, Any]], task: Task) -> dict[str, Any]:
-    """Headline and best-on-test of a training whose rows hold the task's metric.
+    """Headline and best-on-test of a training whose rows hold the task's metric, if it has one.
 
     The headline is the last epoch's, or that of the epoch with the best validation result.
     """
     metric, validation = task.metric, f"validation_{task.metric}"
     chosen = history[-1]
+    if metric not in chosen:
+        return {"selected_epoch": int(chosen["epoch"]), "epochs": len(history)}
     if validation in chosen:
         chosen = Selection(validation, task.higher_is_better).best(history)
     best = Selection(metric, task.higher_is_better).best(history)

@@ -20,11 +20,14 @@ from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Method, Phase
 from compress.model_files import artifacts
-from compress.recipe.schema import Distill, MethodPart
+from compress.recipe.schema import Distill, MethodPart, Recipe, Weights
 from compress.seeding import seeded
 from compress.stages import (
+    References,
     dataset_of,
     evaluate,
+    judge,
+    read_references,
     save_predictions,
     selection_of,
     settings_from,
@@ -34,7 +37,7 @@ from compress.stages import (
 from compress.stages.inputs import StudentInputs
 from compress.stages.job import Job, Outcome
 from compress.stages.student import build_student, describe_student
-from compress.stages.teacher import load_teachers, preprocessing_of
+from compress.stages.teacher import load_teachers, preprocessing_of, teacher_folders
 from compress.storage.files import write_json
 from compress.storage.fingerprints import fingerprint_of
 from compress.storage.integrity import seal
@@ -43,14 +46,23 @@ RESULT_VERSION = 4
 IN_EVERY_PROCESS = True
 
 
-def terms_for(part: MethodPart, distill: Distill) -> LossWeights:
+def terms_for(part: MethodPart, recipe: Recipe) -> LossWeights:
     """The weights of a method: those of the published protocol where the recipe gives no other.
 
-    `distill.weights` is for the method that ships; a method beside it has its own `weights`.
+    `distill.weights` is for the method that ships; a method beside it has its own `weights`. Where
+    the task has no classes, there is nothing for hard labels and soft targets to weigh.
     """
+    distill = recipe.distill
     terms = METHODS[part.name].needs(part.arguments).protocols[distill.protocol]
-    overrides = part.weights or (distill.weights if part is distill.method else None)
+    if not task_of(recipe).has_classes:
+        terms = replace(terms, ce=0, kd=0)
+    overrides = weights_given(part, distill)
     return terms if overrides is None else replace(terms, **overrides.model_dump(exclude_none=True))
+
+
+def weights_given(part: MethodPart, distill: Distill) -> Weights | None:
+    """The weights that the recipe gives a method."""
+    return part.weights or (distill.weights if part is distill.method else None)
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -76,7 +88,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     data = dataset_of(recipe, job.device)
     seed = recipe.seed + trial
     teachers = load_teachers(job.run_folder)
-    weights = terms_for(part, recipe.distill)
+    weights = terms_for(part, recipe)
     inputs = StudentInputs(job, data, teachers, weights)
     student, method = build_student(job, data, seed, teachers, len(inputs.batches))
     task = task_of(recipe)
@@ -98,14 +110,16 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         description["trained_in"] = _phase_folder(after[-1])
     # Written before the first step: an interrupted training can be exported.
     write_json(job.folder / "description.json", seal(description))
-    training = _Distilling(job, module, inputs, data)
+    references = read_references(teacher_folders(job.run_folder))
+    training = _Distilling(job, module, inputs, data, references)
     histories, terms = yield from training.run()
     results = summary(histories[-1], task)
     if len(histories) > 1:
         results["main_training"] = summary(histories[0], task)
-    log(f"  {job.name}: {task.format(results[task.metric])} on {len(data.test)} test images")
-    description["metrics"] = {k: v for k, v in results.items() if "percent" in k}
     shipped = method.ship(student)
+    results |= judge(shipped, data, job)
+    log(f"  {job.name}: {task.describe(results)} on {len(data.test)} test images")
+    description["metrics"] = {k: v for k, v in results.items() if "percent" in k}
     digest = artifacts.save(job.folder, "student", shipped, description)
     save_predictions(shipped, data, job, job.folder)
     values = {
@@ -129,6 +143,7 @@ class _Distilling:
     module: Distillation
     inputs: StudentInputs
     data: Dataset
+    references: References
     memory: dict[str, int] = field(default_factory=dict)
 
     def run(
@@ -172,7 +187,7 @@ class _Distilling:
         options: dict[str, Any] = {}
         if phase.judged:
             network = judged(self.module.student)
-            options["evaluate"] = partial(evaluate, network, self.data, self.job)
+            options["evaluate"] = partial(evaluate, network, self.data, self.job, self.references)
             options["keep_best"] = selection_of(task_of(self.job.recipe), self.data)
         return Training(
             self.module,
@@ -198,7 +213,7 @@ class _Distilling:
             role=self.job.name,
             seed=self._seed,
             device=self.job.device,
-            evaluate=partial(_evaluate_all, networks, self.data, self.job),
+            evaluate=partial(_evaluate_all, networks, self.data, self.job, self.references),
             keep_best=selection_of(task_of(self.job.recipe), self.data),
             fingerprint=fingerprint_of(self.job.fields),
         )
@@ -232,12 +247,14 @@ class _Distilling:
             torch.cuda.reset_peak_memory_stats(device)
 
 
-def _evaluate_all(networks: Mapping[str, nn.Module], data: Dataset, job: Job) -> dict[str, float]:
+def _evaluate_all(
+    networks: Mapping[str, nn.Module], data: Dataset, job: Job, references: References
+) -> dict[str, float]:
     """Metrics of several networks, each under the task's names and its own ending."""
     return {
         f"{key}{ending}": value
         for ending, network in networks.items()
-        for key, value in evaluate(network, data, job).items()
+        for key, value in evaluate(network, data, job, references).items()
     }
 
 

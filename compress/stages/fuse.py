@@ -91,7 +91,7 @@ def _trained_logits(folder: Path, name: str, description: dict[str, Any], images
         logits: Tensor = network(images)
         return logits
     method = artifacts.rebuild_method(description["method"])
-    wanted = (*method.student_taps, "logits")
+    wanted = (*method.student_taps, method.context.student.output)
     tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), wanted)
     method.bind(tapped)
     method.load_state_dict(part_of(state, "method."))

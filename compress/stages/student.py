@@ -13,10 +13,12 @@ from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
 from compress.model_files.descriptions import SOURCE
+from compress.model_files.encoders import load_encoder_weights
 from compress.model_files.weights import load_initial
 from compress.models.forward import lay_channels_last
 from compress.recipe.schema import MethodPart
 from compress.seeding import seeded
+from compress.stages import task_of
 from compress.stages.job import Job
 from compress.taps import TapSpecs
 from compress.taps.discovery import discover
@@ -34,9 +36,12 @@ def build_student(
         model.name, num_classes=classes, seed=seed, role="student", **model.arguments
     )
     shape, taps = data.preprocessing.input_shape, recipe.student.taps
-    specs = discover(student, shape, model.name, **taps.model_dump())
+    embeds = not task_of(recipe).has_classes
+    specs = discover(student, shape, model.name, **taps.model_dump(), embeds=embeds)
     weights = recipe.student.weights
-    if weights is not None:
+    if weights is not None and embeds:
+        load_encoder_weights(student, model.name, weights)
+    elif weights is not None:
         load_initial(student, model.name, weights, shape)
     context = MethodContext(
         student=specs,

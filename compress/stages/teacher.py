@@ -16,15 +16,19 @@ from compress.engine.loop import History, train
 from compress.errors import UserError
 from compress.methods.contract import logits_of
 from compress.model_files import artifacts
+from compress.model_files.encoders import NO_HEAD, load_encoder_weights
 from compress.model_files.published import own_preprocessing
 from compress.model_files.weights import load_initial
 from compress.models.forward import check_forward, lay_channels_last
 from compress.recipe.schema import PreprocessingPart, TeacherPart, Train
 from compress.stages import (
+    REFERENCES,
     compile_forward,
     dataset_of,
     evaluate,
+    judge,
     save_predictions,
+    save_references,
     selection_of,
     settings_from,
     summary,
@@ -50,7 +54,7 @@ def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
     for number in sorted({*digests, *(p.parent.name for p in folder.glob("[0-9]*/teacher.*"))}):
         digest_by_file[f"{number}/teacher.safetensors"] = digests.get(number)
         digest_by_file[f"{number}/teacher.json"] = None
-        for name in (PREDICTIONS, "metrics.jsonl"):
+        for name in (PREDICTIONS, REFERENCES, "metrics.jsonl"):
             if (folder / number / name).is_file():
                 digest_by_file[f"{number}/{name}"] = None
     return digest_by_file
@@ -66,11 +70,13 @@ def run(job: Job) -> Outcome:
 
 def load_teachers(run_folder: Path) -> list[artifacts.Student]:
     """The teachers of a run, in eval mode, on the CPU."""
-    folders = sorted(
-        (p for p in (run_folder / "teacher").iterdir() if p.name.isdigit()),
-        key=lambda p: int(p.name),
-    )
-    return [artifacts.load_student(folder, "teacher") for folder in folders]
+    return [artifacts.load_student(folder, "teacher") for folder in teacher_folders(run_folder)]
+
+
+def teacher_folders(run_folder: Path) -> list[Path]:
+    """The folders of the teachers of a run, in their order."""
+    folders = (p for p in (run_folder / "teacher").iterdir() if p.name.isdigit())
+    return sorted(folders, key=lambda p: int(p.name))
 
 
 def preprocessing_of(teacher: artifacts.Student) -> Preprocessing:
@@ -128,16 +134,18 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
         results = evaluate(reading.to(job.device), data, job)
         row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
     save_predictions(reading, data, job, folder)
+    references = save_references(reading, data, job, folder)
+    judged = judge(reading, data, job)
+    row |= judged
     row["test_images"] = len(data.test)
-    value = row[task.metric]
-    log(f"  {label} {name}: {task.format(value)} on {len(data.test)} images")
-    _refuse_chance(value, task, data, label)
+    log(f"  {label} {name}: {task.describe(row)} on {len(data.test)} images")
+    _refuse_weak(row, references.get(""), task, data, label)
     description = artifacts.describe(
         architecture,
         specs,
         data.class_names,
         seen.preprocessing,
-        metrics={task.metric: value},
+        metrics={key: row[key] for key in (task.metric, *judged) if key in row},
         fingerprint=job.recipe_fingerprint,
     )
     description |= {"method": method, "encoder_prefix": "", "label": label}
@@ -147,7 +155,8 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
 def _prepare(job: Job, data: Dataset, part: TeacherPart, network: nn.Module, name: str) -> TapSpecs:
     """Find the taps, refuse what cannot serve, and lay the network out in memory."""
     shape, learns = data.preprocessing.input_shape, part.train is not None
-    specs = discover(network, shape, name, **part.taps.model_dump())
+    embeds = not task_of(job.recipe).has_classes
+    specs = discover(network, shape, name, **part.taps.model_dump(), embeds=embeds)
     check_forward(network, shape, learns=learns)
     if job.recipe.engine.teacher == "int8":
         check_int8(network, specs, ())
@@ -232,7 +241,7 @@ def _build(
     job: Job, data: Dataset, index: int, part: TeacherPart
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any] | None]:
     """Network, architecture, and the method of a teacher that was itself distilled here."""
-    classes = len(data.class_names)
+    classes, embeds = len(data.class_names), not task_of(job.recipe).has_classes
     weights = part.checkpoint or part.weights
     known = own_description(part)
     if known is not None and part.checkpoint is not None:
@@ -243,7 +252,7 @@ def _build(
         if known["num_classes"] == classes:
             loaded = artifacts.load_student(path.parent, path.stem)
             return loaded.network, known["architecture"], known["method"]
-        if part.train is None or known["method"] is not None:
+        if known["method"] is not None or not (part.train or embeds):
             raise _other_classes(known["num_classes"], data)
         architecture: dict[str, Any] = known["architecture"]
         network = artifacts.build_plain(
@@ -255,11 +264,14 @@ def _build(
         )
     elif part.model is not None:
         architecture = {"name": part.model.name, "arguments": part.model.arguments}
+        head = {} if part.head in (None, NO_HEAD) else {"head": part.head}
+        architecture |= head
         network = models.build(
             part.model.name,
             num_classes=classes,
             seed=_seed(job, index, part),
             role="teacher",
+            **head,
             **part.model.arguments,
         )
     else:
@@ -267,7 +279,9 @@ def _build(
             f"teacher.checkpoint: '{weights}' has no .json beside it that names its architecture; "
             "give `model` too"
         )
-    if weights is not None:
+    if weights is not None and embeds:
+        load_encoder_weights(network, architecture["name"], weights, part.head)
+    elif weights is not None:
         shape = data.preprocessing.input_shape
         replaced = load_initial(network, architecture["name"], weights, shape)
         if replaced is not None and part.train is None:
@@ -312,12 +326,13 @@ def _source(part: TeacherPart) -> str:
     return "trained" if weights is None else f"{weights}{', then trained' if part.train else ''}"
 
 
-def _refuse_chance(value: float, task: Task, data: Dataset, label: str) -> None:
-    chance = task.chance_level(len(data.class_names), len(data.test))
-    if not task.is_better(value, chance):
+def _refuse_weak(
+    row: Mapping[str, Any], reference: Tensor | None, task: Task, data: Dataset, label: str
+) -> None:
+    counts = {"num_classes": len(data.class_names), "images": len(data.test)}
+    reason = task.weakness(row, reference, **counts)
+    if reason is not None:
         raise UserError(
-            f"{label} is at chance: {task.format(value)} on {len(data.test)} test images of "
-            f"{len(data.class_names)} classes (guessing reaches up to {task.format(chance)}); "
-            "nothing can be distilled from it. Train it longer, or check its weights, classes and "
-            "preprocessing"
+            f"{label} {reason}; nothing can be distilled from it. Train it longer, or check its "
+            "weights, classes and preprocessing"
         )

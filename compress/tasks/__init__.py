@@ -12,6 +12,20 @@ tensor(0.6931)
 """
 
 from compress.tasks.classification import Classification
+from compress.tasks.embedding import Embedding
+from compress.tasks.neighbours import knn_top1_percent, mutual_knn_percent
 from compress.tasks.task import Task
 
-__all__ = ["Classification", "Task"]
+__all__ = [
+    "Classification",
+    "Embedding",
+    "Task",
+    "knn_top1_percent",
+    "mutual_knn_percent",
+    "task_for",
+]
+
+
+def task_for(*, labels: bool) -> Task:
+    """The task of networks that learn from images with labels, or without."""
+    return Classification() if labels else Embedding()

@@ -1,7 +1,7 @@
 """Image classification: cross entropy, and top-1 accuracy."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -24,6 +24,7 @@ class Classification(Task):
 
     metric = "top1_percent"
     unit = "%"
+    title = "Top-1"
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of logits (N, K) with labels (N,), in float32 or wider."""
@@ -35,7 +36,10 @@ class Classification(Task):
 
     @torch.no_grad()
     def evaluate(
-        self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+        self,
+        network: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        references: Sequence[Tensor] = (),
     ) -> dict[str, float]:
         """Top-1 accuracy, see `Task.evaluate`."""
         network.eval()
@@ -57,6 +61,23 @@ class Classification(Task):
         turns = zip_longest(*all_gather_items([own]))
         in_order = [batch for turn in turns for batch in turn if batch is not None]
         return prediction_arrays(*map(np.concatenate, zip(*in_order, strict=True)))
+
+    def weakness(
+        self,
+        results: Mapping[str, float],
+        reference: Tensor | None,
+        *,
+        num_classes: int,
+        images: int,
+    ) -> str | None:
+        """It is at chance."""
+        value, chance = results[self.metric], self.chance_level(num_classes, images)
+        if self.is_better(value, chance):
+            return None
+        return (
+            f"is at chance: {self.format(value)} on {images} test images of {num_classes} classes "
+            f"(guessing reaches up to {self.format(chance)})"
+        )
 
     def chance_level(self, num_classes: int, images: int) -> float:
         """Accuracy of guessing, plus two standard errors of the test set."""

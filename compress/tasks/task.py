@@ -1,7 +1,7 @@
 """The contract of a task: the hard loss, and the metric that evaluates a network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -13,7 +13,11 @@ class Task(ABC):
 
     metric: ClassVar[str]  # key of the metric in results and model files
     unit: ClassVar[str]
+    title: ClassVar[str]  # of the metric, in tables
     higher_is_better: ClassVar[bool] = True
+    # Networks return logits (N, K) of the data's classes; else embeddings (N, D), and no label is
+    # read.
+    has_classes: ClassVar[bool] = True
 
     @abstractmethod
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -25,12 +29,39 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+        self,
+        network: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        references: Sequence[Tensor] = (),
     ) -> dict[str, float]:
         """The metric over (images, labels) batches; the network is put in eval mode.
 
         It is that over the batches of all processes, each of which may have batches of its own.
+        Without the metric it is empty: a network alone has none where it is compared with others.
+
+        Args:
+            references: what `reference` gives of each teacher on the same images.
         """
+
+    def reference(
+        self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> Tensor | None:
+        """The outputs (N, ...) of a teacher that its students are compared with; None: none."""
+        return None
+
+    def judge(
+        self,
+        network: nn.Module,
+        train: tuple[Iterable[tuple[Tensor, Tensor]], Tensor],
+        test: tuple[Iterable[tuple[Tensor, Tensor]], Tensor],
+    ) -> dict[str, float]:
+        """What labels that were hidden from training say of a trained network.
+
+        Args:
+            train: batches of the training images, not augmented, and their labels (M,).
+            test: the same of the test images, (N,).
+        """
+        return {}
 
     def predict(
         self, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
@@ -43,8 +74,24 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def chance_level(self, num_classes: int, images: int) -> float:
-        """The best that guessing reaches on a test set of that many images."""
+    def weakness(
+        self,
+        results: Mapping[str, float],
+        reference: Tensor | None,
+        *,
+        num_classes: int,
+        images: int,
+    ) -> str | None:
+        """Why nothing can be distilled from a teacher, as what it does; None where something can.
+
+        Args:
+            results: those of `evaluate` on so many test images.
+            reference: that of the test images.
+        """
+
+    def describe(self, results: Mapping[str, float]) -> str:
+        """A network's results in words, for messages."""
+        return self.format(results[self.metric])
 
     def is_better(self, value: float, other: float) -> bool:
         """Tell whether a value of the metric is better than another one."""

@@ -48,13 +48,13 @@ def test_weights_change_only_what_they_name(
     method: object, protocol: str, expected: LossWeights
 ) -> None:
     recipe = _recipe(method, protocol)
-    assert distill.terms_for(recipe.distill.method, recipe.distill) == expected
+    assert distill.terms_for(recipe.distill.method, recipe) == expected
 
 
 def test_the_recipes_weights_are_those_of_the_method_that_ships() -> None:
     recipe = _recipe("at", compare=["at"], weights={"kd": 3})
-    assert distill.terms_for(recipe.distill.method, recipe.distill).kd == 3
-    assert distill.terms_for(recipe.distill.compare[0], recipe.distill).kd == 0
+    assert distill.terms_for(recipe.distill.method, recipe).kd == 3
+    assert distill.terms_for(recipe.distill.compare[0], recipe).kd == 0
 
 
 def test_a_term_is_measured_on_images_of_every_class() -> None:

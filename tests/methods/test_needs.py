@@ -53,7 +53,7 @@ def test_weights_checks_and_fingerprint_ask_with_the_arguments(
 ) -> None:
     monkeypatch.setitem(METHODS, "choosing", Choosing)  # type: ignore[arg-type]
     told = recipe(relate=relate)
-    terms = terms_for(told.distill.method, told.distill)
+    terms = terms_for(told.distill.method, told)
     assert terms == LossWeights(ce=1, kd=0, method=7 if relate else 1)
     assert ["relates the images" in p for p in check_relations(told)] == ([True] if relate else [])
     plan = make_plan(told)

@@ -41,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--max-difference", type=float, help="of an int8 logit, relative to the largest"
     )
+    parser.add_argument("--min-mean-cosine", type=float, help="of int8 and float embeddings")
+    parser.add_argument("--min-low-cosine", type=float, help="that of the lowest percent of images")
     parser.add_argument(
         "--full-range",
         action="store_const",
@@ -112,6 +114,7 @@ def _settings(recipe: "Recipe", args: argparse.Namespace) -> "Export":
     base = recipe.export or Export()
     names = ["calibration_images", "calibration", "leave_out", "full_range", "flavour", "search"]
     names += ["max_top1_drop", "min_agreement_percent", "max_difference"]
+    names += ["min_mean_cosine", "min_low_cosine"]
     int8 = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     changes: dict[str, Any] = {}
     if args.no_int8:
@@ -175,6 +178,7 @@ def _choose(run: Path, name: str | None, recipe: "Recipe") -> tuple[str, str | N
     """The label of the student to export, a folder in RUN/distill, and why it is no other."""
     from compress.comparison.students import choose_shipped
     from compress.storage.results import read_result
+    from compress.tasks import task_for
 
     folder, files = run / "distill", ("result.json", "checkpoint*.safetensors")
     trained = sorted({path.parent.name for file in files for path in folder.glob(f"*/{file}")})
@@ -189,7 +193,8 @@ def _choose(run: Path, name: str | None, recipe: "Recipe") -> tuple[str, str | N
     stages += ["account"] if (run / "account" / "result.json").is_file() else []
     results = {stage: read_result(run, stage) for stage in stages}
     label = None if wished is None else re.sub(r"-trial\d+$", "", wished)
-    choice = choose_shipped(run, results, [*recipe.methods], label)
+    metric = task_for(labels=recipe.data.labels).metric
+    choice = choose_shipped(run, results, [*recipe.methods], label, metric)
     chosen = wished or choice.label
     if chosen not in trained:  # nothing is finished
         chosen = trained[0]

@@ -16,9 +16,9 @@ from compress.onnx.files import move, open_session, run_session, write_model
 from compress.onnx.graphs import translate
 from export.bundle.interfaces import MEANINGS
 
-__all__ = ["FEATURES", "OUTPUT", "Exported", "export_encoder", "export_onnx"]
+__all__ = ["EMBEDDING", "FEATURES", "OUTPUT", "Exported", "export_encoder", "export_onnx"]
 
-OUTPUT, FEATURES = "logits", "features"
+OUTPUT, EMBEDDING, FEATURES = "logits", "embedding", "features"
 _AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's file
 
 
@@ -51,8 +51,9 @@ def export_onnx(
     """Write `network` with batch norm folded, in eval mode, weights inside, any batch size.
 
     The file's only input is `images`, normalised float32 (N, C, H, W), or with `raw_pixels` uint8
-    (N, H, W, 3) that it normalises itself; its only output `logits` (N, K). Its metadata hold
-    `class_names` and `preprocessing` as JSON, `input`, `output` and the `fingerprint`.
+    (N, H, W, 3) that it normalises itself; its only output `logits` (N, K), or without class names
+    `embedding` (N, D). Its metadata hold `class_names` and `preprocessing` as JSON, `input`,
+    `output` and the `fingerprint`.
 
     Args:
         network: takes (N, C, H, W), gives (N, K); on any device, not changed.
@@ -63,10 +64,11 @@ def export_onnx(
     Raises:
         UserError: torch cannot express the network in ONNX.
     """
+    output = OUTPUT if class_names else EMBEDDING
     model = translate(
         network,
         input_shape=input_shape,
-        output=OUTPUT,
+        output=output,
         dynamic={0: "batch"},
         opset=opset,
         raw_pixels=preprocessing if raw_pixels else None,
@@ -75,7 +77,7 @@ def export_onnx(
         "class_names": json.dumps(list(class_names)),
         "preprocessing": json.dumps(dict(preprocessing)),
         "input": "uint8 pixels NHWC" if raw_pixels else "normalised float32 NCHW",
-        "output": MEANINGS[OUTPUT],
+        "output": MEANINGS[output],
         "fingerprint": fingerprint,
     }
     files, size = write_model(model, path, metadata, embed_up_to)

@@ -14,6 +14,7 @@ from compress.errors import UserError
 from compress.storage.integrity import find_damaged
 
 BASELINE = "none"  # the label of the student that is trained without a teacher
+TOP1 = "top1_percent"  # the metric that standard errors and paired tests are about
 Result = Mapping[str, Any]  # the content of a stage's result.json
 
 
@@ -49,17 +50,31 @@ def choose_shipped(
     results: Mapping[str, Result],
     labels: Sequence[str],
     wished: str | None = None,
+    metric: str = TOP1,
 ) -> ShippedStudent:
     """The recommended student, or the one that somebody wished.
 
     Args:
         results, labels: see `recommend_student`.
         wished: the label that a recipe or a command line names.
+        metric: the key of the task's metric; of another than top-1 the highest mean ships.
     """
+    if metric != TOP1:
+        return ShippedStudent(wished or highest(results, labels, metric) or labels[0])
     choice = recommend_student(run_folder, results, labels)
     if choice is None or wished in (None, choice.label):
         return ShippedStudent(choice.label if choice else wished or labels[0])
     return ShippedStudent(str(wished), _remark(run_folder, results, str(wished), choice.label))
+
+
+def highest(results: Mapping[str, Result], labels: Sequence[str], metric: str) -> str | None:
+    """The student with the highest mean of a metric over its trials, of equal ones the first."""
+    trials, means = trials_by_label(results), dict[str, float]()
+    for label in in_reading_order(trials, labels):
+        rows = [_values(result).get(metric) for result in trials[label].values()]
+        if rows and all(isinstance(value, (int, float)) for value in rows):
+            means[label] = mean(map(float, rows))  # type: ignore[arg-type]
+    return max(means, key=lambda label: means[label], default=None)
 
 
 def _remark(run_folder: Path, results: Mapping[str, Result], wished: str, best: str) -> str:

@@ -236,8 +236,9 @@ class Int8(Part):
 
     The gate compares with the trained network, on the validation split where there is one, else on
     the test split: `max_top1_drop` in percentage points, `min_agreement_percent` of the images
-    with the same class, `max_difference` of logits relative to the largest one. A file that
-    exceeds a limit is left out of the bundle.
+    with the same class, `max_difference` of logits relative to the largest one. Of embeddings it
+    looks at the cosine of each image's two: `min_mean_cosine` is the least mean, `min_low_cosine`
+    the least first percentile. A file that exceeds a limit is left out of the bundle.
 
     Layers that are left out stay float: the `first`, the `last`, or those of a number, counted from
     1 in the order of the graph, with what lies between them. Weights have 7 bits, right on every
@@ -253,10 +254,20 @@ class Int8(Part):
     max_top1_drop: Weight = 1.0
     min_agreement_percent: Annotated[float, Field(ge=0, le=100)] = 95.0
     max_difference: Annotated[float, Field(gt=0)] = 0.1
+    min_mean_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.99
+    min_low_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.95
     full_range: bool = False
     leave_out: list[Literal["first", "last"] | Positive] = []
     flavour: Literal["cpu", "tensorrt"] = "cpu"
     search: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what recipes from before have not, so that they keep their fingerprints."""
+        content: dict[str, Any] = serialise(self)
+        later = ("min_mean_cosine", "min_low_cosine")
+        fields = type(self).model_fields
+        return {k: v for k, v in content.items() if k not in later or v != fields[k].default}
 
 
 class Export(Part):

@@ -34,24 +34,27 @@ def bundle_section(run: RunData) -> list[Block]:
 
 
 def _files(values: Mapping[str, Any]) -> ReportTable:
+    gives_embeddings = "mean_cosine" in values
+    what = "" if gives_embeddings else "logit "
+    fidelity = (
+        (Column("Mean cosine with torch"), Column("Its lowest percent"))
+        if gives_embeddings
+        else (Column("Same class as torch", "%"), Column("Top-1", "%"))
+    )
     columns = (
         Column("File", is_number=False),
         Column("Size", "bytes"),
         Column("Share of the float file"),
-        Column("Largest logit difference"),
-        Column("Mean logit difference"),
-        Column("Same class as torch", "%"),
-        Column("Top-1", "%"),
+        Column(f"Largest {what}difference"),
+        Column(f"Mean {what}difference"),
+        *fidelity,
     )
     whole = values.get("size_bytes")
-    rows: list[list[ReportCell | str]] = [
-        [
-            "as trained, torch",
-            *[formats.MISSING] * 5,
-            formats.decimal(values.get("torch_top1_percent")),
-        ],
-        _file("student.onnx", values, whole),
-    ]
+    rows: list[list[ReportCell | str]] = []
+    if not gives_embeddings:
+        top1 = formats.decimal(values.get("torch_top1_percent"))
+        rows.append(["as trained, torch", *[formats.MISSING] * 5, top1])
+    rows.append(_file("student.onnx", values, whole))
     int8, encoder = values.get("int8"), values.get("encoder")
     if int8:
         rows.append(_file("student.int8.onnx", int8, whole))
@@ -70,9 +73,16 @@ def _file(name: str, values: Mapping[str, Any], whole: Any) -> list[ReportCell |
         formats.decimal(share),
         formats.scientific(values.get("max_abs_difference")),
         formats.scientific(values.get("mean_abs_difference")),
-        formats.decimal(values.get("top1_agreement_percent")),
-        formats.decimal(values.get("onnx_top1_percent")),
+        *_fidelity(values),
     ]
+
+
+def _fidelity(values: Mapping[str, Any]) -> list[str]:
+    """How near a file is to the trained network, as the columns of its kind say it."""
+    if "mean_cosine" in values:
+        return [formats.decimal(values[key], 4) for key in ("mean_cosine", "low_cosine")]
+    keys = ("top1_agreement_percent", "onnx_top1_percent")
+    return [formats.decimal(values.get(key)) for key in keys]
 
 
 def _int8(values: Mapping[str, Any]) -> list[str]:
@@ -112,8 +122,8 @@ def _search(values: Mapping[str, Any]) -> list[Block]:
             [
                 trial["calibration"],
                 ", ".join(map(str, trial["leave_out"])) or "none",
-                formats.decimal(trial["agreement_percent"]),
-                formats.decimal(trial["top1_drop"]),
+                formats.decimal(trial.get("agreement_percent")),
+                formats.decimal(trial.get("top1_drop")),
                 formats.decimal(trial["difference"]),
                 ", ".join(verdict),
             ]
@@ -134,8 +144,9 @@ def _comparison(values: Mapping[str, Any]) -> str:
     return (
         f"Compared on {formats.count(values.get('images'))} test images; opset "
         f"{formats.readable(values.get('opset'))}; input: {pixels}. The float file may differ by "
-        f"{formats.scientific(values.get('tolerance'))} of the largest logit "
-        f"({formats.decimal(values.get('logit_scale'))})."
+        f"{formats.scientific(values.get('tolerance'))} of the largest "
+        f"{'value' if 'largest_value' in values else 'logit'} "
+        f"({formats.decimal(values.get('logit_scale', values.get('largest_value')))})."
     )
 
 

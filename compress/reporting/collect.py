@@ -11,6 +11,8 @@ from compress.comparison.predictions import PREDICTIONS
 from compress.comparison.recommendation import LAST_EPOCH, SELECTED, Recommendation
 from compress.comparison.students import (
     BASELINE,
+    TOP1,
+    highest,
     in_reading_order,
     recommend_student,
     saved_predictions,
@@ -22,6 +24,7 @@ from compress.recipe.schema import numbered
 from compress.reporting.network import Network
 from compress.storage.files import read_mapping
 from compress.storage.integrity import UNSEALED_RESULT, require_seal
+from compress.tasks import Task, task_for
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,17 @@ class RunData:
 
     @property
     def recommended(self) -> Network | None:
-        """The recommended student itself."""
-        choice = self.recommendation
-        return next((row for row in self.students if choice and row.label == choice.label), None)
+        """The recommended student itself; of another metric than top-1 the one with the highest."""
+        if self.task.metric != TOP1:
+            label = highest(self.results, _labels(self.resolved), self.task.metric)
+        else:
+            label = self.recommendation.label if self.recommendation else None
+        return next((row for row in self.students if row.label == label), None)
+
+    @property
+    def task(self) -> Task:
+        """The task of the run's networks."""
+        return task_for(labels=_mapping(self.resolved.get("data")).get("labels") is not False)
 
     @cached_property
     def class_names(self) -> list[str]:

@@ -16,7 +16,7 @@ def training_curves(run: RunData) -> list[Block]:
     rows = [(place, row, _history(run, row)) for place, row in _styled(run)]
     images = []
     for key, title, text in (
-        ("top1_percent", "Test top-1 (%)", "test accuracy"),
+        (run.task.metric, f"Test {_lower(run.task.title)} (%)", "test accuracy"),
         ("loss", "Training loss", "training loss"),
     ):
         lines = [plots.Curve(row.title, _mean_curve(history, key), p) for p, row, history in rows]
@@ -41,19 +41,22 @@ def accuracy_and_size(run: RunData) -> list[Block]:
         plots.Point(
             row.title,
             row.account["size_bytes"] / 1e6,
-            row.top1_percent,
-            row.standard_error,
+            value,
+            row.standard_error or 0.0,
             place,
         )
         for place, row in _styled(run)
-        if row.top1_percent is not None
-        and row.standard_error is not None
+        if (value := row.mean_of(run.task.metric)) is not None
+        and (row.standard_error is not None or not run.task.has_classes)
         and row.account.get("size_bytes")
     ]
     if not points:
         return [heading, Paragraph(f"{run.why_absent('account')} No size is known.")]
     plot = plots.accuracy_against_size(
-        points, "Size of the deployed network (MB)", f"Test top-1, {run.headline} (%)", salt="size"
+        points,
+        "Size of the deployed network (MB)",
+        f"Test {_lower(run.task.title)}, {run.headline} (%)",
+        salt="size",
     )
     alt = "Test accuracy against size of " + ", ".join(point.label for point in points)
     image = Image("figures/accuracy_size.png", alt, plot.png, plot.svg)
@@ -93,3 +96,8 @@ def _mean_curve(
             values_at.setdefault(int(row["epoch"]), []).append(float(row[key]))
     full = sorted(epoch for epoch, values in values_at.items() if len(values) == len(histories))
     return [(float(epoch), mean(values_at[epoch])) for epoch in full]
+
+
+def _lower(title: str) -> str:
+    """A title inside of a sentence."""
+    return title[:1].lower() + title[1:]

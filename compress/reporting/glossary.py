@@ -9,6 +9,19 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "the tables say so.",
     ),
     (
+        "Mutual k-NN",
+        "Of networks that give embeddings: of each test image the 10 nearest others by cosine, by "
+        "the student and by the teacher; the share that both have, mean over the images. Two "
+        "unrelated embeddings of n images have about 10 / (n - 1). Huh et al., The Platonic "
+        "Representation Hypothesis, 2024.",
+    ),
+    (
+        "k-NN top-1, hidden labels",
+        "Share of the test images that have the majority class of their 10 nearest training images "
+        "by cosine, once after training. The labels judge; no training, epoch or recommendation "
+        "depends on them.",
+    ),
+    (
         "Best on test",
         "The highest top-1 of any epoch. The epoch is chosen by looking at the test set, so this "
         "number is optimistic; it stands here because some papers report it.",

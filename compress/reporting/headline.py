@@ -30,6 +30,10 @@ class Line:
     score: Score | None
     size_bytes: int | None
     latency: Mapping[str, Mapping[str, Any]]  # by batch size
+    # Of a file that gives embeddings: the task's metric of the trained student, and the mean cosine
+    # of the file's embeddings and those of that student.
+    metric_percent: float | None = None
+    cosine: float | None = None
 
     def median(self, batch: str) -> float | None:
         """Median milliseconds of a call with a batch of that size."""
@@ -48,6 +52,8 @@ class Lines(NamedTuple):
 
     teacher: Line | None
     files: list[Line]
+    title: str = "Top-1"  # of the metric
+    images: int | None = None
 
     @property
     def rows(self) -> list[Line]:
@@ -66,12 +72,23 @@ def read_lines(run: RunData) -> Lines:
             score = _score(run, file, row)
             student = str(values.get("student"))
             timing = latency.get(runtime) or {}
-            files.append(Line(file, student, score, row.get("size_bytes"), timing))
+            metric = None if run.task.has_classes else _metric(run, student)
+            size, cosine = row.get("size_bytes"), row.get("mean_cosine")
+            files.append(Line(file, student, score, size, timing, metric, cosine))
+    known_images = [row.score.test_images for row in files if row.score]
+    images = next(iter(known_images), values.get("images"))
     if not run.teachers:
-        return Lines(None, files)
+        return Lines(None, files, run.task.title, images)
     known, size = run.teachers[0], (timed.get("teacher") or {}).get("size_bytes")
     timing = latency.get(TEACHER_RUNTIME) or {}
-    return Lines(Line(known.model, "teacher", known.score, size, timing), files)
+    teacher = Line(known.model, "teacher", known.score, size, timing)
+    return Lines(teacher, files, run.task.title, images)
+
+
+def _metric(run: RunData, student: str) -> float | None:
+    """The task's metric of the training whose student ships."""
+    value = run.values(f"distill/{student}").get(run.task.metric)
+    return None if value is None else float(value)
 
 
 def _score(run: RunData, file: str, row: Mapping[str, Any]) -> Score | None:
@@ -85,7 +102,10 @@ def _score(run: RunData, file: str, row: Mapping[str, Any]) -> Score | None:
 
 def headline(run: RunData, lines: Lines) -> list[Block]:
     """Key figures and the table of what ships."""
-    return [KeyFigures(_key_figures(lines)), headline_table(lines), _conditions(run, lines)]
+    table = headline_table(lines)
+    if not run.task.has_classes:
+        table = table.without_empty_columns()
+    return [KeyFigures(_key_figures(lines)), table, _conditions(run, lines)]
 
 
 def headline_table(lines: Lines) -> ReportTable:
@@ -93,7 +113,7 @@ def headline_table(lines: Lines) -> ReportTable:
     batches = _batch_sizes(lines.rows)
     columns = [
         Column("What runs", is_number=False),
-        Column("Top-1", "%"),
+        Column(lines.title, "%"),
         Column("Against the teacher", "points"),
         Column("Size", "MB"),
         Column("Times smaller"),
@@ -117,7 +137,7 @@ def _cells(row: Line, teacher: Line | None, batches: Sequence[str]) -> list[Repo
     difference = row.minus(reference) if reference is not None else None
     cells: list[ReportCell | str] = [
         ReportCell(row.name, row.note),
-        formats.decimal(row.score.top1_percent if row.score else None),
+        _quality(row),
         ReportCell(formats.MISSING)
         if difference is None
         else ReportCell(interval_text(difference), verdict(difference)),
@@ -131,6 +151,17 @@ def _cells(row: Line, teacher: Line | None, batches: Sequence[str]) -> list[Repo
             _times(reference.median(size) if reference else None, median),
         ]
     return cells
+
+
+def _quality(row: Line) -> ReportCell | str:
+    """Top-1; or the task's metric of the student, and how near the file is to it."""
+    if row.metric_percent is None:
+        return formats.decimal(row.score.top1_percent if row.score else None)
+    return ReportCell(formats.decimal(row.metric_percent), _cosine_words(row))
+
+
+def _cosine_words(row: Line) -> str:
+    return "" if row.cosine is None else f"cosine {formats.decimal(row.cosine, 4)}"
 
 
 def _batch_sizes(rows: Sequence[Line]) -> list[str]:
@@ -153,10 +184,14 @@ def _key_figures(lines: Lines) -> list[tuple[str, str, str]]:
             formats.percent(one.score.top1_percent if one and one.score else None)
             for one in (row, teacher)
         )
+        if row.metric_percent is not None:
+            metric = formats.percent(row.metric_percent)
+            items.append((metric, f"{row.name}, {lines.title}", _cosine_words(row)))
         difference = row.minus(teacher) if teacher else None
         points = f"{formats.signed(difference.points)} points" if difference else top1
         note = f"{top1}, teacher {of_teacher}" if teacher else ""
-        items.append((points, f"{row.name}, top-1", note))
+        if row.metric_percent is None:
+            items.append((points, f"{row.name}, top-1", note))
         megabytes = [f"{formats.megabytes(one.size_bytes)} MB" for one in (row, teacher) if one]
         items.append((smaller or megabytes[0], f"{row.name}, size", _pair(megabytes, smaller)))
         times = [f"{formats.milliseconds(one.median(batch))} ms" for one in (row, teacher) if one]
@@ -193,10 +228,10 @@ def _conditions(run: RunData, lines: Lines) -> Paragraph:
     """The protocol of these numbers, and why one is missing."""
     timed = run.measured("export")
     protocol = timed.get("protocol") or {}
-    images = next((row.score.test_images for row in lines.rows if row.score), None)
     text = (
-        f"Top-1 of {formats.count(images)} test images ({run.headline}). Sizes are those of the "
-        "ONNX files; the teacher was written as one to be timed, and is not in the bundle."
+        f"{lines.title} of {formats.count(lines.images)} test images ({run.headline}). "
+        "Sizes are those of the ONNX files; the teacher was written as one to be timed, and is not "
+        "in the bundle."
     )
     if protocol:
         text += (

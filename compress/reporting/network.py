@@ -14,7 +14,7 @@ from compress.comparison.accuracy import (
     compare_scores,
 )
 from compress.comparison.predictions import Predictions
-from compress.comparison.students import BASELINE, score_of
+from compress.comparison.students import BASELINE, TOP1, score_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,11 @@ class Network:
     @property
     def top1_percent(self) -> float | None:
         """Mean last-epoch accuracy over the trials."""
-        values = self.percents("top1_percent")
+        return self.mean_of(TOP1)
+
+    def mean_of(self, key: str) -> float | None:
+        """The mean of a number over the trials that have it."""
+        values = self.percents(key)
         return mean(values) if values else None
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from compress.comparison.accuracy import NOT_DISTINGUISHABLE, standard_error_percent
-from compress.comparison.students import BASELINE
+from compress.comparison.students import BASELINE, TOP1
 from compress.reporting import formats
 from compress.reporting.collect import RunData
 from compress.reporting.differences import PAIRED, UNPAIRED, classes, difference_cell
@@ -17,7 +17,7 @@ def result_table(run: RunData) -> ReportTable:
     """Every network with its accuracy, its distance to the student alone, and its cost."""
     columns = (
         Column("Network", is_number=False),
-        Column(f"Top-1, {run.headline}", "%"),
+        Column(f"{run.task.title}, {run.headline}", "%"),
         Column("Standard error", "points"),
         Column("Best on test", "%, optimistic"),
         Column("Difference to student alone", "points"),
@@ -26,6 +26,7 @@ def result_table(run: RunData) -> ReportTable:
         Column("MACs", "millions"),
         Column("Size", "MB"),
         *(Column(f"Latency, batch {size}", "ms") for size in _batch_sizes(run)),
+        *(Column(title, "%") for title in run.task.judged.values()),
     )
     chosen = run.recommended
     place = run.networks.index(chosen) if chosen else None
@@ -35,10 +36,13 @@ def result_table(run: RunData) -> ReportTable:
 
 def short_table(run: RunData) -> ReportTable:
     """A table for 80 columns: accuracy, difference, parameters, size, latency."""
-    table = result_table(run).select((0, 1, 4, 5, 8, 9))
+    whole, judged = result_table(run), run.task.judged.values()
+    last = len(whole.columns)
+    table = whole.select((0, 1, *range(last - len(judged), last), 4, 5, 8, 9))
     columns = (
         table.columns[0],
-        Column("Top-1", "%"),
+        Column(run.task.title, "%"),
+        *(Column(title, "%") for title in judged),
         Column("Against alone", "points"),
         Column("Parameters"),
         Column("Size", "MB"),
@@ -86,17 +90,18 @@ def _result_row(run: RunData, row: Network, *, is_chosen: bool) -> list[ReportCe
     return [
         ReportCell(title, note),
         ReportCell(
-            formats.mean_and_deviation(row.percents("top1_percent")),
+            formats.mean_and_deviation(row.percents(run.task.metric)),
             f"{trials} trials" if trials > 1 else "",
         ),
         formats.decimal(row.standard_error),
-        formats.mean_and_deviation(row.percents("best_on_test_top1_percent")),
+        formats.mean_and_deviation(row.percents(f"best_on_test_{run.task.metric}")),
         _difference(run, row),
         formats.count(cost.get("parameters")),
         formats.decimal(cost.get("pruning_ratio_percent")),
         formats.millions(cost.get("macs")),
         formats.megabytes(cost.get("size_bytes")),
         *(formats.milliseconds(row.latency.get(n, {}).get("median_ms")) for n in _batch_sizes(run)),
+        *(formats.mean_and_deviation(row.percents(key)) for key in run.task.judged),
     ]
 
 
@@ -113,6 +118,11 @@ def _difference(run: RunData, row: Network) -> ReportCell:
 
 
 def _explanation(run: RunData) -> str:
+    if not run.task.has_classes:
+        return (
+            f"{run.task.title} is that of a student and its teacher on the test images; a teacher "
+            "has none. Its standard error is not known, and differences are not tested."
+        )
     text = "Standard error of an accuracy p on n test images: sqrt(p (1 - p) / n)."
     rows = [row for row in run.networks if row is not run.baseline]
     differences = [one for one in (row.minus(run.baseline) for row in rows) if one is not None]
@@ -135,29 +145,33 @@ def _trainings(run: RunData) -> ReportTable:
         Column("Weights of ce, kd, method", is_number=False),
         Column("Epochs"),
         Column("Test images"),
-        Column(f"Top-1, {run.headline}", "% ± standard error"),
+        Column(
+            f"{run.task.title}, {run.headline}",
+            "% ± standard error" if run.task.has_classes else "%",
+        ),
         Column("Best on test", "%, optimistic"),
         Column("Epochs of both"),
-        Column(f"Top-1 of others, {run.headline}", "%", is_number=False),
+        Column(f"{run.task.title} of others, {run.headline}", "%", is_number=False),
     )
-    rows = [_training(row, trial) for row in run.networks for trial in row.trials]
+    metric = run.task.metric
+    rows = [_training(row, trial, metric) for row in run.networks for trial in row.trials]
     return ReportTable(columns, rows, "Trainings, one line each").without_empty_columns()
 
 
-def _others(trial: Any) -> str:
-    """Top-1 of networks evaluated beside the one that ships, and before a training after it."""
-    key = "top1_percent/"
+def _others(trial: Any, metric: str) -> str:
+    """The metric of networks evaluated beside what ships, and before a training after it."""
+    key = f"{metric}/"
     others = {k.removeprefix(key): v for k, v in trial.items() if k.startswith(key)}
-    before = (trial.get("main_training") or {}).get("top1_percent")
+    before = (trial.get("main_training") or {}).get(metric)
     others |= {} if before is None else {"main training": before}
     return ", ".join(f"{name} {formats.decimal(value)}" for name, value in others.items())
 
 
-def _training(row: Network, trial: Any) -> list[ReportCell | str]:
-    top1, images = trial.get("top1_percent"), trial.get("test_images")
+def _training(row: Network, trial: Any, metric: str) -> list[ReportCell | str]:
+    value, images = trial.get(metric), trial.get("test_images")
     error = ""
-    if top1 is not None and images:
-        error = f" ± {formats.decimal(standard_error_percent(top1, images))}"
+    if value is not None and images and metric == TOP1:
+        error = f" ± {formats.decimal(standard_error_percent(value, images))}"
     selected = trial.get("selected_epoch", trial.get("epochs"))
     weights = trial.get("weights") or {}
     return [
@@ -171,8 +185,8 @@ def _training(row: Network, trial: Any) -> list[ReportCell | str]:
         else formats.MISSING,
         formats.count(trial.get("epochs")),
         formats.count(images),
-        f"{formats.decimal(top1)}{error}",
-        formats.decimal(trial.get("best_on_test_top1_percent")),
+        f"{formats.decimal(value)}{error}",
+        formats.decimal(trial.get(f"best_on_test_{metric}")),
         f"{formats.count(selected)}, {formats.count(trial.get('best_on_test_epoch'))}",
-        _others(trial) or formats.MISSING,
+        _others(trial, metric) or formats.MISSING,
     ]

@@ -8,7 +8,7 @@ from compress.reporting import formats
 from compress.reporting.collect import RunData
 from compress.reporting.differences import interval_text, verdict
 from compress.reporting.document import Block, Paragraph
-from compress.reporting.headline import Lines, headline, ratio_words, read_lines
+from compress.reporting.headline import Line, Lines, headline, ratio_words, read_lines
 from compress.reporting.network import Network
 
 
@@ -42,11 +42,13 @@ def _shipped(run: RunData, lines: Lines) -> str:
     """Which student ships, and how each of its files compares with the teacher."""
     teacher = lines.teacher
     label = run.values("export").get("student")
-    choice = run.recommendation
-    which = "the recommended student" if choice and choice.label == label else "the student"
+    best = run.recommended
+    which = "the recommended student" if best and best.label == label else "the student"
     alone = ", trained alone" if label == BASELINE else ""
     texts = [f"{_subject(run)} What ships is {which} {label}{alone}."]
     for row in lines.files:
+        if row.metric_percent is not None:
+            texts.append(_embeds(row, lines))
         if row.score is None:
             continue
         text = f"{row.name} classifies {formats.percent(row.score.top1_percent)}"
@@ -62,11 +64,25 @@ def _shipped(run: RunData, lines: Lines) -> str:
     return " ".join(texts)
 
 
+def _embeds(row: Line, lines: Lines) -> str:
+    """A file that gives embeddings: how near it is to the student, and the metric of that."""
+    text = f"The embeddings of {row.name} have a mean cosine of {formats.decimal(row.cosine, 4)}"
+    text += (
+        f" with those of the trained student, whose {lines.title} with the teacher is "
+        f"{formats.percent(row.metric_percent)} on {formats.count(lines.images)} test images"
+    )
+    ratios = " and ".join(filter(None, ratio_words(row, lines.teacher)))
+    return f"{text}{'; it is ' + ratios if ratios else ''}."
+
+
 def _nothing_ships(run: RunData) -> str:
     return f"Nothing ships yet. {run.why_absent('export')}"
 
 
 def _rule(run: RunData) -> list[Block]:
+    if not run.task.has_classes:
+        text = f"Rule of the recommendation: the highest {run.task.title} ({run.headline})."
+        return [Paragraph(text, is_note=True)]
     if run.recommendation is None:
         return []
     text = f"Rule of the recommendation: {rule(run.headline)}.{_why(run)}"
@@ -84,6 +100,8 @@ def _subject(run: RunData) -> str:
 
 def _accuracy(run: RunData, network: Network, teacher: Network | None) -> str:
     name = f"trained alone ({BASELINE})" if network.label == BASELINE else network.label
+    if not run.task.has_classes:
+        return f"The recommended student is {name}: {run.task.describe(network.trials[0])}."
     text = (
         f"The recommended student, {name}, classifies "
         f"{formats.percent(network.top1_percent)} of {formats.count(network.test_images)} test "

@@ -51,12 +51,14 @@ def _values(run: RunData) -> dict[str, Any]:
 
 def _shipped(run: RunData) -> list[dict[str, Any]]:
     """The files that ship, against the teacher."""
-    teacher, files = read_lines(run)
+    lines = read_lines(run)
+    teacher, files = lines.teacher, lines.files
     return [
         {
             "file": row.name,
             "student": row.note,
             "top1_percent": row.score.top1_percent if row.score else None,
+            **({} if row.cosine is None else {"mean_cosine": row.cosine}),
             "size_bytes": row.size_bytes,
             "difference_to_teacher": _difference(row.minus(teacher) if teacher else None),
         }
@@ -81,7 +83,8 @@ def _network(run: RunData, row: Network) -> dict[str, Any]:
     return {
         "label": row.label,
         "role": "teacher" if row.is_teacher else "deployed",
-        "top1_percent": row.top1_percent,
+        run.task.metric: row.mean_of(run.task.metric),
+        **{key: row.mean_of(key) for key in run.task.judged},
         "standard_error_points": row.standard_error,
         "difference_to_student_alone": _difference(versus),
         "trials": [dict(trial) for trial in row.trials],

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compress.comparison.students import ShippedStudent, choose_shipped
+from compress.comparison.students import TOP1, ShippedStudent, choose_shipped
 from compress.console.ending import doing
 from compress.console.messages import log
 from compress.distributed.collectives import on_main_process, world_size
@@ -28,7 +28,7 @@ from compress.run.fields import StepFields, recipe_fingerprint, step_fields
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan, make_plan
 from compress.run.skipping import Files, can_skip, require_undamaged
 from compress.run.stages import StageTable
-from compress.stages import dataset_of, order_seed
+from compress.stages import dataset_of, order_seed, task_of
 from compress.stages.job import Job, Outcome, StepJob
 from compress.storage.results import read_result
 
@@ -60,7 +60,8 @@ class Progress:
     def _choose(self, step: PlannedStep) -> ShippedStudent:
         folder, arguments = self.directory.folder, step.arguments
         results = {name: read_result(folder, name) for name in step.chosen_from}
-        return choose_shipped(folder, results, arguments["labels"], arguments["wished"])
+        metric = task_of(self.plan.recipe).metric if isinstance(self.plan, RecipePlan) else TOP1
+        return choose_shipped(folder, results, arguments["labels"], arguments["wished"], metric)
 
     def fields(self, step: PlannedStep) -> StepFields:
         """The fields of a step, computed once the steps that it reads are finished."""

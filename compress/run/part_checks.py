@@ -51,8 +51,6 @@ def check_relations(recipe: Recipe) -> list[str]:
     for path, part in _methods(recipe).items():
         if part.name in METHODS:
             problems += _check_weights_of(part, recipe, path)
-    if recipe.export is not None and not task_of(recipe).has_classes:
-        problems.append("export: needs classes, and data.labels is false; give `export: null`")
     labels = list(recipe.methods)
     for label in labels:
         if label in _RESERVED or label.startswith("teacher") or re.search(r"-trial\d+$", label):

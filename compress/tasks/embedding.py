@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Embedding(Task):
     metric = "mutual_knn_percent"
     unit = "%"
     title = "Mutual k-NN"
+    judged: ClassVar[Mapping[str, str]] = {_JUDGED: "k-NN top-1, hidden labels"}
     has_classes = False
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:

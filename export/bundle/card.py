@@ -4,14 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from compress.tasks import task_for
 from compress.text import one_line, printable
-from export.bundle.contents import FLAVOURS, FULL_RANGE
+from export.bundle.contents import FLAVOURS, FULL_RANGE, embeds
 from export.bundle.interfaces import FileInterface, InputInterface, OutputInterface
 from export.bundle.snippet import snippet
 
 _FRONT = """---
 license: {license}
-pipeline_tag: image-classification
+pipeline_tag: {tag}
 ---
 """
 
@@ -28,15 +29,18 @@ def model_card(facts: Mapping[str, Any]) -> str:
             of the distill and teacher stages), `machine` (the environment), `preprocess` (the
             content of its file), `preparation` and `interfaces` (as the manifest has them).
     """
+    gives_embeddings = embeds(facts["student"])
+    tag = "image-feature-extraction" if gives_embeddings else "image-classification"
+    front = _FRONT.format(license=json.dumps(facts["license"] or "unknown"), tag=tag)
     sections = [
-        _FRONT.format(license=json.dumps(facts["license"] or "unknown")) + f"\n# {facts['name']}",
+        f"{front}\n# {facts['name']}",
         _summary(facts),
         "## Use\n\n" + _use(facts),
         "## Inputs and outputs\n\n" + _interfaces(facts),
-        "## Accuracy\n\n" + _accuracy(facts),
+        "## Accuracy\n\n" + (_fidelity if gives_embeddings else _accuracy)(facts),
         "## Size and speed\n\n" + _speed(facts),
         "## How it was made\n\n" + _origin(facts),
-        "## Limits\n\n" + _limits(),
+        "## Limits\n\n" + _limits(gives_embeddings),
     ]
     return printable("\n\n".join(section.strip() for section in sections) + "\n")
 
@@ -45,11 +49,17 @@ def _summary(facts: Mapping[str, Any]) -> str:
     student = facts["student"]
     size = student["preprocessing"]["image_size"]
     remark = f"**Not the recommended student**: {facts['remark']}.\n\n" if facts["remark"] else ""
+    name = one_line(student["architecture"]["name"])
     text = (
-        f"{remark}An image classifier: {one_line(student['architecture']['name'])}, "
-        f"{student['num_classes']} classes "
+        f"{remark}An image classifier: {name}, {student['num_classes']} classes "
         f"(`labels.txt`), RGB images of {size} x {size} pixels."
     )
+    if embeds(student):
+        text = (
+            f"{remark}An image encoder: {name}, embeddings of {student['embedding_width']} "
+            f"numbers, RGB images of {size} x {size} pixels. It was distilled without labels and "
+            "names no classes; two images are alike as the cosine of their embeddings is."
+        )
     interrupted = student.get("interrupted")
     if interrupted:
         text += (
@@ -60,13 +70,15 @@ def _summary(facts: Mapping[str, Any]) -> str:
 
 
 def _use(facts: Mapping[str, Any]) -> str:
+    gives_embeddings = embeds(facts["student"])
+    options = "--embed FILE.npz [--int8]" if gives_embeddings else "[--int8] [--json]"
     return (
         "    pip install numpy pillow onnxruntime\n"
-        "    python BUNDLE/predict.py image.png [folder ...] [--int8] [--json]\n\n"
+        f"    python BUNDLE/predict.py image.png [folder ...] {options}\n\n"
         "`preprocess.json` states exactly what the ONNX files take; `manifest.json` has the "
         "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it.\n\n"
         "Without it, in the folder of the bundle:\n\n"
-        f"```python\n{snippet(facts['preprocess'])}```"
+        f"```python\n{snippet(facts['preprocess'], embeds=gives_embeddings)}```"
     )
 
 
@@ -141,6 +153,44 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _fidelity(facts: Mapping[str, Any]) -> str:
+    """Of a network that gives embeddings: how near each file is, and what judged the student."""
+    parity, int8 = facts["parity"], facts["int8"]
+    rows = ["| file | mean cosine | lowest percent |", "|---|---:|---:|"]
+    for name, row in (("student.onnx", parity), ("student.int8.onnx", int8)):
+        if row is not None:
+            rows.append(f"| `{name}` | {row['mean_cosine']:.4f} | {row['low_cosine']:.4f} |")
+    rows.append(
+        f"\nCosine of each image's embeddings by the file and by the trained network (torch), on "
+        f"{parity['images']} images of the test split."
+    )
+    training = facts["training"]
+    if training:
+        rows.append(
+            f"The student itself, on {training['test_images']} test images: "
+            f"{task_for(labels=False).describe(training)} (weights of epoch "
+            f"{training['selected_epoch']} of {training['epochs']}; of each image the 10 nearest "
+            "neighbours by cosine)."
+        )
+    if int8 is not None:
+        gate, accepted = int8["gate"], int8["gate"]["accepted"]
+        rows.append(
+            f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
+            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
+            f"{gate['images']} images of the {gate['split']} split its mean cosine of "
+            f"{gate['mean_cosine']:.4f} (accepted {accepted['min_mean_cosine']:g}) and lowest "
+            f"percent of {gate['low_cosine']:.4f} (accepted {accepted['min_low_cosine']:g}) are "
+            "within the limits, on the machine that made it and computed exactly."
+        )
+        if int8["full_range"]:
+            rows.append(f"**int8: {FULL_RANGE}.**")
+        if int8["flavour"] in FLAVOURS:
+            rows.append(f"**int8: {FLAVOURS[int8['flavour']]}.**")
+    if facts["int8_refused"]:
+        rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
+    return "\n".join(rows)
+
+
 def _search(search: Mapping[str, Any]) -> str:
     """Trials of the search for int8 settings."""
     rows = [
@@ -194,7 +244,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
     seed = f", seed {facts['training']['seed']}" if facts["training"] else ""
     teachers = "".join(
-        f"* Teacher: {one_line(str(row.get('model')))}, {row.get('top1_percent', 0):.2f} % top-1\n"
+        f"* Teacher: {one_line(str(row.get('model')))}{_teacher_accuracy(row)}\n"
         for row in facts["teachers"]
     )
     return (
@@ -203,11 +253,22 @@ def _origin(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _limits() -> str:
+def _teacher_accuracy(row: Mapping[str, Any]) -> str:
+    percent = row.get("top1_percent")
+    return "" if percent is None else f", {percent:.2f} % top-1"
+
+
+def _limits(gives_embeddings: bool) -> str:
+    own = (
+        "What its embeddings are good for was not measured beyond the numbers above; "
+        if gives_embeddings
+        else "It knows its classes alone: an image of anything else still gets one of them. "
+        "Accuracy was measured on the data above; "
+    )
+    calibrated = "" if gives_embeddings else "Probabilities are not calibrated. "
     return (
-        "It knows its classes alone: an image of anything else still gets one of them. Accuracy "
-        "was measured on the data above; other cameras, crops and qualities were not tried. "
-        "Probabilities are not calibrated. Latency holds for the machine named beside it. The "
+        f"{own}other cameras, crops and qualities were not tried. {calibrated}"
+        "Latency holds for the machine named beside it. The "
         "licences of the training data and of the teacher, which may bind this model too, are not "
         "known here."
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 FLOAT, INT8, ENCODER = "student.onnx", "student.int8.onnx", "encoder.onnx"
 SCRIPT = "predict.py"
+LABELS = "labels.txt"  # of a classifier
 FULL_RANGE = "full range weights: right only on CPUs with VNNI or ARM dot product"
 # What int8 files of a flavour are, and are not.
 FLAVOURS = {
@@ -14,6 +15,11 @@ FLAVOURS = {
         "layers in float, slower than the float file"
     ),
 }
+
+
+def embeds(description: Mapping[str, Any]) -> bool:
+    """Whether the files of a described student give embeddings (N, D), not logits (N, K)."""
+    return not description["num_classes"]
 
 
 def preprocess_content(preprocessing: Mapping[str, Any], *, raw_pixels: bool) -> dict[str, Any]:

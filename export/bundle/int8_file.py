@@ -4,7 +4,7 @@ It is compared twice: with the integer kernels of this machine, and exactly as t
 (`exact` of `open_session`), so that no file passes only thanks to the CPU at hand.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from compress.errors import UserError
 from compress.onnx.qdq import CALIBRATIONS
 from compress.recipe.schema import Int8
 from export.bundle.contents import FLAVOURS, FULL_RANGE, INT8
-from export.bundle.int8_gate import Int8Limits
+from export.bundle.int8_gate import Limits
 from export.bundle.int8_search import quantize_with, search_int8
-from export.bundle.parity import Parity
+from export.bundle.parity import OutputParity
 from export.bundle.request import BundleRequest, compare_file
 
 # Of the split, run exactly: that takes several times as long as the kernels do.
@@ -42,7 +42,7 @@ def write_int8(request: BundleRequest, folder: Path, float_bytes: int) -> Int8Ou
         return Int8Outcome()
     try:
         if settings.search:
-            settings, search = search_int8(request, settings, folder, _limits(settings))
+            settings, search = search_int8(request, settings, folder, Limits.of(settings))
         return Int8Outcome(_quantize(request, settings, folder, float_bytes), None, search)
     except UserError as error:
         (folder / INT8).unlink(missing_ok=True)
@@ -65,12 +65,7 @@ def _quantize(
     _require({"on this machine": gate, "computed exactly": exact}, settings)
     parity = gate if images is data.test else compare_file(request, path, data.test)
     share = info.size_bytes / float_bytes
-    log(
-        f"  {INT8}: top-1 {parity.onnx_top1_percent:.2f} % "
-        f"({parity.onnx_top1_percent - parity.torch_top1_percent:+.2f}), same class "
-        f"{parity.top1_agreement_percent:.2f} %, logits within {parity.relative_difference:.2g} of "
-        f"the largest, {share:.2f} of the size"
-    )
+    log(f"  {INT8}: {parity.int8_words()}, {share:.2f} of the size")
     if settings.full_range:
         log(f"  {INT8}: {FULL_RANGE}")
     if settings.flavour in FLAVOURS:
@@ -81,35 +76,20 @@ def _quantize(
         **parity.as_dict(),
         "gate": {
             "split": "validation" if images is data.validation else "test",
-            **_gate_values(gate),
-            "exact": _gate_values(exact),
-            "accepted": asdict(_limits(settings)),
+            **gate.gate_values(),
+            "exact": exact.gate_values(),
+            "accepted": Limits.of(settings).accepted(gate),
         },
     }
 
 
-def _gate_values(parity: Parity) -> dict[str, float | int]:
-    return {
-        "images": parity.images,
-        "top1_drop": parity.top1_drop,
-        "agreement_percent": parity.top1_agreement_percent,
-        "difference": parity.relative_difference,
-    }
-
-
-def _limits(settings: Int8) -> Int8Limits:
-    return Int8Limits(
-        settings.max_top1_drop, settings.min_agreement_percent, settings.max_difference
-    )
-
-
-def _require(parities: dict[str, Parity], settings: Int8) -> None:
+def _require(parities: dict[str, OutputParity], settings: Int8) -> None:
     """Refuse a file that exceeds a limit in any of the comparisons.
 
     Raises:
         UserError: the numbers and what to try.
     """
-    limits, sentences = _limits(settings), []
+    limits, sentences = Limits.of(settings), []
     for name, parity in parities.items():
         clauses = limits.list_exceeded(parity)
         if clauses:

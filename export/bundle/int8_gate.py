@@ -1,8 +1,13 @@
-"""The limits of an int8 file against the trained network: agreement, difference and top-1."""
+"""The limits of an int8 file against the trained network: agreement, difference and top-1.
 
-from dataclasses import dataclass
+Of a network that gives embeddings they are of cosines.
+"""
 
-from export.bundle.parity import Parity
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from compress.recipe.schema import Int8
+from export.bundle.parity import EmbeddingParity, OutputParity, Parity
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,53 @@ class Int8Limits:
                 f"{self.max_difference:g} (max_difference)"
             )
         return clauses
+
+
+@dataclass(frozen=True)
+class CosineLimits:
+    """The least cosines of an int8 file's embeddings: mean, and first percentile."""
+
+    min_mean_cosine: float = 0.99
+    min_low_cosine: float = 0.95
+
+    def list_exceeded(self, parity: EmbeddingParity) -> list[str]:
+        """List a clause for each limit that is not reached, naming its key; a NaN reaches none."""
+        pairs = (
+            ("the mean cosine", parity.mean_cosine, self.min_mean_cosine, "min_mean_cosine"),
+            ("the lowest percent", parity.low_cosine, self.min_low_cosine, "min_low_cosine"),
+        )
+        return [
+            f"{name} of int8 and float embeddings is {value:.4f}, accepted is {least:g} or more "
+            f"({key})"
+            for name, value, least, key in pairs
+            if not value >= least - 1e-9
+        ]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of either kind of file."""
+
+    classes: Int8Limits = Int8Limits()
+    cosines: CosineLimits = CosineLimits()
+
+    @classmethod
+    def of(cls, settings: Int8) -> "Limits":
+        """Those of a recipe."""
+        return cls(
+            Int8Limits(
+                settings.max_top1_drop, settings.min_agreement_percent, settings.max_difference
+            ),
+            CosineLimits(settings.min_mean_cosine, settings.min_low_cosine),
+        )
+
+    def list_exceeded(self, parity: OutputParity, slack_images: int = 0) -> list[str]:
+        """A clause for each limit that is exceeded, see the limits of each kind."""
+        if isinstance(parity, EmbeddingParity):
+            return self.cosines.list_exceeded(parity)
+        assert isinstance(parity, Parity)
+        return self.classes.list_exceeded(parity, slack_images)
+
+    def accepted(self, parity: OutputParity) -> dict[str, Any]:
+        """The limits of this kind of file, by their keys."""
+        return asdict(self.cosines if isinstance(parity, EmbeddingParity) else self.classes)

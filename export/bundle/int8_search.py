@@ -28,8 +28,8 @@ from compress.onnx.qdq import CALIBRATIONS
 from compress.onnx.quantize import QuantizationInfo, quantize_onnx
 from compress.recipe.schema import Int8
 from export.bundle.contents import FLOAT
-from export.bundle.int8_gate import Int8Limits
-from export.bundle.parity import Parity
+from export.bundle.int8_gate import Limits
+from export.bundle.parity import OutputParity
 from export.bundle.request import BundleRequest, calibration_batches, compare_file
 
 _JUDGES, _FEW_JUDGES = 1000, 200  # images, the latter for segments
@@ -45,14 +45,14 @@ class Trial:
 
     settings: Int8
     info: QuantizationInfo
-    parity: Parity
+    parity: OutputParity
     exceeded: Sequence[str]
 
     @property
     def score(self) -> tuple[bool, float, float]:
         """Larger is better: within the limits, agreement less the price of float layers, error."""
         float_layers = self.info.layers - self.info.quantized_layers
-        agreement = self.parity.top1_agreement_percent - _PRICE * float_layers
+        agreement = self.parity.agreement_percent - _PRICE * float_layers
         return not self.exceeded, round(agreement, 9), -self.parity.mean_abs_difference
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,9 +61,7 @@ class Trial:
             "calibration": self.settings.calibration,
             "leave_out": list(self.settings.leave_out),
             "quantized_layers": self.info.quantized_layers,
-            "agreement_percent": self.parity.top1_agreement_percent,
-            "top1_drop": self.parity.top1_drop,
-            "difference": self.parity.relative_difference,
+            **{k: v for k, v in self.parity.gate_values().items() if k != "images"},
             "mean_abs_difference": self.parity.mean_abs_difference,
             "within_limits": not self.exceeded,
         }
@@ -76,7 +74,7 @@ class _Search:
     request: BundleRequest
     folder: Path
     judges: Images
-    limits: Int8Limits
+    limits: Limits
 
     def judge(self, settings: Int8, most: int = _JUDGES) -> Trial:
         """Quantize as the settings say, and compare on up to `most` of the judges."""
@@ -125,7 +123,7 @@ class _Search:
 
 
 def search_int8(
-    request: BundleRequest, settings: Int8, folder: Path, limits: Int8Limits
+    request: BundleRequest, settings: Int8, folder: Path, limits: Limits
 ) -> tuple[Int8, dict[str, Any]]:
     """Choose calibration and float layers; works in `folder`, which holds the float file.
 
@@ -141,7 +139,7 @@ def search_int8(
     try:
         trials = search.methods(settings)
         best = max(trials, key=lambda trial: trial.score)
-        if best.exceeded or best.parity.top1_agreement_percent < _ENOUGH:
+        if best.exceeded or best.parity.agreement_percent < _ENOUGH:
             trials += search.float_layers(best, trials)
     finally:
         (folder / _TRIAL).unlink(missing_ok=True)
@@ -189,7 +187,6 @@ def _logged(trial: Trial) -> Trial:
     parity, left = trial.parity, ", ".join(map(str, trial.settings.leave_out))
     log(
         f"  int8 search: {trial.settings.calibration}{f', float layers {left}' if left else ''}: "
-        f"same class {parity.top1_agreement_percent:.2f} %, top-1 {-parity.top1_drop:+.2f}, logits "
-        f"within {parity.relative_difference:.2g} of the largest"
+        f"{parity.search_words()}"
     )
     return trial

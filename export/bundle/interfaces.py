@@ -14,6 +14,9 @@ MEANINGS = {
         "one score per class, not normalised: softmax over axis 1 gives probabilities, argmax the "
         "class, which is a line of labels.txt, counted from 0"
     ),
+    "embedding": (
+        "the embedding of the image, of no particular length; images are alike as their cosine is"
+    ),
     "features": "the encoder's last feature map, before global pooling",
 }
 _OUTPUT_LAYOUTS = {2: "NK", 4: "NCHW"}
@@ -114,7 +117,8 @@ def _input(value: onnx.ValueInfoProto, preprocess: Mapping[str, Any]) -> dict[st
 
 def _output(value: onnx.ValueInfoProto) -> dict[str, Any]:
     dimensions = len(value.type.tensor_type.shape.dim)
+    layout = _OUTPUT_LAYOUTS.get(dimensions, "")
     return {
-        "layout": _OUTPUT_LAYOUTS.get(dimensions, ""),
+        "layout": "ND" if value.name == "embedding" else layout,
         "values": MEANINGS.get(value.name, ""),
     }

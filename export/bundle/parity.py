@@ -1,14 +1,17 @@
 """Compare an ONNX file with the trained network on real images."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Protocol
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from compress.data import Preprocessing
 from compress.errors import UserError
@@ -16,19 +19,84 @@ from compress.onnx.files import run_session
 
 # From normalised images (N, C, H, W) to a file's input.
 ToInput = Callable[[Tensor], NDArray[np.generic]]
-# Is given the name of a file and its logits (N, K) of a batch.
+# Is given the name of a file and its outputs (N, K) of a batch.
 OnLogits = Callable[[str, Tensor], object]
+_LOW = 0.01  # quantile of the images' cosines
+
+
+class OutputParity(ABC):
+    """A comparison of outputs over `images` images; differences are absolute.
+
+    The mean is over every number of every image. `noun` is what an output's numbers are called.
+    """
+
+    noun: ClassVar[str]
+    images: int
+    max_abs_difference: float
+    mean_abs_difference: float
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """The largest absolute output of the torch network, as rounding grows with the values."""
+
+    @property
+    @abstractmethod
+    def agreement_percent(self) -> float:
+        """Of the images: 100 where file and network say the same of every one."""
+
+    @abstractmethod
+    def as_dict(self) -> dict[str, float | int]:
+        """Plain values, for JSON."""
+
+    @abstractmethod
+    def gate_values(self) -> dict[str, float | int]:
+        """Plain values that limits of an int8 file are about."""
+
+    @abstractmethod
+    def in_words(self) -> str:
+        """The file's worth, for messages."""
+
+    @abstractmethod
+    def int8_words(self) -> str:
+        """The same of an int8 file."""
+
+    def search_words(self) -> str:
+        """The same of a trial of the search."""
+        return self.int8_words()
+
+    @property
+    def relative_difference(self) -> float:
+        """The largest difference over the trained network's largest output."""
+        if self.scale == 0:
+            return 0.0 if self.max_abs_difference == 0 else math.inf
+        return self.max_abs_difference / self.scale
+
+    def require(self, tolerance: float) -> None:
+        """Refuse a file whose outputs are further off than `tolerance` x `scale`.
+
+        Raises:
+            UserError: naming the numbers; also where an output is not a number.
+        """
+        limit = tolerance * self.scale
+        # Written so that a NaN on either side is refused.
+        if not self.max_abs_difference <= limit:
+            raise UserError(
+                f"the ONNX file differs from the trained network: {self.noun}s are off by up to "
+                f"{self.max_abs_difference:.3g} over {self.images} images, accepted is "
+                f"{limit:.3g} (tolerance {tolerance:g} x largest {self.noun} {self.scale:.3g}); "
+                f"{self._beside()}"
+            )
+
+    @abstractmethod
+    def _beside(self) -> str: ...
 
 
 @dataclass(frozen=True)
-class Parity:
-    """The comparison over `images` images.
+class Parity(OutputParity):
+    """The comparison of a classifier; `logit_scale` is its `scale`."""
 
-    Differences are absolute, of logits; the mean is over every logit of every image. `logit_scale`
-    is the largest absolute logit of the torch network; the tolerance of `require` is relative to
-    it, as float32 rounding grows with the values.
-    """
-
+    noun: ClassVar[str] = "logit"
     images: int
     max_abs_difference: float
     mean_abs_difference: float
@@ -42,33 +110,104 @@ class Parity:
         return asdict(self)
 
     @property
+    def scale(self) -> float:
+        """The largest absolute logit."""
+        return self.logit_scale
+
+    @property
+    def agreement_percent(self) -> float:
+        """Images with the same class."""
+        return self.top1_agreement_percent
+
+    @property
     def top1_drop(self) -> float:
         """Percentage points that the file's top-1 is below the trained network's."""
         return self.torch_top1_percent - self.onnx_top1_percent
 
+    def gate_values(self) -> dict[str, float | int]:
+        """See `OutputParity`."""
+        return {
+            "images": self.images,
+            "top1_drop": self.top1_drop,
+            "agreement_percent": self.top1_agreement_percent,
+            "difference": self.relative_difference,
+        }
+
+    def in_words(self) -> str:
+        """See `OutputParity`."""
+        return f"top-1 {self.onnx_top1_percent:.2f} %"
+
+    def int8_words(self) -> str:
+        """See `OutputParity`."""
+        return (
+            f"top-1 {self.onnx_top1_percent:.2f} % "
+            f"({self.onnx_top1_percent - self.torch_top1_percent:+.2f}), same class "
+            f"{self.top1_agreement_percent:.2f} %, logits within {self.relative_difference:.2g} of "
+            "the largest"
+        )
+
+    def search_words(self) -> str:
+        """See `OutputParity`."""
+        return (
+            f"same class {self.top1_agreement_percent:.2f} %, top-1 {-self.top1_drop:+.2f}, logits "
+            f"within {self.relative_difference:.2g} of the largest"
+        )
+
+    def _beside(self) -> str:
+        return (
+            f"the same class in {self.top1_agreement_percent:.2f} % of the images, top-1 "
+            f"{self.onnx_top1_percent:.2f} % instead of {self.torch_top1_percent:.2f} %"
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddingParity(OutputParity):
+    """The comparison of a network that gives embeddings, by the cosine of each image's two.
+
+    `low_cosine` is the first percentile over the images; `largest_value` is the `scale`.
+    """
+
+    noun: ClassVar[str] = "embedding value"
+    images: int
+    max_abs_difference: float
+    mean_abs_difference: float
+    largest_value: float
+    mean_cosine: float
+    low_cosine: float
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
     @property
-    def relative_difference(self) -> float:
-        """The largest difference over the trained network's largest logit."""
-        if self.logit_scale == 0:
-            return 0.0 if self.max_abs_difference == 0 else math.inf
-        return self.max_abs_difference / self.logit_scale
+    def scale(self) -> float:
+        """The largest absolute value."""
+        return self.largest_value
 
-    def require(self, tolerance: float) -> None:
-        """Refuse a file whose logits are further off than `tolerance` x `logit_scale`.
+    @property
+    def agreement_percent(self) -> float:
+        """The mean cosine in percent."""
+        return 100 * self.mean_cosine
 
-        Raises:
-            UserError: naming the numbers; also where a logit is not a number.
-        """
-        limit = tolerance * self.logit_scale
-        # Written so that a NaN on either side is refused.
-        if not self.max_abs_difference <= limit:
-            raise UserError(
-                f"the ONNX file differs from the trained network: logits are off by up to "
-                f"{self.max_abs_difference:.3g} over {self.images} images, accepted is "
-                f"{limit:.3g} (tolerance {tolerance:g} x largest logit {self.logit_scale:.3g}); "
-                f"the same class in {self.top1_agreement_percent:.2f} % of the images, top-1 "
-                f"{self.onnx_top1_percent:.2f} % instead of {self.torch_top1_percent:.2f} %"
-            )
+    def gate_values(self) -> dict[str, float | int]:
+        """See `OutputParity`."""
+        return {
+            "images": self.images,
+            "mean_cosine": self.mean_cosine,
+            "low_cosine": self.low_cosine,
+            "difference": self.relative_difference,
+        }
+
+    def in_words(self) -> str:
+        """See `OutputParity`."""
+        return f"cosine {self.mean_cosine:.4f}, of the lowest percent {self.low_cosine:.4f}"
+
+    def int8_words(self) -> str:
+        """See `OutputParity`."""
+        return self.in_words()
+
+    def _beside(self) -> str:
+        return self.in_words()
 
 
 @dataclass(frozen=True)
@@ -109,7 +248,8 @@ def compare(
     *,
     to_input: ToInput | None = None,
     on_logits: OnLogits | None = None,
-) -> Parity:
+    embeds: bool = False,
+) -> OutputParity:
     """Run both on the same images, on the CPU.
 
     Args:
@@ -117,13 +257,16 @@ def compare(
         session: ONNX Runtime on the exported file.
         batches: normalised images (N, C, H, W) and labels (N,), all on the CPU.
         to_input: turns normalised images into the file's input, if it takes something else.
-        on_logits: is given the file's name ("") and its logits of each batch.
+        on_logits: is given the file's name ("") and its outputs of each batch.
+        embeds: they give embeddings (N, D), and labels are not looked at.
 
     Raises:
         UserError: there is no image to compare on.
     """
     sessions = {"": session}
-    return compare_each(network, sessions, batches, to_input=to_input, on_logits=on_logits)[""]
+    return compare_each(
+        network, sessions, batches, to_input=to_input, on_logits=on_logits, embeds=embeds
+    )[""]
 
 
 def compare_each(
@@ -133,41 +276,78 @@ def compare_each(
     *,
     to_input: ToInput | None = None,
     on_logits: OnLogits | None = None,
-) -> dict[str, Parity]:
+    embeds: bool = False,
+) -> dict[str, OutputParity]:
     """`compare` several files of the same input while the network runs once."""
     network.eval()
-    images, torch_right = 0, 0
+    images = 0
     meters = {name: DifferenceMeter() for name in sessions}
-    same_class, right = dict.fromkeys(sessions, 0), dict.fromkeys(sessions, 0)
+    tallies: dict[str, _Tally] = {n: _Cosines() if embeds else _Classes() for n in sessions}
     for inputs, labels in batches:
         with torch.inference_mode():
             expected = network(inputs)
-        chosen = expected.argmax(1)
         images += len(labels)
-        torch_right += int((chosen == labels).sum())
         file_input = inputs.numpy() if to_input is None else to_input(inputs)
         for name, session in sessions.items():
-            logits = torch.from_numpy(run_session(session, file_input))
+            outputs = torch.from_numpy(run_session(session, file_input))
             if on_logits is not None:
-                on_logits(name, logits)
-            meters[name].add(expected, logits)
-            same_class[name] += int((logits.argmax(1) == chosen).sum())
-            right[name] += int((logits.argmax(1) == labels).sum())
+                on_logits(name, outputs)
+            meters[name].add(expected, outputs)
+            tallies[name].add(expected, outputs, labels)
     if images == 0:
         raise UserError("there are no test images to compare the ONNX file on")
-    results = {}
-    for name in sessions:
-        meter = meters[name].result()
-        results[name] = Parity(
+    return {n: tallies[n].parity(images, meters[n].result()) for n in sessions}
+
+
+class _Tally(Protocol):
+    """Of the outputs of a file and the trained network what differences do not tell."""
+
+    def add(self, expected: Tensor, actual: Tensor, labels: Tensor) -> None: ...
+
+    def parity(self, images: int, difference: OutputDifference) -> OutputParity: ...
+
+
+@dataclass
+class _Classes:
+    same_class: int = 0
+    right: int = 0
+    torch_right: int = 0
+
+    def add(self, expected: Tensor, actual: Tensor, labels: Tensor) -> None:
+        chosen, predicted = expected.argmax(1), actual.argmax(1)
+        self.torch_right += int((chosen == labels).sum())
+        self.same_class += int((predicted == chosen).sum())
+        self.right += int((predicted == labels).sum())
+
+    def parity(self, images: int, difference: OutputDifference) -> Parity:
+        return Parity(
             images=images,
-            max_abs_difference=meter.max_abs,
-            mean_abs_difference=meter.mean_abs,
-            logit_scale=meter.scale,
-            top1_agreement_percent=100.0 * same_class[name] / images,
-            onnx_top1_percent=100.0 * right[name] / images,
-            torch_top1_percent=100.0 * torch_right / images,
+            max_abs_difference=difference.max_abs,
+            mean_abs_difference=difference.mean_abs,
+            logit_scale=difference.scale,
+            top1_agreement_percent=100.0 * self.same_class / images,
+            onnx_top1_percent=100.0 * self.right / images,
+            torch_top1_percent=100.0 * self.torch_right / images,
         )
-    return results
+
+
+@dataclass
+class _Cosines:
+    cosines: list[Tensor] = field(default_factory=list)
+
+    def add(self, expected: Tensor, actual: Tensor, labels: Tensor) -> None:
+        self.cosines.append(cosine_similarity(expected.double(), actual.double()))
+
+    def parity(self, images: int, difference: OutputDifference) -> EmbeddingParity:
+        cosines = torch.cat(self.cosines)
+        return EmbeddingParity(
+            images=images,
+            max_abs_difference=difference.max_abs,
+            mean_abs_difference=difference.mean_abs,
+            largest_value=difference.scale,
+            mean_cosine=float(cosines.mean()),
+            low_cosine=float(cosines.quantile(_LOW)),
+        )
 
 
 def pixels_of(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -3,6 +3,9 @@
     python BUNDLE/predict.py image.png [folder ...]
     python -m export.bundle.predict BUNDLE image.png [folder ...]
 
+A bundle without classes embeds them instead; --embed FILE.npz writes `files` (N,) and `embeddings`
+(N, D), FILE.csv a line for each image.
+
 It is one file: every bundle holds a copy, and where manifest.json lies beside it, that folder is
 the bundle; elsewhere the first argument is. Before anything else it compares every file of the
 bundle with the manifest. What cannot be classified is said in one sentence on stderr, the rest is
@@ -17,6 +20,7 @@ fixed-point algorithm with other rounding), in 10 % of them where it has not (it
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -35,7 +39,8 @@ if TYPE_CHECKING:
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 # Pillow goes by content, not by name, and starts other programs for some (Ghostscript for EPS).
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-_NEEDED = ("student.onnx", "labels.txt", "preprocess.json")
+_NEEDED = ("student.onnx", "preprocess.json")
+_LABELS = "labels.txt"
 _KNOWN = {
     "dtype": ("float32", "uint8"),
     "layout": ("NCHW", "NHWC"),
@@ -52,11 +57,14 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files match its manifest; `preprocess` is the content of its file."""
+    """A bundle whose files match its manifest; `preprocess` is the content of its file.
+
+    `labels` are None where it gives embeddings.
+    """
 
     folder: Path
     manifest: dict[str, Any]
-    labels: list[str]
+    labels: list[str] | None
     preprocess: dict[str, Any]
 
 
@@ -75,7 +83,10 @@ def load_bundle(folder: Path) -> Bundle:
         # Hidden files and caches that are not listed come from file managers and interpreters.
         if name in listed or not any(part.startswith((".", "__")) for part in name.split("/")):
             _check_file(folder / name, name in present, listed.get(name))
-    text = (folder / "labels.txt").read_text(encoding="utf-8", errors="surrogateescape")
+    labels = None
+    if _LABELS in listed:
+        text = (folder / _LABELS).read_text(encoding="utf-8", errors="surrogateescape")
+        labels = text.removesuffix("\n").split("\n")
     preprocess = _read_mapping(folder / "preprocess.json")
     for key, known in _KNOWN.items():
         if preprocess.get(key) not in known:
@@ -85,7 +96,7 @@ def load_bundle(folder: Path) -> Bundle:
         if type(side) is not int or not least <= side <= most:
             limits = f"{key} is no whole number from {least} to {most}"
             raise Refusal(f"{folder / 'preprocess.json'} is damaged: {limits}")
-    return Bundle(folder, manifest, text.removesuffix("\n").split("\n"), preprocess)
+    return Bundle(folder, manifest, labels, preprocess)
 
 
 def _check_file(path: Path, present: bool, entry: Any) -> None:
@@ -166,10 +177,15 @@ class Predictor:
             self.session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
+            self.output: str = self.session.get_outputs()[0].name
             found = self.logits([numpy.zeros((self.size, self.size, 3), numpy.uint8)]).shape
         except Exception as error:  # its exceptions have no common base that is public
             raise Refusal(f"onnxruntime cannot run {path}: {_line(error)}") from None
-        if found != (1, len(bundle.labels)):
+        if bundle.labels is None and (self.output != "embedding" or len(found) != 2):
+            raise Refusal(
+                f"{path} gives classes, whose {_LABELS} is missing; copy the bundle again"
+            )
+        if bundle.labels is not None and found != (1, len(bundle.labels)):
             raise Refusal(f"{path} gives {found} for one image and {len(bundle.labels)} labels")
 
     def read(self, path: str | Path) -> NDArray[np.uint8]:
@@ -249,21 +265,32 @@ class Predictor:
         return numpy.ascontiguousarray(batch, dtype=p["dtype"])
 
     def logits(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Logits (N, K) of N squares (S, S, 3), as `read` gives them."""
+        """Logits (N, K), or embeddings (N, D), of N squares (S, S, 3), as `read` gives them."""
         inputs = {self.bundle.preprocess["input"]: self.prepare(images)}
-        found: NDArray[np.float32] = self.session.run(["logits"], inputs)[0]
+        found: NDArray[np.float32] = self.session.run([self.output], inputs)[0]
         return found
+
+    def describe(self, row: NDArray[np.float32], top: int) -> dict[str, Any]:
+        """An image's `predictions` of its logits, see `best`, or its `embedding` as numbers."""
+        import numpy
+
+        if self.bundle.labels is not None:
+            return {"predictions": self.best(row, top)}
+        if not numpy.isfinite(row).all():
+            raise Refusal("its embedding is not finite")
+        return {"embedding": row.tolist()}
 
     def best(self, logits: NDArray[np.float32], top: int) -> list[dict[str, Any]]:
         """The `top` most probable classes of one image's logits (K,), best first."""
         import numpy
 
+        labels = self.bundle.labels or []
         if not numpy.isfinite(logits).all():
             raise Refusal("the network's logits are not finite")
         powers = numpy.exp(logits.astype(numpy.float64) - logits.max())  # no overflow
         shares = powers / powers.sum()
         return [
-            {"class": self.bundle.labels[i], "index": int(i), "probability": float(shares[i])}
+            {"class": labels[i], "index": int(i), "probability": float(shares[i])}
             for i in numpy.argsort(-shares, kind="stable")[:top]
         ]
 
@@ -285,7 +312,7 @@ def find_images(inputs: Sequence[str]) -> list[dict[str, Any]]:
 def classify(
     predictor: Predictor, found: Sequence[dict[str, Any]], *, batch: int, top: int
 ) -> Iterator[dict[str, Any]]:
-    """The records of `find_images` in their order, with `predictions` or `error`."""
+    """The records of `find_images` in their order, with `predictions`, `embedding` or `error`."""
     for start in range(0, len(found), batch):
         records = [dict(record) for record in found[start : start + batch]]
         good: list[dict[str, Any]] = []
@@ -305,10 +332,31 @@ def classify(
                 record["error"] = f"{record['file']} was not classified: {_line(error)}"
         for record, row in zip(good, rows, strict=False):
             try:
-                record["predictions"] = predictor.best(row, top)
+                record |= predictor.describe(row, top)
             except Refusal as refusal:
                 record["error"] = f"{record['file']} was not classified: {refusal}"
         yield from records
+
+
+def write_embeddings(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write the embeddings of records that have one, as the ending of the name says."""
+    import numpy
+
+    files = [record["file"] for record in records]
+    rows = numpy.array([record["embedding"] for record in records], numpy.float32)
+    partial = path.with_name(f"{path.name}.partial")
+    if path.suffix == ".npz":
+        with partial.open("wb") as binary:
+            numpy.savez(binary, files=numpy.array(files, dtype=str), embeddings=rows)
+    else:
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
+            writer = csv.writer(text)
+            writer.writerow(["file", *range(rows.shape[1] if files else 0)])
+            # Nine digits are enough to have each float32 again.
+            writer.writerows(
+                [file, *(f"{x:.9g}" for x in row)] for file, row in zip(files, rows, strict=True)
+            )
+    partial.replace(path)
 
 
 def _line(error: BaseException) -> str:
@@ -343,6 +391,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _table(text: str) -> Path:
+    if Path(text).suffix not in (".npz", ".csv"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no .npz or .csv")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Classify images with a bundle.",
@@ -353,6 +407,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--int8", action="store_true", help="use student.int8.onnx")
     parser.add_argument("--top", type=_positive, default=5, help="classes to name (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument(
+        "--embed", type=_table, metavar="FILE", help="write embeddings to FILE.npz or FILE.csv"
+    )
     parser.add_argument("--batch", type=_positive, default=64, help="images at a time (default 64)")
     parser.add_argument("--threads", type=_positive, help="default: as onnxruntime chooses")
     parser.add_argument(
@@ -374,7 +431,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     predictor = Predictor(
         load_bundle(folder), int8=options.int8, threads=options.threads, convert=options.convert
     )
-    found = find_images(inputs)
+    embeds, target = predictor.bundle.labels is None, options.embed
+    if target is not None and not embeds:
+        raise Refusal(f"{folder} gives classes and no embeddings; leave out --embed")
+    if embeds and target is None and not options.json:
+        raise Refusal(f"{folder} gives embeddings; --embed FILE.npz (or .csv) writes them")
+    found, embedded = find_images(inputs), list[dict[str, Any]]()
     progress, failed = _Progress(len(found)), False
     progress.show(0)
     for n, record in enumerate(classify(predictor, found, batch=options.batch, top=options.top)):
@@ -384,7 +446,9 @@ def _run(arguments: Sequence[str] | None) -> int:
             _write(f"error: {error}", sys.stderr)
         if options.json:
             print("[" if n == 0 else ",", json.dumps(record))
-        elif not error:
+        if embeds:
+            embedded += [record] if target is not None and not error else []
+        elif not error and not options.json:
             shares = (f"{p['class']} {100 * p['probability']:.2f} %" for p in record["predictions"])
             _write(f"{record['file']}: {', '.join(shares)}", sys.stdout)
         if (n + 1) % options.batch == 0:
@@ -392,6 +456,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     progress.clear()
     if options.json:
         print("]")
+    if target is not None:
+        write_embeddings(target, embedded)
+        _write(f"{target}: {len(embedded)} embeddings", sys.stderr if options.json else sys.stdout)
     sys.stdout.flush()
     return 2 if failed else 0
 

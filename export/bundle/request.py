@@ -15,7 +15,8 @@ from compress.data import Dataset, Images, evaluation_batches, evenly
 from compress.model_files.artifacts import Student
 from compress.onnx.files import open_session
 from compress.recipe.schema import Export, LatencyPart
-from export.bundle.parity import Parity, ToInput, compare, pixels_of
+from export.bundle.contents import embeds
+from export.bundle.parity import OutputParity, ToInput, compare, pixels_of
 
 _BATCH = 64
 _CPU = torch.device("cpu")
@@ -57,12 +58,14 @@ def calibration_batches(request: BundleRequest, count: int) -> Iterator[NDArray[
 
 def compare_file(
     request: BundleRequest, path: Path, images: Images, *, exact: bool = False
-) -> Parity:
+) -> OutputParity:
     """Compare a file with the trained network; `exact` is that of `open_session`.
 
-    What it says of the test split is saved, see `BundleRequest.predictions`.
+    What a classifier says of the test split is saved, see `BundleRequest.predictions`.
     """
-    folder = request.predictions if images is request.data.test and not exact else None
+    gives_embeddings = embeds(request.student.description)
+    is_kept = images is request.data.test and not exact and not gives_embeddings
+    folder = request.predictions if is_kept else None
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(_: str, logits: torch.Tensor) -> None:
@@ -83,6 +86,7 @@ def compare_file(
             with_progress(),
             to_input=_to_input(request),
             on_logits=keep if folder is not None else None,
+            embeds=gives_embeddings,
         )
     if folder is not None:
         top1, probabilities = (torch.cat(parts).numpy() for parts in zip(*kept, strict=True))

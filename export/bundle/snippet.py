@@ -1,4 +1,4 @@
-"""Ten lines of Python that classify an image with a bundle's file, for its model card."""
+"""Ten lines of Python that classify or embed an image with a bundle's file, for its card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,11 +23,24 @@ images = np.asarray(image)[None]  # uint8 (1, {image_size}, {image_size}, 3)
 """
 
 
-def snippet(preprocess: Mapping[str, Any]) -> str:
+_CLASSIFIED = """\
+(logits,) = session.run(["logits"], {"images": images})
+powers = np.exp(logits[0] - logits[0].max())  # softmax
+labels = pathlib.Path("labels.txt").read_text("utf-8").split("\\n")
+print(labels[powers.argmax()], powers.max() / powers.sum())
+"""
+_EMBEDDED = """\
+(embedding,) = session.run(["embedding"], {"images": images})
+print(embedding[0] / np.linalg.norm(embedding[0]))  # products of two are their cosine
+"""
+
+
+def snippet(preprocess: Mapping[str, Any], *, embeds: bool = False) -> str:
     """A program that names the class of `image.png`; it runs in the bundle's folder.
 
     Args:
         preprocess: the content of preprocess.json.
+        embeds: the bundle gives embeddings; the program prints that of the image.
     """
     values = {**preprocess, "side": preprocess["resize"]}
     small = 0 < preprocess["resize"] < preprocess["image_size"]
@@ -36,14 +49,11 @@ def snippet(preprocess: Mapping[str, Any]) -> str:
     needed = "" if cut else "  # {image_size} x {image_size} pixels".format(**values)
     is_raw = preprocess["layout"] == "NHWC"
     return (
-        "import numpy as np, onnxruntime, pathlib\n"
+        f"import numpy as np, onnxruntime{'' if embeds else ', pathlib'}\n"
         "from PIL import Image\n"
         f'image = Image.open("image.png").convert("RGB"){needed}\n'
         f"{cut}"
         f"{(_RAW if is_raw else _NORMALISED).format(**values)}"
         f'session = onnxruntime.InferenceSession("{FLOAT}")\n'
-        '(logits,) = session.run(["logits"], {"images": images})\n'
-        "powers = np.exp(logits[0] - logits[0].max())  # softmax\n"
-        'labels = pathlib.Path("labels.txt").read_text("utf-8").split("\\n")\n'
-        "print(labels[powers.argmax()], powers.max() / powers.sum())\n"
+        f"{_EMBEDDED if embeds else _CLASSIFIED}"
     )

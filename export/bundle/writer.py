@@ -2,6 +2,8 @@
 
 student.onnx  student.int8.onnx  encoder.onnx  student.safetensors + student.json  labels.txt
 preprocess.json  predict.py  MODEL_CARD.md  manifest.json (SHA-256 of every other file)
+
+That of a student which gives embeddings has no labels.txt.
 """
 
 import shutil
@@ -30,13 +32,15 @@ from export.bundle.contents import (
     FLOAT,
     FULL_RANGE,
     INT8,
+    LABELS,
     SCRIPT,
+    embeds,
     preprocess_content,
 )
 from export.bundle.int8_file import Int8Outcome, write_int8
 from export.bundle.interfaces import preparation_words, read_interface
 from export.bundle.manifest import write_manifest
-from export.bundle.parity import Parity
+from export.bundle.parity import OutputParity
 from export.bundle.request import BundleRequest, compare_file
 from export.bundle.timing import ORT, ORT_INT8, ORT_TEACHER, time_runtimes
 from export.onnx import Exported, export_encoder, export_onnx
@@ -71,7 +75,8 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     student, settings = request.student, request.settings
     description = student.description
     save(folder, "student", student.network, description)
-    write_text(folder / "labels.txt", "".join(f"{printable(n)}\n" for n in _labels(description)))
+    if not embeds(description):
+        write_text(folder / LABELS, "".join(f"{printable(n)}\n" for n in _labels(description)))
     content = preprocess_content(description["preprocessing"], raw_pixels=settings.raw_pixels)
     write_json(folder / "preprocess.json", content)
     shutil.copyfile(predict.__file__, folder / SCRIPT)
@@ -151,7 +156,7 @@ def _labels(description: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, Parity]:
+def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, OutputParity]:
     description, settings = request.student.description, request.settings
     channels, height, width = description["input_shape"]
     path = folder / FLOAT
@@ -168,8 +173,8 @@ def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, Parity
     parity = compare_file(request, path, request.data.test)
     parity.require(settings.tolerance)
     log(
-        f"  {FLOAT}: logits within {parity.max_abs_difference:.2g} of the trained network on "
-        f"{parity.images} test images, top-1 {parity.onnx_top1_percent:.2f} %"
+        f"  {FLOAT}: {parity.noun}s within {parity.max_abs_difference:.2g} of the trained network "
+        f"on {parity.images} test images, {parity.in_words()}"
     )
     return written, parity
 

@@ -19,11 +19,11 @@ from compress.recipe.signatures import check_named
 from compress.storage.files import read_mapping
 from compress.text import printable, short_repr
 from export.bundle import predict
-from export.bundle.contents import FLOAT, INT8, SCRIPT, preprocess_content
+from export.bundle.contents import FLOAT, INT8, LABELS, SCRIPT, embeds, preprocess_content
 from export.bundle.interfaces import read_interface
 from export.bundle.manifest import Manifest
 
-_NEEDED = (FLOAT, "student.safetensors", "student.json", "labels.txt", "preprocess.json")
+_NEEDED = (FLOAT, "student.safetensors", "student.json", "preprocess.json")
 
 
 def check_graphs(bundle: Path, manifest: Manifest) -> dict[str, int]:
@@ -99,10 +99,10 @@ def load_consistent(bundle: Path) -> Student:
     student = load_student(bundle)
     description = student.description
     raw = takes_pixels(open_session(bundle / FLOAT))
-    text = (bundle / "labels.txt").read_text(encoding="utf-8", errors="surrogateescape")
-    labels = text.removesuffix("\n").split("\n")
-    if [*map(printable, labels)] != [*map(printable, description["class_names"])]:
-        raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
+    if not embeds(description):
+        if not (bundle / LABELS).is_file():
+            raise UserError(f"{bundle} is no whole bundle: its manifest lists no {LABELS}")
+        _require_labels(bundle, description)
     expected = preprocess_content(description["preprocessing"], raw_pixels=raw)
     actual = read_mapping(bundle / "preprocess.json")
     for key, value in expected.items():
@@ -112,6 +112,13 @@ def load_consistent(bundle: Path) -> Student:
                 f"and {FLOAT} say {value!r}; export again"
             )
     return student
+
+
+def _require_labels(bundle: Path, description: Mapping[str, Any]) -> None:
+    text = (bundle / LABELS).read_text(encoding="utf-8", errors="surrogateescape")
+    labels = text.removesuffix("\n").split("\n")
+    if [*map(printable, labels)] != [*map(printable, description["class_names"])]:
+        raise UserError(f"{bundle}: labels.txt names other classes than student.json; export again")
 
 
 def require_same_data(bundle: Path, student: Student, data: Dataset) -> None:

@@ -39,6 +39,8 @@ def _command(args: argparse.Namespace) -> int:
         max_top1_drop=args.max_top1_drop,
         min_agreement_percent=args.min_agreement_percent,
         max_difference=args.max_difference,
+        min_mean_cosine=args.min_mean_cosine,
+        min_low_cosine=args.min_low_cosine,
     )
     if args.json:
         print(json.dumps(report, indent=2, allow_nan=False))
@@ -64,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-top1-drop", type=float, default=1.0, help="points that int8 may lose")
     add("--min-agreement-percent", type=float, default=95.0, help="int8: images of the same class")
     add("--max-difference", type=float, default=0.1, help="int8: of a logit, x the largest logit")
+    add("--min-mean-cosine", type=float, default=0.99, help="int8: of embeddings, the least mean")
+    add("--min-low-cosine", type=float, default=0.95, help="int8: that of the lowest percent")
     add("--trust-code", action="store_true", help="run code that student.json names")
     add("--json", action="store_true", help="the result as JSON")
     return parser
@@ -80,6 +84,8 @@ def verify_bundle(
     max_top1_drop: float = 1.0,
     min_agreement_percent: float = 95.0,
     max_difference: float = 0.1,
+    min_mean_cosine: float = 0.99,
+    min_low_cosine: float = 0.95,
 ) -> dict[str, Any]:
     """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
 
@@ -94,10 +100,12 @@ def verify_bundle(
     }
     _check_numbers({"images": images, "batch": batch}, least=1)
     _check_numbers(limits, least=0)
+    cosines = {"min_mean_cosine": min_mean_cosine, "min_low_cosine": min_low_cosine}
+    _check_numbers(cosines, least=-1)
     thread_counts = _threads(threads)
     # Heavy imports come after the arguments are known to be right.
-    from export.bundle.contents import ENCODER, FLOAT, INT8
-    from export.bundle.int8_gate import Int8Limits
+    from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
+    from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits
     from export.bundle.manifest import check_manifest
     from export.verify import checks, comparisons
     from export.verify.verdict import failures, json_rows
@@ -113,7 +121,10 @@ def verify_bundle(
     rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
     has_encoder = ENCODER in opsets
     encoder = list(comparisons.encoder_rows(bundle, dataset, settings)) if has_encoder else []
-    int8 = Int8Limits(max_top1_drop, min_agreement_percent, max_difference)
+    int8 = Limits(
+        Int8Limits(max_top1_drop, min_agreement_percent, max_difference),
+        CosineLimits(min_mean_cosine, min_low_cosine),
+    )
     return {
         "bundle": str(bundle),
         "student": manifest.student,
@@ -121,7 +132,7 @@ def verify_bundle(
         "files": len(manifest.files),
         "opsets": opsets,
         "int8": manifest.int8,
-        "limits": limits,
+        "limits": {**limits, **cosines} if embeds(student.description) else limits,
         "rows": json_rows(rows),
         "encoder": json_rows(encoder),
         "failures": [

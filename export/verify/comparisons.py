@@ -16,8 +16,8 @@ from compress.errors import UserError
 from compress.model_files.artifacts import Encoder, Student
 from compress.model_files.origins import load_encoder
 from compress.onnx.files import open_session, run_session, takes_pixels
-from export.bundle.contents import ENCODER, INT8
-from export.bundle.parity import DifferenceMeter, Parity, compare, compare_each, pixels_of
+from export.bundle.contents import ENCODER, INT8, embeds
+from export.bundle.parity import DifferenceMeter, OutputParity, compare, compare_each, pixels_of
 
 _FEW = 100  # images at batch 1, and for the encoder
 _CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ class Row:
     file: str
     batch: int
     threads: int
-    parity: Parity
+    parity: OutputParity
     exact: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def student_rows(
 
     The int8 file is also compared exactly, so that its verdict does not depend on the machine.
     """
-    preprocessing = data.preprocessing
+    preprocessing, gives_embeddings = data.preprocessing, embeds(student.description)
     for threads in settings.threads:
         sessions = {
             name: open_session(bundle / name, threads=threads, spin=False) for name in files
@@ -97,7 +97,9 @@ def student_rows(
         for batch, count in settings.batches():
             batches = _batches(data, batch, count)
             with _threads(threads):
-                parities = compare_each(student.network, sessions, batches, to_input=to_input)
+                parities = compare_each(
+                    student.network, sessions, batches, to_input=to_input, embeds=gives_embeddings
+                )
             for name, parity in parities.items():
                 yield Row(name, batch, threads, parity)
     if INT8 in files:
@@ -105,7 +107,9 @@ def student_rows(
         session = open_session(bundle / INT8, threads=threads, spin=False, exact=True)
         batches = _batches(data, settings.batch, settings.images)
         with _threads(threads):
-            parity = compare(student.network, session, batches, to_input=to_input)
+            parity = compare(
+                student.network, session, batches, to_input=to_input, embeds=gives_embeddings
+            )
         yield Row(INT8, settings.batch, threads, parity, exact=True)
 
 

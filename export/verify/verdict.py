@@ -10,15 +10,19 @@ from rich.text import Text
 
 from compress.console.messages import console, log
 from export.bundle.contents import ENCODER, FLOAT, FULL_RANGE, INT8
-from export.bundle.int8_gate import Int8Limits
+from export.bundle.int8_gate import Limits
 from export.verify.comparisons import EncoderRow, Row
 
 # Images that int8 may lose in a row of few images, where one of 100 is a point already.
 _SLACK_IMAGES = 3
+# Columns of the table: a row's key -> title.
+_CLASSES = {"top1_agreement_percent": "same %", "onnx_top1_percent": "top-1 %"}
+_COSINES = {"mean_cosine": "mean cos", "low_cosine": "low cos"}
+_DIGITS = {**dict.fromkeys(_CLASSES, 2), **dict.fromkeys(_COSINES, 4)}
 
 
 def failures(
-    rows: Sequence[Row], encoder: Sequence[EncoderRow], *, tolerance: float, int8: Int8Limits
+    rows: Sequence[Row], encoder: Sequence[EncoderRow], *, tolerance: float, int8: Limits
 ) -> list[str]:
     """A sentence for each limit that was exceeded.
 
@@ -34,7 +38,7 @@ def failures(
         where += ", computed exactly" if row.exact else ""
         if row.file == FLOAT:
             sentences += _exceeded(
-                where, "logit", parity.max_abs_difference, parity.logit_scale, tolerance
+                where, parity.noun, parity.max_abs_difference, parity.scale, tolerance
             )
             continue
         slack = _SLACK_IMAGES if parity.images < most else 0
@@ -76,20 +80,22 @@ def show(report: Mapping[str, Any]) -> None:
     """Print what `verify_bundle` returned."""
     opsets = ", ".join(f"{name} opset {opset}" for name, opset in report["opsets"].items())
     log(f"{report['files']} files as the manifest lists them; {opsets}")
+    gives_embeddings = any("mean_cosine" in row for row in report["rows"])
+    outputs, keys = ("embeddings", _COSINES) if gives_embeddings else ("logits", _CLASSES)
     table = _table(
-        f"{report['student']}: logits against those of the trained network",
-        ("file", "batch", "threads", "images", "max abs", "mean abs", "same %", "top-1 %"),
+        f"{report['student']}: {outputs} against those of the trained network",
+        ("file", "batch", "threads", "images", "max abs", "mean abs", *keys.values()),
     )
     for row in report["rows"]:
         table.add_row(
             *_first_cells(row),
             _small(row["max_abs_difference"]),
             _small(row["mean_abs_difference"]),
-            f"{row['top1_agreement_percent']:.2f}",
-            f"{row['onnx_top1_percent']:.2f}",
+            *("no number" if row[key] is None else f"{row[key]:.{_DIGITS[key]}f}" for key in keys),
         )
     console.print(table)
-    trained = {row["images"]: row["torch_top1_percent"] for row in report["rows"]}
+    judged = [row for row in report["rows"] if "torch_top1_percent" in row]
+    trained = {row["images"]: row["torch_top1_percent"] for row in judged}
     for images, percent in sorted(trained.items()):
         log(f"trained network: top-1 {percent:.2f} % of {images:,} images")
     if report["encoder"]:

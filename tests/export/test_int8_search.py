@@ -13,13 +13,13 @@ from compress.model_files import Student
 from compress.recipe.schema import Export, Int8
 from compress.taps import discover
 from export.bundle import int8_search
-from export.bundle.int8_gate import Int8Limits
+from export.bundle.int8_gate import Int8Limits, Limits
 from export.bundle.int8_search import quantize_with, search_int8
 from export.bundle.request import BundleRequest, compare_file
 from tests.export import bundles
 
 SETTINGS = Int8(search=True, calibration_images=100)
-LIMITS = Int8Limits(max_top1_drop=5.0)
+LIMITS = Limits(Int8Limits(max_top1_drop=5.0))
 
 
 class Untouchable:

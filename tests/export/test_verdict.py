@@ -1,6 +1,6 @@
 """The limits of `export.verify`, on numbers made by hand."""
 
-from export.bundle.int8_gate import Int8Limits
+from export.bundle.int8_gate import Limits
 from export.bundle.parity import Parity
 from export.verify.comparisons import EncoderRow, Row
 from export.verify.verdict import failures, json_rows
@@ -11,7 +11,7 @@ def test_the_limits_by_hand() -> None:
         parity = Parity(images, apart, 0.0, 10.0, 96.0, 80.0 - drop, 80.0)
         most = Row("student.onnx", 64, 1, Parity(1000, 0.0, 0.0, 10.0, 100.0, 80.0, 80.0))
         rows = [most, Row(file, 1, 1, parity)]
-        return failures(rows, [], tolerance=1e-3, int8=Int8Limits())
+        return failures(rows, [], tolerance=1e-3, int8=Limits())
 
     assert not judged("student.int8.onnx", 1.0, 1000, apart=1.0)
     assert len(judged("student.int8.onnx", 1.0, 1000, apart=5.0)) == 1
@@ -25,7 +25,7 @@ def test_the_limits_by_hand() -> None:
     assert len(judged("student.onnx", 0.0, 100, apart=float("nan"))) == 1
     maps = [EncoderRow(1, 1, 16, 16, 5, largest, 0.0, 10.0) for largest in (0.01, 0.011)]
     rows = [Row("student.onnx", 64, 1, Parity(1000, 0.0, 0.0, 10.0, 100.0, 80.0, 80.0))]
-    (failure,) = failures(rows, maps, tolerance=1e-3, int8=Int8Limits())
+    (failure,) = failures(rows, maps, tolerance=1e-3, int8=Limits())
     assert failure.startswith("encoder.onnx at 16x16, batch 1 on 1 thread: a feature is off")
 
 

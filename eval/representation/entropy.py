@@ -31,7 +31,8 @@ Chosen where DLKD's text is silent:
   z by rate / 2 = 5 % of its variance at the optimum.
 * s[i] = sigmoid(r[i]) from s = 0.1 for every pixel, Adam with learning rate 0.1, a draw of noise
   for each step; log s is the mean over the last three quarters of them, which averages the draws
-  out. What is left keeps the IoU below 1 even of a view with itself: that number is given, too.
+  out (Guan's code keeps the s of the one draw with the least loss). What is left of them keeps the
+  IoU below 1 even of a view with itself: that number is given, too.
 * Images above 32 pixels have 32 x 32 values of s, each for a square of pixels (Cheng: 16 x 16 on
   224): optimising each single pixel would only cost more steps.
 * Views are crops after padding by an eighth of the side (4 of 32) and random flips, CIFAR's

@@ -31,6 +31,8 @@ from eval.representation.entropy import (
 from eval.representation.networks import ComparedNetwork
 from eval.representation.pictures import Picture
 
+_OPTIMISED_TOGETHER = 32  # images whose gradients are in memory at a time
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -277,14 +279,19 @@ def _entropy_maps(
         raise UserError(f"{network.label}: its embedding is the same for all images")
 
     def entropy(view: View, draw: int) -> Tensor:
-        return pixel_entropy(
-            network.embed,
-            view.pixels.to(network.device),
-            variance=variance,
-            rate=settings.entropy_rate,
-            steps=settings.entropy_steps,
-            draws=generator(settings.seed, "noise", draw),  # the same for every network
-        ).cpu()
+        draws = generator(settings.seed, "noise", draw)  # the same for every network
+        parts = [
+            pixel_entropy(
+                network.embed,
+                pixels.to(network.device),
+                variance=variance,
+                rate=settings.entropy_rate,
+                steps=settings.entropy_steps,
+                draws=draws,
+            ).cpu()
+            for pixels in torch.split(view.pixels, _OPTIMISED_TOGETHER)
+        ]
+        return torch.cat(parts)
 
     first, second = views
     return entropy(first, 0), entropy(second, 1), entropy(first, 2)

@@ -24,8 +24,6 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
-from compress.data import Images
-
 
 def silhouette(embeddings: Tensor, labels: Tensor) -> float | None:
     """Mean silhouette of embeddings (N, D) by class labels (N,).
@@ -48,8 +46,8 @@ def tsne_map(embeddings: Tensor, *, perplexity: float, seed: int) -> NDArray[Any
     return places
 
 
-def of_first_classes(images: Images, *, classes: int, count: int) -> Tensor:
-    """Indices of up to `count` images of the first `classes` classes, equally many of each."""
+def of_first_classes(labels: Tensor, *, classes: int, count: int) -> Tensor:
+    """Places among labels (N,) of up to `count` of the first `classes`, equally many of each."""
     share = max(1, count // classes)
-    chosen = [(images.labels == label).nonzero().flatten()[:share] for label in range(classes)]
+    chosen = [(labels == label).nonzero().flatten()[:share] for label in range(classes)]
     return torch.cat(chosen)

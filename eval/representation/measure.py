@@ -151,12 +151,18 @@ def _correlation(comparison: Comparison) -> Part:
 
 def _tsne(comparison: Comparison) -> Part:
     """Maps of the embeddings, and how well their classes are apart."""
-    settings, names = comparison.settings, comparison.data.class_names
+    settings, test = comparison.settings, comparison.data.test
+    # Those that training must not see are shown here: nothing is trained.
+    labels = test.labels if test.hidden_labels is None else test.hidden_labels
+    numbers = [f"class {number}" for number in range(int(labels.max()) + 1)]
+    names = comparison.data.class_names or numbers
+    if not comparison.data.class_names and test.hidden_labels is None:
+        return Part({"skipped": "the test images have no labels"}, [])
     count = min(settings.tsne_classes, len(names))
-    chosen = of_first_classes(comparison.data.test, classes=count, count=settings.tsne_images)
+    chosen = of_first_classes(labels, classes=count, count=settings.tsne_images)
     if len(chosen) < LEAST_IMAGES:
-        return Part({"skipped": "the test images have no labels of the first classes"}, [])
-    images = comparison.data.test.subset(chosen)
+        return Part({"skipped": "there are too few test images of the first classes"}, [])
+    images, labels = test.subset(chosen), labels[chosen]
     embeddings = {
         network.label: torch.cat(
             [
@@ -166,7 +172,7 @@ def _tsne(comparison: Comparison) -> Part:
         ).flatten(1)
         for network in comparison.networks
     }
-    scores = {label: silhouette(one, images.labels) for label, one in embeddings.items()}
+    scores = {label: silhouette(one, labels) for label, one in embeddings.items()}
     maps = {
         label: tsne_map(one, perplexity=settings.perplexity, seed=settings.seed)
         for label, one in embeddings.items()
@@ -176,7 +182,7 @@ def _tsne(comparison: Comparison) -> Part:
         "classes": list(names[:count]),
         "networks": {label: {"silhouette": score} for label, score in scores.items()},
     }
-    return Part(values, [pictures.tsne(maps, images.labels.numpy(), names[:count], scores)])
+    return Part(values, [pictures.tsne(maps, labels.numpy(), names[:count], scores)])
 
 
 def _cka(comparison: Comparison) -> Part:

@@ -47,8 +47,8 @@ class ComparedNetwork:
         deployed, plain = _build(origin)
         self._deployed = deployed.to(device).eval().requires_grad_(False)
         network = plain.to(device).eval().requires_grad_(False)
-        # One without a classifier gives its embedding itself.
-        self._embedding = "logits" if specs.classifier is None else "pooled"
+        # What a classifier that is not linear reads has no tap: its logits stand for it.
+        self._embedding = "pooled" if specs.pooled_width else "logits"
         self._layers = Tapped(network, specs, ["stages", self._embedding])
         self._end = Tapped(network, specs, [self._embedding])
         self.stages: tuple[MapSpec, ...] = specs.stages
@@ -102,8 +102,9 @@ def _build(origin: Origin) -> tuple[nn.Module, nn.Module]:
 
 def _classes(origin: Origin) -> int | None:
     """Classes whose logits the network gives; None of one that gives an embedding alone."""
-    classifier = origin.taps.classifier
-    if classifier is None:
+    specs = origin.taps
+    if specs.output != "logits":
         return None
-    is_ours = origin.weights is not None
-    return origin.taps.num_classes if is_ours or f"{classifier}.weight" in origin.read() else None
+    # A file of weights alone may lack those of the classifier.
+    is_whole = origin.weights is not None or f"{specs.classifier}.weight" in origin.read()
+    return specs.num_classes if is_whole else None

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.data import MemoryImages, conversion
+from compress import model_files, models
+from compress.data import conversion
 from compress.data.images import Preprocessing
 from compress.errors import UserError
 from compress.model_files import open_origin
 from compress.reporting import write_report
 from compress.storage.integrity import seal
+from compress.taps import discover
 from eval.representation import (
     cka,
     concept_iou,
@@ -205,8 +207,7 @@ def test_map_of_a_seed_is_the_same_twice() -> None:
 
 def test_first_classes_have_equally_many_images() -> None:
     labels = torch.tensor([2, 0, 1, 0, 1, 2, 0])
-    images = MemoryImages(torch.zeros(7, 3, 2, 2, dtype=torch.uint8), labels)
-    assert of_first_classes(images, classes=2, count=4).tolist() == [1, 3, 2, 4]
+    assert of_first_classes(labels, classes=2, count=4).tolist() == [1, 3, 2, 4]
 
 
 # Knowledge quantification
@@ -396,20 +397,31 @@ def test_images_are_optimised_a_few_at_a_time(
     assert sizes == [2, 1] * 6  # two views and one again, of two networks
 
 
-def test_without_logits_the_first_part_is_skipped(
-    run: Path, crops: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A network that gives embeddings (N, D): what it puts out is its embedding."""
-    path = run / "teacher/0/teacher.json"
-    described = json.loads(path.read_text())
-    described["taps"]["classifier"] = None
-    path.write_text(json.dumps(described))
-    few = ["--parts", "correlation", "cka"]
-    assert main([str(run), "--student", "kd", "--data", str(crops), *few, *FAST]) == 0
-    parts = result(run / "representation")["values"]["parts"]
+@pytest.fixture
+def embedding_run(run: Path) -> Path:
+    """A run whose teacher gives embeddings (N, D), on data whose labels training does not see."""
+    network = models.build("resnet8", num_classes=0, seed=3)
+    taps = discover(network, (3, 16, 16), "resnet8", embeds=True)
+    architecture = {"name": "resnet8", "arguments": {}}
+    described = model_files.describe(architecture, taps, (), SHOWN, metrics={}, fingerprint="")
+    described |= {"method": None, "encoder_prefix": "", "label": "teacher"}
+    model_files.save(run / "teacher/0", "teacher", network, described)
+    (run / "resolved.yaml").write_text(
+        (run / "resolved.yaml")
+        .read_text()
+        .replace("{name: digits}", "{name: digits, labels: false}")
+    )
+    return run
+
+
+def test_a_network_that_gives_embeddings_has_no_correlations(embedding_run: Path) -> None:
+    assert main([str(embedding_run), "--student", "kd", "--images", "40", *FAST]) == 0
+    parts = result(embedding_run / "representation")["values"]["parts"]
     assert parts["correlation"] == {"skipped": "no logits in teacher"}
     assert len(parts["cka"]["students"]["kd"]["linear"]["matrix"]) == 4
-    assert "Left out: no logits in teacher." in (run / "report.html").read_text()
+    assert parts["tsne"]["classes"][0] == "class 0"  # of the labels that were hidden
+    assert parts["entropy"]["networks"]["teacher"]["mean_entropy_nats"] < 1.42
+    assert "Left out: no logits in teacher." in (embedding_run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from compress.data.images import Images
+from compress.data.moco_views import moco_view
 
 PAD = 4
 _SHIFTS = 2 * PAD + 1
@@ -141,6 +142,11 @@ def crop_box(height: int, width: int, seed: int) -> tuple[int, int, int, int]:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def _moco(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
+    """The views of MoCo v2, of images that are prepared as for evaluation."""
+    return moco_view(images.fetch(indices), ids)
+
+
 def _as_is(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     return images.fetch(indices)
 
@@ -149,5 +155,6 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "crop_flip": Augmentation(2 * _SHIFTS**2, _crop_flip, _mirror_crop),
     "crop": Augmentation(_SHIFTS**2, _crop_flip),
     "resized_crop": Augmentation(2 * _SEEDS, _resized_crop, _mirror_resized),
+    "moco": Augmentation(_SEEDS, _moco),
     "none": Augmentation(1, _as_is),
 }

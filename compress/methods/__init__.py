@@ -23,7 +23,6 @@ from compress.methods.ca_mkd import CAMKD, ca_mkd_feature_loss, ca_mkd_loss
 from compress.methods.cc import CC, cc_loss
 from compress.methods.cocord import (
     CoCoRD,
-    cocord_contrast_loss,
     cocord_loss,
     cocord_prediction_loss,
 )
@@ -91,7 +90,6 @@ __all__ = [
     "ca_mkd_feature_loss",
     "ca_mkd_loss",
     "cc_loss",
-    "cocord_contrast_loss",
     "cocord_loss",
     "cocord_prediction_loss",
     "crd_loss",

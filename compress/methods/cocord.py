@@ -33,16 +33,17 @@ seeds): 51.45, with KD 53.03; KD 43.35, CRD 36.13.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from compress.data.batch import Batch
 from compress.methods.blocks.heads import two_layer_head
-from compress.methods.blocks.key_queue import KeyQueue
+from compress.methods.blocks.key_queue import KeyQueue, info_nce
+from compress.methods.blocks.momentum import move_average
 from compress.methods.contract import (
     LossWeights,
     Method,
@@ -57,26 +58,6 @@ from compress.precision import in_float32
 from compress.taps import Tapped
 
 Network = Literal["teacher", "slow"]
-
-
-@in_float32
-def cocord_contrast_loss(
-    queries: Tensor, keys: Tensor, queue: Tensor, *, temperature: float = 0.1
-) -> Tensor:
-    """L_ctr.
-
-    Args:
-        queries: q, (N, D); normalised here.
-        keys: k of the same images, (N, D), of length 1, constants.
-        queue: k_i, (N_q, D), of length 1.
-
-    Returns:
-        A scalar > 0 in float32 or wider.
-    """
-    queries = normalize(queries)
-    positive = (queries * keys).sum(1, keepdim=True)
-    scores = torch.cat([positive, queries @ queue.t()], 1) / temperature
-    return cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 @in_float32
@@ -103,7 +84,7 @@ def cocord_loss(
     """L with lambda_ctr = 1, see the two terms; `predictions` and `targets`: of one or both."""
     pairs = zip(predictions, targets, strict=True)
     prediction = torch.stack([cocord_prediction_loss(*pair) for pair in pairs]).sum()
-    contrast = cocord_contrast_loss(queries, keys, queue, temperature=temperature)
+    contrast = info_nce(queries, keys, queue, temperature=temperature)
     return contrast + prediction_weight * prediction
 
 
@@ -204,9 +185,7 @@ class CoCoRD(Method):
         terms = {}
         if self.contrast_weight:
             keys = _unit(self._constant(self.contrastive, self.key_view, teachers, batch))
-            contrast = cocord_contrast_loss(
-                own[0], keys, self.queue.keys, temperature=self.temperature
-            )
+            contrast = info_nce(own[0], keys, self.queue.keys, temperature=self.temperature)
             terms["contrast"] = self.contrast_weight * contrast
             if self.training:
                 self.queue.collect(keys, batch.rows)
@@ -223,10 +202,12 @@ class CoCoRD(Method):
         """Move the averages and the queue."""
         if self.slow_views:
             slow = [*self.slow.parameters(), *self.slow_projector.parameters()]
-            _average(slow, [*self._student, *self.projector.parameters()], self.student_momentum)
+            move_average(
+                slow, [*self._student, *self.projector.parameters()], self.student_momentum
+            )
         if self.teacher_taps and self.follows:
             known, own = self.teacher_projector.parameters(), self.projector.parameters()
-            _average(known, own, self.projector_momentum)
+            move_average(known, own, self.projector_momentum)
         if self.contrast_weight:
             self.queue.write()
 
@@ -264,12 +245,6 @@ def _slow_views(
     """The views that the slow student sees, in the order of the released code."""
     targets = tuple(view for _, view in pairs) if cognate == "slow" else ()
     return targets if key is None else (*targets, key)
-
-
-def _average(slow: Iterable[nn.Parameter], fast: Iterable[nn.Parameter], momentum: float) -> None:
-    """Move parameters in place: momentum of what they are, the rest of what `fast` is."""
-    for old, new in zip(slow, fast, strict=True):
-        old.lerp_(new, 1 - momentum)
 
 
 def _refuse_impossible(

@@ -144,7 +144,8 @@ class TeacherPart(Part):
     Without labels a teacher gives embeddings. `head` is the path of the module that is cut off it
     and left out of its file; by default it is the classifier of the architecture, and what files of
     that kind are known to hold beyond the encoder. With `none` nothing is cut off: what the network
-    puts out is the embedding, and all of the file is the network's.
+    puts out is the embedding, and all of the file is the network's. With `ssl` it is trained here
+    from images alone, by a self-supervised method such as moco.
     """
 
     model: Named | None = None
@@ -155,12 +156,13 @@ class TeacherPart(Part):
     preprocessing: Literal["own"] | PreprocessingPart | None = None
     seed: Seed | None = None
     head: Annotated[str, Field(min_length=1)] | None = None
+    ssl: Named | None = None
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what recipes from before have not, so that they keep their fingerprints."""
         content: dict[str, Any] = serialise(self)
-        later = ("preprocessing", "seed", "head")
+        later = ("preprocessing", "seed", "head", "ssl")
         return {k: v for k, v in content.items() if k not in later or v is not None}
 
     @model_validator(mode="after")
@@ -171,6 +173,8 @@ class TeacherPart(Part):
             raise ValueError("has no weights; give `train`, `checkpoint` or `weights`")
         if self.checkpoint is not None and self.weights is not None:
             raise ValueError("has both `checkpoint` and `weights`; give one of them")
+        if self.ssl is not None and self.train is None:
+            raise ValueError("has `ssl` and no `train`; give epochs and learning rate")
         return self
 
 

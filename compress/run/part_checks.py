@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from torch import nn
+
 from compress import models
 from compress.data import DATASETS, Preprocessing
 from compress.data.augment import AUGMENTATIONS
@@ -13,6 +15,7 @@ from compress.recipe.schema import Data, MethodPart, Named, Recipe, TeacherPart,
 from compress.run.place_checks import check_weights
 from compress.run.stages import StageTable
 from compress.run.train_checks import check_train
+from compress.self_supervised import SELF_SUPERVISED
 from compress.stages import task_of
 from compress.stages.distill import terms_for, weights_given
 from compress.stages.teacher import requested_preprocessing
@@ -114,9 +117,23 @@ def _label_problem(part: MethodPart, recipe: Recipe) -> str | None:
 def _check_teacher_task(recipe: Recipe, teacher: TeacherPart, path: str) -> list[str]:
     """Problems of a teacher that are those of the task."""
     if task_of(recipe).has_classes:
-        return [f"{path}.head: cut off where data.labels is false only"] if teacher.head else []
+        given = {"head": teacher.head, "ssl": teacher.ssl}
+        return [f"{path}.{k}: used where data.labels is false only" for k, v in given.items() if v]
+    if teacher.ssl is not None:
+        return _check_self_supervised(teacher.ssl, f"{path}.ssl")
     if teacher.train is not None:
-        return [f"{path}.train: learns from labels, and data.labels is false; give weights"]
+        return [f"{path}.train: learns from labels, and data.labels is false; give ssl or weights"]
+    return []
+
+
+def _check_self_supervised(part: Named, path: str) -> list[str]:
+    problems = signatures.check_named(part, SELF_SUPERVISED, path, supplied=("seed",))
+    if problems:
+        return problems
+    try:
+        SELF_SUPERVISED[part.name](nn.Identity(), 1, seed=0, **part.arguments)
+    except ValueError as error:
+        return [f"{path}: {error}"]
     return []
 
 

@@ -21,6 +21,8 @@ from compress.model_files.published import own_preprocessing
 from compress.model_files.weights import load_initial
 from compress.models.forward import check_forward, lay_channels_last
 from compress.recipe.schema import PreprocessingPart, TeacherPart, Train
+from compress.seeding import seeded
+from compress.self_supervised import SELF_SUPERVISED
 from compress.stages import (
     REFERENCES,
     compile_forward,
@@ -128,7 +130,12 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     reading = _Reading(network, convert)
     if part.train is not None:
         seed = _seed(job, index, part)
-        history = _train(job, data, seen, part.train, reading, specs, folder, label, seed)
+        if part.ssl is not None:
+            history = _pretrain(
+                job, data, part.ssl, part.train, reading, specs, folder, label, seed
+            )
+        else:
+            history = _train(job, data, seen, part.train, reading, specs, folder, label, seed)
         row |= summary(history, task)
     else:
         results = evaluate(reading.to(job.device), data, job)
@@ -198,6 +205,35 @@ def _train(
         device=job.device,
         evaluate=partial(evaluate, reading, data, job),
         keep_best=selection_of(task, data),
+        fingerprint=fingerprint_of(job.fields),
+    )
+
+
+def _pretrain(
+    job: Job,
+    data: Dataset,
+    part: TeacherPart,
+    reading: "_Reading",
+    specs: TapSpecs,
+    folder: Path,
+    label: str,
+    seed: int,
+) -> History:
+    """Train a teacher on images alone; its loss is all that is told of it on the way."""
+    settings, ssl, width = part.train, part.ssl, specs.pooled_width
+    assert settings is not None and ssl is not None and width is not None
+    method = SELF_SUPERVISED[ssl.name]
+    with seeded(seed, label, ssl.name):
+        module = method(reading, width, seed=seed, **ssl.arguments)
+    log(f"  {label}: {module.queue.note()}")
+    return train(
+        module,
+        training_batches(job, data, settings, augment=method.augment, trial=0),
+        settings_from(settings),
+        directory=folder,
+        role=label,
+        seed=seed,
+        device=job.device,
         fingerprint=fingerprint_of(job.fields),
     )
 

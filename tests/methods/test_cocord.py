@@ -15,10 +15,10 @@ from compress.engine import TrainSettings, train
 from compress.methods import (
     LossWeights,
     View,
-    cocord_contrast_loss,
     cocord_loss,
     cocord_prediction_loss,
 )
+from compress.methods.blocks.key_queue import info_nce
 from compress.methods.cocord import CoCoRD
 from compress.taps import Tapped
 from tests.methods import building
@@ -60,7 +60,7 @@ def test_equals_the_formula() -> None:
     p, t = torch.randn(2, 2, 4, 5, dtype=torch.float64)
     contrast = _contrast(queries, keys, queue, 0.2)
     prediction = sum(_prediction(*pair) for pair in zip(p, t, strict=True))
-    got = cocord_contrast_loss(queries, keys, queue, temperature=0.2)
+    got = info_nce(queries, keys, queue, temperature=0.2)
     assert got.dtype == torch.float64
     assert float(got) == pytest.approx(contrast, rel=1e-10)
     assert float(cocord_prediction_loss(p[0], t[0])) == pytest.approx(_prediction(p[0], t[0]))
@@ -74,7 +74,7 @@ def test_limits() -> None:
     assert float(cocord_prediction_loss(-rows, rows)) == pytest.approx(4)
     # A queue full of the positive itself: one of eight by chance.
     queue = rows[:1].expand(7, 5)
-    assert float(cocord_contrast_loss(rows[:1], rows[:1], queue)) == pytest.approx(math.log(8))
+    assert float(info_nce(rows[:1], rows[:1], queue)) == pytest.approx(math.log(8))
 
 
 def _module(weights: LossWeights = PLAIN, **arguments: Any) -> building.Distillation:

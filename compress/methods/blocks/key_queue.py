@@ -2,9 +2,28 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from compress.distributed.collectives import all_gather_in_order
+from compress.precision import in_float32
+
+
+@in_float32
+def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """-log(e^(q k / tau) / (e^(q k / tau) + sum_i e^(q k_i / tau))), the mean over the images.
+
+    Args:
+        queries: q, (N, D); normalised here.
+        keys: k of the same images, (N, D), of length 1, constants.
+        queue: k_i, (N_q, D), of length 1.
+
+    Returns:
+        A scalar > 0 in float32 or wider.
+    """
+    queries = normalize(queries)
+    positive = (queries * keys).sum(1, keepdim=True)
+    scores = torch.cat([positive, queries @ queue.t()], 1) / temperature
+    return cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 class KeyQueue(nn.Module):

@@ -131,9 +131,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     if part.train is not None:
         seed = _seed(job, index, part)
         if part.ssl is not None:
-            history = _pretrain(
-                job, data, part.ssl, part.train, reading, specs, folder, label, seed
-            )
+            history = _pretrain(job, data, part, reading, specs, folder, label, seed)
         else:
             history = _train(job, data, seen, part.train, reading, specs, folder, label, seed)
         row |= summary(history, task)
@@ -359,7 +357,8 @@ def _other_classes(classes: int, data: Dataset) -> UserError:
 
 def _source(part: TeacherPart) -> str:
     weights = part.checkpoint or part.weights
-    return "trained" if weights is None else f"{weights}{', then trained' if part.train else ''}"
+    how = f"trained without labels ({part.ssl.name})" if part.ssl is not None else "trained"
+    return how if weights is None else f"{weights}{f', then {how}' if part.train else ''}"
 
 
 def _refuse_weak(

@@ -69,6 +69,22 @@ def test_a_student_of_embeddings_teaches_the_next() -> None:
     assert values("teacher")["teachers"][0]["model"] == "resnet8"
 
 
+def test_the_whole_chain_runs_from_images_alone() -> None:
+    moco = {"name": "moco", "queue_size": 64, "embedding_width": 16}
+    train = {"epochs": 2, "lr": 0.03, "batch_size": 20, "weight_decay": 1e-4}
+    teacher = {"model": "resnet14", "ssl": moco, "train": train}
+    distill = {**RECIPE["distill"], "compare": []}
+    assert run("--until", "distill", teacher=teacher, distill=distill) == 0
+    row = values("teacher")["teachers"][0]
+    assert row["epochs"] == 2 and row["source"] == "trained without labels (moco)"
+    assert 0 < row["knn_top1_percent"] <= 100
+    rows = Path("run/teacher/0/metrics.jsonl").read_text().splitlines()
+    assert [*yaml.safe_load(rows[0])["terms"]] == ["contrast"]
+    saved = read_json(Path("run/teacher/0/teacher.json"))
+    assert saved["embedding_width"] == 64, "the encoder, without its head"
+    assert values("distill/dlkd")["mutual_knn_percent"] > 0
+
+
 def test_the_epoch_is_chosen_by_neighbours_on_the_validation_split() -> None:
     data = {**RECIPE["data"], "validation": 30}
     distill = {**RECIPE["distill"], "compare": []}
@@ -94,8 +110,17 @@ def test_the_epoch_is_chosen_by_neighbours_on_the_validation_split() -> None:
         ({"data": {**RECIPE["data"], "classes": 3}}, "has `classes` and `labels: false`"),
         ({"teacher": {"model": "resnet14", "train": TRAIN}}, "teacher.train: learns from labels"),
         (
+            {"teacher": {"model": "resnet14", "train": TRAIN, "ssl": {"name": "moco", "tau": 1}}},
+            "teacher.ssl.tau: unknown key",
+        ),
+        (
+            {"teacher": {"model": "resnet8", "train": TRAIN, "ssl": {"name": "moco", "groups": 0}}},
+            "teacher.ssl: groups are at least 1, got 0",
+        ),
+        ({"teacher": {**RECIPE["teacher"], "ssl": "moco"}}, "has `ssl` and no `train`"),
+        (
             {"data": {"name": "digits"}, "teacher": {**RECIPE["teacher"], "head": "fc"}},
-            "teacher.head: cut off where data.labels is false only",
+            "teacher.head: used where data.labels is false only",
         ),
         (
             {"teacher": {**RECIPE["teacher"], "head": "layer9"}},

@@ -25,7 +25,8 @@ def saved(kind: str, encoder: State) -> dict[str, object]:
     """A checkpoint as the released code of a method writes it, with its heads."""
     moco = {**encoder, **mlp("fc")}
     if kind == "moco":
-        both = {**prefixed("encoder_q.", moco), **prefixed("encoder_k.", moco)}
+        keys = {key: value + 1 for key, value in moco.items()}  # another network
+        both = {**prefixed("encoder_q.", moco), **prefixed("encoder_k.", keys)}
         state = prefixed(
             "module.", {**both, "queue": torch.zeros(8, 4), "queue_ptr": torch.ones(1)}
         )

@@ -8,7 +8,12 @@ import torch
 import yaml
 
 from compress import pipeline
+from compress.engine.checkpoint import Checkpoint
+from compress.methods import METHODS
 from compress.models import build
+from compress.pipeline import STAGES
+from compress.recipe import check_shape
+from compress.run.checks import check_recipe
 from compress.storage.files import read_json
 from tests.quick import quick_commands
 
@@ -19,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "student": {"model": "resnet8"},
     "distill": {"method": {"name": "dlkd", "labels": False}, "train": TRAIN, "compare": ["rkd"]},
     "account": {"latency": {"batch_sizes": [1], "rounds": 2, "warmup": 1}},
-    "export": None,
+    "export": {"compile_latency": False},
     "transfer": [{"task": "knn", "data": {"name": "digit_scenes", "classes": 3}}],
 }
 
@@ -53,12 +58,19 @@ def test_every_stage_runs_and_is_skipped_the_second_time(
         assert 0 < student["mutual_knn_percent"] <= 100 and 0 < student["knn_top1_percent"] <= 100
         assert student["weights"]["ce"] == student["weights"]["kd"] == 0
         assert "top1_percent" not in student
+    exported = values("export")
+    best = max(("rkd", "dlkd"), key=lambda label: values(f"distill/{label}")["mutual_knn_percent"])
+    assert exported["student"] == best, "of the two the one with more common neighbours ships"
+    report = read_json(Path("run/report.json"))["values"]
+    shown = {row["label"]: row["mutual_knn_percent"] for row in report["networks"]}
+    assert shown["teacher"] is None and shown["rkd"] == values("distill/rkd")["mutual_knn_percent"]
+    assert "Mutual k-NN" in Path("run/report.md").read_text().split("## Results")[0]
     description = read_json(Path("run/distill/dlkd/student.json"))
     assert (description["num_classes"], description["class_names"]) == (0, [])
     assert description["embedding_width"] == 64
     capsys.readouterr()
     assert run() == 0
-    assert capsys.readouterr().out.count("done") >= 6
+    assert capsys.readouterr().out.count("done before, skipped") == 7
 
 
 def test_a_student_of_embeddings_teaches_the_next() -> None:
@@ -143,3 +155,55 @@ def test_a_teacher_that_tells_no_images_apart_is_refused(
     torch.save({k: torch.zeros_like(v) for k, v in state.items()}, "teacher.pth")
     assert run() == 2
     assert "the same embedding" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interrupted_training_goes_on_to_the_same_student(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    distill = {**RECIPE["distill"], "compare": [], "train": {**TRAIN, "epochs": 3}}
+    assert run("--until", "distill", distill=distill) == 0
+    whole = values("distill/dlkd")
+    Path("run").rename("whole")
+    save = Checkpoint.save
+
+    def stop(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop)
+        assert run("--until", "distill", distill=distill) == 130
+    assert not Path("run/distill/dlkd/result.json").exists()
+    capsys.readouterr()
+    assert run("--until", "distill", distill=distill) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 1/3" not in printed and "epoch 2/3" in printed
+    assert values("distill/dlkd") == whole
+
+
+# Methods on features; all others read labels, logits or a classifier.
+FEATURES = ["ab", "at", "cc", "cocord", "dcd", "dlkd", "fitnet", "fsp", "ft", "nst", "pkt", "rkd",
+            "semckd", "sp", "vid"]  # fmt: skip
+
+
+def test_every_method_on_features_learns_and_every_other_is_refused() -> None:
+    data = {**RECIPE["data"], "train_images": 32, "test_images": 20}
+    # The terms of those that are trained before the main training have no weight in it.
+    weights = {"weights": {"method": 1.0}}
+    arguments: dict[str, Any] = {"dlkd": {"labels": False}}
+    arguments["ft"] = {"paraphraser_epochs": 1}
+    arguments |= {name: {"pretrain_epochs": 1, **weights} for name in ("ab", "fsp")}
+    teacher, refused = {"model": "resnet14", "checkpoint": "teacher.pth"}, []
+    for name in METHODS:
+        method = {"name": name, **arguments.get(name, {})}
+        distill = {"method": method, "train": {**TRAIN, "epochs": 1}}
+        raw = {**RECIPE, "data": data, "teacher": teacher, "distill": distill}
+        recipe, problems = check_shape(raw)
+        assert recipe is not None, problems
+        refused += [name] if check_recipe(recipe, STAGES) else []
+    assert sorted({*METHODS} - {*refused}) == FEATURES
+    parts = [{"name": name, **arguments.get(name, {})} for name in FEATURES]
+    distill = {"method": parts[0], "compare": parts[1:], "train": {**TRAIN, "epochs": 1}}
+    assert run("--until", "distill", data=data, distill=distill) == 0
+    for name in FEATURES:
+        assert 0 <= values(f"distill/{name}")["mutual_knn_percent"] <= 100

@@ -58,6 +58,7 @@ from compress.methods.none import Alone
 from compress.methods.nst import NST, nst_loss
 from compress.methods.pkt import PKT, pkt_loss
 from compress.methods.rkd import RKD, rkd_loss
+from compress.methods.seed import SEED, seed_loss
 from compress.methods.semckd import SemCKD, semckd_loss
 from compress.methods.simkd import SimKD, simkd_loss, simkd_output_loss
 from compress.methods.simkd_joint import SimKDJoint
@@ -108,6 +109,7 @@ __all__ = [
     "paraphraser_loss",
     "pkt_loss",
     "rkd_loss",
+    "seed_loss",
     "semckd_loss",
     "simkd_loss",
     "simkd_output_loss",
@@ -138,6 +140,7 @@ METHODS: Mapping[str, type[Method]] = {
     "nst": NST,
     "pkt": PKT,
     "rkd": RKD,
+    "seed": SEED,
     "semckd": SemCKD,
     "simkd": SimKD,
     "simkd_joint": SimKDJoint,

@@ -77,7 +77,7 @@ class Data(Named):
     train_share: Annotated[float, Field(gt=0, le=1)] | None = None
     test_images: Positive | None = None
     validation: Number = 0
-    augment: Literal["crop_flip", "crop", "resized_crop", "none"] = "crop_flip"
+    augment: Literal["crop_flip", "crop", "resized_crop", "moco", "none"] = "crop_flip"
     views: Positive | None = None
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     seed: Seed | None = None

@@ -32,6 +32,8 @@ CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "aekd_f": (HintsAtOnce, 1),
     "cocord": (partial(METHODS["cocord"], **SMALL), 1),
     "cocord in parts": (partial(METHODS["cocord"], **SMALL), 2),
+    "seed": (partial(METHODS["seed"], queue_size=11), 1),
+    "seed in parts": (partial(METHODS["seed"], queue_size=11), 2),
     "dlkd": (partial(METHODS["dlkd"], hidden_ratio=0.1, feature_width=5), 1),
     "dlkd in parts": (partial(METHODS["dlkd"], **ALIGN), 2),
 }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from eval.representation.entropy import (
 from eval.representation.networks import ComparedNetwork
 from eval.representation.pictures import Picture
 
+_MAP_BYTES = 2**28  # of the largest stage of a batch
 _OPTIMISED_TOGETHER = 32  # images whose gradients are in memory at a time
 
 
@@ -39,8 +41,9 @@ class Settings:
     """What is measured on how much.
 
     `images` test images, drawn at random, for correlations and CKA, whose batches have `batch_size`
-    at most; `tsne_images` of the first `tsne_classes` classes; `entropy_images` and `entropy_steps`
-    bound the most expensive part. `rbf_fraction`: see `cka`; `entropy_rate`: see `entropy`.
+    at most, fewer where maps are large; `tsne_images` of the first `tsne_classes` classes;
+    `entropy_images` and `entropy_steps` bound the most expensive part. `rbf_fraction`: see `cka`;
+    `entropy_rate`: see `entropy`.
     """
 
     images: int = 2000
@@ -91,9 +94,16 @@ class Comparison:
         order = torch.randperm(len(images), generator=generator(self.settings.seed, "images"))
         return images.subset(order[: self.settings.images])
 
+    @property
+    def batch_size(self) -> int:
+        """The most images in a batch, of which the largest map takes no more than 256 MiB."""
+        widest = max((prod(s.shape) for n in self.networks for s in n.stages), default=1)
+        fitting = _MAP_BYTES // (4 * widest)
+        return max(LEAST_IMAGES, min(self.settings.batch_size, fitting))
+
     def batches(self, images: Images) -> Iterator[Tensor]:
         """Pixel values (n, 3, S, S) from 0 to 1 of images in their order."""
-        sizes = even_batches(len(images), self.settings.batch_size)
+        sizes = even_batches(len(images), self.batch_size)
         for indices in torch.split(torch.arange(len(images)), sizes):
             yield images.fetch(indices).float() / 255
 
@@ -208,7 +218,13 @@ def _cka(comparison: Comparison) -> Part:
         for student in comparison.students
     }
     layers = {network.label: network.layer_names for network in comparison.networks}
-    values = {"images": len(comparison.sample), "layers": layers, "students": students}
+    images = len(comparison.sample)
+    values = {
+        "images": images,
+        "batches": even_batches(images, comparison.batch_size),
+        "layers": layers,
+        "students": students,
+    }
     drawn = [
         pictures.cka(label, one, comparison.teacher.label, names, layers[label])
         for label, one in students.items()

@@ -381,6 +381,15 @@ def test_a_network_is_like_itself(run: Path, crops: Path, tmp_path: Path) -> Non
     assert (out / "report.html").is_file() and "kd-2" in (out / "report.md").read_text()
 
 
+def test_batches_of_large_maps_are_small(
+    run: Path, crops: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_MAP_BYTES", 4 * 16 * 16 * 16 * 5)  # five of the largest maps
+    few = ["--parts", "cka", "--student", "kd", "--images", "12"]
+    assert main([str(run), "--data", str(crops), *few, *FAST]) == 0
+    assert result(run / "representation")["values"]["parts"]["cka"]["batches"] == [4, 4, 4]
+
+
 def test_images_are_optimised_a_few_at_a_time(
     run: Path, crops: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

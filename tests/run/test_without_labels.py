@@ -183,7 +183,7 @@ def test_an_interrupted_training_goes_on_to_the_same_student(
 
 # Methods on features; all others read labels, logits or a classifier.
 FEATURES = ["ab", "at", "cc", "cocord", "dcd", "dlkd", "fitnet", "fsp", "ft", "nst", "pkt", "rkd",
-            "semckd", "sp", "vid"]  # fmt: skip
+            "seed", "semckd", "sp", "vid"]  # fmt: skip
 
 
 def test_every_method_on_features_learns_and_every_other_is_refused() -> None:
@@ -191,7 +191,7 @@ def test_every_method_on_features_learns_and_every_other_is_refused() -> None:
     # The terms of those that are trained before the main training have no weight in it.
     weights = {"weights": {"method": 1.0}}
     arguments: dict[str, Any] = {"dlkd": {"labels": False}}
-    arguments["ft"] = {"paraphraser_epochs": 1}
+    arguments |= {"ft": {"paraphraser_epochs": 1}, "seed": {"queue_size": 32}}
     arguments |= {name: {"pretrain_epochs": 1, **weights} for name in ("ab", "fsp")}
     teacher, refused = {"model": "resnet14", "checkpoint": "teacher.pth"}, []
     for name in METHODS:

@@ -12,8 +12,7 @@ def mutual_knn_percent(first: Tensor, second: Tensor, k: int = 10) -> float:
 
     m(i) = |knn_1(i) and knn_2(i)| / k, its mean over the images; by cosine, the image itself is
     none of its neighbours. Two unrelated embeddings have about k / (N - 1). Huh et al., The
-    Platonic Representation Hypothesis (ICML 2024), eq. 11, where similarity is the inner product of
-    vectors of length 1.
+    Platonic Representation Hypothesis (2024), and its released code.
 
     Args:
         first: (N, D_1) of two images or more.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from compress.comparison.accuracy import Score, compare_scores
 from compress.comparison.predictions import Predictions
@@ -13,7 +13,22 @@ from compress.reporting.collect import RunData, load
 from compress.sweep.schema import Cell, PaperValue, Status, Sweep, cells
 
 TEACHER = "teacher"
-KEYS = {"last_epoch": "top1_percent", "best_on_test": "best_on_test_top1_percent"}
+
+
+class Statistic(NamedTuple):
+    """A number of a training: its key in results, what tables call it, and when it is taken."""
+
+    key: str
+    title: str
+    when: str
+
+
+STATISTICS: Mapping[str, Statistic] = {
+    "last_epoch": Statistic("top1_percent", "top-1 accuracy", "last epoch"),
+    "best_on_test": Statistic("best_on_test_top1_percent", "top-1 accuracy", "best on test"),
+    "knn": Statistic("knn_top1_percent", "k-NN top-1 accuracy", "last epoch"),
+    "mutual_knn": Statistic("mutual_knn_percent", "neighbours of the teacher", "last epoch"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,11 @@ class Results:
         beside = {row: [one for one in known if one.startswith(f"{row}/")] for row in methods}
         return [TEACHER, *(one for row in methods for one in (row, *beside[row]))]
 
+    @property
+    def statistic(self) -> Statistic:
+        """The number that the sweep is about."""
+        return STATISTICS[self.sweep.statistic]
+
     def reading(self, one: CellResult) -> str:
         """Against KD: "higher", "lower", "not distinguishable", or "" where it says nothing."""
         reference = self.sweep.reference
@@ -74,7 +94,8 @@ class Results:
 
 def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
     """Read the finished runs of a sweep; what is not there yet, or is of another recipe, is not."""
-    results, key = Results(sweep), KEYS[sweep.statistic]
+    results = Results(sweep)
+    key = results.statistic.key
     for index, pair in enumerate(sweep.pairs):
         percents: tuple[float, ...] = ()
         for label in pair.teachers:
@@ -105,7 +126,7 @@ def collect(sweep: Sweep, folder: Path, status: Status) -> Results:
         results.by_cell[cell.pair.name, cell.method.row] = CellResult(
             cell.pair.name,
             cell.method.row,
-            tuple(trial[key] for trial in trials),
+            tuple(trial[key] for trial in trials if key in trial),
             trials[0]["test_images"] if trials else 0,
             _paper(sweep, cell.method.row, sweep.pairs.index(cell.pair)),
             trials,
@@ -122,7 +143,7 @@ def _judged_beside(results: Results, cell: Cell) -> dict[tuple[str, str], CellRe
     """Results of what is judged beside a cell's network, also where only the paper has some."""
     sweep, row = results.sweep, cell.method.row
     one = results.by_cell[cell.pair.name, row]
-    key = f"{KEYS[sweep.statistic]}/"
+    key = f"{results.statistic.key}/"
     names = [k.removeprefix(key) for trial in one.trials[:1] for k in trial if k.startswith(key)]
     names += [k.removeprefix(f"{row}/") for k in sweep.paper if k.startswith(f"{row}/")]
     return {

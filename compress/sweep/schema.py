@@ -16,6 +16,7 @@ from compress.recipe.schema import MethodPart, Part, Trials, describe_errors
 from compress.text import short_repr
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+WITHOUT_LABELS = ("knn", "mutual_knn")  # statistics
 # Mean, mean and standard deviation, or null where the paper has none.
 PaperValue = float | Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
@@ -57,12 +58,15 @@ class SweepMethod(MethodPart):
 class Sweep(BaseModel):
     """A whole sweep. `paper` holds printed values: a row's name -> one value per pair.
 
+    Without labels `statistic` is knn, by labels that are hidden from training, or mutual_knn, which
+    compares a student with its teacher.
+
     The row of a network that is judged beside a method's is named METHOD/NETWORK.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     title: str
-    statistic: Literal["last_epoch", "best_on_test"] = "last_epoch"
+    statistic: Literal["last_epoch", "best_on_test", "knn", "mutual_knn"] = "last_epoch"
     recipe: dict[str, Any]
     teachers: Annotated[dict[Label, dict[str, Any]], Field(min_length=1)]
     students: Annotated[dict[Label, dict[str, Any]], Field(min_length=1)]
@@ -114,7 +118,7 @@ def check_sweep(raw: dict[str, Any]) -> tuple[Sweep | None, list[str]]:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
         return None, describe_errors(error, Sweep)
-    problems = _wrong_parts(sweep)
+    problems = [*_wrong_parts(sweep), *_wrong_statistic(sweep)]
     for i, pair in enumerate(sweep.pairs):
         named = [("teacher", label, sweep.teachers) for label in pair.teachers]
         for kind, label, known in [*named, ("student", pair.student, sweep.students)]:
@@ -158,6 +162,15 @@ def _wrong_parts(sweep: Sweep) -> list[str]:
     names = [*sweep.teachers, *(method.row for method in sweep.methods)]
     problems += [f"'{n}': a label does not end in .yaml" for n in names if n.endswith(".yaml")]
     return problems
+
+
+def _wrong_statistic(sweep: Sweep) -> list[str]:
+    labels = (sweep.recipe.get("data") or {}).get("labels", True)
+    if bool(labels) is not (sweep.statistic in WITHOUT_LABELS):
+        return []
+    say, listed = ("true", "last_epoch, best_on_test") if labels else ("false", WITHOUT_LABELS)
+    known = listed if isinstance(listed, str) else ", ".join(listed)
+    return [f"statistic: recipe.data.labels is {say}, so it is one of {known}"]
 
 
 def _repeated(path: str, names: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from compress.reporting.markdown import markdown
 from compress.reporting.report import write_figures
 from compress.reporting.tables import Column, ReportCell, ReportTable
 from compress.storage.files import write_text
-from compress.sweep.results import KEYS, TEACHER, CellResult, Results, collect
+from compress.sweep.results import TEACHER, CellResult, Results, collect
 from compress.sweep.schema import PaperValue, Status, Sweep
 from compress.sweep.trade_off import trade_off
 
@@ -40,7 +40,7 @@ def accuracy_table(results: Results) -> ReportTable:
         entries = [_cell(results, results.by_cell[pair.name, row]) for pair in sweep.pairs]
         title = {"none": "student alone"}.get(row, row)
         rows.append([ReportCell(title, "paper" if row in sweep.paper else ""), *entries])
-    return ReportTable(columns, rows, f"{sweep.title}: top-1 accuracy")
+    return ReportTable(columns, rows, f"{sweep.title}: {results.statistic.title}")
 
 
 def _cell(results: Results, one: CellResult) -> ReportCell:
@@ -75,7 +75,7 @@ def terms_table(results: Results) -> ReportTable:
         if not terms.get("initial"):
             continue
         values = [terms[when]["term"] for when in ("initial", "start", "end")]
-        pulls = [terms[when]["gradient_to_ce"] for when in ("initial", "end")]
+        pulls = [terms[when].get("gradient_to_ce") for when in ("initial", "end")]
         numbers = [formats.MISSING if v is None else f"{v:.4g}" for v in (*values, *pulls)]
         fell = None not in (values[0], values[2]) and values[2] < values[0]
         rows.append([one.pair, one.row, *numbers, "yes" if fell else "no"])
@@ -119,6 +119,8 @@ def _protocol(results: Results) -> str:
         if sweep.chooses_epochs
         else "accuracy after the last epoch",
         "best_on_test": "best accuracy on the test set, which is optimistic",
+        "knn": "accuracy of the 10 nearest training images, whose labels were hidden from training",
+        "mutual_knn": "share of the 10 nearest neighbours that student and teacher have in common",
     }
     done = sum(bool(one.percents) for one in results.by_cell.values() if one.row != TEACHER)
     wanted = sum(not one.refused for one in results.by_cell.values() if one.row != TEACHER)
@@ -132,8 +134,8 @@ def _protocol(results: Results) -> str:
 _TESTS = {
     "last_epoch": "paired by test image, p < 0.05: exact McNemar test, of several trials Student's "
     "t; two standard errors of independent test sets where predictions were not saved",
-    "best_on_test": "two standard errors of the test set",
 }
+_BY_TEST_SET = "two standard errors of the test set"
 
 _PROTOCOLS = {
     "crd": "a method's term beside cross entropy (KD itself 0.1 CE + 0.9 KD).",
@@ -148,7 +150,7 @@ def _reading(results: Results) -> str:
     spread = ", mean ± standard deviation (divisor n - 1)" if max(counts) > 1 else ""
     against = (
         f" Against KD of the same pair: ↑ higher, ↓ lower, ≈ {NOT_DISTINGUISHABLE} "
-        f"({_TESTS[results.sweep.statistic]})."
+        f"({_TESTS.get(results.sweep.statistic, _BY_TEST_SET)})."
     )
     paper = " Second line, or in brackets: the paper's value." if results.sweep.paper else ""
     return f"Trials: {trials}{spread}.{against if results.sweep.reference else ''}{paper}"
@@ -156,7 +158,7 @@ def _reading(results: Results) -> str:
 
 def records(results: Results) -> list[dict[str, Any]]:
     """One plain mapping per cell."""
-    key = KEYS[results.sweep.statistic]
+    key = results.statistic.key
     return [
         {
             "pair": one.pair,

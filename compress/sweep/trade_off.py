@@ -17,7 +17,6 @@ from compress.sweep.results import CellResult, Results
 from compress.sweep.schema import SweepMethod
 
 _RATIO = "pruning_ratio_percent"
-_STATISTICS = {"last_epoch": "last epoch", "best_on_test": "best on test"}
 
 
 def trade_off(results: Results) -> list[Block]:
@@ -48,7 +47,7 @@ def _table(results: Results) -> ReportTable:
     columns = (
         Column("Pair", is_number=False),
         Column("Method", is_number=False),
-        Column(f"Top-1, {_STATISTICS[results.sweep.statistic]}", "%"),
+        Column(f"{results.statistic.title.capitalize()}, {results.statistic.when}", "%"),
         Column("Parameters"),
         Column("Pruning ratio", "%"),
         Column("Cost", "points"),
@@ -96,7 +95,7 @@ def _picture(results: Results, pair: str) -> list[Image]:
         lines,
         plots.Family(mark.row, [_point(mark, "")]),
         "Pruning ratio (%)",
-        f"Test top-1, {_STATISTICS[results.sweep.statistic]} (%)",
+        f"Test {results.statistic.title}, {results.statistic.when} (%)",
         salt=f"ratio {pair}",
     )
     alt = f"{pair}: accuracy against pruning ratio of {', '.join([mark.row, *adding])}"

@@ -189,6 +189,44 @@ def test_trained_once_then_skipped(
     assert capsys.readouterr().out.count(": starts") == 1
 
 
+def test_a_sweep_without_labels_is_about_neighbours(tmp_path: Path, forked_runs: None) -> None:
+    data = {"name": "digits", "labels": False, "train_images": 120, "test_images": 60}
+    train = {"epochs": 1, "lr": 0.03, "batch_size": 20}
+    moco = {"model": "resnet14", "ssl": {"name": "moco", "queue_size": 32}, "train": train}
+    raw = small(
+        statistic="knn",
+        recipe={**SMALL["recipe"], "data": data, "teacher": {}, "trials": 1},
+        teachers={"big": moco},
+        methods=[{"name": "seed", "queue_size": 32}, {"name": "dlkd", "labels": False}],
+        paper={"seed": [43.4]},
+    )
+    file, out = _write(tmp_path, raw), tmp_path / "out"
+    assert command.main([str(file), "--out", str(out), "--jobs", "2"]) == 0
+    rows = _table(file, out)
+    assert [row["method"] for row in rows] == ["teacher", "seed", "dlkd"]
+    assert all(0 < row["knn_top1_percent"] <= 100 for row in rows)
+    text = (out / "table.md").read_text(encoding="utf-8")
+    assert "k-NN top-1 accuracy" in text and "43.40" in text
+    _write(tmp_path, {**raw, "statistic": "mutual_knn"})
+    rows = _table(file, out)
+    assert rows[0]["mutual_knn_percent"] is None, "a teacher has nothing to compare with"
+    assert rows[1]["mutual_knn_percent"] > 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "statistic", "known"),
+    [(True, "knn", "last_epoch, best_on_test"), (False, "last_epoch", "knn, mutual_knn")],
+)
+def test_a_statistic_that_the_data_cannot_give_is_named(
+    labels: bool, statistic: str, known: str
+) -> None:
+    data = {"name": "digits", "labels": labels}
+    raw = small(recipe={**SMALL["recipe"], "data": data}, statistic=statistic)
+    _, problems = check_sweep(raw)
+    said = f"statistic: recipe.data.labels is {str(labels).lower()}, so it is one of {known}"
+    assert problems == [said]
+
+
 def _table(file: Path, out: Path, *, code: int = 0) -> list[dict[str, Any]]:
     """The table of what a sweep's directory holds for the recipe as it is now."""
     assert command.main([str(file), "--out", str(out), "--table"]) == code

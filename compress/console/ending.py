@@ -98,7 +98,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
             os.kill(os.getpid(), number)
         elif not stops or now - stops[-1][0] > _REPEATS:
             # From here on it is no news that a data loader's process has died.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, _do_nothing)
             place = _place.get()
             terminated = Terminated("stopped by SIGTERM" + (f" in {place}" if place else ""))
             stops.append((now, terminated))
@@ -113,6 +113,10 @@ def _stopped_by_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """A handler; of a signal that waits to be handled, Python reports SIG_DFL as a race."""
 
 
 def report_mistake(read: Callable[[], object]) -> int:

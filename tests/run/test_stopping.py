@@ -50,6 +50,24 @@ def test_the_place_is_told_and_what_was_before_holds_again() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_data_loader_may_end_in_the_very_moment_of_a_sigterm() -> None:
+    """Python reports a signal whose handler is gone; here that is an error."""
+
+    def command() -> int:
+        both = {signal.SIGTERM, signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        for number in both:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        return 0
+
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as data loaders have one
+    try:
+        assert _end(command)[0] == 143
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_second_sigterm_does_not_disturb_the_end() -> None:
     ended = []
 

@@ -9,14 +9,13 @@
 (('0', '1'), 2, torch.Size([3, 64, 64]))
 """
 
+from compress.data.dense.masked_images import IGNORE_INDEX, MaskedImage, SegmentationData
 from eval.data.annotations import AnnotatedImage, DetectionData
 from eval.data.coco import coco
 from eval.data.detection import DATASETS as DETECTION
 from eval.data.labelled import DATASETS as LABELLED
 from eval.data.labelled import stl10, tiny_imagenet
-from eval.data.masked_images import IGNORE_INDEX, MaskedImage, SegmentationData
 from eval.data.segmentation import DATASETS as SEGMENTATION
-from eval.data.segmentation import camvid, cityscapes, mask_folders, voc_segmentation
 from eval.data.voc import voc
 
 __all__ = [
@@ -28,12 +27,8 @@ __all__ = [
     "DetectionData",
     "MaskedImage",
     "SegmentationData",
-    "camvid",
-    "cityscapes",
     "coco",
-    "mask_folders",
     "stl10",
     "tiny_imagenet",
     "voc",
-    "voc_segmentation",
 ]

@@ -2,26 +2,12 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-
-@dataclass(frozen=True)
-class Scene:
-    """One image: pixels (H, W, 3) uint8, mask (H, W) uint8 (0 background, else class + 1).
-
-    Boxes are x0 y0 x1 y1 in pixels, half-open: x1 and y1 are the first column and row outside.
-    """
-
-    pixels: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    boxes: tuple[tuple[int, int, int, int], ...]
-    labels: tuple[int, ...]
+from compress.data.scenes import Scene
 
 
 def write_coco(folder: Path, split: str, scenes: list[Scene], names: tuple[str, ...]) -> None:

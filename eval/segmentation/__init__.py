@@ -9,8 +9,8 @@
 50.0
 """
 
+from compress.tasks.confusion import confusion_matrix, iou_per_class, segmentation_metrics
 from eval.segmentation.describe import describe_architecture
-from eval.segmentation.metrics import confusion_matrix, iou_per_class, segmentation_metrics
 from eval.segmentation.model import PyramidPoolingHead, SegmentationLoss, Segmenter
 from eval.segmentation.task import segmentation
 

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from compress.console.messages import log
+from compress.data.dense.overlays import palette
 from compress.storage.files import write_bytes
-from eval.segmentation.metrics import segmentation_metrics
-from eval.segmentation.overlays import palette
+from compress.tasks.confusion import segmentation_metrics
 from eval.transfer.paired import ImageMetrics, Weights
 
 MASKS, CONFUSION = "masks", "confusion.npz"

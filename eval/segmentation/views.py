@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.data import Preprocessing
+from compress.data.dense.masked_images import IGNORE_INDEX, MaskedImage
 from compress.errors import UserError
 from compress.seeding import generator
 from eval.data.batches import KeyedBatches
-from eval.data.masked_images import IGNORE_INDEX, MaskedImage
 
 _STEP = 0.1
 Example = tuple[Tensor, Tensor]

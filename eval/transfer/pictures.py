@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 from torch import Tensor
 
+from compress.data.pictures import enlarge, row_of
 from eval.data.annotations import AnnotatedImage
 from eval.data.masks import RunLengths, decode_masks
 
 TRUTH = (86, 180, 233)
 PREDICTION = (230, 159, 0)
-_SIDE = 256
-GAP = 6  # pixels between panels
 
 
 def draw_detections(
@@ -70,22 +69,3 @@ def _tinted(pixels: Tensor, masks: Sequence[RunLengths]) -> Tensor:
 def _corners(box: Sequence[float], scale: float) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = (scale * side for side in box)
     return x0, y0, x1, y1
-
-
-def enlarge(pixels: Tensor, side: int = _SIDE) -> tuple[Image.Image, float]:
-    """Scale an image (3, H, W) to a longer side of `side` pixels; returns it and the factor."""
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BILINEAR), scale
-
-
-def row_of(panels: Sequence[Image.Image]) -> Image.Image:
-    """The panels beside each other."""
-    width = sum(panel.width + GAP for panel in panels) - GAP
-    row = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
-    left = 0
-    for panel in panels:
-        row.paste(panel, (left, 0))
-        left += panel.width + GAP
-    return row

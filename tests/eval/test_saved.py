@@ -11,12 +11,12 @@ from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
+from compress.tasks.confusion import confusion_matrix, segmentation_metrics
 from eval.data import IGNORE_INDEX, AnnotatedImage, DetectionData
 from eval.data.masks import encode_masks
 from eval.detection import average_precision, mask_average_precision, voc_average_precision
 from eval.detection.resampling import MATCHES, weighted_precision
 from eval.detection.saved import read_detections, write_detections, write_ground_truth
-from eval.segmentation.metrics import confusion_matrix, segmentation_metrics
 from eval.segmentation.saved import (
     is_kept,
     mask_png,

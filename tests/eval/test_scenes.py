@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from compress.data.scenes import compose
 from compress.errors import UserError
 from compress.seeding import generator
-from eval.data.scenes import compose, write_scenes
+from eval.data.scenes import write_scenes
 
 Write = Callable[..., Path]
 

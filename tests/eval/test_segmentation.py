@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.data.dense.layouts import voc_segmentation
 from compress.model_files import Encoder
-from eval.data import IGNORE_INDEX, SegmentationData, voc_segmentation
+from compress.tasks.confusion import majority
+from eval.data import IGNORE_INDEX, SegmentationData
 from eval.segmentation import (
     PyramidPoolingHead,
     SegmentationLoss,
@@ -17,7 +19,6 @@ from eval.segmentation import (
     iou_per_class,
     segmentation_metrics,
 )
-from eval.segmentation.metrics import majority
 from eval.segmentation.task import predict
 from eval.segmentation.views import example
 
@@ -38,7 +39,7 @@ def mean_iou_by_sets(truth: Tensor, prediction: Tensor, classes: int) -> float:
 
 
 def read(root: Path, classes: tuple[str, ...] = ("background", "0", "1", "2")) -> SegmentationData:
-    return voc_segmentation(root, root=str(root), classes=classes)
+    return voc_segmentation(root=str(root), classes=classes)
 
 
 @pytest.mark.parametrize("seed", range(4))

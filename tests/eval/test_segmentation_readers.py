@@ -9,22 +9,16 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from compress.data.dense.classes import CITYSCAPES_CLASSES, VOC_CLASSES
+from compress.data.dense.layouts import camvid, cityscapes, mask_folders, voc_segmentation
+from compress.data.dense.masked_images import IGNORE_INDEX, SegmentationData
 from compress.errors import UserError
-from eval.data import (
-    IGNORE_INDEX,
-    SegmentationData,
-    camvid,
-    cityscapes,
-    mask_folders,
-    voc_segmentation,
-)
-from eval.data.segmentation_classes import CITYSCAPES_CLASSES, VOC_CLASSES
 
 Write = Callable[..., Path]
 
 
 def read(root: Path) -> SegmentationData:
-    return voc_segmentation(root, root=str(root), classes=("background", "0", "1", "2"))
+    return voc_segmentation(root=str(root), classes=("background", "0", "1", "2"))
 
 
 def save_pair(image: Path, mask: Path, values: list[list[int]]) -> None:
@@ -75,7 +69,7 @@ def test_year_of_voc_is_found_below_its_folder(scenes: Write) -> None:
 
 def test_label_ids_become_the_nineteen_train_ids(tmp_path: Path) -> None:
     root = write_city(tmp_path, "labelIds", [list(range(34)), [255] * 34])
-    data = cityscapes(root, root=str(root))
+    data = cityscapes(root=str(root))
     classes = data.train[0].classes()
     evaluated = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
     assert [*CITYSCAPES_CLASSES.values()] == evaluated
@@ -89,34 +83,32 @@ def test_label_ids_become_the_nineteen_train_ids(tmp_path: Path) -> None:
 def test_train_ids_are_read_as_they_stand_and_before_label_ids(tmp_path: Path) -> None:
     write_city(tmp_path, "labelIds", [[7, 33]])
     write_city(tmp_path, "labelTrainIds", [[18, 255]])
-    assert cityscapes(tmp_path, root=str(tmp_path)).test[0].classes().tolist() == [
-        [18, IGNORE_INDEX]
-    ]
+    assert cityscapes(root=str(tmp_path)).test[0].classes().tolist() == [[18, IGNORE_INDEX]]
 
 
 def test_label_beyond_the_thirty_four_is_refused(tmp_path: Path) -> None:
     root = write_city(tmp_path, "labelIds", [[7, 34]])
     with pytest.raises(UserError, match=r"labelIds\.png has the value 34, .* values 0 to 33, 255"):
-        cityscapes(root, root=str(root))
+        cityscapes(root=str(root))
 
 
 def test_void_of_folder_pairs_is_an_argument(tmp_path: Path) -> None:
     root = write_folders(tmp_path, [[0, 1, 7, 255]])
-    data = mask_folders(root, root=str(root), classes=("sky", "road"), void=7)
+    data = mask_folders(root=str(root), classes=("sky", "road"), void=7)
     assert data.train[0].classes().tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX]]
     with pytest.raises(UserError, match=r"one\.png has the value 7, .* values 0 to 1, 255"):
-        mask_folders(root, root=str(root), classes=("sky", "road"))
+        mask_folders(root=str(root), classes=("sky", "road"))
 
 
 def test_void_may_lie_among_the_classes(tmp_path: Path) -> None:
     root = write_folders(tmp_path, [[0, 1, 2]])
-    data = mask_folders(root, root=str(root), classes=("void", "sky", "road"), void=0)
+    data = mask_folders(root=str(root), classes=("void", "sky", "road"), void=0)
     assert data.test[0].classes().tolist() == [[IGNORE_INDEX, 1, 2]]
 
 
 def test_camvid_has_eleven_classes_and_void(tmp_path: Path) -> None:
     root = write_folders(tmp_path, [[0, 10, 11]])
-    data = camvid(root, root=str(root))
+    data = camvid(root=str(root))
     assert len(data.class_names) == 11
     assert data.train[0].classes().tolist() == [[0, 10, IGNORE_INDEX]]
     assert data.train[0].pixels().shape == (3, 1, 3)
@@ -127,17 +119,17 @@ def test_folder_without_images_is_named(
     layout: Callable[..., SegmentationData], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"train has no image"):
-        layout(tmp_path, root=str(tmp_path))
+        layout(root=str(tmp_path))
 
 
 @pytest.mark.parametrize("folder", ["val", "valannot"])
 def test_folder_pairs_name_the_file_that_a_pair_lacks(tmp_path: Path, folder: str) -> None:
     root = write_folders(tmp_path, [[0, 1]])
     save_pair(root / "val" / "two.png", root / "valannot" / "two.png", [[0, 1]])
-    assert len(camvid(root, root=str(root)).test) == 2
+    assert len(camvid(root=str(root)).test) == 2
     (root / folder / "two.png").unlink()
     with pytest.raises(UserError, match=rf"{folder}/two\.\S+.* not found"):
-        camvid(root, root=str(root))
+        camvid(root=str(root))
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
@@ -147,10 +139,10 @@ def test_cityscapes_names_the_file_that_a_pair_lacks(tmp_path: Path, side: str, 
     image = root / "leftImg8bit" / "val" / "jena" / "jena_1_leftImg8bit.png"
     mask = root / "gtFine" / "val" / "jena" / f"jena_1_gtFine_{kind}.png"
     save_pair(image, mask, [[7, 8]])
-    assert len(cityscapes(root, root=str(root)).test) == 2
+    assert len(cityscapes(root=str(root)).test) == 2
     (image if side == "leftImg8bit" else mask).unlink()
     with pytest.raises(UserError, match=rf"{side}/val/jena/jena_1_\w+\.png not found"):
-        cityscapes(root, root=str(root))
+        cityscapes(root=str(root))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -158,9 +150,9 @@ def test_split_whose_masks_are_all_void_is_named(tmp_path: Path, split: str) -> 
     root = write_folders(tmp_path, [[0, 11]])
     save_pair(root / split / "one.png", root / f"{split}annot" / "one.png", [[11, 255]])
     with pytest.raises(UserError, match=rf"{split}annot: every pixel of its 1 masks is void"):
-        camvid(root, root=str(root))
+        camvid(root=str(root))
     save_pair(root / split / "two.png", root / f"{split}annot" / "two.png", [[11, 3]])
-    camvid(root, root=str(root))  # one pixel of a class is enough
+    camvid(root=str(root))  # one pixel of a class is enough
 
 
 def damage_size(root: Path) -> str:
@@ -307,7 +299,7 @@ def test_huge_file_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.Monke
     Image.new("RGB" if kind == "image" else "L", (10, 5)).save(huge)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     with pytest.raises(UserError, match=rf"{huge} is not a readable image .*bomb"):
-        camvid(root, root=str(root))
+        camvid(root=str(root))
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -318,11 +310,11 @@ def test_image_is_turned_as_exif_says_and_its_mask_is_not(tmp_path: Path, orient
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(lying).save(root / "train" / "one.png", exif=exif)
-    item = camvid(root, root=str(root)).train[0]
+    item = camvid(root=str(root)).train[0]
     assert np.array_equal(item.pixels().permute(1, 2, 0), turned)
     Image.new("L", (3, 3)).save(item.mask)
     with pytest.raises(UserError, match=r"one\.png has 3 x 3 pixels, its image one\.png has \d x"):
-        camvid(root, root=str(root))
+        camvid(root=str(root))
 
 
 def test_two_images_of_one_mask_are_named(tmp_path: Path) -> None:
@@ -330,7 +322,7 @@ def test_two_images_of_one_mask_are_named(tmp_path: Path) -> None:
     for name in ("one.jpg", "one.k.png"):  # the latter stands between them
         Image.new("RGB", (2, 1)).save(root / "train" / name)
     with pytest.raises(UserError, match=r"train/one\.jpg and .*train/one\.png have one mask"):
-        camvid(root, root=str(root))
+        camvid(root=str(root))
 
 
 def test_byte_order_mark_is_no_part_of_a_name(scenes: Write) -> None:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from compress import models
+from compress.data.dense.overlays import draw_overlays, palette
 from compress.engine import TrainSettings
 from compress.errors import UserError
 from compress.run.directory import RunDirectory
 from eval.segmentation import segmentation
-from eval.segmentation.overlays import draw_overlays, palette
 from eval.transfer.context import TransferContext
 
 Write = Callable[..., Path]

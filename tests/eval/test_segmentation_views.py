@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data import Preprocessing
+from compress.data.dense.masked_images import meaning
 from compress.errors import UserError
 from compress.seeding import generator
 from eval.data import IGNORE_INDEX, MaskedImage
 from eval.data.batches import KeyedBatches
-from eval.data.masked_images import meaning
 from eval.segmentation.views import Example, Views, example, random_crop, view_batches
 
 MEAN = (0.5, 0.25, 0.125)

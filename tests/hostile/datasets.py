@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from compress.data import Preprocessing, open_data
-from eval.data import camvid, coco, stl10, tiny_imagenet, voc, voc_segmentation
-from eval.data.scene_files import Scene, write_coco, write_voc
+from compress.data.dense.layouts import camvid, voc_segmentation
+from compress.data.scenes import Scene
+from eval.data import coco, stl10, tiny_imagenet, voc
+from eval.data.scene_files import write_coco, write_voc
 from tests.hostile.pictures import harmed, replace_by_hostile
 
 SHOWN = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 8)

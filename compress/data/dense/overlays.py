@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from eval.data.masked_images import IGNORE_INDEX
-from eval.transfer.pictures import GAP, enlarge, row_of
+from compress.data.dense.masked_images import IGNORE_INDEX
+from compress.data.pictures import GAP, enlarge, row_of
 
 _SIDE = 320
 _LINE = 16

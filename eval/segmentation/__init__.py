@@ -9,9 +9,10 @@
 50.0
 """
 
+from compress.models.segmentation.pyramid import PyramidPoolingHead
 from compress.tasks.confusion import confusion_matrix, iou_per_class, segmentation_metrics
 from eval.segmentation.describe import describe_architecture
-from eval.segmentation.model import PyramidPoolingHead, SegmentationLoss, Segmenter
+from eval.segmentation.model import SegmentationLoss, Segmenter
 from eval.segmentation.task import segmentation
 
 __all__ = [

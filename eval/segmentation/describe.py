@@ -9,9 +9,10 @@ from compress import models
 from compress.data import Preprocessing
 from compress.errors import UserError
 from compress.model_files.artifacts import cut_encoder
+from compress.models.segmentation.deep_stem import has_imagenet_stem
 from compress.taps.discovery import discover
 from eval.segmentation.backbone import auxiliary_map
-from eval.segmentation.deep_stem import has_imagenet_stem, with_deep_stem
+from eval.segmentation.deep_stem import with_deep_stem
 from eval.segmentation.model import Segmenter
 from eval.segmentation.views import at_least
 

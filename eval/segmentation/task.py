@@ -13,11 +13,12 @@ from compress.data.dense.overlays import draw_overlays
 from compress.distributed.collectives import all_gather_items, is_main_process, own_rows
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
+from compress.models.segmentation.pyramid import AUXILIARY_WEIGHT
 from compress.tasks.confusion import PROTOCOL, confusion_matrix, majority, segmentation_metrics
 from eval.data.segmentation import DATASETS
 from eval.segmentation.backbone import auxiliary_map
 from eval.segmentation.deep_stem import with_deep_stem
-from eval.segmentation.model import AUXILIARY_WEIGHT, SegmentationLoss, Segmenter
+from eval.segmentation.model import SegmentationLoss, Segmenter
 from eval.segmentation.saved import (
     CONFUSION,
     is_kept,

@@ -12,9 +12,10 @@ from compress.data import Preprocessing
 from compress.engine import OptimizerStep, TrainSettings
 from compress.errors import UserError
 from compress.model_files import Encoder, cut_encoder
+from compress.models.segmentation.dilation import dilate
 from compress.taps import TapSpecs, discover
 from eval.segmentation import SegmentationLoss, Segmenter, describe, describe_architecture
-from eval.segmentation.backbone import SegmentationBackbone, auxiliary_map, dilate
+from eval.segmentation.backbone import SegmentationBackbone, auxiliary_map
 from eval.segmentation.deep_stem import with_deep_stem
 
 SHOWN = Preprocessing(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -97,7 +98,7 @@ def test_what_cannot_be_described_is_refused_in_a_sentence(
 def test_dilation_changes_the_map_and_no_weight(name: str) -> None:
     network, _, encoder = cut(name)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    assert dilate(encoder) == 8
+    assert dilate(encoder.body, encoder.stride) == 8
     with torch.no_grad():
         assert encoder.eval()(torch.rand(1, 3, 64, 96)).shape[-2:] == (8, 12)
     after = encoder.state_dict()
@@ -123,7 +124,7 @@ def test_dilated_convolutions_are_those_of_a_plain_sum() -> None:
     flat = torch.full((1, 3, 512, 512), 0.5)
     with torch.no_grad():
         plain = encoder(flat)[0, :, 8, 8]
-        dilate(encoder)
+        dilate(encoder.body, encoder.stride)
         dense = encoder(flat)[0, :, 32, 32]
     torch.testing.assert_close(plain, dense, rtol=1e-4, atol=1e-5)
 
@@ -225,7 +226,7 @@ def test_deep_stem_keeps_all_but_the_stem(name: str) -> None:
     assert all(key.startswith(stem) for key in new)
     shared = [k for k in after if not k.startswith(stem)]
     assert deep.matched_percent == pytest.approx(100 * len(shared) / len(after))
-    assert dilate(deep) == 8
+    assert dilate(deep.body, deep.stride) == 8
     assert deep.eval()(torch.rand(1, 3, 64, 64)).shape[-2:] == (8, 8)
 
 

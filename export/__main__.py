@@ -193,7 +193,7 @@ def _choose(run: Path, name: str | None, recipe: "Recipe") -> tuple[str, str | N
     stages += ["account"] if (run / "account" / "result.json").is_file() else []
     results = {stage: read_result(run, stage) for stage in stages}
     label = None if wished is None else re.sub(r"-trial\d+$", "", wished)
-    metric = task_for(labels=recipe.data.labels).metric
+    metric = task_for(recipe.task, labels=recipe.data.labels).metric
     choice = choose_shipped(run, results, [*recipe.methods], label, metric)
     chosen = wished or choice.label
     if chosen not in trained:  # nothing is finished

@@ -24,9 +24,18 @@ from compress.data.batch import Batch
 from compress.data.batches import ImageBatches, evaluation_batches
 from compress.data.cifar import cifar100
 from compress.data.conversion import Conversion, conversion
+from compress.data.dense.images import MaskedImages
+from compress.data.dense.sources import CROPS, DENSE_CLASS_NAMES, DENSE_DATASETS
 from compress.data.digits import DIGIT_PAIRS, digit_pairs, digits
 from compress.data.folder import folder_classes, image_folder, image_tree, tree_classes
-from compress.data.images import FileImages, Images, MemoryImages, Preprocessing, evenly
+from compress.data.images import (
+    FileImages,
+    Images,
+    MemoryImages,
+    Preprocessing,
+    evenly,
+    split_labels,
+)
 from compress.data.source import (
     Source,
     balanced_subset,
@@ -40,6 +49,7 @@ from compress.seeding import generator
 __all__ = [
     "CLASS_NAMES",
     "DATASETS",
+    "DENSE_DATASETS",
     "IMAGE_SIZES",
     "Batch",
     "Conversion",
@@ -54,10 +64,12 @@ __all__ = [
     "evenly",
     "look_at_classes",
     "open_data",
+    "split_labels",
 ]
 
 # The keyword-only arguments of each function are its arguments in a recipe.
 DATASETS: Mapping[str, Callable[..., Source]] = {
+    **DENSE_DATASETS,
     "cifar100": cifar100,
     "digit_pairs": digit_pairs,
     "digits": digits,
@@ -70,18 +82,21 @@ UNLABELLED: Mapping[str, Callable[..., Source]] = {"image_folder": image_tree}
 # The names of a data set's classes before it is opened (numbers where names are not known yet).
 # Each takes some of the arguments of the data set, and raises UserError where its folder is wrong.
 CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
+    **DENSE_CLASS_NAMES,
     "cifar100": lambda: tuple(map(str, range(100))),
     "digit_pairs": lambda: DIGIT_PAIRS,
     "digits": lambda: tuple(map(str, range(10))),
     "image_folder": folder_classes,
 }
 UNLABELLED_CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
+    **DENSE_CLASS_NAMES,
     "image_folder": tree_classes,
 }
 _HELD_OUT_SHARE = 0.1  # of a data set without a test split
 
 # The size of a data set's images where a recipe does not say.
 IMAGE_SIZES: Mapping[str, int] = {
+    **CROPS,
     "cifar100": 32,
     "digit_pairs": 16,
     "digits": 16,
@@ -98,6 +113,9 @@ _COMMON = (
     "augment",
     "views",
     "seed",
+    "scales",
+    "flip",
+    "window",
 )
 
 
@@ -140,7 +158,8 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
         spec: `name`, that data set's own arguments, and any of `classes` (the first so many),
             `train_images`, `test_images` (class-balanced subsets), `train_share` (a share of the
             training split, drawn at random), `validation` (images taken from what is left of the
-            training split, class-balanced), `augment`, `seed`, `labels` (False: there are none, or
+            training split, class-balanced), `augment`, `seed`, `scales` and `flip` (of training
+            views of images with masks; see `MaskedImages`), `labels` (False: there are none, or
             they are hidden, and every subset is drawn at random).
         seed: decides which images a subset holds, unless the spec has a seed.
 
@@ -167,6 +186,8 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
     validation: Images | None = None
     if common["validation"]:
         train, validation = _split(train, common["validation"], seed, "validation")
+    if isinstance(train, MaskedImages):
+        train = train.with_views(common["scales"], flip=common["flip"] is not False)
     preprocessing = Preprocessing(source.image_size, source.mean, source.std, source.resize)
     return Dataset(train, validation, test, names, preprocessing, common["augment"] or "crop_flip")
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from compress.data.dense.images import MaskedImages
 from compress.data.images import Images
 from compress.data.moco_views import moco_view
+from compress.errors import UserError
 
 PAD = 4
 _SHIFTS = 2 * PAD + 1
@@ -148,7 +150,18 @@ def _moco(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
 
 
 def _as_is(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
-    return images.fetch(indices)
+    return images.fetch_square(indices, size)
+
+
+def _scaled_crop(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
+    """Views of images with masks, see `MaskedImages.scaled_crop`; the id's last bit mirrors."""
+    if not isinstance(images, MaskedImages):
+        raise UserError("data.augment: scaled_crop is for images with masks; use resized_crop")
+    views = [
+        images.scaled_crop(int(i), int(v) // 2, size, mirrored=bool(v % 2))
+        for i, v in zip(indices, ids)  # noqa: B905
+    ]
+    return torch.stack(views)
 
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {
@@ -156,5 +169,6 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "crop": Augmentation(_SHIFTS**2, _crop_flip),
     "resized_crop": Augmentation(2 * _SEEDS, _resized_crop, _mirror_resized),
     "moco": Augmentation(_SEEDS, _moco),
+    "scaled_crop": Augmentation(2 * _SEEDS, _scaled_crop, _mirror_resized),
     "none": Augmentation(1, _as_is),
 }

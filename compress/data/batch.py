@@ -27,10 +27,12 @@ class Batch:
 
     images: per view, normalised float32 (N, 3, S, S); view_ids: per view, the integer (N,) that
     identifies each image's augmentation; view_numbers: the same counted from 0 among the views that
-    the image has in this training; labels (N,); index (N,) of each image in the training set; epoch
-    and step, counted from 0. A part begins at row `start` of the whole step's batch of `of` images
-    (0: this is all of it); parts that `split` gives count the rows part by part. `observed` is what
-    a method computed from the images before it gathered the rows of all processes.
+    the image has in this training; labels (N,), or (N, S, S) of the first view's pixels, of which
+    `counted` () in the whole step have a class (None: each image has a label); index (N,) of each
+    image in the training set; epoch and step, counted from 0. A part begins at row `start` of the
+    whole step's batch of `of` images (0: this is all of it); parts that `split` gives count the
+    rows part by part. `observed` is what a method computed from the images before it gathered the
+    rows of all processes.
     """
 
     images: tuple[Tensor, ...]
@@ -43,6 +45,7 @@ class Batch:
     start: int = 0
     of: int = 0
     observed: Mapping[str, Tensor] = field(default_factory=dict)
+    counted: Tensor | None = None
 
     @property
     def whole(self) -> int:

@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 from compress.console.messages import log
 from compress.data.augment import AUGMENTATIONS, ImageView
 from compress.data.batch import Batch
-from compress.data.images import Images, MemoryImages, Preprocessing
+from compress.data.dense.masked_images import IGNORE_INDEX
+from compress.data.images import Images, MemoryImages, Preprocessing, split_labels
 from compress.data.reader import EpochPlan, Reader
-from compress.distributed.collectives import rank, world_size
+from compress.distributed.collectives import all_reduce, rank, world_size
 from compress.errors import UserError
 
 
@@ -74,16 +75,19 @@ class ImageBatches:
             index = self.reader.step(plan.order, step)
             first, _, count = self.reader.rows(step)
             moved = (v.to(self.device, non_blocking=True) for v in views)
+            split = [split_labels(v, self._labels[index]) for v in moved]
+            labels = split[0][1]
             yield Batch(
-                images=tuple(self.preprocessing.normalise(v) for v in moved),
+                images=tuple(self.preprocessing.normalise(v) for v, _ in split),
                 view_ids=tuple(v[index] for v in plan.view_ids),
                 view_numbers=tuple(v[index] for v in plan.view_numbers),
-                labels=self._labels[index],
+                labels=labels,
                 index=index,
                 epoch=epoch,
                 step=step,
                 start=first,
                 of=count,
+                counted=_counted(labels),
             )
 
     @property
@@ -98,6 +102,11 @@ class ImageBatches:
         reader = self.reader
         steps = range(len(self))
         return (reader.read(reader.step(plan.order, step), plan.view_ids) for step in steps)
+
+
+def _counted(labels: Tensor) -> Tensor | None:
+    """Pixels of a class in the step's batch of all processes; None of labels of whole images."""
+    return None if labels.dim() == 1 else all_reduce((labels != IGNORE_INDEX).sum())
 
 
 def _check_views(views: int | None, augment: Sequence[ImageView]) -> None:
@@ -184,7 +193,7 @@ class _Chunks(Dataset["list[Tensor] | str"]):
 
     def __init__(self, images: Images, batch_size: int) -> None:
         self.images = images
-        self.chunks = torch.split(torch.arange(len(images)), batch_size)
+        self.chunks = images.in_batches(batch_size)
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -212,7 +221,7 @@ def evaluation_batches(
     *,
     shared: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order: normalised (N, 3, S, S) and labels (N,).
+    """Every image once, in order: normalised (N, 3, S, S) and labels (N,), or of pixels (N, H, W).
 
     `shared`: each of several processes gets its part of the batches; together every image once.
     """
@@ -227,4 +236,5 @@ def evaluation_batches(
         generator=torch.Generator().manual_seed(0),
     )
     for index, (pixels,) in zip(chunks.chunks, _unwrap(loader), strict=True):
-        yield preprocessing.normalise(pixels.to(device)), images.labels[index].to(device)
+        rgb, labels = split_labels(pixels, images.labels[index])
+        yield preprocessing.normalise(rgb.to(device)), labels.to(device)

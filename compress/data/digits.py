@@ -88,6 +88,14 @@ def held_out_scenes_digits() -> tuple[Tensor, Tensor]:
     return pixels[scenes], labels[scenes]
 
 
+def scene_pools(split: str, classes: int) -> list[Tensor]:
+    """The digits of `train` or `test`, by class: (n, 8, 8) in 0..1, see `compress.data.scenes`."""
+    pixels, labels, train, test, _ = _split()
+    members = {"train": train, "test": test}[split]
+    chosen = pixels[members].float() / pixels.max()
+    return [chosen[labels[members] == digit] for digit in range(classes)]
+
+
 def _split() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     raw = load_digits()
     # Values are 0..16.

@@ -72,10 +72,22 @@ def evenly(images: "Images", count: int) -> Tensor:
     return torch.linspace(0, len(images) - 1, count).round().long()
 
 
+def split_labels(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """RGB (N, 3, H, W), and the labels: (N,) as given, or (N, H, W) of pixels that have classes.
+
+    Args:
+        pixels: uint8 (N, 3, H, W), or (N, 4, H, W) with the class of each pixel, 255 where void.
+    """
+    if pixels.shape[1] == 3:
+        return pixels, labels
+    return pixels[:, :3], pixels[:, 3].long()
+
+
 class Images(Protocol):
     """Labelled images.
 
-    Where training must not see the labels, `labels` are zeros and `hidden_labels` the true ones, by
+    Those with a class for every pixel have it as a fourth channel, see `split_labels`. Where
+    training must not see the labels, `labels` are zeros and `hidden_labels` the true ones, by
     which a network may be judged that is trained; None where there are no such labels.
     """
 
@@ -85,7 +97,15 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """uint8 (N, 3, S, S), as evaluation sees them."""
+        """uint8 (N, 3, S, S), as evaluation sees them; with classes of pixels (N, 4, H, W)."""
+        ...
+
+    def fetch_square(self, indices: Tensor, size: int) -> Tensor:
+        """uint8 (N, C, size, size): where evaluation sees whole images, their centre."""
+        ...
+
+    def in_batches(self, most: int) -> Sequence[Tensor]:
+        """Indices of all images in their order, up to `most` together that can be one batch."""
         ...
 
     def fetch_original(self, index: int) -> Tensor:
@@ -127,6 +147,14 @@ class MemoryImages:
     def fetch(self, indices: Tensor) -> Tensor:
         """See `Images`."""
         return self.pixels[indices]
+
+    def fetch_square(self, indices: Tensor, size: int) -> Tensor:
+        """See `Images`."""
+        return self.fetch(indices)
+
+    def in_batches(self, most: int) -> Sequence[Tensor]:
+        """See `Images`."""
+        return torch.split(torch.arange(len(self)), most)
 
     def fetch_original(self, index: int) -> Tensor:
         """See `Images`."""
@@ -182,6 +210,14 @@ class FileImages:
         """See `Images`."""
         cut = self.preprocessing.cut
         return torch.stack([cut(self.fetch_original(int(i))) for i in indices])
+
+    def fetch_square(self, indices: Tensor, size: int) -> Tensor:
+        """See `Images`."""
+        return self.fetch(indices)
+
+    def in_batches(self, most: int) -> Sequence[Tensor]:
+        """See `Images`."""
+        return torch.split(torch.arange(len(self)), most)
 
     def fetch_original(self, index: int) -> Tensor:
         """See `Images`."""

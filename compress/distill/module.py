@@ -20,6 +20,7 @@ from compress.methods.contract import (
     Phase,
     TeacherForward,
     Views,
+    first,
     joined_views,
 )
 from compress.methods.kd import kd_loss
@@ -41,6 +42,7 @@ class Distillation(nn.Module):
         *,
         kd_temperature: float,
         inputs: Sequence[Callable[[Tensor], Tensor] | None] = (),
+        auxiliary: nn.Module | None = None,
     ) -> None:
         """Combine the parts.
 
@@ -49,6 +51,8 @@ class Distillation(nn.Module):
             teachers: those of `method.context.teachers`; put in eval mode and frozen. They are no
                 part of this module's state.
             inputs: per teacher, what makes its images of the student's (None: it reads the same).
+            auxiliary: a head that learns beside the student from hard labels, see `Task.auxiliary`;
+                used where their weight is not 0.
             kd_temperature: T of the `soft` term that stands beside a method's own.
         """
         super().__init__()
@@ -58,6 +62,7 @@ class Distillation(nn.Module):
         self.weights = weights
         self.task = task
         self.kd_temperature = kd_temperature
+        self.auxiliary = auxiliary if weights.ce else None
         self._tapped = Tapped(student, context.student, self.student_taps)
         self._teachers = [
             Tapped(
@@ -88,7 +93,10 @@ class Distillation(nn.Module):
             return dict(self._phase.loss(student, teachers, batch))
         weights, method, terms = self.weights, self.method, dict[str, Tensor]()
         if weights.ce:
-            terms["ce"] = weights.ce * method.hard_loss(student, batch, self.task.loss)
+            terms["ce"] = weights.ce * method.hard_loss(student, batch, self.task.loss_of(batch))
+        if self.auxiliary is not None:
+            beside = self.task.auxiliary_loss(self.auxiliary, first(student), batch)
+            terms["auxiliary"] = weights.ce * beside
         if weights.kd:
             terms["soft"] = weights.kd * method.soft_loss(student, teachers, self._soft)
         if weights.method:
@@ -110,7 +118,9 @@ class Distillation(nn.Module):
     @property
     def student_taps(self) -> tuple[str, ...]:
         """Taps of the student that any term reads."""
-        return tuple(dict.fromkeys((*self.method.student_taps, self.method.context.student.output)))
+        beside = ["auxiliary"] if self.auxiliary is not None else []
+        output = self.method.context.student.output
+        return tuple(dict.fromkeys((*self.method.student_taps, *beside, output)))
 
     def begin_phase(
         self,
@@ -208,7 +218,7 @@ class Distillation(nn.Module):
             own = torch.stack([*terms.values()]).sum()
             values = {"term": float(own.detach())}
             if self.task.has_classes:
-                hard = self.method.hard_loss(student, batch, self.task.loss)
+                hard = self.method.hard_loss(student, batch, self.task.loss_of(batch))
                 norms = [_gradient_norm(term, parameters) for term in (own, hard)]
                 ratio = (self.weights.method or 1) * norms[0] / norms[1]
                 values["gradient_to_ce"] = float(ratio)

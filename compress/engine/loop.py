@@ -220,9 +220,8 @@ class OptimizerStep:
     def __call__(self, batch: Any, progress: float, totals: dict[str, Tensor]) -> None:
         """Learn from a batch; its terms are added to `totals`, which stay on the device."""
         settings = self.settings
-        lr = settings.lr * settings.schedule(progress)
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group["lr"] = lr * own.lr
+            group["lr"] = own.rate(settings, progress)
         self.optimizer.zero_grad(set_to_none=True)
         parts = settings.accumulate
         if parts > 1:  # of two images or more, for batch norm, and of one in every process

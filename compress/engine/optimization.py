@@ -54,6 +54,57 @@ SCHEDULES: Mapping[str, Callable[..., Callable[[float], float]]] = {
 }
 
 
+class OwnOptimizer(Protocol):
+    """An optimiser that steps beside the training's own, after the same backward pass."""
+
+    @property
+    def name(self) -> str:
+        """One of `OWN_OPTIMIZERS`."""
+        ...
+
+    @property
+    def lr(self) -> float:
+        """Its own learning rate."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Of SGD."""
+        ...
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of Adam."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Its own, 0 for none."""
+        ...
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the training's schedule multiplies the learning rate."""
+        ...
+
+
+OWN_OPTIMIZERS: Mapping[
+    str, Callable[[list[nn.Parameter], OwnOptimizer], torch.optim.Optimizer]
+] = {
+    "sgd": lambda parameters, own: torch.optim.SGD(
+        parameters, lr=own.lr, momentum=own.momentum, weight_decay=own.weight_decay
+    ),
+    "adam": lambda parameters, own: torch.optim.Adam(
+        # Fused, it reads its count of steps on the device.
+        parameters,
+        lr=own.lr,
+        betas=own.betas,
+        weight_decay=own.weight_decay,
+        fused=True,
+    ),
+}
+
+
 class ParameterGroup(Protocol):
     """Parameters with optimiser settings of their own, as a trainable gives them."""
 
@@ -72,6 +123,11 @@ class ParameterGroup(Protocol):
         """None: the training's."""
         ...
 
+    @property
+    def optimizer(self) -> OwnOptimizer | None:
+        """One of their own, whose settings take the place of both; None: the training's."""
+        ...
+
 
 @dataclass(frozen=True)
 class LearningGroup:
@@ -80,6 +136,14 @@ class LearningGroup:
     parameters: list[nn.Parameter]
     lr: float = 1.0
     weight_decay: float | None = None
+    optimizer: OwnOptimizer | None = None
+
+    def rate(self, settings: "TrainSettings", progress: float) -> float:
+        """The learning rate after a share of the run."""
+        if self.optimizer is None:
+            return settings.lr * settings.schedule(progress) * self.lr
+        factor = settings.schedule(progress) if self.optimizer.scheduled else 1.0
+        return self.optimizer.lr * factor
 
 
 def grouped(
@@ -87,15 +151,20 @@ def grouped(
 ) -> list[LearningGroup]:
     """The parameters that learn: those of no group first, then each group; none is empty.
 
+    Groups with an optimiser of their own are the last.
+
     Raises:
         ValueError: a parameter is in two groups.
     """
     learning = [p for p in parameters if p.requires_grad]
     known = {id(p) for p in learning}
     named = [
-        LearningGroup([p for p in g.parameters if id(p) in known], g.lr, g.weight_decay)
+        LearningGroup(
+            [p for p in g.parameters if id(p) in known], g.lr, g.weight_decay, g.optimizer
+        )
         for g in groups
     ]
+    named.sort(key=lambda group: group.optimizer is not None)
     own = [id(p) for group in named for p in group.parameters]
     if len(own) != len({*own}):
         raise ValueError("a parameter is in two groups of the optimiser, or twice in one")
@@ -134,6 +203,46 @@ def make_optimizer(
     groups: Sequence[LearningGroup], settings: "TrainSettings"
 ) -> torch.optim.Optimizer:
     """The optimiser of `grouped` parameters; of one usual group, as if there were no groups."""
+    common = [group for group in groups if group.optimizer is None]
+    own = [
+        OWN_OPTIMIZERS[g.optimizer.name](g.parameters, g.optimizer)
+        for g in groups
+        if g.optimizer is not None
+    ]
+    main = [_main_optimizer(common, settings)] if common else []
+    return (main or own)[0] if len(main) + len(own) == 1 else Optimizers([*main, *own])
+
+
+class Optimizers(torch.optim.Optimizer):
+    """Several optimisers that step together, with one state in the order of their parameters."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = tuple(parts)
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on the groups and the state of the whole."""
+        first = 0
+        for part in self._parts:
+            end = first + len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[first:end], self.state
+            first = end
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step each of them."""
+        for part in self._parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer`."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def _main_optimizer(
+    groups: Sequence[LearningGroup], settings: "TrainSettings"
+) -> torch.optim.Optimizer:
     build = OPTIMIZERS[settings.optimizer]
     if len(groups) == 1 and groups[0].lr == 1 and groups[0].weight_decay is None:
         return build(groups[0].parameters, settings)

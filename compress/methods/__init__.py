@@ -32,6 +32,7 @@ from compress.methods.contract import (
     MethodContext,
     Needs,
     NetworkForward,
+    OwnOptimizer,
     ParameterGroup,
     Phase,
     PretrainedMethod,
@@ -42,6 +43,7 @@ from compress.methods.contract import (
     teacher_context,
 )
 from compress.methods.crd import CRD, crd_loss
+from compress.methods.cwd import CWD, cwd_loss
 from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
 from compress.methods.dlkd import (
     DLKD,
@@ -50,9 +52,16 @@ from compress.methods.dlkd import (
     dlkd_loss,
     dlkd_supervised_loss,
 )
+from compress.methods.dlkd_pixels import (
+    DLKDPixels,
+    dlkd_pixels_align_loss,
+    dlkd_pixels_correlation_loss,
+    dlkd_pixels_loss,
+)
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fsp import FSP, fsp_loss
 from compress.methods.ft import FT, ft_loss, paraphraser_loss
+from compress.methods.ifvd import IFVD, ifvd_loss
 from compress.methods.kd import KD, kd_loss
 from compress.methods.none import Alone
 from compress.methods.nst import NST, nst_loss
@@ -65,6 +74,7 @@ from compress.methods.simkd_joint import SimKDJoint
 from compress.methods.simkd_plus import SimKDPlus
 from compress.methods.simkd_sequential import SimKDSequential
 from compress.methods.simkd_v import SimKDV, simkd_v_loss
+from compress.methods.skd import SKD, skd_loss, skd_pair_loss, skd_pixel_loss
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
 from compress.methods.vid import VID, vid_loss
@@ -76,6 +86,7 @@ __all__ = [
     "MethodContext",
     "Needs",
     "NetworkForward",
+    "OwnOptimizer",
     "ParameterGroup",
     "Phase",
     "PretrainedMethod",
@@ -94,16 +105,21 @@ __all__ = [
     "cocord_loss",
     "cocord_prediction_loss",
     "crd_loss",
+    "cwd_loss",
     "dcd_consistency_loss",
     "dcd_contrast_loss",
     "dcd_loss",
     "dlkd_align_loss",
     "dlkd_correlation_loss",
     "dlkd_loss",
+    "dlkd_pixels_align_loss",
+    "dlkd_pixels_correlation_loss",
+    "dlkd_pixels_loss",
     "dlkd_supervised_loss",
     "fitnet_loss",
     "fsp_loss",
     "ft_loss",
+    "ifvd_loss",
     "kd_loss",
     "nst_loss",
     "paraphraser_loss",
@@ -114,6 +130,9 @@ __all__ = [
     "simkd_loss",
     "simkd_output_loss",
     "simkd_v_loss",
+    "skd_loss",
+    "skd_pair_loss",
+    "skd_pixel_loss",
     "sp_loss",
     "srrl_loss",
     "teacher_context",
@@ -132,11 +151,14 @@ METHODS: Mapping[str, type[Method]] = {
     "cc": CC,
     "cocord": CoCoRD,
     "crd": CRD,
+    "cwd": CWD,
     "dcd": DCD,
     "dlkd": DLKD,
+    "dlkd_pixels": DLKDPixels,
     "fitnet": FitNet,
     "fsp": FSP,
     "ft": FT,
+    "ifvd": IFVD,
     "nst": NST,
     "pkt": PKT,
     "rkd": RKD,
@@ -147,6 +169,7 @@ METHODS: Mapping[str, type[Method]] = {
     "simkd_plus": SimKDPlus,
     "simkd_sequential": SimKDSequential,
     "simkd_v": SimKDV,
+    "skd": SKD,
     "sp": SP,
     "srrl": SRRL,
     "vid": VID,

@@ -62,6 +62,7 @@ def ab_loss(student: list[Tensor], teacher: list[Tensor], margin: float) -> Tens
 class AB(PretrainedMethod):
     """Connectors, and a pre-training of the student with them."""
 
+    dense = True
     student_taps = ("pre_activations",)
     teacher_taps = ("pre_activations",)
 

@@ -51,6 +51,7 @@ def _attention(maps: Tensor, power: float) -> Tensor:
 class AT(Method):
     """Attention of every pair of stages."""
 
+    dense = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1000)

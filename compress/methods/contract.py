@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from compress.data.augment import ImageView
 from compress.data.batch import Batch
@@ -78,13 +79,15 @@ class LossWeights:
 
 
 def published(weight: float) -> Mapping[str, LossWeights]:
-    """The two protocols for a method whose term has this weight: CE alone, or CE + KD, beside it.
+    """The protocols for a method whose term has this weight: CE alone, or CE + KD, beside it.
 
-    `crd` is that of the CRD paper's tables, `simkd` that of the SimKD paper's.
+    `crd` is that of the CRD paper's tables, `simkd` that of the SimKD paper's, `segmentation` that
+    of papers on segmentation, whose methods have pixel-wise terms of their own.
     """
     return {
         "crd": LossWeights(ce=1, kd=0, method=weight),
         "simkd": LossWeights(ce=1, kd=1, method=weight),
+        "segmentation": LossWeights(ce=1, kd=0, method=weight),
     }
 
 
@@ -126,7 +129,10 @@ def teacher_context(
         return TeacherContext(specs, None, None, network, source)
     state = network.get_submodule(specs.classifier).state_dict()
     bias = state["bias"].cpu().clone() if "bias" in state else None
-    return TeacherContext(specs, state["weight"].cpu().clone(), bias, network, source)
+    weight = state["weight"].cpu().clone()
+    if specs.is_dense:
+        weight = weight.flatten(1)  # of a 1x1 convolution
+    return TeacherContext(specs, weight, bias, network, source)
 
 
 class TeacherForward(Protocol):
@@ -200,16 +206,35 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class OwnOptimizer:
+    """An optimiser of a method's own: `sgd` with `momentum`, or `adam` with `betas`.
+
+    `lr` does not depend on the training's; where `scheduled`, its schedule multiplies it.
+    """
+
+    name: Literal["sgd", "adam"]
+    lr: float
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    scheduled: bool = True
+
+
+@dataclass(frozen=True)
 class ParameterGroup:
     """Parameters with optimiser settings of their own.
 
     `lr` is a factor of the training's learning rate, whatever its schedule; `weight_decay` None is
-    the training's.
+    the training's. With an `optimizer` they have one of their own, whose settings take the place of
+    both: networks that learn against each other within a step, such as a student and a
+    discriminator. All learn from one backward pass, so a term that is not to move a network reads
+    it through detached parameters.
     """
 
     parameters: Sequence[nn.Parameter]
     lr: float = 1.0
     weight_decay: float | None = None
+    optimizer: OwnOptimizer | None = None
 
 
 class Method(nn.Module):
@@ -219,6 +244,8 @@ class Method(nn.Module):
     batch_coupled: bool = False  # True where the loss relates samples of a batch
     # False where a coupled method needs no rows of other processes, but exchanges a sum of them.
     gathers_rows: ClassVar[bool] = True
+    dense: ClassVar[bool] = False  # True where its terms hold for logits and labels of pixels
+    images: ClassVar[bool] = True  # False where they hold for nothing else
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     copies_teacher: ClassVar[bool] = False  # True where its state has layers of the teacher's
@@ -295,7 +322,8 @@ class Method(nn.Module):
         """
         view = next(i for i, v in enumerate(self.views) if v.student and (v.teacher or v.soft))
         logits = self.logits(_at(student, view))
-        terms = [loss(logits, logits_of(_at(teacher, view))) for teacher in teachers]
+        targets = [logits_of(_at(teacher, view)) for teacher in teachers]
+        terms = [loss(enlarged_to(logits, target), target) for target in targets]
         total: Tensor = sum(terms[1:], terms[0])
         return total / len(terms)
 
@@ -427,6 +455,17 @@ class PretrainedMethod(Method):
             return []
         learning = [*self._student, *self.parameters()]
         return [Phase("pretrain", self.pretrain_epochs, learning, self.forward)]
+
+
+def enlarged_to(student: Tensor, teacher: Tensor) -> Tensor:
+    """A student's map (N, C, h, w) at the height and width of a teacher's; vectors as they are.
+
+    Bilinear with aligned corners, as the papers on segmentation enlarge their logits.
+    """
+    if student.dim() < 4 or student.shape[-2:] == teacher.shape[-2:]:
+        return student
+    size = teacher.shape[-2:]
+    return interpolate(student, size=size, mode="bilinear", align_corners=True)
 
 
 def first(views: Views) -> Taps:

@@ -46,6 +46,7 @@ def fitnet_loss(regressed: Tensor, teacher_map: Tensor) -> Tensor:
 class FitNet(Method):
     """A regressor from the student's hint stage to the teacher's."""
 
+    dense = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(100)

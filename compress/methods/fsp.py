@@ -67,6 +67,7 @@ def _flows(maps: list[Tensor]) -> list[Tensor]:
 class FSP(PretrainedMethod):
     """A pre-training of the student on the flows between its maps."""
 
+    dense = True
     student_taps = ("stem", "stages")
     teacher_taps = ("stem", "stages")
 

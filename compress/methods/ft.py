@@ -83,6 +83,7 @@ def _convolutions(
 class FT(Method):
     """Paraphraser of the teacher, trained first and then frozen; translator of the student."""
 
+    dense = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(200)

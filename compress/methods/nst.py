@@ -62,6 +62,7 @@ def _mean_kernel(first: Tensor, second: Tensor) -> Tensor:
 class NST(Method):
     """Channel sets of every pair of stages."""
 
+    dense = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(50)

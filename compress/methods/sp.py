@@ -53,6 +53,7 @@ class SP(Method):
     """Similarities of the images of a batch at the deepest stage."""
 
     batch_coupled = True
+    dense = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(3000)

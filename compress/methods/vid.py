@@ -78,6 +78,7 @@ class Prediction(nn.Module):
 class VID(Method):
     """A Gaussian per pair of stages, of which mean and variance are trained."""
 
+    dense = True
     student_taps = ("stages",)
     teacher_taps = ("stages",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)

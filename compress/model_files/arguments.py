@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
-from compress.models import MODELS
+from compress.models import MODELS, SEGMENTERS
 from compress.recipe import signatures
 
 # Under these names libraries take weights from elsewhere.
@@ -27,6 +27,8 @@ _SOURCES: Mapping[str, frozenset[str]] = {
 }
 _OWN = ("name", "num_classes", "seed", "role", "builder")  # the builder gets these anyway
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
+# The network in a segmentation network; code of a user's own would be run when it is built.
+_ENCODER = re.compile(r"(?:(?:torchvision|timm):)?[A-Za-z0-9_.-]{1,64}")
 _LARGEST = 2**24
 
 
@@ -51,14 +53,19 @@ def check_arguments(name: str, arguments: Mapping[str, Any], origin: Path) -> No
             raise refused(key, "takes weights from elsewhere, those of a model file are its own")
         if key in _OWN:
             raise refused(key, "is no argument of an architecture")
+        if name in SEGMENTERS and key == "encoder":
+            if not (isinstance(value, str) and _ENCODER.fullmatch(value)):
+                raise refused(key, "is no network of ours, torchvision's or timm's")
+            continue
         for part in _parts(value):
             if isinstance(part, str) and not _WORD.fullmatch(part):
                 raise refused(key, "holds text that is no plain word")
             if isinstance(part, int | float) and not _is_moderate(part):
                 raise refused(key, f"holds a number that is larger than {_LARGEST:,}")
-    if name in MODELS:
+    own = {**MODELS, **SEGMENTERS}
+    if name in own:
         problems = signatures.check(
-            MODELS[name], arguments, "architecture.arguments", supplied=("num_classes",)
+            own[name], arguments, "architecture.arguments", supplied=("num_classes",)
         )
         if problems:
             raise UserError(f"{origin} is damaged: {problems[0]}")

@@ -134,6 +134,8 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
     for teacher in content["teachers"]:
         taps = TapSpecs.from_dict(teacher["taps"])
         width = taps.pooled_width
+        if taps.is_dense and taps.last_map is not None:
+            width = taps.last_map.channels
         if taps.classifier is None:
             width = None
         weight = torch.zeros(taps.num_classes, width) if width is not None else None
@@ -232,7 +234,7 @@ def load_student(folder: Path, name: str = "student") -> Student:
         network = method.ship(network)
     _load_exactly(network, read_tensors(path)[0], path)
     shape = Preprocessing.from_dict(description["preprocessing"]).input_shape
-    _require_output(network.eval(), shape, (output_width(description),), str(path))
+    _require_output(network.eval(), shape, _output_shape(description), str(path))
     return Student(network, description)
 
 
@@ -240,6 +242,18 @@ def output_width(description: Mapping[str, Any]) -> int:
     """Numbers that a described network gives of an image: a logit per class, or its embedding."""
     width: int = description["num_classes"] or description["embedding_width"]
     return width
+
+
+def is_dense(description: Mapping[str, Any]) -> bool:
+    """Whether a described network gives logits of pixels."""
+    return description["taps"].get("logits_map") is not None
+
+
+def _output_shape(description: Mapping[str, Any]) -> tuple[int, ...]:
+    """(K,) or (D,) of an image; of a dense network (K, h, w) at its input shape."""
+    logits = TapSpecs.from_dict(description["taps"]).logits_map
+    width = output_width(description)
+    return (width,) if logits is None else (width, logits.height, logits.width)
 
 
 def load_unfinished(folder: Path) -> Student:

@@ -65,11 +65,13 @@ class _Taps(ClosedSchema):
     classifier: _Text | None
     num_classes: _Width
     stem: _Map | None = None
+    logits_map: _Map | None = None
+    auxiliary: _Map | None = None
 
     def maps(self) -> list[_Map]:
         """Every map there is."""
-        single = [one for one in (self.last_map, self.stem) if one is not None]
-        return [*self.stages, *self.pre_activations, *single]
+        single = (self.last_map, self.stem, self.logits_map, self.auxiliary)
+        return [*self.stages, *self.pre_activations, *(one for one in single if one is not None)]
 
 
 class _Network(ClosedSchema):

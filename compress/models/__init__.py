@@ -20,13 +20,15 @@ from compress.models.cifar_resnet import CIFAR_RESNETS
 from compress.models.folding import Folded, fold_batchnorm
 from compress.models.mobilenet_v2 import MOBILENETS_V2
 from compress.models.resnet50_cifar import BOTTLENECK_RESNETS
+from compress.models.segmentation.pspnet import pspnet_over
+from compress.models.segmentation.published import is_segmenter, published_segmenter
 from compress.models.shufflenet_v1 import SHUFFLENETS_V1
 from compress.models.shufflenet_v2 import SHUFFLENETS_V2
 from compress.models.vgg import VGGS
 from compress.models.wide_resnet import WIDE_RESNETS
 from compress.seeding import seeded
 
-__all__ = ["MODELS", "Folded", "build", "cut_head", "find", "fold_batchnorm"]
+__all__ = ["MODELS", "SEGMENTERS", "Folded", "build", "cut_head", "find", "fold_batchnorm"]
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     **CIFAR_RESNETS,
@@ -40,10 +42,12 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:
+    if is_segmenter(name):
+        return published_segmenter(name)
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         hint = nearest(name, known)
-        raise UserError(f"torchvision has no classification network '{name}'{hint}")
+        raise UserError(f"torchvision has no classification or segmentation network '{name}'{hint}")
     builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(name)
     return builder
 
@@ -82,10 +86,27 @@ def find(name: str) -> Callable[..., nn.Module]:
     if colon:
         hint = nearest(prefix, PREFIXES)
         raise UserError(f"unknown kind of model '{name}'; accepted: {_FORMS}{hint}")
+    if name in SEGMENTERS:
+        return SEGMENTERS[name]
     if name not in MODELS:
-        hint = nearest(name, [*MODELS, "torchvision:resnet18", "torchvision:resnet50"])
-        raise UserError(f"unknown model '{name}'; known: {', '.join(MODELS)}, or {_FORMS}{hint}")
+        known = [*MODELS, *SEGMENTERS]
+        hint = nearest(name, [*known, "torchvision:resnet18", "torchvision:resnet50"])
+        raise UserError(f"unknown model '{name}'; known: {', '.join(known)}, or {_FORMS}{hint}")
     return MODELS[name]
+
+
+def _find_encoder(name: str) -> Callable[..., nn.Module]:
+    """The builder of a network that another is built over."""
+    if user_code.is_user_code(name) or name in SEGMENTERS:
+        raise UserError(
+            f"encoder '{name}': accepted is a classification network of ours, torchvision's or "
+            "timm's; a segmentation network of your own is named whole, as the model"
+        )
+    return find(name)
+
+
+# Networks that give a class for every pixel, over the encoder of any of the others.
+SEGMENTERS: Mapping[str, Callable[..., nn.Module]] = {"pspnet": pspnet_over(_find_encoder)}
 
 
 def build(

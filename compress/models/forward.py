@@ -47,8 +47,13 @@ def lay_channels_last(
     return True
 
 
-def check_forward(network: nn.Module, input_shape: tuple[int, int, int], *, learns: bool) -> None:
+def check_forward(
+    network: nn.Module, input_shape: tuple[int, int, int], *, learns: bool, dense: bool = False
+) -> None:
     """Refuse a network that no recipe can use; a copy is run once in each of its modes.
+
+    Args:
+        dense: its output is a map of logits.
 
     Raises:
         UserError: it changes its input in place or, where it `learns`, does not give one tensor of
@@ -62,10 +67,11 @@ def check_forward(network: nn.Module, input_shape: tuple[int, int, int], *, lear
             output = copied.train(training)(images)
         if images._version != before:
             raise UserError(f"{name} {CHANGES_ITS_INPUT}")
-        if training and not (isinstance(output, Tensor) and output.dim() == 2):
+        if training and not (isinstance(output, Tensor) and output.dim() == (4 if dense else 2)):
+            shape = "(images, classes, height, width)" if dense else "(images, classes)"
             raise UserError(
-                f"{name} gives {_kind(output)} in training mode, and one tensor of logits (images, "
-                "classes) is needed to learn; build it without auxiliary outputs, as with "
+                f"{name} gives {_kind(output)} in training mode, and one tensor of logits {shape} "
+                "is needed to learn; build it without auxiliary outputs, as with "
                 "aux_logits: false"
             )
 

@@ -29,8 +29,10 @@ class _Limit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if "device" in kwargs:  # factories alone have it
             shape_only = {**kwargs, "device": torch.device("meta"), "pin_memory": False}
-            shape_only.pop("generator", None)
-            self._take(func(*args, **shape_only))
+            # Some overloads exist for their generator, which meta tensors take none of.
+            has_generator = shape_only.pop("generator", None) is not None
+            make = func.overloadpacket if has_generator else func
+            self._take(make(*args, **shape_only))
         return func(*args, **kwargs)
 
     def _take(self, tensor: torch.Tensor) -> None:

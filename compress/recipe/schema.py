@@ -35,6 +35,8 @@ Trials = Annotated[int, Field(gt=0, le=1000)]
 Rounds = Annotated[int, Field(gt=0, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=1e4)]
 Share = Annotated[float, Field(gt=0, le=1e9)]
+Scale = Annotated[float, Field(ge=0.05, le=20)]
+Augment = Literal["crop_flip", "crop", "resized_crop", "scaled_crop", "moco", "none"]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 
@@ -69,6 +71,10 @@ class Data(Named):
     split, `train_share` a share of it whose images are drawn at random, whatever their classes.
     Without `labels` there are none, or they are hidden from training: networks give embeddings,
     subsets are drawn at random, and an image folder may be any tree of images.
+
+    Images with masks have training views that are scaled by a factor from `scales[0]` to
+    `scales[1]`, cut to `image_size` and, with `flip`, mirrored half of the time. Tests see whole
+    images; with `window` in overlapping squares of so many pixels.
     """
 
     labels: bool = True
@@ -77,10 +83,13 @@ class Data(Named):
     train_share: Annotated[float, Field(gt=0, le=1)] | None = None
     test_images: Positive | None = None
     validation: Number = 0
-    augment: Literal["crop_flip", "crop", "resized_crop", "moco", "none"] = "crop_flip"
+    augment: Augment = "crop_flip"
     views: Positive | None = None
     image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
     seed: Seed | None = None
+    scales: Annotated[list[Scale], Field(min_length=2, max_length=2)] | None = None
+    flip: bool = True
+    window: Annotated[int, Field(ge=8, le=8192)] | None = None
 
     @model_validator(mode="after")
     def _has_one_size(self) -> "Data":
@@ -88,13 +97,16 @@ class Data(Named):
             raise ValueError("has both `train_images` and `train_share`; give one of them")
         if self.classes is not None and not self.labels:
             raise ValueError("has `classes` and `labels: false`; without labels there are none")
+        if self.scales is not None and self.scales[0] > self.scales[1]:
+            raise ValueError("has `scales` that descend; give the smaller factor first")
         return self
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what recipes from before have not, so that they keep their fingerprints."""
         content: dict[str, Any] = serialise(self)
-        return {k: v for k, v in content.items() if k != "labels" or not v}
+        later = {"labels": True, "scales": None, "flip": True, "window": None}
+        return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
 
 class Train(Part):
@@ -386,6 +398,7 @@ class Recipe(Part):
 
     seed: Seed = 0
     trials: Trials = 1
+    task: Literal["classification", "segmentation"] = "classification"
     data: Data
     teacher: Annotated[list[TeacherPart], Field(min_length=1, max_length=100)]
     student: StudentPart
@@ -407,6 +420,27 @@ class Recipe(Part):
     def transfer_entries(self) -> dict[str, TransferPart]:
         """The transfer entries by name."""
         return numbered([(part.label or part.task, part) for part in self.transfer])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_of_segmentation(cls, value: Any) -> Any:
+        """Augmentation of images with masks, and weights, where the recipe names none."""
+        if _get(value, "task") != "segmentation":
+            return value
+        data, distill = value.get("data"), value.get("distill")
+        if isinstance(data, str):
+            data = {"name": data}
+        if isinstance(data, dict):
+            value = {**value, "data": {"augment": "scaled_crop", **data}}
+        if isinstance(distill, dict):
+            value = {**value, "distill": {"protocol": "segmentation", **distill}}
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what recipes from before have not, so that they keep their fingerprints."""
+        content: dict[str, Any] = serialise(self)
+        return {k: v for k, v in content.items() if k != "task" or v != "classification"}
 
     @model_validator(mode="before")
     @classmethod

@@ -73,7 +73,9 @@ class RunData:
     @property
     def task(self) -> Task:
         """The task of the run's networks."""
-        return task_for(labels=_mapping(self.resolved.get("data")).get("labels") is not False)
+        name = str(self.resolved.get("task", "classification"))
+        labels = _mapping(self.resolved.get("data")).get("labels") is not False
+        return task_for(name, labels=labels)
 
     @cached_property
     def class_names(self) -> list[str]:

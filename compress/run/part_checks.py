@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from compress import models
-from compress.data import DATASETS, Preprocessing
+from compress.data import DATASETS, DENSE_DATASETS, Preprocessing
 from compress.data.augment import AUGMENTATIONS
 from compress.errors import UserError, nearest
 from compress.methods import METHODS
@@ -28,6 +28,7 @@ _RESERVED = ("student", "distilled", "scratch", "alone", "data", "pictures")
 def check_parts(recipe: Recipe, stages: StageTable) -> list[str]:
     """Problems of each part for itself, whatever the others are."""
     problems = signatures.check_named(recipe.data, DATASETS, "data", supplied=("image_size",))
+    problems += _check_data_task(recipe)
     for i, teacher in enumerate(recipe.teacher):
         path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
         problems += _check_model(teacher.model, f"{path}.model")
@@ -78,6 +79,8 @@ def _methods(recipe: Recipe) -> dict[str, MethodPart]:
 def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     method, protocol = METHODS[part.name], recipe.distill.protocol
     needs = method.needs(part.arguments)
+    if problem := _task_problem(part, recipe):
+        return [f"{path}: {problem}"]
     if protocol not in needs.protocols:
         known, hint = ", ".join(needs.protocols), nearest(protocol, needs.protocols)
         return [f"distill.protocol: unknown protocol '{protocol}'; known: {known}{hint}"]
@@ -101,6 +104,17 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
     return []
 
 
+def _task_problem(part: MethodPart, recipe: Recipe) -> str | None:
+    """Why a method is of no use for the task; None where it is."""
+    method, is_dense = METHODS[part.name], task_of(recipe).is_dense
+    fit = ", ".join(name for name, one in METHODS.items() if one.dense)
+    if is_dense and not method.dense:
+        return f"{part.name} relates whole images, not pixels; for segmentation there are {fit}"
+    if not is_dense and not method.images:
+        return f"{part.name} is for `task: segmentation`; it reads logits or maps of pixels"
+    return None
+
+
 def _label_problem(part: MethodPart, recipe: Recipe) -> str | None:
     """What a method cannot do without labels and logits; None where it needs neither."""
     method = METHODS[part.name]
@@ -112,6 +126,39 @@ def _label_problem(part: MethodPart, recipe: Recipe) -> str | None:
     if method.reads_classifier or "logits" in (*method.student_taps, *needs.teacher_taps):
         return f"{part.name} reads a classifier or its logits"
     return None
+
+
+def _check_data_task(recipe: Recipe) -> list[str]:
+    """Problems of data that are those of the task."""
+    data, is_dense = recipe.data, task_of(recipe).is_dense
+    if data.name not in DATASETS:
+        return []  # told elsewhere
+    if is_dense != (data.name in DENSE_DATASETS):
+        known = ", ".join(n for n in DATASETS if (n in DENSE_DATASETS) == is_dense)
+        kind = (
+            "segmentation learns from images with masks"
+            if is_dense
+            else (f"{data.name} has masks, which `task: segmentation` learns from")
+        )
+        return [f"data: {kind}; task {recipe.task} takes {known}, got {data.name}"]
+    if not is_dense:
+        given = {"scales": data.scales, "window": data.window, "flip": not data.flip}
+        wrong = [key for key, value in given.items() if value]
+        problems = [f"data.{key}: used where task is segmentation only" for key in wrong]
+        if data.augment == "scaled_crop":
+            problems.append("data.augment: scaled_crop is for images with masks")
+        return problems
+    problems = []
+    if data.augment not in ("scaled_crop", "none"):
+        problems.append(
+            f"data.augment: {data.augment} would leave masks as they are; images with masks take "
+            "scaled_crop or none"
+        )
+    if not data.labels:
+        problems.append("data.labels: segmentation learns from masks, which are its labels")
+    if data.classes is not None:
+        problems.append("data.classes: masks have the classes that they have; leave it out")
+    return problems
 
 
 def _check_teacher_task(recipe: Recipe, teacher: TeacherPart, path: str) -> list[str]:

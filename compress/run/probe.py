@@ -58,8 +58,10 @@ def probe(
     Args:
         device: what networks will run on; where given, its memory must do for what is timed.
     """
-    num_classes = num_classes if task_of(recipe).has_classes else 0
-    networks = _Networks(recipe.data.image_size or IMAGE_SIZES[recipe.data.name], num_classes)
+    task = task_of(recipe)
+    num_classes = num_classes if task.has_classes else 0
+    size = recipe.data.image_size or IMAGE_SIZES[recipe.data.name]
+    networks = _Networks(size, num_classes, task.is_dense)
     role = recipe.student
     student = networks.tap(role.model, role.taps, role.weights, "student", learns=True)
     if student is None or any(part.model is None for part in recipe.teacher):
@@ -106,6 +108,7 @@ class _Networks:
 
     size: int
     num_classes: int
+    dense: bool = False
     problems: list[str] = field(default_factory=list)
     _built: dict[str, _Network] = field(default_factory=dict)
 
@@ -133,10 +136,16 @@ class _Networks:
                 module = models.build(
                     part.name, num_classes=self.num_classes, head=cut, **part.arguments
                 )
-                embeds = self.num_classes == 0
-                specs = discover(module, shape, part.name, **taps.model_dump(), embeds=embeds)
+                specs = discover(
+                    module,
+                    shape,
+                    part.name,
+                    **taps.model_dump(),
+                    embeds=self.num_classes == 0,
+                    dense=self.dense,
+                )
                 self._built[key] = module, specs
-            check_forward(self._built[key][0], shape, learns=learns)
+            check_forward(self._built[key][0], shape, learns=learns, dense=self.dense)
         except Exception as error:  # whatever a network's own code says of such an input
             reason = f"{part.name} cannot be used at {size} pixels: {error}"
             self.problems.append(f"{path}: {reason}")

@@ -50,7 +50,7 @@ def settings_from(train: Train) -> TrainSettings:
 
 def task_of(recipe: Recipe) -> Task:
     """The task that the recipe's networks are trained for."""
-    return task_for(labels=recipe.data.labels)
+    return task_for(recipe.task, labels=recipe.data.labels, window=recipe.data.window)
 
 
 def dataset_of(recipe: Recipe, device: torch.device | None = None) -> Dataset:

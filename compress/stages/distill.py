@@ -12,7 +12,7 @@ from torch import nn
 from compress.accounting.memory import peak_step_bytes
 from compress.comparison.predictions import PREDICTIONS
 from compress.console.messages import log
-from compress.data import Batch, Dataset, conversion, evenly
+from compress.data import Batch, Dataset, conversion, evenly, split_labels
 from compress.distill.module import Distillation
 from compress.engine.lockstep import drain
 from compress.engine.loop import History, Position, Training, autocast
@@ -92,6 +92,8 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     inputs = StudentInputs(job, data, teachers, weights)
     student, method = build_student(job, data, seed, teachers, len(inputs.batches))
     task = task_of(recipe)
+    with seeded(seed, "student", "auxiliary head"):
+        head = task.auxiliary(method.context.student)
     module = Distillation(
         student,
         [teacher.network.to(job.device) for teacher in teachers],
@@ -100,6 +102,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
         task,
         kd_temperature=recipe.distill.kd_temperature,
         inputs=[conversion(data.preprocessing, preprocessing_of(teacher)) for teacher in teachers],
+        auxiliary=head,
     ).to(job.device)
     for note in method.notes():
         log(f"  {job.name}: {note}")
@@ -290,7 +293,9 @@ def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
     labels = images.labels.cpu()[chosen]
     of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
     same_class = torch.tensor([of_class[int(label)] for label in labels])
-    pixels = data.preprocessing.normalise(images.fetch(chosen).to(job.device))
+    square = images.fetch_square(chosen, data.preprocessing.image_size)
+    rgb, labels = split_labels(square, labels)
+    pixels = data.preprocessing.normalise(rgb.to(job.device))
     views = [view.image_view("none") for view in method.views]
     return Batch(
         images=tuple(view.turn(pixels) for view in views),

@@ -36,8 +36,11 @@ def build_student(
         model.name, num_classes=classes, seed=seed, role="student", **model.arguments
     )
     shape, taps = data.preprocessing.input_shape, recipe.student.taps
-    embeds = not task_of(recipe).has_classes
-    specs = discover(student, shape, model.name, **taps.model_dump(), embeds=embeds)
+    task = task_of(recipe)
+    embeds = not task.has_classes
+    specs = discover(
+        student, shape, model.name, **taps.model_dump(), embeds=embeds, dense=task.is_dense
+    )
     weights = recipe.student.weights
     if weights is not None and embeds:
         load_encoder_weights(student, model.name, weights)

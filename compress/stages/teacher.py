@@ -160,9 +160,11 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
 def _prepare(job: Job, data: Dataset, part: TeacherPart, network: nn.Module, name: str) -> TapSpecs:
     """Find the taps, refuse what cannot serve, and lay the network out in memory."""
     shape, learns = data.preprocessing.input_shape, part.train is not None
-    embeds = not task_of(job.recipe).has_classes
-    specs = discover(network, shape, name, **part.taps.model_dump(), embeds=embeds)
-    check_forward(network, shape, learns=learns)
+    task = task_of(job.recipe)
+    embeds, dense = not task.has_classes, task.is_dense
+    taps = part.taps.model_dump()
+    specs = discover(network, shape, name, **taps, embeds=embeds, dense=dense)
+    check_forward(network, shape, learns=learns, dense=task.is_dense)
     if job.recipe.engine.teacher == "int8":
         check_int8(network, specs, ())
     lay_channels_last(network, shape, learns=learns)
@@ -181,7 +183,10 @@ def _train(
     seed: int,
 ) -> History:
     """Train a teacher on hard labels; `seen` are the data as it reads them."""
-    task, wanted, network = task_of(job.recipe), ("logits",), reading.network
+    task, network = task_of(job.recipe), reading.network
+    with seeded(seed, label, "auxiliary head"):
+        head = task.auxiliary(specs)
+    wanted = ("logits",) if head is None else ("logits", "auxiliary")
     batches = training_batches(job, data, settings, augment=[data.augment], trial=0)
     forward = compile_forward(
         job,
@@ -194,7 +199,7 @@ def _train(
         rows=lambda: next(iter(batches.epoch(0))).usual_part(settings.accumulate),
     )
     return train(
-        _Supervised(reading, forward or Tapped(network, specs, wanted), task),
+        _Supervised(reading, forward or Tapped(network, specs, wanted), task, head),
         batches,
         settings_from(settings),
         directory=folder,
@@ -255,16 +260,22 @@ class _Reading(nn.Module):
 class _Supervised(nn.Module):
     """A network with its hard loss, as the loop wants it."""
 
-    def __init__(self, reading: _Reading, forward: TappedForward, task: Task) -> None:
+    def __init__(
+        self, reading: _Reading, forward: TappedForward, task: Task, head: nn.Module | None
+    ) -> None:
         super().__init__()
         self.network = reading.network
         self.task = task
+        self.auxiliary = head
         self._images = reading.images
         self._taps = forward
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         taps = self._taps(self._images(batch.images[0]))
-        return {"ce": self.task.loss(logits_of(taps), batch.labels)}
+        terms = {"ce": self.task.loss_of(batch)(logits_of(taps), batch.labels)}
+        if self.auxiliary is not None:
+            terms["auxiliary"] = self.task.auxiliary_loss(self.auxiliary, taps, batch)
+        return terms
 
 
 def _seed(job: Job, index: int, part: TeacherPart) -> int:

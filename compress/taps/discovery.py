@@ -22,6 +22,7 @@ def discover(
     stages: Sequence[str] | None = None,
     last_map: str | None = None,
     embeds: bool = False,
+    dense: bool = False,
 ) -> TapSpecs:
     """Find the taps by running the network once in eval mode on noise of shape (C, H, W).
 
@@ -35,37 +36,92 @@ def discover(
         stages: module paths of the stage maps, fine to coarse, in place of those found.
         last_map: module path of the last map, in place of the one found.
         embeds: the output is an embedding (N, D), which takes the place of what a classifier reads.
+        dense: the output is a map of logits (N, K, h, w). The classifier is the last 1x1
+            convolution that makes it, the last map what that reads.
 
     Raises:
-        UserError: the network does not give one tensor (N, K), or a given path is no
-            module that puts out one map.
+        UserError: the network does not give one tensor (N, K), or (N, K, h, w), or a given path is
+            no module that puts out one map.
     """
     switch_off_inplace(network)
     seen = _run(network, input_shape)
-    output = (
-        "embeddings of shape (images, width)" if embeds else "logits of shape (images, classes)"
-    )
-    if not isinstance(seen.logits, Tensor) or seen.logits.dim() != 2 or not seen.logits.numel():
-        raise UserError(f"{name} does not give {output}")
-    classifier = None if embeds else _classifier(seen)
-    embedding = seen.logits if embeds else seen.inputs[classifier] if classifier else None
+    _require_output(seen.logits, name, embeds=embeds, dense=dense)
+    classifier = None if embeds else _classifier(seen, dense=dense)
     maps = _maps(seen)
+    if dense:
+        return _dense_specs(network, maps, seen, classifier, input_shape, stages, last_map, name)
+    embedding = seen.logits if embeds else seen.inputs[classifier] if classifier else None
     _require(maps, [*(stages or ()), *([last_map] if last_map else [])], name)
     last = last_map
     if last is None and embedding is not None:
         last = _last_map(maps, embedding, seen.order)
     paths = list(stages) if stages else _stage_paths(network, maps)
     return TapSpecs(
-        stages=tuple(_spec(path, maps[path], input_shape) for path in paths),
-        pre_activations=tuple(
-            _pre_activation(path, maps[path], seen, input_shape) for path in paths
-        ),
+        **_encoder_specs(paths, maps, seen, input_shape),
         last_map=_spec(last, maps[last], input_shape) if last else None,
         pooled_width=embedding.shape[-1] if embedding is not None else None,
         classifier=classifier,
         num_classes=seen.logits.shape[-1],
-        stem=_stem(maps, paths, seen, input_shape),
     )
+
+
+def _dense_specs(
+    network: nn.Module,
+    maps: Mapping[str, Tensor],
+    seen: "_Forward",
+    classifier: str | None,
+    input_shape: tuple[int, int, int],
+    stages: Sequence[str] | None,
+    last_map: str | None,
+    name: str,
+) -> TapSpecs:
+    """The taps of a network whose output is a map of logits."""
+    _require(maps, [*(stages or ()), *([last_map] if last_map else [])], name)
+    # Without a declaration a head is no stage: stages end where the resolution is lowest.
+    paths = list(stages) if stages else _stage_paths(network, maps)
+    last = _spec(last_map, maps[last_map], input_shape) if last_map else None
+    if last is None and classifier is not None:
+        last = _spec(classifier, seen.inputs[classifier], input_shape, "input")
+    auxiliary: str = getattr(network, "auxiliary_path", None) or ""
+    return TapSpecs(
+        **_encoder_specs(paths, maps, seen, input_shape),
+        last_map=last,
+        pooled_width=None,
+        classifier=classifier,
+        num_classes=seen.logits.shape[1],
+        logits_map=_spec("", seen.logits, input_shape),
+        auxiliary=_spec(auxiliary, maps[auxiliary], input_shape) if auxiliary in maps else None,
+    )
+
+
+def _encoder_specs(
+    paths: Sequence[str],
+    maps: Mapping[str, Tensor],
+    seen: "_Forward",
+    input_shape: tuple[int, int, int],
+) -> dict[str, Any]:
+    """Stages, their pre-activations and the stem."""
+    return {
+        "stages": tuple(_spec(path, maps[path], input_shape) for path in paths),
+        "pre_activations": tuple(
+            _pre_activation(path, maps[path], seen, input_shape) for path in paths
+        ),
+        "stem": _stem(maps, paths, seen, input_shape),
+    }
+
+
+def _require_output(output: Any, name: str, *, embeds: bool, dense: bool) -> None:
+    if dense:
+        expected = "logits of shape (images, classes, height, width)"
+    else:
+        expected = (
+            "embeddings of shape (images, width)"
+            if embeds
+            else ("logits of shape (images, classes)")
+        )
+    dims = 4 if dense else 2
+    if not isinstance(output, Tensor) or output.dim() != dims or not output.numel():
+        raise UserError(f"{name} does not give {expected}")
 
 
 def switch_off_inplace(network: nn.Module) -> None:
@@ -121,14 +177,25 @@ def _run(network: nn.Module, input_shape: tuple[int, int, int]) -> _Forward:
     return seen
 
 
-def _classifier(seen: _Forward) -> str | None:
-    """The last linear layer whose output is the network's."""
+def _classifier(seen: _Forward, *, dense: bool) -> str | None:
+    """The last linear layer, or 1x1 convolution, whose output is the network's."""
+    is_classifier = _is_pointwise if dense else _is_linear
     linear = [
         path
         for path, output in seen.outputs.items()
-        if isinstance(seen.modules[path], nn.Linear) and torch.equal(output, seen.logits)
+        if is_classifier(seen.modules[path])
+        and output.shape == seen.logits.shape
+        and torch.equal(output, seen.logits)
     ]
     return linear[-1] if linear else None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
 
 
 def _maps(seen: _Forward) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ torch.fx, so a network whose control flow depends on its input has none, and sta
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,18 +78,18 @@ class TappedGraph(Tapped):
         return self.read(self.graph(images))
 
 
-def encoder_until(network: nn.Module, path: str) -> fx.GraphModule:
+def encoder_until(network: nn.Module, path: str, *, whole: Collection[str] = ()) -> fx.GraphModule:
     """The part of a network up to the output of module `path`, sharing its parameters.
 
     Modules past it (pooling, classifier) are not in the result; names of those before it stay.
     Control flow is fixed as in eval mode: functional dropout is off, modules still follow
-    `.train()`.
+    `.train()`. The modules of `whole` stay single calls, so that hooks see them.
 
     Raises:
         UserError: the network's control flow depends on its input, so it cannot be traced; or its
             forward runs no module of this path.
     """
-    tracer, node = _trace_to(network, path)
+    tracer, node = _trace_to(network, path, whole)
     _cut(tracer.graph, [node], node, network)
     encoder = fx.GraphModule(network, tracer.graph, class_name="Encoder")
     tracer.remove_constants()
@@ -175,12 +175,14 @@ def _is_activated(node: fx.Node, network: nn.Module) -> bool:
     return node.target in (relu, relu6, torch.relu, torch.relu_, "relu", "relu_")
 
 
-def _trace_to(network: nn.Module, path: str) -> tuple["_TapTracer", fx.Node]:
+def _trace_to(
+    network: nn.Module, path: str, whole: Collection[str] = ()
+) -> tuple["_TapTracer", fx.Node]:
     """The network traced in eval mode, and the node of the output of a module."""
     name = type(network).__name__
     training, place = network.training, (path, "output")
     try:
-        tracer = _trace(network.eval())
+        tracer = _trace(network.eval(), whole)
         if place not in tracer.values:
             known = dict(network.named_modules())
             raise UserError(
@@ -251,9 +253,9 @@ class _TapTracer(fx.Tracer):
             delattr(self._network, name)
 
 
-def _trace(network: nn.Module) -> _TapTracer:
-    """The traced network; submodules that cannot be traced are single calls in it."""
-    opaque: set[str] = set()
+def _trace(network: nn.Module, whole: Collection[str] = ()) -> _TapTracer:
+    """The traced network; submodules of `whole`, or that cannot be traced, are single calls."""
+    opaque = {*whole}
     while True:
         tracer = _TapTracer(network, opaque)
         try:

@@ -50,7 +50,9 @@ class TapSpecs:
     """The places of one network that can be tapped; None where it has no such place.
 
     `num_classes` is the width of the output. A network without classifier whose output is an
-    embedding (N, D) has `pooled_width` D all the same.
+    embedding (N, D) has `pooled_width` D all the same. One that gives logits of pixels (N, K, h, w)
+    has them as `logits_map`; its `classifier` is the 1x1 convolution that makes them, its last map
+    what that reads, and `auxiliary` the map from which an auxiliary head may learn the same.
     """
 
     stages: tuple[MapSpec, ...]
@@ -60,6 +62,13 @@ class TapSpecs:
     classifier: str | None
     num_classes: int
     stem: MapSpec | None = None
+    logits_map: MapSpec | None = None
+    auxiliary: MapSpec | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """The output is a map of logits (N, K, h, w)."""
+        return self.logits_map is not None
 
     @property
     def output(self) -> str:
@@ -77,7 +86,8 @@ class TapSpecs:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        later = ("logits_map", "auxiliary")  # files of networks without them have no such keys
+        return {k: v for k, v in asdict(self).items() if k not in later or v is not None}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "TapSpecs":
@@ -105,10 +115,14 @@ class Kind:
 
 
 def _logits(specs: TapSpecs) -> Spec | None:
+    if specs.logits_map is not None:
+        return specs.logits_map
     return VectorSpec("", specs.num_classes) if specs.output == "logits" else None
 
 
 def _embedding(specs: TapSpecs) -> Spec | None:
+    if specs.is_dense:
+        return None
     width = specs.pooled_width or 0
     if specs.classifier is None:
         return VectorSpec("", width) if width else None
@@ -127,4 +141,5 @@ KINDS: Mapping[str, Kind] = {
     "stages": Kind(attrgetter("stages")),
     "pre_activations": Kind(attrgetter("pre_activations")),
     "stem": Kind(attrgetter("stem")),
+    "auxiliary": Kind(attrgetter("auxiliary"), lacking="no map for an auxiliary head"),
 }

@@ -14,11 +14,13 @@ tensor(0.6931)
 from compress.tasks.classification import Classification
 from compress.tasks.embedding import Embedding
 from compress.tasks.neighbours import knn_top1_percent, mutual_knn_percent
+from compress.tasks.segmentation import Segmentation
 from compress.tasks.task import Task
 
 __all__ = [
     "Classification",
     "Embedding",
+    "Segmentation",
     "Task",
     "knn_top1_percent",
     "mutual_knn_percent",
@@ -26,6 +28,17 @@ __all__ = [
 ]
 
 
-def task_for(*, labels: bool) -> Task:
-    """The task of networks that learn from images with labels, or without."""
+SEGMENTATION = "segmentation"
+
+
+def task_for(name: str = "classification", *, labels: bool, window: int | None = None) -> Task:
+    """The task of a recipe's networks.
+
+    Args:
+        name: classification or segmentation.
+        labels: False where there are none: networks embed.
+        window: see `Segmentation`.
+    """
+    if name == SEGMENTATION:
+        return Segmentation(window)
     return Classification() if labels else Embedding()

@@ -26,7 +26,7 @@ class Classification(Task):
     unit = "%"
     title = "Top-1"
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
         """Mean cross entropy of logits (N, K) with labels (N,), in float32 or wider."""
         return _cross_entropy(outputs, labels)
 

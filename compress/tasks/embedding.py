@@ -36,7 +36,7 @@ class Embedding(Task):
     judged: ClassVar[Mapping[str, str]] = {_JUDGED: "k-NN top-1, hidden labels"}
     has_classes = False
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
         """There is none.
 
         Raises:

@@ -1,11 +1,16 @@
 """The contract of a task: the hard loss, and the metric that evaluates a network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from compress.data.batch import Batch
+from compress.models.segmentation.pyramid import AUXILIARY_WEIGHT
+from compress.taps import Taps, TapSpecs
 
 
 class Task(ABC):
@@ -19,10 +24,38 @@ class Task(ABC):
     # Networks return logits (N, K) of the data's classes; else embeddings (N, D), and no label is
     # read.
     has_classes: ClassVar[bool] = True
+    # Networks return logits of pixels (N, K, h, w), and every pixel has a label.
+    is_dense: ClassVar[bool] = False
 
     @abstractmethod
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The hard loss, a mean over the labels that count."""
+    def loss(self, outputs: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
+        """The hard loss, a mean over the labels that count.
+
+        Args:
+            of: a number () by which the sum is divided in the place of theirs, see `loss_of`.
+        """
+
+    def loss_of(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """The hard loss of outputs and labels of a part of a step.
+
+        Weighed by the parts' shares of the images, those of all parts are the mean over the labels
+        of the whole step that count, however they are spread over parts and processes.
+        """
+        of = None if batch.counted is None else batch.counted * batch.share
+        return partial(self.loss, of=of)
+
+    def auxiliary(self, specs: TapSpecs) -> nn.Module | None:
+        """A head that learns the same beside the network, and is thrown away afterwards.
+
+        It maps the tap `auxiliary` (N, C, h, w) to outputs. None: the task has none, or the network
+        no such map.
+        """
+        return None
+
+    def auxiliary_loss(self, head: nn.Module, taps: Taps, batch: Batch) -> Tensor:
+        """The hard loss of an auxiliary head, weighed by `AUXILIARY_WEIGHT`."""
+        outputs = head(taps.tensor("auxiliary"))
+        return AUXILIARY_WEIGHT * self.loss_of(batch)(outputs, batch.labels)
 
     @abstractmethod
     def counted_labels(self, labels: Tensor) -> int:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from compress.data.dense.masked_images import IGNORE_INDEX, SegmentationData
 from compress.data.dense.overlays import draw_overlays
+from compress.data.dense.views import resize
 from compress.distributed.collectives import all_gather_items, is_main_process, own_rows
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
@@ -27,7 +28,7 @@ from eval.segmentation.saved import (
     write_confusion,
     write_masks,
 )
-from eval.segmentation.views import Views, at_least, resize, view_batches
+from eval.segmentation.views import Views, at_least, view_batches
 from eval.transfer.context import (
     SCRATCH,
     Start,

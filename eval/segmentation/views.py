@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from compress.data import Preprocessing
-from compress.data.dense.masked_images import IGNORE_INDEX, MaskedImage
+from compress.data.dense.masked_images import MaskedImage
+from compress.data.dense.views import Example, random_crop, resize, resize_mask
 from compress.errors import UserError
 from compress.seeding import generator
 from eval.data.batches import KeyedBatches
-
-_STEP = 0.1
-Example = tuple[Tensor, Tensor]
 
 
 def at_least(name: str, value: float | None, least: int) -> None:
@@ -67,7 +63,14 @@ def view_batches(
         pixels, mask = example(images[index], views.image_size)
         if views.crop is not None:
             draw = generator(seed, "view", epoch, index)
-            pixels, mask = random_crop(pixels, mask, views, preprocessing.mean, draw)
+            pixels, mask = random_crop(
+                pixels,
+                mask,
+                crop=views.crop,
+                scales=views.scales,
+                mean=preprocessing.mean,
+                draw=draw,
+            )
         return (pixels.flip(2), mask.flip(1)) if mirrored else (pixels, mask)
 
     def collate(examples: list[Example]) -> Example:
@@ -87,45 +90,4 @@ def example(item: MaskedImage, image_size: int | None) -> Example:
     if image_size is None:
         return pixels, mask
     size = (image_size, image_size)
-    return resize(pixels, size), _resize_mask(mask, size)
-
-
-def random_crop(
-    pixels: Tensor,
-    mask: Tensor,
-    views: Views,
-    mean: tuple[float, float, float],
-    draw: torch.Generator,
-) -> Example:
-    """A view (3, crop, crop) and its mask (crop, crop) by the numbers of `draw`."""
-    crop = views.crop or 0
-    if views.scales is not None:
-        low, high = views.scales
-        steps = round((high - low) / _STEP)
-        factor = low + _STEP * int(torch.randint(steps + 1, (1,), generator=draw))
-        size = (max(1, round(factor * mask.shape[0])), max(1, round(factor * mask.shape[1])))
-        pixels, mask = resize(pixels, size), _resize_mask(mask, size)
-    below, right = max(0, crop - mask.shape[0]), max(0, crop - mask.shape[1])
-    if below or right:
-        colour = (255 * torch.tensor(mean)).round().to(torch.uint8)
-        whole = colour[:, None, None].repeat(1, mask.shape[0] + below, mask.shape[1] + right)
-        whole[:, : mask.shape[0], : mask.shape[1]] = pixels
-        pixels, mask = whole, functional.pad(mask, (0, right, 0, below), value=IGNORE_INDEX)
-    top = int(torch.randint(mask.shape[0] - crop + 1, (1,), generator=draw))
-    left = int(torch.randint(mask.shape[1] - crop + 1, (1,), generator=draw))
-    place = (..., slice(top, top + crop), slice(left, left + crop))
-    return pixels[place], mask[place]
-
-
-def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 -> (3, *size) uint8."""
-    resized = functional.interpolate(
-        pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
-    )
-    return resized[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def _resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W) int64 -> (*size) int64: the class at the centre of each new pixel."""
-    resized = functional.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")
-    return resized[0, 0].long()
+    return resize(pixels, size), resize_mask(mask, size)

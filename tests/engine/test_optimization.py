@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from compress.engine import OPTIMIZERS, OptimizerStep, TrainSettings, trained_state
+from compress.engine.checkpoint import checkpoint_path
 from compress.engine.optimization import grouped, make_optimizer, multistep
 from compress.methods import ParameterGroup
-from tests.engine.test_loop import CPU, Problem, run
+from compress.methods.contract import OwnOptimizer
+from compress.storage.files import read_tensors
+from tests.engine.test_loop import CPU, Data, Problem, run
 
 SETTINGS = TrainSettings(epochs=4, lr=0.05, weight_decay=0.1)
 
@@ -99,3 +102,54 @@ def test_frozen_parameters_are_in_no_group_and_none_is_in_two() -> None:
     twice = ParameterGroup([module.net[3].weight])
     with pytest.raises(ValueError, match="in two groups"):
         grouped(module.parameters(), [twice, twice])
+
+
+class Adversaries(Problem):
+    """Two layers that learn against each other: the first lowers what the last raises."""
+
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        own = OwnOptimizer("adam", lr=0.02, betas=(0.5, 0.9), weight_decay=0.01)
+        return [ParameterGroup([*self.net[3].parameters()], optimizer=own)]
+
+
+def test_an_optimiser_of_its_own_steps_as_if_it_were_alone() -> None:
+    module, alone = Adversaries().train(), Adversaries().train()
+    step = OptimizerStep(module, SETTINGS, CPU)
+    last = [*alone.net[3].parameters()]
+    first = [*alone.net[:3].parameters()]
+    sgd = torch.optim.SGD(first, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)
+    adam = torch.optim.Adam(last, lr=0.02, betas=(0.5, 0.9), weight_decay=0.01, fused=True)
+    for number, batch in enumerate([*Data().epoch(0), *Data().epoch(1)]):
+        progress = number / 6
+        torch.manual_seed(number)  # of the dropout
+        step(batch, progress, {})
+        for optimizer, lr in ((sgd, 0.05), (adam, 0.02)):
+            optimizer.param_groups[0]["lr"] = lr * SETTINGS.schedule(progress)
+            optimizer.zero_grad()
+        torch.manual_seed(number)
+        torch.stack([*alone(batch).values()]).sum().backward()
+        sgd.step()
+        adam.step()
+    pairs = zip(module.parameters(), alone.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_training_with_two_optimisers_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    run(tmp_path / "once", Adversaries())
+    once = trained_state(tmp_path / "once")
+    interrupted = Adversaries()
+    interrupted.kill_at = 7
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", interrupted)
+    run(tmp_path / "killed", Adversaries())
+    continued = trained_state(tmp_path / "killed")
+    assert all(torch.equal(once[key], continued[key]) for key in once)
+
+
+def test_the_usual_optimiser_keeps_its_keys_beside_another(tmp_path: Path) -> None:
+    run(tmp_path / "usual", Problem())
+    run(tmp_path / "two", Adversaries())
+    usual, two = (read_tensors(checkpoint_path(tmp_path / name))[0] for name in ("usual", "two"))
+    first = [f"optimizer.{i}.momentum_buffer" for i in range(4)]
+    assert {*first} <= usual.keys() & two.keys()
+    assert {"optimizer.4.exp_avg", "optimizer.5.exp_avg_sq"} <= two.keys()

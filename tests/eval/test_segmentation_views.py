@@ -10,11 +10,12 @@ from torch import Tensor
 
 from compress.data import Preprocessing
 from compress.data.dense.masked_images import meaning
+from compress.data.dense.views import Example, random_crop
 from compress.errors import UserError
 from compress.seeding import generator
 from eval.data import IGNORE_INDEX, MaskedImage
 from eval.data.batches import KeyedBatches
-from eval.segmentation.views import Example, Views, example, random_crop, view_batches
+from eval.segmentation.views import Views, example, view_batches
 
 MEAN = (0.5, 0.25, 0.125)
 RAW = Preprocessing(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -63,10 +64,11 @@ def test_scaled_views_keep_their_classes_away_from_edges(tmp_path: Path) -> None
     mask = torch.ones(40, 40, dtype=torch.int64)
     mask[:, 20:] = 2
     pixels = (100 * mask).to(torch.uint8).repeat(3, 1, 1)
-    views = Views(crop=24, scales=(0.7, 2.1))
     sides = set()
     for number in range(40):
-        seen, labels = random_crop(pixels, mask, views, MEAN, generator(number))
+        seen, labels = random_crop(
+            pixels, mask, crop=24, scales=(0.7, 2.1), mean=MEAN, draw=generator(number)
+        )
         valid = labels != IGNORE_INDEX
         off = (seen[0].long() != 100 * labels) & valid
         assert off.any(dim=0).sum() <= 4
@@ -76,7 +78,7 @@ def test_scaled_views_keep_their_classes_away_from_edges(tmp_path: Path) -> None
 
 def test_outside_the_image_is_the_mean_colour_and_void() -> None:
     pixels, mask = torch.zeros(3, 4, 5, dtype=torch.uint8), torch.zeros(4, 5, dtype=torch.int64)
-    seen, labels = random_crop(pixels, mask, Views(crop=8), MEAN, generator(0))
+    seen, labels = random_crop(pixels, mask, crop=8, scales=None, mean=MEAN, draw=generator(0))
     assert (labels != IGNORE_INDEX).sum() == 20
     assert seen[:, 7, 7].tolist() == [128, 64, 32]
     assert (seen[0] == 128).sum() == (labels == IGNORE_INDEX).sum()

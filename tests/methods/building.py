@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from compress.data import Batch, ImageBatches, MemoryImages, Preprocessing
+from compress.data.dense.images import MaskedImages, MaskedPixels
 from compress.distill import Distillation
 from compress.methods import METHODS, LossWeights, Method, MethodContext, teacher_context
 from compress.methods.fsp import FSP
 from compress.models import build
 from compress.taps import discover
-from compress.tasks import Classification
+from compress.tasks import Classification, Segmentation
 
 CLASSES = 5
 SHAPE = (3, 16, 16)
@@ -29,6 +30,38 @@ def images(count: int = 24) -> MemoryImages:
     return MemoryImages(pixels, torch.arange(count) % CLASSES)
 
 
+DENSE_SHAPE = (3, 32, 32)
+
+
+def masked_images(count: int = 24) -> MaskedImages:
+    """Noise whose pixels have classes in squares, or none."""
+    draw = torch.Generator().manual_seed(1)
+    items = []
+    for _ in range(count):
+        pixels = torch.randint(0, 256, DENSE_SHAPE, generator=draw, dtype=torch.uint8)
+        cells = torch.randint(0, CLASSES + 1, (4, 4), generator=draw)
+        mask = cells.repeat_interleave(8, 0).repeat_interleave(8, 1).to(torch.uint8)
+        mask[mask == CLASSES] = 255
+        items.append(MaskedPixels(pixels, mask))
+    return MaskedImages(tuple(items), PREPROCESSING.mean)
+
+
+def dense_networks(
+    teachers: int = 1, student: str = "resnet8", teacher: str = "resnet8x4"
+) -> tuple[nn.Module, list[nn.Module]]:
+    """Networks that segment, of unequal widths."""
+    student_args: dict[str, Any] = {"encoder": student, "width": 12}
+    teacher_args: dict[str, Any] = {"encoder": teacher, "width": 20}
+    built = [
+        build("pspnet", num_classes=CLASSES, seed=10 + i, **teacher_args) for i in range(teachers)
+    ]
+    network = build("pspnet", num_classes=CLASSES, seed=1, **student_args)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0.0  # processes draw numbers of their own
+    return network, built
+
+
 def networks(
     teachers: int = 1, student: str = "resnet8", teacher: str = "resnet8x4"
 ) -> tuple[nn.Module, list[nn.Module]]:
@@ -40,12 +73,18 @@ def networks(
 
 
 def context(
-    student: nn.Module, teachers: Sequence[nn.Module], batch_size: int = 8
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    batch_size: int = 8,
+    *,
+    dense: bool = False,
 ) -> MethodContext:
+    shape = DENSE_SHAPE if dense else SHAPE
     return MethodContext(
-        student=discover(student, SHAPE, "student"),
+        student=discover(student, shape, "student", dense=dense),
         teachers=tuple(
-            teacher_context(t, discover(t, SHAPE, "teacher"), _source(t)) for t in teachers
+            teacher_context(t, discover(t, shape, "teacher", dense=dense), _source(t))
+            for t in teachers
         ),
         num_classes=CLASSES,
         train_size=24,
@@ -66,6 +105,15 @@ def _source(teacher: nn.Module) -> dict[str, Any] | None:
 def batches(
     method: Method, batch_size: int = 8, count: int = 24, *, device: torch.device = CPU
 ) -> ImageBatches:
+    if method.context.student.is_dense:
+        return ImageBatches(
+            masked_images(count),
+            replace(PREPROCESSING, image_size=DENSE_SHAPE[-1]),
+            batch_size=batch_size,
+            augment=["scaled_crop"],
+            seed=0,
+            device=device,
+        )
     augment = [view.image_view("crop_flip") for view in method.views]
     return ImageBatches(
         images(count), PREPROCESSING, batch_size=batch_size, augment=augment, seed=0, device=device
@@ -106,16 +154,20 @@ def distillation(
     weights: LossWeights | None = None,
 ) -> Distillation:
     # The one method that takes equal widths alone.
-    teacher = "resnet14" if method_class is FSP else "resnet8x4"
+    of = getattr(method_class, "func", method_class)  # of a partial
+    kind = of if isinstance(of, type) else Method
+    teacher = "resnet14" if issubclass(kind, FSP) else "resnet8x4"
     teachers = teachers or teachers_of(method_class)
-    student, teacher_networks = networks(teachers, teacher=teacher)
+    dense = not kind.images
+    make = dense_networks if dense else networks
+    student, teacher_networks = make(teachers, teacher=teacher)
     torch.manual_seed(0)
-    method = method_class(context(student, teacher_networks))
+    method = method_class(context(student, teacher_networks, dense=dense))
     return Distillation(
         student,
         teacher_networks,
         method,
-        weights or method.protocols["simkd"],
-        Classification(),
+        weights or method.protocols["segmentation" if dense else "simkd"],
+        Segmentation() if dense else Classification(),
         kd_temperature=4.0,
     )

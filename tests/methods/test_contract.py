@@ -15,7 +15,13 @@ from compress.taps import Tapped
 from tests.methods import building
 from tests.methods.throwaway import THROWAWAY, Alternating, Masked, ThreeViews, teachers_needed
 
-ALL = [*METHODS.values(), *THROWAWAY]
+# Methods of images and of pixels count twice: `images` False has them built for pixels.
+PIXELS = [
+    type(f"{one.__name__}OfPixels", (one,), {"images": False})
+    for one in METHODS.values()
+    if one.dense and one.images
+]
+ALL = [*METHODS.values(), *PIXELS, *THROWAWAY]
 
 
 @pytest.fixture(params=ALL, ids=lambda m: m.__name__)
@@ -32,6 +38,10 @@ def _module(method_class: type[Method]) -> building.Distillation:
         teachers_needed(method_class),
         replace(terms, method=terms.method or 1),
     )
+
+
+def _shape(module: building.Distillation) -> tuple[int, int, int]:
+    return building.DENSE_SHAPE if module.task.is_dense else building.SHAPE
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:
@@ -134,12 +144,12 @@ def test_bf16_autocast_keeps_terms_finite_and_in_float32(method_class: type[Meth
 def test_deploy_gives_logits_equal_to_the_training_path(method_class: type[Method]) -> None:
     module = _module(method_class).eval()
     network = module.method.deploy(module.student).eval()
-    images = torch.randn(3, *building.SHAPE)
+    images = torch.randn(3, *_shape(module))
     with torch.no_grad():
         tapped = Tapped(module.student, module.method.context.student, module.student_taps)
         expected = module.method.logits(module.method.extend(tapped(images)))
         got = network(images)
-    assert got.shape == (3, building.CLASSES)
+    assert got.shape[:2] == (3, building.CLASSES)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -149,7 +159,7 @@ def test_what_ships_predicts_what_was_trained(method_class: type[Method]) -> Non
     if module.method.phases_after():  # which change it
         assert shipped is module.student
         return
-    images = torch.randn(3, *building.SHAPE)
+    images = torch.randn(3, *_shape(module))
     with torch.no_grad():
         expected = module.method.deploy(module.student).eval()(images)
         torch.testing.assert_close(shipped(images), expected, rtol=1e-5, atol=1e-5)

@@ -63,3 +63,10 @@ def test_temperature_must_be_positive() -> None:
     student, teachers = building.networks()
     with pytest.raises(ValueError, match="above 0"):
         KD(building.context(student, teachers), temperature=0.0)
+
+
+def test_of_pixels_it_is_the_mean_over_all_of_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 2, 3, 4, 5, generator=draw, dtype=torch.float64)
+    rows = [maps.permute(0, 2, 3, 1).reshape(-1, 3) for maps in (student, teacher)]
+    torch.testing.assert_close(kd_loss(student, teacher, 2.0), kd_loss(*rows, 2.0))

@@ -36,6 +36,11 @@ CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "seed in parts": (partial(METHODS["seed"], queue_size=11), 2),
     "dlkd": (partial(METHODS["dlkd"], hidden_ratio=0.1, feature_width=5), 1),
     "dlkd in parts": (partial(METHODS["dlkd"], **ALIGN), 2),
+    "skd": (METHODS["skd"], 1),
+    "ifvd": (METHODS["ifvd"], 1),
+    "ifvd in parts": (partial(METHODS["ifvd"], adversary_weight=0.0), 2),
+    "cwd": (partial(METHODS["cwd"], features_weight=50.0), 1),
+    "dlkd_pixels": (partial(METHODS["dlkd_pixels"], hidden_ratio=0.5), 1),
 }
 
 

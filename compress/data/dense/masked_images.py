@@ -55,6 +55,19 @@ class MaskedImage:
             )
         return classes
 
+    def size(self) -> tuple[int, int]:
+        """Height and width, as the header of the mask tells."""
+        with open_image(self.mask) as mask:
+            return mask.height, mask.width
+
+    def identity(self, *, exact: bool) -> str:
+        """Names and sizes of both files; `exact` where they are and when they were written."""
+        files = (self.image, self.mask)
+        if exact:
+            stats = [(path.resolve(), path.stat()) for path in files]
+            return " ".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
+        return " ".join(f"{p.parent.name}/{p.name} {p.stat().st_size}" for p in files)
+
 
 @dataclass(frozen=True)
 class SegmentationData:

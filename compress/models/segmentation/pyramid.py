@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compress.models.segmentation.pooling import adaptive_average
+
 BINS = (1, 2, 3, 6)
 AUXILIARY_WEIGHT = 0.4
 _DROPOUT = 0.1
@@ -51,7 +53,7 @@ class PyramidPoolingHead(nn.Module):
         """See the class."""
         parts = [features]
         for bins, branch in zip(BINS, self.branches, strict=True):
-            pooled = branch(functional.adaptive_avg_pool2d(features, bins))
+            pooled = branch(adaptive_average(features, bins))
             parts.append(enlarge(pooled, features.shape[-2:]))
         logits: Tensor = self.classifier(self.dropout(self.merge(torch.cat(parts, dim=1))))
         return logits

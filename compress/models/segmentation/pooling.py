@@ -1,0 +1,50 @@
+"""Average pooling to a fixed number of cells that can be exported for maps of any size.
+
+ONNX has no adaptive pooling, and its pooling operators have kernels of a fixed size. With free
+height and width the same means are therefore two matrix products, with matrices that are made of
+the map's size.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+
+def adaptive_average(maps: Tensor, bins: int) -> Tensor:
+    """Maps (N, C, h, w) -> (N, C, bins, bins), the means of torch's `adaptive_avg_pool2d`.
+
+    Cells overlap where `bins` is no divisor of h or w. It is torch's own operator wherever that
+    runs; only while the network is exported it is `average_by_products`.
+    """
+    return _average(maps, bins)
+
+
+# A graph of torch.fx (folded, cut at taps) calls it, so that it may be exported afterwards.
+@torch.fx.wrap
+def _average(maps: Tensor, bins: int) -> Tensor:
+    if torch.compiler.is_exporting():
+        return average_by_products(maps, bins)
+    return adaptive_avg_pool2d(maps, bins)
+
+
+def average_by_products(maps: Tensor, bins: int) -> Tensor:
+    """The same, from operators that take any h and w when exported: means over rows, columns."""
+    if bins == 1:
+        return maps.mean((2, 3), keepdim=True)
+    rows = _averaging(maps[0, 0, :, 0], bins)
+    columns = _averaging(maps[0, 0, 0, :], bins)
+    return torch.matmul(torch.matmul(rows, maps), columns.transpose(0, 1))
+
+
+def _averaging(line: Tensor, bins: int) -> Tensor:
+    """The matrix (bins, L) that averages L numbers to cells; of `line` (L,) only the size counts.
+
+    Cell i of b is from floor(i L / b) to ceil((i + 1) L / b), in whole numbers of float32, which
+    are exact: position p lies in it where (p + 1) b > i L and p b < (i + 1) L.
+    """
+    position = torch.ones_like(line).cumsum(0)  # 1 .. L
+    length = position[-1]
+    first = torch.arange(bins, dtype=line.dtype, device=line.device)[:, None] * length
+    inside = (position * bins > first) & ((position - 1) * bins < first + length)
+    weights = inside.to(line.dtype)
+    return weights / weights.sum(1, keepdim=True)

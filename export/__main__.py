@@ -36,13 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calibration", help="minmax, entropy or percentile")
     parser.add_argument("--max-top1-drop", type=float, help="points that int8 may lose")
     parser.add_argument(
-        "--min-agreement-percent", type=float, help="images that int8 must give the same class"
+        "--min-agreement-percent",
+        type=float,
+        help="images, or pixels, that int8 must give the same class",
     )
     parser.add_argument(
         "--max-difference", type=float, help="of an int8 logit, relative to the largest"
     )
     parser.add_argument("--min-mean-cosine", type=float, help="of int8 and float embeddings")
     parser.add_argument("--min-low-cosine", type=float, help="that of the lowest percent of images")
+    parser.add_argument("--max-miou-drop", type=float, help="points of mean IoU that int8 may lose")
     parser.add_argument(
         "--full-range",
         action="store_const",
@@ -114,7 +117,7 @@ def _settings(recipe: "Recipe", args: argparse.Namespace) -> "Export":
     base = recipe.export or Export()
     names = ["calibration_images", "calibration", "leave_out", "full_range", "flavour", "search"]
     names += ["max_top1_drop", "min_agreement_percent", "max_difference"]
-    names += ["min_mean_cosine", "min_low_cosine"]
+    names += ["min_mean_cosine", "min_low_cosine", "max_miou_drop"]
     int8 = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     changes: dict[str, Any] = {}
     if args.no_int8:

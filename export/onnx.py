@@ -12,14 +12,35 @@ import torch
 
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
+from compress.models.segmentation.pyramid import enlarge
 from compress.onnx.files import move, open_session, run_session, write_model
 from compress.onnx.graphs import translate
-from export.bundle.interfaces import MEANINGS
+from export.bundle.interfaces import MEANINGS, PIXELS
 
-__all__ = ["EMBEDDING", "FEATURES", "OUTPUT", "Exported", "export_encoder", "export_onnx"]
+__all__ = [
+    "EMBEDDING",
+    "FEATURES",
+    "OUTPUT",
+    "Enlarged",
+    "Exported",
+    "export_encoder",
+    "export_onnx",
+]
 
 OUTPUT, EMBEDDING, FEATURES = "logits", "embedding", "features"
 _AGREEMENT = 1e-3  # of the largest feature, between torch and the encoder's file
+
+
+class Enlarged(torch.nn.Module):
+    """A dense network whose logits have the image's size: (N, 3, H, W) -> (N, K, H, W)."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Enlarge the network's logits (N, K, h, w) as the task does."""
+        return enlarge(self.network(images), images.shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -47,16 +68,19 @@ def export_onnx(
     opset: int = 18,
     raw_pixels: bool = False,
     embed_up_to: int | None = None,
+    dense: bool = False,
 ) -> Exported:
     """Write `network` with batch norm folded, in eval mode, weights inside, any batch size.
 
     The file's only input is `images`, normalised float32 (N, C, H, W), or with `raw_pixels` uint8
     (N, H, W, 3) that it normalises itself; its only output `logits` (N, K), or without class names
-    `embedding` (N, D). Its metadata hold `class_names` and `preprocessing` as JSON, `input`,
-    `output` and the `fingerprint`.
+    `embedding` (N, D). That of a dense network takes images of any H and W, and its `logits`
+    (N, K, H, W) are enlarged to the image inside the file. Its metadata hold `class_names` and
+    `preprocessing` as JSON, `input`, `output` and the `fingerprint`.
 
     Args:
-        network: takes (N, C, H, W), gives (N, K); on any device, not changed.
+        network: takes (N, C, H, W), gives (N, K), or (N, K, h, w) where it is `dense`; on any
+            device, not changed.
         path: written in one step. Above `embed_up_to` bytes (default: what protobuf can hold) the
             tensors go to `NAME.data` beside it, which must not be renamed.
         input_shape: (C, H, W).
@@ -65,11 +89,12 @@ def export_onnx(
         UserError: torch cannot express the network in ONNX.
     """
     output = OUTPUT if class_names else EMBEDDING
+    height, width = (1, 2) if raw_pixels else (2, 3)
     model = translate(
-        network,
+        Enlarged(network) if dense else network,
         input_shape=input_shape,
         output=output,
-        dynamic={0: "batch"},
+        dynamic={0: "batch", height: "height", width: "width"} if dense else {0: "batch"},
         opset=opset,
         raw_pixels=preprocessing if raw_pixels else None,
     )
@@ -77,11 +102,11 @@ def export_onnx(
         "class_names": json.dumps(list(class_names)),
         "preprocessing": json.dumps(dict(preprocessing)),
         "input": "uint8 pixels NHWC" if raw_pixels else "normalised float32 NCHW",
-        "output": MEANINGS[output],
+        "output": MEANINGS[PIXELS if dense else output],
         "fingerprint": fingerprint,
     }
     files, size = write_model(model, path, metadata, embed_up_to)
-    return Exported(files, size, opset)
+    return Exported(files, size, opset, dynamic_size=dense)
 
 
 def export_encoder(

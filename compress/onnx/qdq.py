@@ -127,8 +127,12 @@ _PREPARED = "prepared.onnx"
 
 def _prepare(source: Path, folder: Path) -> onnx.ModelProto:
     """Optimise `source` as the quantizer wants it, into `folder`; name each of its nodes."""
+    graph = onnx.load(source, load_external_data=False).graph
     with _quiet():
-        quant_pre_process(str(source), str(folder / _PREPARED))
+        # Its symbolic shapes know no arithmetic on sizes, and raise.
+        quant_pre_process(
+            str(source), str(folder / _PREPARED), skip_symbolic_shape=_has_free_sides(graph)
+        )
     model = onnx.load(folder / _PREPARED)
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"  # nodes are excluded by name
@@ -174,6 +178,33 @@ def run_quantizer(
     return quantized
 
 
+def _has_free_sides(graph: onnx.GraphProto) -> bool:
+    """True if images may have any height and width, not only any number."""
+    sides = graph.input[0].type.tensor_type.shape.dim[1:]
+    return any(side.dim_param for side in sides)
+
+
+def _size_tensors(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that depend on nothing but sizes: what pooling to cells, for one, multiplies by."""
+    fixed = {tensor.name for tensor in graph.initializer} | {""}
+    sizes: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Constant":
+            fixed.update(node.output)
+        elif node.op_type == "Shape" or (
+            not sizes.isdisjoint(node.input) and sizes.union(fixed).issuperset(node.input)
+        ):
+            sizes.update(node.output)
+    return sizes
+
+
+def _layers(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The layers in the graph's order, without products whose factor comes of sizes alone."""
+    sizes = _size_tensors(graph)
+    nodes = (node for node in graph.node if node.op_type in LAYERS)
+    return [node for node in nodes if sizes.isdisjoint(node.input)]
+
+
 def count_layers(graph: onnx.GraphProto) -> tuple[int, int]:
     """Numbers of layers, and of layers with int8 weights."""
     stored = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
@@ -182,7 +213,7 @@ def count_layers(graph: onnx.GraphProto) -> tuple[int, int]:
         for node in graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in stored
     }
-    layers = [node for node in graph.node if node.op_type in LAYERS]
+    layers = _layers(graph)
     return len(layers), sum(not dequantized.isdisjoint(node.input) for node in layers)
 
 
@@ -196,7 +227,9 @@ def largest_weight(graph: onnx.GraphProto) -> int:
 def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str | int]) -> list[str]:
     """Names of the nodes before the first layers, and of the layers in `leave_out`.
 
-    What lies between layers that are left out by number is left out, too.
+    What lies between layers that are left out by number is left out, too. Where images have any
+    height and width, so is all that computes with sizes or reads such a number: in 256 steps cells
+    would have other edges, and logits enlarged to the image would tie.
 
     Raises:
         ValueError: the graph has no layer of a number in `leave_out`.
@@ -208,7 +241,15 @@ def _float_nodes(graph: onnx.GraphProto, leave_out: Sequence[str | int]) -> list
             after.update(node.output)
         else:
             names.append(node.name)
-    layers = [node.name for node in graph.node if node.op_type in LAYERS]
+    if _has_free_sides(graph):
+        sizes = _size_tensors(graph)
+        known = set(names)
+        names += [
+            node.name
+            for node in graph.node
+            if node.name not in known and not sizes.isdisjoint((*node.input, *node.output))
+        ]
+    layers = [node.name for node in _layers(graph)]
     places: dict[str | int, list[str]] = {i: [name] for i, name in enumerate(layers, start=1)}
     places |= {"first": layers[:1], "last": layers[-1:]}
     for place in leave_out:

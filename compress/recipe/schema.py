@@ -254,7 +254,9 @@ class Int8(Part):
     the test split: `max_top1_drop` in percentage points, `min_agreement_percent` of the images
     with the same class, `max_difference` of logits relative to the largest one. Of embeddings it
     looks at the cosine of each image's two: `min_mean_cosine` is the least mean, `min_low_cosine`
-    the least first percentile. A file that exceeds a limit is left out of the bundle.
+    the least first percentile. Of networks that segment it looks at pixels: `max_miou_drop` in
+    percentage points, and the agreement of those that have a class. A file that exceeds a limit is
+    left out of the bundle.
 
     Layers that are left out stay float: the `first`, the `last`, or those of a number, counted from
     1 in the order of the graph, with what lies between them. Weights have 7 bits, right on every
@@ -272,6 +274,7 @@ class Int8(Part):
     max_difference: Annotated[float, Field(gt=0)] = 0.1
     min_mean_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.99
     min_low_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.95
+    max_miou_drop: Weight = 1.0
     full_range: bool = False
     leave_out: list[Literal["first", "last"] | Positive] = []
     flavour: Literal["cpu", "tensorrt"] = "cpu"
@@ -281,7 +284,7 @@ class Int8(Part):
     def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what recipes from before have not, so that they keep their fingerprints."""
         content: dict[str, Any] = serialise(self)
-        later = ("min_mean_cosine", "min_low_cosine")
+        later = ("min_mean_cosine", "min_low_cosine", "max_miou_drop")
         fields = type(self).model_fields
         return {k: v for k, v in content.items() if k not in later or v != fields[k].default}
 

@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from compress.model_files.artifacts import is_dense
 from compress.tasks import task_for
 from compress.text import one_line, printable
 from export.bundle.contents import FLAVOURS, FULL_RANGE, embeds
 from export.bundle.interfaces import FileInterface, InputInterface, OutputInterface
 from export.bundle.snippet import snippet
 
+# How far an int8 file is below the trained network: key of a trial -> title.
+_DROPS = {"top1_drop": "top-1 drop", "miou_drop": "mean IoU drop"}
 _FRONT = """---
 license: {license}
 pipeline_tag: {tag}
@@ -29,18 +32,20 @@ def model_card(facts: Mapping[str, Any]) -> str:
             of the distill and teacher stages), `machine` (the environment), `preprocess` (the
             content of its file), `preparation` and `interfaces` (as the manifest has them).
     """
-    gives_embeddings = embeds(facts["student"])
+    gives_embeddings, dense = embeds(facts["student"]), is_dense(facts["student"])
     tag = "image-feature-extraction" if gives_embeddings else "image-classification"
+    tag = "image-segmentation" if dense else tag
+    accuracy = _of_pixels if dense else _fidelity if gives_embeddings else _accuracy
     front = _FRONT.format(license=json.dumps(facts["license"] or "unknown"), tag=tag)
     sections = [
         f"{front}\n# {facts['name']}",
         _summary(facts),
         "## Use\n\n" + _use(facts),
         "## Inputs and outputs\n\n" + _interfaces(facts),
-        "## Accuracy\n\n" + (_fidelity if gives_embeddings else _accuracy)(facts),
+        "## Accuracy\n\n" + accuracy(facts),
         "## Size and speed\n\n" + _speed(facts),
         "## How it was made\n\n" + _origin(facts),
-        "## Limits\n\n" + _limits(gives_embeddings),
+        "## Limits\n\n" + _limits(gives_embeddings, dense),
     ]
     return printable("\n\n".join(section.strip() for section in sections) + "\n")
 
@@ -60,6 +65,11 @@ def _summary(facts: Mapping[str, Any]) -> str:
             f"numbers, RGB images of {size} x {size} pixels. It was distilled without labels and "
             "names no classes; two images are alike as the cosine of their embeddings is."
         )
+    if is_dense(student):
+        text = (
+            f"{remark}A network that segments: {name}, {student['num_classes']} classes of pixels "
+            f"(`labels.txt`), RGB images of any size; trained on crops of {size} x {size} pixels."
+        )
     interrupted = student.get("interrupted")
     if interrupted:
         text += (
@@ -72,6 +82,8 @@ def _summary(facts: Mapping[str, Any]) -> str:
 def _use(facts: Mapping[str, Any]) -> str:
     gives_embeddings = embeds(facts["student"])
     options = "--embed FILE.npz [--int8]" if gives_embeddings else "[--int8] [--json]"
+    if is_dense(facts["student"]):
+        options = "--masks DIR --overlays DIR [--int8] [--json]"
     return (
         "    pip install numpy pillow onnxruntime\n"
         f"    python BUNDLE/predict.py image.png [folder ...] {options}\n\n"
@@ -139,13 +151,7 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
             f"the largest (accepted {accepted['max_difference']:g}) are within the limits, on the "
             "machine that made it and computed exactly."
         )
-        rows.append(
-            f"**int8: {FULL_RANGE}.**"
-            if int8["full_range"]
-            else "int8 weights have 7 bits, so that no CPU's 8-bit products saturate."
-        )
-        if int8["flavour"] in FLAVOURS:
-            rows.append(f"**int8: {FLAVOURS[int8['flavour']]}.**")
+        rows += _int8_notes(int8)
     if facts["int8_search"] is not None:
         rows.append(_search(facts["int8_search"]))
     if facts["int8_refused"]:
@@ -191,12 +197,68 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _of_pixels(facts: Mapping[str, Any]) -> str:
+    """Of a network that segments: mean IoU, and pixels with the trained network's class."""
+    parity, int8 = facts["parity"], facts["int8"]
+    rows = [
+        "| network | mean IoU, % | pixels of the same class as trained, % |",
+        "|---|---:|---:|",
+        f"| as trained (torch) | {parity['torch_miou_percent']:.2f} | |",
+    ]
+    for name, row in (("student.onnx", parity), ("student.int8.onnx", int8)):
+        if row is not None:
+            rows.append(
+                f"| `{name}` | {row['onnx_miou_percent']:.2f} | "
+                f"{row['pixel_agreement_percent']:.2f} |"
+            )
+    training = facts["training"]
+    epoch = (
+        f", weights of epoch {training['selected_epoch']} of {training['epochs']}"
+        if training
+        else ""
+    )
+    rows.append(
+        f"\nMean IoU on the {parity['images']} images of the test split{epoch}, whole images of "
+        f"their own size, from one confusion matrix over {parity['pixels']:,} pixels (void left "
+        "out; a class that is neither there nor predicted does not count)."
+    )
+    if int8 is not None:
+        gate, accepted = int8["gate"], int8["gate"]["accepted"]
+        rows.append(
+            f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
+            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
+            f"{gate['images']} images of the {gate['split']} split its drop of "
+            f"{gate['miou_drop']:.2f} points (accepted {accepted['max_miou_drop']:g}) and the same "
+            f"class in {gate['agreement_percent']:.2f} % of the pixels (accepted "
+            f"{accepted['min_agreement_percent']:g}) are within the limits, on the machine that "
+            f"made it and computed exactly; a logit is off by up to {gate['difference']:.2g} of "
+            "the largest."
+        )
+        rows += _int8_notes(int8)
+    if facts["int8_search"] is not None:
+        rows.append(_search(facts["int8_search"]))
+    if facts["int8_refused"]:
+        rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
+    return "\n".join(rows)
+
+
+def _int8_notes(int8: Mapping[str, Any]) -> list[str]:
+    notes = (
+        f"**int8: {FULL_RANGE}.**"
+        if int8["full_range"]
+        else "int8 weights have 7 bits, so that no CPU's 8-bit products saturate."
+    )
+    flavour = FLAVOURS.get(int8["flavour"])
+    return [notes, *([f"**int8: {flavour}.**"] if flavour else [])]
+
+
 def _search(search: Mapping[str, Any]) -> str:
     """Trials of the search for int8 settings."""
+    drop = next(key for key in _DROPS if key in search["trials"][0])
     rows = [
         f"\nint8 settings were searched, on {search['images']} images of the {search['split']} "
         "split:\n",
-        "| calibration | float layers | same class, % | top-1 drop | largest difference | |",
+        f"| calibration | float layers | same class, % | {_DROPS[drop]} | largest difference | |",
         "|---|---|---:|---:|---:|---|",
     ]
     for i, trial in enumerate(search["trials"]):
@@ -205,7 +267,7 @@ def _search(search: Mapping[str, Any]) -> str:
         note = note if trial["within_limits"] else f"{note} exceeds a limit".strip()
         rows.append(
             f"| {trial['calibration']} | {layers} | {trial['agreement_percent']:.2f} | "
-            f"{trial['top1_drop']:.2f} | {trial['difference']:.3f} | {note} |"
+            f"{trial[drop]:.2f} | {trial['difference']:.3f} | {note} |"
         )
     return "\n".join(rows)
 
@@ -258,13 +320,15 @@ def _teacher_accuracy(row: Mapping[str, Any]) -> str:
     return "" if percent is None else f", {percent:.2f} % top-1"
 
 
-def _limits(gives_embeddings: bool) -> str:
+def _limits(gives_embeddings: bool, dense: bool) -> str:
     own = (
         "What its embeddings are good for was not measured beyond the numbers above; "
         if gives_embeddings
-        else "It knows its classes alone: an image of anything else still gets one of them. "
-        "Accuracy was measured on the data above; "
+        else f"It knows its classes alone: {'a pixel' if dense else 'an image'} of anything else "
+        "still gets one of them. Accuracy was measured on the data above; "
     )
+    if dense:
+        own += "objects much larger or smaller than there, "
     calibrated = "" if gives_embeddings else "Probabilities are not calibrated. "
     return (
         f"{own}other cameras, crops and qualities were not tried. {calibrated}"

@@ -22,14 +22,19 @@ def embeds(description: Mapping[str, Any]) -> bool:
     return not description["num_classes"]
 
 
-def preprocess_content(preprocessing: Mapping[str, Any], *, raw_pixels: bool) -> dict[str, Any]:
+def preprocess_content(
+    preprocessing: Mapping[str, Any], *, raw_pixels: bool, any_size: bool = False
+) -> dict[str, Any]:
     """The content of preprocess.json: the way from an RGB image to the input of the files.
 
     Args:
         preprocessing: `compress.data.Preprocessing.as_dict()`.
         raw_pixels: the files take uint8 (N, H, W, 3) and normalise inside.
+        any_size: they take images of any size as they are, as those of a dense network do.
     """
+    free = {"any_size": True} if any_size else {}
     return {
+        **free,
         "format": 1,
         "input": "images",
         "dtype": "uint8" if raw_pixels else "float32",

@@ -1,13 +1,13 @@
 """The limits of an int8 file against the trained network: agreement, difference and top-1.
 
-Of a network that gives embeddings they are of cosines.
+Of a network that gives embeddings they are of cosines, of one that segments of pixels.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress.recipe.schema import Int8
-from export.bundle.parity import EmbeddingParity, OutputParity, Parity
+from export.bundle.parity import EmbeddingParity, OutputParity, Parity, PixelParity
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,41 @@ class CosineLimits:
 
 
 @dataclass(frozen=True)
+class PixelLimits:
+    """The most that an int8 file may lose that segments.
+
+    `max_miou_drop` is in percentage points, `min_agreement_percent` the share of the pixels with a
+    class that must get the trained network's class. The largest difference of a logit is said, and
+    limits nothing: it is that of one pixel of millions.
+    """
+
+    max_miou_drop: float = 1.0
+    min_agreement_percent: float = 95.0
+
+    def list_exceeded(self, parity: PixelParity) -> list[str]:
+        """List a clause for each limit that is exceeded, naming its key; a NaN exceeds it."""
+        clauses = []
+        if not parity.miou_drop <= self.max_miou_drop + 1e-9:
+            clauses.append(
+                f"int8 costs {parity.miou_drop:.2f} points of mean IoU "
+                f"({parity.torch_miou_percent:.2f} % float, {parity.onnx_miou_percent:.2f} % "
+                f"int8), accepted is {self.max_miou_drop:g} (max_miou_drop)"
+            )
+        if not parity.pixel_agreement_percent >= self.min_agreement_percent - 1e-9:
+            clauses.append(
+                f"{parity.pixel_agreement_percent:.2f} % of the pixels get the same class, "
+                f"accepted is {self.min_agreement_percent:g} or more (min_agreement_percent)"
+            )
+        return clauses
+
+
+@dataclass(frozen=True)
 class Limits:
-    """The limits of either kind of file."""
+    """The limits of each kind of file."""
 
     classes: Int8Limits = Int8Limits()
     cosines: CosineLimits = CosineLimits()
+    pixels: PixelLimits = PixelLimits()
 
     @classmethod
     def of(cls, settings: Int8) -> "Limits":
@@ -89,15 +119,20 @@ class Limits:
                 settings.max_top1_drop, settings.min_agreement_percent, settings.max_difference
             ),
             CosineLimits(settings.min_mean_cosine, settings.min_low_cosine),
+            PixelLimits(settings.max_miou_drop, settings.min_agreement_percent),
         )
 
     def list_exceeded(self, parity: OutputParity, slack_images: int = 0) -> list[str]:
         """A clause for each limit that is exceeded, see the limits of each kind."""
         if isinstance(parity, EmbeddingParity):
             return self.cosines.list_exceeded(parity)
+        if isinstance(parity, PixelParity):
+            return self.pixels.list_exceeded(parity)
         assert isinstance(parity, Parity)
         return self.classes.list_exceeded(parity, slack_images)
 
     def accepted(self, parity: OutputParity) -> dict[str, Any]:
         """The limits of this kind of file, by their keys."""
+        if isinstance(parity, PixelParity):
+            return asdict(self.pixels)
         return asdict(self.cosines if isinstance(parity, EmbeddingParity) else self.classes)

@@ -9,10 +9,16 @@ import onnx
 
 from compress.storage.json_files import ClosedSchema
 
+PIXELS = "logits of pixels"
 MEANINGS = {
     "logits": (
         "one score per class, not normalised: softmax over axis 1 gives probabilities, argmax the "
         "class, which is a line of labels.txt, counted from 0"
+    ),
+    PIXELS: (
+        "one score per class of every pixel of the image, not normalised: softmax over axis 1 "
+        "gives probabilities, argmax each pixel's class, which is a line of labels.txt, counted "
+        "from 0"
     ),
     "embedding": (
         "the embedding of the image, of no particular length; images are alike as their cosine is"
@@ -69,13 +75,15 @@ def read_interface(path: Path, preprocess: Mapping[str, Any]) -> FileInterface:
 
 
 def preparation_words(preprocess: Mapping[str, Any]) -> str:
-    """The way from an image file to the square of pixels that the network sees, as one sentence.
+    """The way from an image file to the pixels that the network sees, as one sentence.
 
     Args:
         preprocess: the content of preprocess.json.
     """
     size, side = preprocess["image_size"], preprocess["resize"]
     words = "Decode to 8-bit RGB (orientation from EXIF is not applied)"
+    if preprocess.get("any_size"):
+        return f"{words}; the image keeps its own size, nothing is resized or cut."
     if not side:
         return f"{words}; the image must have {size} x {size} pixels, nothing is resized or cut."
     words += (
@@ -118,7 +126,8 @@ def _input(value: onnx.ValueInfoProto, preprocess: Mapping[str, Any]) -> dict[st
 def _output(value: onnx.ValueInfoProto) -> dict[str, Any]:
     dimensions = len(value.type.tensor_type.shape.dim)
     layout = _OUTPUT_LAYOUTS.get(dimensions, "")
+    meaning = PIXELS if value.name == "logits" and layout == "NCHW" else value.name
     return {
         "layout": "ND" if value.name == "embedding" else layout,
-        "values": MEANINGS.get(value.name, ""),
+        "values": MEANINGS.get(meaning, ""),
     }

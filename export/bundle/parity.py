@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from compress.data import Preprocessing
+from compress.data.dense.masked_images import IGNORE_INDEX
 from compress.errors import UserError
 from compress.onnx.files import run_session
+from compress.tasks.confusion import confusion_matrix, segmentation_metrics
+from export.onnx import Enlarged
 
 # From normalised images (N, C, H, W) to a file's input.
 ToInput = Callable[[Tensor], NDArray[np.generic]]
-# Is given the name of a file and its outputs (N, K) of a batch.
-OnLogits = Callable[[str, Tensor], object]
+# Is given the name of a file, its outputs (N, K) or (N, K, H, W) of a batch, and the labels.
+OnLogits = Callable[[str, Tensor, Tensor], object]
 _LOW = 0.01  # quantile of the images' cosines
 
 
@@ -211,6 +215,71 @@ class EmbeddingParity(OutputParity):
 
 
 @dataclass(frozen=True)
+class PixelParity(OutputParity):
+    """The comparison of a network that segments, at the images' size.
+
+    `pixels` have a class; the others (void) count nowhere but in the differences of logits. Mean
+    IoU is of one confusion matrix over all of them, as the task's is.
+    """
+
+    noun: ClassVar[str] = "logit"
+    images: int
+    pixels: int
+    max_abs_difference: float
+    mean_abs_difference: float
+    logit_scale: float
+    pixel_agreement_percent: float
+    onnx_miou_percent: float
+    torch_miou_percent: float
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @property
+    def scale(self) -> float:
+        """The largest absolute logit."""
+        return self.logit_scale
+
+    @property
+    def agreement_percent(self) -> float:
+        """Pixels with the same class."""
+        return self.pixel_agreement_percent
+
+    @property
+    def miou_drop(self) -> float:
+        """Percentage points that the file's mean IoU is below the trained network's."""
+        return self.torch_miou_percent - self.onnx_miou_percent
+
+    def gate_values(self) -> dict[str, float | int]:
+        """See `OutputParity`."""
+        return {
+            "images": self.images,
+            "miou_drop": self.miou_drop,
+            "agreement_percent": self.pixel_agreement_percent,
+            "difference": self.relative_difference,
+        }
+
+    def in_words(self) -> str:
+        """See `OutputParity`."""
+        return f"mean IoU {self.onnx_miou_percent:.2f} %"
+
+    def int8_words(self) -> str:
+        """See `OutputParity`."""
+        return (
+            f"mean IoU {self.onnx_miou_percent:.2f} % ({-self.miou_drop:+.2f}), same class in "
+            f"{self.pixel_agreement_percent:.2f} % of the pixels, logits within "
+            f"{self.relative_difference:.2g} of the largest"
+        )
+
+    def _beside(self) -> str:
+        return (
+            f"the same class in {self.pixel_agreement_percent:.2f} % of the pixels, mean IoU "
+            f"{self.onnx_miou_percent:.2f} % instead of {self.torch_miou_percent:.2f} %"
+        )
+
+
+@dataclass(frozen=True)
 class OutputDifference:
     """Absolute differences of two outputs; `scale` is the largest value of the reference."""
 
@@ -249,23 +318,32 @@ def compare(
     to_input: ToInput | None = None,
     on_logits: OnLogits | None = None,
     embeds: bool = False,
+    dense: bool = False,
 ) -> OutputParity:
     """Run both on the same images, on the CPU.
 
     Args:
         network: the trained network as it is stored, batch norm unfolded.
         session: ONNX Runtime on the exported file.
-        batches: normalised images (N, C, H, W) and labels (N,), all on the CPU.
+        batches: normalised images (N, C, H, W) and labels (N,), all on the CPU; of a dense network
+            (N, H, W).
         to_input: turns normalised images into the file's input, if it takes something else.
-        on_logits: is given the file's name ("") and its outputs of each batch.
+        on_logits: is given the file's name (""), its outputs of each batch and the labels.
         embeds: they give embeddings (N, D), and labels are not looked at.
+        dense: the network gives logits (N, K, h, w), the file enlarges them to the image.
 
     Raises:
         UserError: there is no image to compare on.
     """
     sessions = {"": session}
     return compare_each(
-        network, sessions, batches, to_input=to_input, on_logits=on_logits, embeds=embeds
+        network,
+        sessions,
+        batches,
+        to_input=to_input,
+        on_logits=on_logits,
+        embeds=embeds,
+        dense=dense,
     )[""]
 
 
@@ -277,12 +355,14 @@ def compare_each(
     to_input: ToInput | None = None,
     on_logits: OnLogits | None = None,
     embeds: bool = False,
+    dense: bool = False,
 ) -> dict[str, OutputParity]:
     """`compare` several files of the same input while the network runs once."""
-    network.eval()
+    network = Enlarged(network).eval() if dense else network.eval()
     images = 0
     meters = {name: DifferenceMeter() for name in sessions}
-    tallies: dict[str, _Tally] = {n: _Cosines() if embeds else _Classes() for n in sessions}
+    tally: type[_Tally] = _Pixels if dense else _Cosines if embeds else _Classes
+    tallies = {name: tally() for name in sessions}
     for inputs, labels in batches:
         with torch.inference_mode():
             expected = network(inputs)
@@ -291,7 +371,7 @@ def compare_each(
         for name, session in sessions.items():
             outputs = torch.from_numpy(run_session(session, file_input))
             if on_logits is not None:
-                on_logits(name, outputs)
+                on_logits(name, outputs, labels)
             meters[name].add(expected, outputs)
             tallies[name].add(expected, outputs, labels)
     if images == 0:
@@ -347,6 +427,38 @@ class _Cosines:
             largest_value=difference.scale,
             mean_cosine=float(cosines.mean()),
             low_cosine=float(cosines.quantile(_LOW)),
+        )
+
+
+@dataclass
+class _Pixels:
+    pixels: int = 0
+    same_class: int = 0
+    confusion: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    torch_confusion: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+
+    def add(self, expected: Tensor, actual: Tensor, labels: Tensor) -> None:
+        classes = expected.shape[1]
+        chosen, predicted = expected.argmax(1), actual.argmax(1)
+        counted = labels != IGNORE_INDEX
+        self.pixels += int(counted.sum())
+        self.same_class += int((predicted == chosen)[counted].sum())
+        count = partial(confusion_matrix, labels, classes=classes, ignore_index=IGNORE_INDEX)
+        self.confusion = self.confusion + count(predicted)
+        self.torch_confusion = self.torch_confusion + count(chosen)
+
+    def parity(self, images: int, difference: OutputDifference) -> PixelParity:
+        if self.pixels == 0:
+            raise UserError("none of the images to compare on has a pixel with a class")
+        return PixelParity(
+            images=images,
+            pixels=self.pixels,
+            max_abs_difference=difference.max_abs,
+            mean_abs_difference=difference.mean_abs,
+            logit_scale=difference.scale,
+            pixel_agreement_percent=100.0 * self.same_class / self.pixels,
+            onnx_miou_percent=segmentation_metrics(self.confusion)["miou_percent"],
+            torch_miou_percent=segmentation_metrics(self.torch_confusion)["miou_percent"],
         )
 
 

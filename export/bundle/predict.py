@@ -4,7 +4,9 @@
     python -m export.bundle.predict BUNDLE image.png [folder ...]
 
 A bundle without classes embeds them instead; --embed FILE.npz writes `files` (N,) and `embeddings`
-(N, D), FILE.csv a line for each image.
+(N, D), FILE.csv a line for each image. One that gives a class to every pixel takes images of any
+size and prints the share of each class; --masks DIR writes PNGs with a palette, whose values are
+the classes (lines of labels.txt, from 0), --overlays DIR the images under their classes' colours.
 
 It is one file: every bundle holds a copy, and where manifest.json lies beside it, that folder is
 the bundle; elsewhere the first argument is. Before anything else it compares every file of the
@@ -49,6 +51,9 @@ _KNOWN = {
 }
 _SIDES = {"image_size": (1, 1 << 14), "resize": (0, 1 << 14)}  # smallest and largest, in pixels
 _LARGEST = 1 << 27  # pixels after resizing; a long thin image would fill the memory
+_MOST_COLOURS = 256  # of a PNG's palette
+_SHARE = 0.6  # of a class's colour in an overlay
+_BACKGROUND = "background"  # as class 0 it has no colour in overlays
 
 
 class Refusal(Exception):
@@ -66,6 +71,11 @@ class Bundle:
     manifest: dict[str, Any]
     labels: list[str] | None
     preprocess: dict[str, Any]
+
+    @property
+    def segments(self) -> bool:
+        """Whether it gives every pixel a class, of images of any size."""
+        return self.preprocess.get("any_size") is True
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -185,11 +195,12 @@ class Predictor:
             raise Refusal(
                 f"{path} gives classes, whose {_LABELS} is missing; copy the bundle again"
             )
-        if bundle.labels is not None and found != (1, len(bundle.labels)):
+        pixels = (self.size, self.size) if bundle.segments else ()
+        if bundle.labels is not None and found != (1, len(bundle.labels), *pixels):
             raise Refusal(f"{path} gives {found} for one image and {len(bundle.labels)} labels")
 
     def read(self, path: str | Path) -> NDArray[np.uint8]:
-        """An image file as the square (S, S, 3) that the network sees.
+        """An image file as the square (S, S, 3) that the network sees, or as large as it is.
 
         Raises:
             Refusal: it is broken, or not of the size, mode or depth that the bundle takes.
@@ -205,7 +216,8 @@ class Predictor:
                 # Orientation from EXIF is not applied, as it was not in training.
                 with Image.open(path, formats=_FORMATS) as image:
                     self._check(path, image)
-                    return numpy.asarray(self._cut(image.convert("RGB")))
+                    rgb = image.convert("RGB")
+                    return numpy.asarray(rgb if self.bundle.segments else self._cut(rgb))
         except UnidentifiedImageError:
             raise Refusal(
                 f"{path} is not an image of one of the formats {', '.join(_FORMATS)}; convert it"
@@ -222,6 +234,10 @@ class Predictor:
                 "clipped; convert it to 8 bits first"
             )
         side = self.bundle.preprocess["resize"]
+        if self.bundle.segments:
+            if not self.convert and image.mode != "RGB":
+                raise Refusal(f"{path} has mode {image.mode}; --convert converts it to RGB")
+            return
         fits = side or image.size == (self.size, self.size)
         if not self.convert and not (fits and image.mode == "RGB"):
             wanted = "of any size" if side else f"of {self.size} x {self.size} pixels"
@@ -250,12 +266,16 @@ class Predictor:
         return image.crop((left, top, left + self.size, top + self.size))
 
     def prepare(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
-        """The network's input of N squares (S, S, 3): layout, type and values as described."""
+        """The network's input of N squares (S, S, 3): layout, type and values as described.
+
+        A bundle that segments takes N images (H, W, 3) of one size.
+        """
         import numpy
 
         p = self.bundle.preprocess
         batch: NDArray[Any] = numpy.stack(images)
-        if batch.shape[1:] != (self.size, self.size, 3) or batch.dtype != numpy.uint8:
+        own = batch.shape[1:3] if self.bundle.segments else (self.size, self.size)
+        if batch.shape[1:] != (*own, 3) or batch.dtype != numpy.uint8:
             raise ValueError(f"expected uint8 ({self.size}, {self.size}, 3)")
         if p["dtype"] == "float32" and not p["normalise_in_graph"]:
             divisor, mean, std = (numpy.float32(p[k]) for k in ("divide_by", "mean", "std"))
@@ -265,7 +285,10 @@ class Predictor:
         return numpy.ascontiguousarray(batch, dtype=p["dtype"])
 
     def logits(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Logits (N, K), or embeddings (N, D), of N squares (S, S, 3), as `read` gives them."""
+        """Logits (N, K), or embeddings (N, D), of N squares (S, S, 3), as `read` gives them.
+
+        Logits (N, K, H, W) of N images of one size where the bundle segments.
+        """
         inputs = {self.bundle.preprocess["input"]: self.prepare(images)}
         found: NDArray[np.float32] = self.session.run([self.output], inputs)[0]
         return found
@@ -279,6 +302,27 @@ class Predictor:
         if not numpy.isfinite(row).all():
             raise Refusal("its embedding is not finite")
         return {"embedding": row.tolist()}
+
+    def mask(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The class (H, W) of each pixel of an image (H, W, 3)."""
+        import numpy
+
+        logits = self.logits([pixels])[0]
+        if not numpy.isfinite(logits).all():
+            raise Refusal("the network's logits are not finite")
+        classes: NDArray[np.uint8] = logits.argmax(0).astype(numpy.uint8)
+        return classes
+
+    def shares(self, mask: NDArray[np.uint8], top: int) -> list[dict[str, Any]]:
+        """The `top` classes with most pixels of a mask (H, W), the largest first."""
+        import numpy
+
+        labels = self.bundle.labels or []
+        counts = numpy.bincount(mask.ravel(), minlength=len(labels))
+        order = [int(i) for i in numpy.argsort(-counts, kind="stable")[:top] if counts[i]]
+        return [
+            {"class": labels[i], "index": i, "share": float(counts[i] / mask.size)} for i in order
+        ]
 
     def best(self, logits: NDArray[np.float32], top: int) -> list[dict[str, Any]]:
         """The `top` most probable classes of one image's logits (K,), best first."""
@@ -336,6 +380,112 @@ def classify(
             except Refusal as refusal:
                 record["error"] = f"{record['file']} was not classified: {refusal}"
         yield from records
+
+
+class Pictures:
+    """Folders for masks and overlays, in which every image has a name of its own.
+
+    Args:
+        inputs: the image files, none of which is written over.
+
+    Raises:
+        Refusal: a folder cannot be made, or the classes are more than a palette has colours.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        masks: Path | None,
+        overlays: Path | None,
+        inputs: Sequence[str],
+    ) -> None:
+        if len(labels) > _MOST_COLOURS:
+            raise Refusal(f"{len(labels)} classes are more than a PNG's {_MOST_COLOURS} colours")
+        self.folders = {"mask": masks, "overlay": overlays}
+        self.colours = palette(len(labels))
+        self.has_background = labels[0] == _BACKGROUND
+        self.inputs = {os.path.realpath(path) for path in inputs}
+        self.names: set[str] = set()
+        for folder in filter(None, self.folders.values()):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Refusal(f"{folder} cannot be made ({_line(error)})") from None
+
+    def write(
+        self, file: str, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]
+    ) -> dict[str, str]:
+        """Write the mask (H, W) of an image (H, W, 3), and the overlay; returns their paths."""
+        from PIL import Image
+
+        picture = Image.fromarray(mask)
+        picture.putpalette(self.colours.ravel().tolist())
+        made = {"mask": picture, "overlay": Image.fromarray(self._overlay(pixels, mask))}
+        name = self._name(Path(file).stem)
+        written = {}
+        for key, folder in self.folders.items():
+            if folder is not None:
+                path = folder / f"{name}.png"
+                if os.path.realpath(path) in self.inputs:
+                    raise Refusal(f"{path} is one of the images; give another folder")
+                partial = path.with_name(f"{path.name}.partial")
+                try:
+                    made[key].save(partial, "PNG")
+                    partial.replace(path)
+                except OSError as error:
+                    raise Refusal(f"{path} cannot be written ({_line(error)})") from None
+                written[key] = str(path)
+        return written
+
+    def _name(self, stem: str) -> str:
+        """The stem, with a number where another image has it too."""
+        name, number = stem, 1
+        while name in self.names:
+            number += 1
+            name = f"{stem}-{number}"
+        self.names.add(name)
+        return name
+
+    def _overlay(self, pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        import numpy
+
+        mixed = (1 - _SHARE) * pixels + _SHARE * self.colours[mask]
+        bare = (mask == 0)[..., None] & self.has_background
+        overlay: NDArray[np.uint8] = numpy.where(bare, pixels, mixed.round()).astype(numpy.uint8)
+        return overlay
+
+
+def palette(count: int) -> NDArray[np.uint8]:
+    """(count, 3) uint8: hues spread by the golden ratio, dark and light in turn."""
+    import numpy
+    from PIL import Image
+
+    index = numpy.arange(count)
+    hues, values = (index * 0.61803) % 1 * 255, numpy.array([255, 200, 140])[index % 3]
+    strip = numpy.stack([hues, numpy.full(count, 210), values], 1)[None].astype(numpy.uint8)
+    colours: NDArray[np.uint8] = numpy.array(Image.fromarray(strip, "HSV").convert("RGB"))[0]
+    return colours
+
+
+def segment(
+    predictor: Predictor, found: Sequence[dict[str, Any]], pictures: Pictures, *, top: int
+) -> Iterator[dict[str, Any]]:
+    """The records of `find_images` in their order, with `shares` and pictures, or `error`."""
+    for given in found:
+        record = dict(given)
+        try:
+            if "error" not in record:
+                pixels = predictor.read(record["file"])
+                mask = predictor.mask(pixels)
+                record |= {
+                    "shares": predictor.shares(mask, top),
+                    **pictures.write(record["file"], pixels, mask),
+                }
+        except Refusal as refusal:
+            record["error"] = f"{record['file']} was not segmented: {refusal}"
+        except Exception as error:  # too large an image for the memory, for one
+            record["error"] = f"{record['file']} was not segmented: {_line(error)}"
+        yield record
 
 
 def write_embeddings(path: Path, records: Sequence[dict[str, Any]]) -> None:
@@ -410,6 +560,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--embed", type=_table, metavar="FILE", help="write embeddings to FILE.npz or FILE.csv"
     )
+    parser.add_argument("--masks", type=Path, metavar="DIR", help="write masks, where it segments")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="and images under them")
     parser.add_argument("--batch", type=_positive, default=64, help="images at a time (default 64)")
     parser.add_argument("--threads", type=_positive, help="default: as onnxruntime chooses")
     parser.add_argument(
@@ -436,10 +588,20 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise Refusal(f"{folder} gives classes and no embeddings; leave out --embed")
     if embeds and target is None and not options.json:
         raise Refusal(f"{folder} gives embeddings; --embed FILE.npz (or .csv) writes them")
+    segments = predictor.bundle.segments
+    if not segments and (options.masks or options.overlays):
+        raise Refusal(f"{folder} gives no class to pixels; leave out --masks and --overlays")
     found, embedded = find_images(inputs), list[dict[str, Any]]()
     progress, failed = _Progress(len(found)), False
     progress.show(0)
-    for n, record in enumerate(classify(predictor, found, batch=options.batch, top=options.top)):
+    if segments:
+        files = [record["file"] for record in found]
+        labels = predictor.bundle.labels or []
+        pictures = Pictures(labels, options.masks, options.overlays, files)
+        records = segment(predictor, found, pictures, top=options.top)
+    else:
+        records = classify(predictor, found, batch=options.batch, top=options.top)
+    for n, record in enumerate(records):
         progress.clear()
         if error := record.get("error"):
             failed = True
@@ -449,7 +611,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if embeds:
             embedded += [record] if target is not None and not error else []
         elif not error and not options.json:
-            shares = (f"{p['class']} {100 * p['probability']:.2f} %" for p in record["predictions"])
+            rows = record["shares" if segments else "predictions"]
+            key = "share" if segments else "probability"
+            shares = (f"{row['class']} {100 * row[key]:.2f} %" for row in rows)
             _write(f"{record['file']}: {', '.join(shares)}", sys.stdout)
         if (n + 1) % options.batch == 0:
             progress.show(n + 1)

@@ -4,22 +4,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from compress.comparison.predictions import prediction_arrays, write_predictions
 from compress.console.messages import bar
 from compress.data import Dataset, Images, evaluation_batches, evenly
-from compress.model_files.artifacts import Student
+from compress.data.dense.masked_images import IGNORE_INDEX
+from compress.model_files.artifacts import Student, is_dense
 from compress.onnx.files import open_session
 from compress.recipe.schema import Export, LatencyPart
+from compress.tasks.confusion import confusion_matrix
 from export.bundle.contents import embeds
 from export.bundle.parity import OutputParity, ToInput, compare, pixels_of
 
 _BATCH = 64
 _CPU = torch.device("cpu")
+_OTHER_SIZE_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,13 @@ def compare_file(
 ) -> OutputParity:
     """Compare a file with the trained network; `exact` is that of `open_session`.
 
-    What a classifier says of the test split is saved, see `BundleRequest.predictions`.
+    What it says of the test split's classes is saved, see `BundleRequest.predictions`.
     """
-    gives_embeddings = embeds(request.student.description)
+    description = request.student.description
+    gives_embeddings, dense = embeds(description), is_dense(description)
     is_kept = images is request.data.test and not exact and not gives_embeddings
     folder = request.predictions if is_kept else None
-    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def keep(_: str, logits: torch.Tensor) -> None:
-        kept.append((logits.argmax(1), logits.softmax(1).half()))
+    keeper: _Predictions = _Confusions() if dense else _TopClasses()
 
     batches = evaluation_batches(images, _BATCH, request.data.preprocessing, _CPU)
     with bar(f"  comparing {path.name}", len(images)) as advance:
@@ -85,15 +88,84 @@ def compare_file(
             session,
             with_progress(),
             to_input=_to_input(request),
-            on_logits=keep if folder is not None else None,
+            on_logits=keeper.keep if folder is not None else None,
             embeds=gives_embeddings,
+            dense=dense,
         )
     if folder is not None:
-        top1, probabilities = (torch.cat(parts).numpy() for parts in zip(*kept, strict=True))
-        arrays = prediction_arrays(images.labels.cpu().numpy(), top1, probabilities)
         folder.mkdir(exist_ok=True)
-        write_predictions(folder / f"{path.name}.npz", arrays, images.digest())
+        write_predictions(folder / f"{path.name}.npz", keeper.arrays(), images.digest())
     return parity
+
+
+def require_other_size(request: BundleRequest, path: Path) -> None:
+    """Refuse a file that is not the trained network at a size that is neither square nor even.
+
+    Raises:
+        UserError: its logits differ by more than the recipe's tolerance, or it takes no such size.
+    """
+    parity = compare(
+        request.student.network,
+        open_session(path),
+        resized(request.data, _OTHER_SIZE_IMAGES, _OTHER_SIZE_IMAGES),
+        to_input=_to_input(request),
+        dense=True,
+    )
+    parity.require(request.settings.tolerance)
+
+
+def resized(data: Dataset, batch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of test images and their masks at a size that no side of the data has.
+
+    They are `image_size` + 9 pixels high and `image_size` + 30 wide.
+    """
+    images = data.test.subset(evenly(data.test, count))
+    size = data.preprocessing.image_size + 9, data.preprocessing.image_size + 30
+    for inputs, labels in evaluation_batches(images, batch, data.preprocessing, _CPU):
+        masks = interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+        values = interpolate(inputs, size, mode="bilinear", align_corners=True)
+        # Whole grey levels, so that a file that takes pixels gets the same.
+        pixels = torch.from_numpy(pixels_of(values, data.preprocessing)).permute(0, 3, 1, 2)
+        yield data.preprocessing.normalise(pixels), masks
+
+
+class _Predictions(Protocol):
+    """What a file says of images, for a predictions file."""
+
+    def keep(self, name: str, logits: Tensor, labels: Tensor) -> None: ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]: ...
+
+
+class _TopClasses:
+    """Those of a classifier."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def keep(self, _: str, logits: Tensor, labels: Tensor) -> None:
+        self.kept.append((labels, logits.argmax(1), logits.softmax(1).half()))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        labels, top1, shares = (torch.cat(p).numpy() for p in zip(*self.kept, strict=True))
+        return prediction_arrays(labels, top1, shares)
+
+
+class _Confusions:
+    """Those of a network that segments: a confusion matrix (K, K) of each image."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def keep(self, _: str, logits: Tensor, labels: Tensor) -> None:
+        classes, predicted = logits.shape[1], logits.argmax(1)
+        self.kept += [
+            confusion_matrix(truth, mask, classes=classes, ignore_index=IGNORE_INDEX)
+            for truth, mask in zip(labels, predicted, strict=True)
+        ]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"confusion": torch.stack(self.kept).to(torch.int32).numpy()}
 
 
 def _to_input(request: BundleRequest) -> ToInput | None:

@@ -1,4 +1,4 @@
-"""Ten lines of Python that classify or embed an image with a bundle's file, for its card."""
+"""Ten lines of Python that classify, embed or segment an image with a bundle's file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,10 +33,18 @@ _EMBEDDED = """\
 (embedding,) = session.run(["embedding"], {"images": images})
 print(embedding[0] / np.linalg.norm(embedding[0]))  # products of two are their cosine
 """
+_SEGMENTED = """\
+(logits,) = session.run(["logits"], {"images": images})
+mask = logits[0].argmax(0)  # (height, width)
+labels = pathlib.Path("labels.txt").read_text("utf-8").split("\\n")
+for i, pixels in zip(*np.unique(mask, return_counts=True)):
+    print(labels[i], pixels / mask.size)
+"""
+_ANY_SIZE = "height, width"
 
 
 def snippet(preprocess: Mapping[str, Any], *, embeds: bool = False) -> str:
-    """A program that names the class of `image.png`; it runs in the bundle's folder.
+    """A program that names the class of `image.png`, or of its pixels, in the bundle's folder.
 
     Args:
         preprocess: the content of preprocess.json.
@@ -46,14 +54,19 @@ def snippet(preprocess: Mapping[str, Any], *, embeds: bool = False) -> str:
     small = 0 < preprocess["resize"] < preprocess["image_size"]
     start = (_START_OF_SMALL if small else _START).format(**values)
     cut = _CUT.format(**values, start=start) if preprocess["resize"] else ""
-    needed = "" if cut else "  # {image_size} x {image_size} pixels".format(**values)
+    segments = bool(preprocess.get("any_size"))
+    needed = "" if cut or segments else "  # {image_size} x {image_size} pixels".format(**values)
     is_raw = preprocess["layout"] == "NHWC"
+    prepared = (_RAW if is_raw else _NORMALISED).format(**values)
+    if segments:
+        prepared = prepared.replace("{image_size}, {image_size}".format(**values), _ANY_SIZE)
+    used = _SEGMENTED if segments else _EMBEDDED if embeds else _CLASSIFIED
     return (
         f"import numpy as np, onnxruntime{'' if embeds else ', pathlib'}\n"
         "from PIL import Image\n"
         f'image = Image.open("image.png").convert("RGB"){needed}\n'
         f"{cut}"
-        f"{(_RAW if is_raw else _NORMALISED).format(**values)}"
+        f"{prepared}"
         f'session = onnxruntime.InferenceSession("{FLOAT}")\n'
-        f"{_EMBEDDED if embeds else _CLASSIFIED}"
+        f"{used}"
     )

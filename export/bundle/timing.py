@@ -61,7 +61,7 @@ def time_runtimes(
             name: partial(_infer, module, images) for name, module in candidates.items()
         }
         for name, session in sessions.items():
-            calls[name] = partial(run_session, session, _zeros(session, batch))
+            calls[name] = partial(run_session, session, _zeros(session, batch, input_shape))
         measurements = measure_latency(calls, warmup=settings.warmup, rounds=settings.rounds)
         for name, measurement in measurements.items():
             latency[name][str(batch)] = measurement.as_dict()
@@ -72,10 +72,14 @@ def time_runtimes(
     }
 
 
-def _zeros(session: onnxruntime.InferenceSession, batch: int) -> NDArray[Any]:
-    """A blank batch of the form and size that the file takes."""
-    shape = (batch, *session.get_inputs()[0].shape[1:])
-    return np.zeros(shape, np.uint8 if takes_pixels(session) else np.float32)
+def _zeros(
+    session: onnxruntime.InferenceSession, batch: int, input_shape: tuple[int, int, int]
+) -> NDArray[Any]:
+    """A blank batch of the form and size that the file takes; of `input_shape` if of any size."""
+    raw = takes_pixels(session)
+    sizes = dict(zip(("height", "width"), input_shape[1:], strict=True))
+    shape = [sizes.get(side, side) for side in session.get_inputs()[0].shape[1:]]
+    return np.zeros((batch, *shape), np.uint8 if raw else np.float32)
 
 
 def _infer(module: Callable[[torch.Tensor], object], images: torch.Tensor) -> object:

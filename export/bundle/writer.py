@@ -3,7 +3,8 @@
 student.onnx  student.int8.onnx  encoder.onnx  student.safetensors + student.json  labels.txt
 preprocess.json  predict.py  MODEL_CARD.md  manifest.json (SHA-256 of every other file)
 
-That of a student which gives embeddings has no labels.txt.
+That of a student which gives embeddings has no labels.txt, that of one which segments no
+encoder.onnx.
 """
 
 import shutil
@@ -18,7 +19,7 @@ import torch
 from compress.console.messages import log
 from compress.environment import environment
 from compress.errors import UserError
-from compress.model_files.artifacts import load_student, save
+from compress.model_files.artifacts import is_dense, load_student, save
 from compress.model_files.origins import load_encoder
 from compress.models.folding import fold_batchnorm
 from compress.recipe.schema import Export
@@ -41,7 +42,7 @@ from export.bundle.int8_file import Int8Outcome, write_int8
 from export.bundle.interfaces import preparation_words, read_interface
 from export.bundle.manifest import write_manifest
 from export.bundle.parity import OutputParity
-from export.bundle.request import BundleRequest, compare_file
+from export.bundle.request import BundleRequest, compare_file, require_other_size
 from export.bundle.timing import ORT, ORT_INT8, ORT_TEACHER, time_runtimes
 from export.onnx import Exported, export_encoder, export_onnx
 
@@ -77,7 +78,11 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     save(folder, "student", student.network, description)
     if not embeds(description):
         write_text(folder / LABELS, "".join(f"{printable(n)}\n" for n in _labels(description)))
-    content = preprocess_content(description["preprocessing"], raw_pixels=settings.raw_pixels)
+    content = preprocess_content(
+        description["preprocessing"],
+        raw_pixels=settings.raw_pixels,
+        any_size=is_dense(description),
+    )
     write_json(folder / "preprocess.json", content)
     shutil.copyfile(predict.__file__, folder / SCRIPT)
     written, parity = _write_float(request, folder)
@@ -169,9 +174,12 @@ def _write_float(request: BundleRequest, folder: Path) -> tuple[Exported, Output
         fingerprint=description["fingerprint"],
         opset=settings.opset,
         raw_pixels=settings.raw_pixels,
+        dense=is_dense(description),
     )
     parity = compare_file(request, path, request.data.test)
     parity.require(settings.tolerance)
+    if written.dynamic_size:
+        require_other_size(request, path)
     log(
         f"  {FLOAT}: {parity.noun}s within {parity.max_abs_difference:.2g} of the trained network "
         f"on {parity.images} test images, {parity.in_words()}"
@@ -199,7 +207,10 @@ def _moving_nodes(path: Path) -> int:
 def _write_encoder(
     description: Mapping[str, Any], folder: Path, settings: Export
 ) -> dict[str, Any] | None:
-    """Write the encoder's file; None if the network has no last map to cut it at."""
+    """Write the encoder's file; None if the network has no last map to cut it at, or segments."""
+    if is_dense(description):
+        log(f"  {ENCODER}: left out, the transfer tasks take encoders of classifiers and embedders")
+        return None
     if description["taps"]["last_map"] is None:
         log(f"  {ENCODER}: left out, {description['architecture']['name']} has no last map")
         return None
@@ -249,6 +260,7 @@ def _write_teacher(request: BundleRequest, path: Path) -> dict[str, Any]:
             fingerprint=teacher.description["fingerprint"],
             opset=request.settings.opset,
             raw_pixels=request.settings.raw_pixels,
+            dense=is_dense(teacher.description),
         )
     except UserError as error:
         log(f"  the teacher is not timed beside the files: {error}")

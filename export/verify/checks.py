@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from compress import __version__
 from compress.data import DATASETS, Dataset, Preprocessing, open_data
 from compress.errors import UserError, nearest
-from compress.model_files.artifacts import Student, load_student
+from compress.model_files.artifacts import Student, is_dense, load_student
 from compress.onnx.files import check_file, open_session, takes_pixels
 from compress.onnx.qdq import FLAVOURS, LARGEST_SAFE_WEIGHT, largest_weight
 from compress.recipe.schema import Data, describe_errors
@@ -103,7 +103,9 @@ def load_consistent(bundle: Path) -> Student:
         if not (bundle / LABELS).is_file():
             raise UserError(f"{bundle} is no whole bundle: its manifest lists no {LABELS}")
         _require_labels(bundle, description)
-    expected = preprocess_content(description["preprocessing"], raw_pixels=raw)
+    expected = preprocess_content(
+        description["preprocessing"], raw_pixels=raw, any_size=is_dense(description)
+    )
     actual = read_mapping(bundle / "preprocess.json")
     for key, value in expected.items():
         if actual.get(key) != value:

@@ -41,6 +41,7 @@ def _command(args: argparse.Namespace) -> int:
         max_difference=args.max_difference,
         min_mean_cosine=args.min_mean_cosine,
         min_low_cosine=args.min_low_cosine,
+        max_miou_drop=args.max_miou_drop,
     )
     if args.json:
         print(json.dumps(report, indent=2, allow_nan=False))
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-difference", type=float, default=0.1, help="int8: of a logit, x the largest logit")
     add("--min-mean-cosine", type=float, default=0.99, help="int8: of embeddings, the least mean")
     add("--min-low-cosine", type=float, default=0.95, help="int8: that of the lowest percent")
+    add("--max-miou-drop", type=float, default=1.0, help="points of mean IoU that int8 may lose")
     add("--trust-code", action="store_true", help="run code that student.json names")
     add("--json", action="store_true", help="the result as JSON")
     return parser
@@ -86,6 +88,7 @@ def verify_bundle(
     max_difference: float = 0.1,
     min_mean_cosine: float = 0.99,
     min_low_cosine: float = 0.95,
+    max_miou_drop: float = 1.0,
 ) -> dict[str, Any]:
     """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
 
@@ -99,13 +102,19 @@ def verify_bundle(
         "max_difference": max_difference,
     }
     _check_numbers({"images": images, "batch": batch}, least=1)
-    _check_numbers(limits, least=0)
+    pixels = {
+        "tolerance": tolerance,
+        "max_miou_drop": max_miou_drop,
+        "min_agreement_percent": min_agreement_percent,
+    }
+    _check_numbers({**limits, **pixels}, least=0)
     cosines = {"min_mean_cosine": min_mean_cosine, "min_low_cosine": min_low_cosine}
     _check_numbers(cosines, least=-1)
     thread_counts = _threads(threads)
     # Heavy imports come after the arguments are known to be right.
+    from compress.model_files.artifacts import is_dense
     from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
-    from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits
+    from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
     from export.bundle.manifest import check_manifest
     from export.verify import checks, comparisons
     from export.verify.verdict import failures, json_rows
@@ -124,7 +133,10 @@ def verify_bundle(
     int8 = Limits(
         Int8Limits(max_top1_drop, min_agreement_percent, max_difference),
         CosineLimits(min_mean_cosine, min_low_cosine),
+        PixelLimits(max_miou_drop, min_agreement_percent),
     )
+    if is_dense(student.description):
+        limits = pixels
     return {
         "bundle": str(bundle),
         "student": manifest.student,

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from compress.data import Dataset, Preprocessing, evaluation_batches, evenly
 from compress.errors import UserError
-from compress.model_files.artifacts import Encoder, Student
+from compress.model_files.artifacts import Encoder, Student, is_dense
 from compress.model_files.origins import load_encoder
 from compress.onnx.files import open_session, run_session, takes_pixels
 from export.bundle.contents import ENCODER, INT8, embeds
 from export.bundle.parity import DifferenceMeter, OutputParity, compare, compare_each, pixels_of
+from export.bundle.request import resized
 
 _FEW = 100  # images at batch 1, and for the encoder
+_RESIZED = 8  # images at another size
 _CPU = torch.device("cpu")
 
 
@@ -41,7 +43,8 @@ class ComparisonSettings:
 class Row:
     """A student's file against the trained network, at a batch size and number of threads.
 
-    `exact`: computed as the file is written, without the integer kernels of this machine.
+    `exact`: computed as the file is written, without the integer kernels of this machine;
+    `resized`: on images and masks of another size, where the file takes any.
     """
 
     file: str
@@ -49,11 +52,13 @@ class Row:
     threads: int
     parity: OutputParity
     exact: bool = False
+    resized: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         run = {"file": self.file, "batch": self.batch, "threads": self.threads}
-        return {**run, "exact": self.exact, **self.parity.as_dict()}
+        size = {"resized": True} if self.resized else {}
+        return {**run, "exact": self.exact, **size, **self.parity.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -83,32 +88,53 @@ def student_rows(
 ) -> Iterator[Row]:
     """Compare each file at batch 1 and at `settings.batch`, per number of threads.
 
-    The int8 file is also compared exactly, so that its verdict does not depend on the machine.
+    The int8 file is also compared exactly, so that its verdict does not depend on the machine, and
+    files that take any size on a few images of another one.
     """
     preprocessing, gives_embeddings = data.preprocessing, embeds(student.description)
+    dense = is_dense(student.description)
     for threads in settings.threads:
         sessions = {
             name: open_session(bundle / name, threads=threads, spin=False) for name in files
         }
         for session in sessions.values():
-            _require_input(session, preprocessing)
+            _require_input(session, preprocessing, any_size=dense)
         is_raw = takes_pixels(sessions[files[0]])
         to_input = partial(pixels_of, preprocessing=preprocessing) if is_raw else None
         for batch, count in settings.batches():
             batches = _batches(data, batch, count)
             with _threads(threads):
                 parities = compare_each(
-                    student.network, sessions, batches, to_input=to_input, embeds=gives_embeddings
+                    student.network,
+                    sessions,
+                    batches,
+                    to_input=to_input,
+                    embeds=gives_embeddings,
+                    dense=dense,
                 )
             for name, parity in parities.items():
                 yield Row(name, batch, threads, parity)
+        if dense:
+            batch = min(settings.batch, settings.images, _RESIZED)
+            others = resized(data, batch, min(settings.images, _RESIZED))
+            with _threads(threads):
+                parities = compare_each(
+                    student.network, sessions, others, to_input=to_input, dense=True
+                )
+            for name, parity in parities.items():
+                yield Row(name, batch, threads, parity, resized=True)
     if INT8 in files:
         threads = settings.threads[-1]
         session = open_session(bundle / INT8, threads=threads, spin=False, exact=True)
         batches = _batches(data, settings.batch, settings.images)
         with _threads(threads):
             parity = compare(
-                student.network, session, batches, to_input=to_input, embeds=gives_embeddings
+                student.network,
+                session,
+                batches,
+                to_input=to_input,
+                embeds=gives_embeddings,
+                dense=dense,
             )
         yield Row(INT8, settings.batch, threads, parity, exact=True)
 
@@ -152,9 +178,12 @@ def _batches(data: Dataset, batch: int, count: int) -> Iterator[tuple[Tensor, Te
     yield from evaluation_batches(images, batch, data.preprocessing, _CPU)
 
 
-def _require_input(session: onnxruntime.InferenceSession, preprocessing: Preprocessing) -> None:
+def _require_input(
+    session: onnxruntime.InferenceSession, preprocessing: Preprocessing, *, any_size: bool
+) -> None:
     size = preprocessing.image_size
-    expected = [size, size, 3] if takes_pixels(session) else [3, size, size]
+    sides: list[int | str] = ["height", "width"] if any_size else [size, size]
+    expected = [*sides, 3] if takes_pixels(session) else [3, *sides]
     actual = session.get_inputs()[0]
     if actual.name != "images" or list(actual.shape[1:]) != expected:
         raise UserError(

@@ -18,7 +18,10 @@ _SLACK_IMAGES = 3
 # Columns of the table: a row's key -> title.
 _CLASSES = {"top1_agreement_percent": "same %", "onnx_top1_percent": "top-1 %"}
 _COSINES = {"mean_cosine": "mean cos", "low_cosine": "low cos"}
-_DIGITS = {**dict.fromkeys(_CLASSES, 2), **dict.fromkeys(_COSINES, 4)}
+_PIXELS = {"pixel_agreement_percent": "same %", "onnx_miou_percent": "mIoU %"}
+_DIGITS = {**dict.fromkeys((*_CLASSES, *_PIXELS), 2), **dict.fromkeys(_COSINES, 4)}
+# The trained network's own metric: a row's key -> its name.
+_TRAINED = {"torch_top1_percent": "top-1", "torch_miou_percent": "mean IoU"}
 
 
 def failures(
@@ -36,6 +39,7 @@ def failures(
         parity = row.parity
         where = f"{row.file} at batch {row.batch} on {_thread_count(row.threads)}"
         where += ", computed exactly" if row.exact else ""
+        where += ", at another image size" if row.resized else ""
         if row.file == FLOAT:
             sentences += _exceeded(
                 where, parity.noun, parity.max_abs_difference, parity.scale, tolerance
@@ -82,6 +86,7 @@ def show(report: Mapping[str, Any]) -> None:
     log(f"{report['files']} files as the manifest lists them; {opsets}")
     gives_embeddings = any("mean_cosine" in row for row in report["rows"])
     outputs, keys = ("embeddings", _COSINES) if gives_embeddings else ("logits", _CLASSES)
+    keys = _PIXELS if any("torch_miou_percent" in row for row in report["rows"]) else keys
     table = _table(
         f"{report['student']}: {outputs} against those of the trained network",
         ("file", "batch", "threads", "images", "max abs", "mean abs", *keys.values()),
@@ -94,10 +99,11 @@ def show(report: Mapping[str, Any]) -> None:
             *("no number" if row[key] is None else f"{row[key]:.{_DIGITS[key]}f}" for key in keys),
         )
     console.print(table)
-    judged = [row for row in report["rows"] if "torch_top1_percent" in row]
-    trained = {row["images"]: row["torch_top1_percent"] for row in judged}
-    for images, percent in sorted(trained.items()):
-        log(f"trained network: top-1 {percent:.2f} % of {images:,} images")
+    for key, title in _TRAINED.items():
+        judged = [row for row in report["rows"] if key in row and not row.get("resized")]
+        trained = {row["images"]: row[key] for row in judged}
+        for images, percent in sorted(trained.items()):
+            log(f"trained network: {title} {percent:.2f} % of {images:,} images")
     if report["encoder"]:
         names = ("file", "batch", "threads", "images", "size", "max abs", "mean abs", "largest")
         table = _table("Feature maps against those of the trained encoder", names)
@@ -133,6 +139,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _first_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     file = "int8, exact" if row.get("exact") else row["file"]
+    file += ", resized" if row.get("resized") else ""
     return file, str(row["batch"]), str(row["threads"]), f"{row['images']:,}"
 
 

@@ -22,7 +22,7 @@ def adaptive_average(maps: Tensor, bins: int) -> Tensor:
 # A graph of torch.fx (folded, cut at taps) calls it, so that it may be exported afterwards.
 @torch.fx.wrap
 def _average(maps: Tensor, bins: int) -> Tensor:
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return average_by_products(maps, bins)
     return adaptive_avg_pool2d(maps, bins)
 

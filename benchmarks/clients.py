@@ -9,7 +9,8 @@
 every opset) and what ONNX Runtime computes of each file for 100 test images, exactly as the file is
 written. `run` prints a table: a cell is the largest difference to that relative to the largest
 value, and the images with another class, or the first line of the client's error. Every client runs
-in a process of its own, so that one that crashes is a cell, too.
+in a process of its own, so that one that crashes is a cell, too. Files of a student that segments
+are run at two image sizes, one of them not square: two cells in one, unless they are the same.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from typing import Any
 import numpy as np
 
 IMAGES = 100
+RESIZED = 8  # images at another size
+SUFFIXES = (".npz", ".resized.npz")
 OPSETS = (18, 19, 20, 21, 22, 23, 24, 25)
 EQUAL = 1e-4  # of the largest value
 HANG = 600  # seconds after which a client is given up
@@ -41,11 +44,12 @@ Array = Any
 def prepare(run: Path, folder: Path) -> None:
     """Write the bundles, the files of other opsets, and inputs and outputs of each."""
     from compress.data import evaluation_batches, evenly
-    from compress.model_files.artifacts import load_student
+    from compress.model_files.artifacts import is_dense, load_student
     from compress.onnx import open_session, run_session, takes_pixels
     from compress.recipe.files import load_resolved
     from export.__main__ import main
     from export.bundle.parity import pixels_of
+    from export.bundle.request import resized
     from export.stage import bundle_request
 
     recipe = load_resolved(run)
@@ -60,12 +64,16 @@ def prepare(run: Path, folder: Path) -> None:
     request = bundle_request(label, student, run, recipe, recipe.export)
     test, own = request.data.test, request.data.preprocessing
     subset = test.subset(evenly(test, IMAGES))
-    ((images, _),) = evaluation_batches(subset, IMAGES, own, "cpu")
+    images, _ = next(iter(evaluation_batches(subset, IMAGES, own, "cpu")))
+    sizes = [images]
+    if is_dense(student.description):
+        sizes.append(next(resized(request.data, RESIZED, RESIZED))[0])
     for path in sorted(folder.glob("*/*.onnx")):
         session = open_session(path, exact=True)
-        given = pixels_of(images, own) if takes_pixels(session) else images.numpy()
-        outputs = run_session(session, given)
-        np.savez(path.with_suffix(".npz"), given=given, expected=outputs)
+        for number, batch in enumerate(sizes):
+            given = pixels_of(batch, own) if takes_pixels(session) else batch.numpy()
+            outputs = run_session(session, given)
+            np.savez(path.with_suffix(SUFFIXES[number]), given=given, expected=outputs)
 
 
 def in_onnxruntime(path: Path, given: Array) -> Array:
@@ -208,15 +216,15 @@ CLIENTS: dict[str, tuple[str, Callable[[Path, Array], Array]]] = {
 }
 
 
-def compare(path: Path, actual: Array) -> str:
+def compare(expected: Array, actual: Array) -> str:
     """The cell: equal, or by how much not."""
-    expected = np.load(path.with_suffix(".npz"))["expected"][: len(actual)]
+    expected = expected[: len(actual)]
     if actual.shape != expected.shape:
         return f"shape {actual.shape} instead of {expected.shape}"
     difference = float(np.abs(actual - expected).max() / np.abs(expected).max())
     if difference <= EQUAL:
         return "equal"
-    if expected.ndim > 2:  # feature maps
+    if expected.ndim > 2:  # feature maps, logits of pixels
         return f"{difference:.2g}"
     same = int((actual.argmax(1) == expected.argmax(1)).sum())
     return f"{difference:.2g}; same class {same} of {len(actual)}"
@@ -224,9 +232,14 @@ def compare(path: Path, actual: Array) -> str:
 
 def run_one(client: str, path: Path) -> None:
     """Print the cell of one client and file."""
-    given = np.load(path.with_suffix(".npz"))["given"]
+    files = [file for suffix in SUFFIXES if (file := path.with_suffix(suffix)).is_file()]
+    cells = []
     try:
-        print(f"\n{compare(path, CLIENTS[client][1](path, given))}")
+        for file in files:
+            with np.load(file) as saved:
+                actual = CLIENTS[client][1](path, saved["given"])
+                cells.append(compare(saved["expected"], actual))
+        print(f"\n{' and '.join(dict.fromkeys(cells))}")
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         print(f"\nrefused: {type(error).__name__}: {lines[0][:160] if lines else ''}")

@@ -7,7 +7,7 @@ the map's size.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 
 def adaptive_average(maps: Tensor, bins: int) -> Tensor:
@@ -22,9 +22,29 @@ def adaptive_average(maps: Tensor, bins: int) -> Tensor:
 # A graph of torch.fx (folded, cut at taps) calls it, so that it may be exported afterwards.
 @torch.fx.wrap
 def _average(maps: Tensor, bins: int) -> Tensor:
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if _is_exported():
         return average_by_products(maps, bins)
     return adaptive_avg_pool2d(maps, bins)
+
+
+def enlarge_cells(cells: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Cells (N, C, bins, bins) -> (N, C, *size), bilinear with aligned corners.
+
+    While the network is exported a single cell is repeated, which is the same: OpenCV 5.0 reads
+    beyond it when it interpolates.
+    """
+    return _enlarge(cells, size)
+
+
+@torch.fx.wrap
+def _enlarge(cells: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    if _is_exported() and cells.shape[-2:] == (1, 1):
+        return cells.expand(-1, -1, size[0], size[1])
+    return interpolate(cells, size=size, mode="bilinear", align_corners=True)
+
+
+def _is_exported() -> bool:
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 def average_by_products(maps: Tensor, bins: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.models.segmentation.pooling import adaptive_average
+from compress.models.segmentation.pooling import adaptive_average, enlarge_cells
 
 BINS = (1, 2, 3, 6)
 AUXILIARY_WEIGHT = 0.4
@@ -54,7 +54,7 @@ class PyramidPoolingHead(nn.Module):
         parts = [features]
         for bins, branch in zip(BINS, self.branches, strict=True):
             pooled = branch(adaptive_average(features, bins))
-            parts.append(enlarge(pooled, features.shape[-2:]))
+            parts.append(enlarge_cells(pooled, features.shape[-2:]))
         logits: Tensor = self.classifier(self.dropout(self.merge(torch.cat(parts, dim=1))))
         return logits
 

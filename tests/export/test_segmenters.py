@@ -160,7 +160,7 @@ def test_a_file_takes_images_of_any_size(tmp_path: Path, raw: bool) -> None:
 def test_parity_counts_pixels_with_a_class_alone() -> None:
     """Six pixels, one void: 4 of 5 agree; IoU of the classes from sets of pixels."""
     truth = [0, 0, 1, 1, 255, 0]
-    torch_says, file_says = [0, 1, 1, 1, 0, 0], [0, 1, 1, 0, 1, 0]
+    torch_says, file_says = [0, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]
 
     def logits(classes: list[int]) -> torch.Tensor:
         return torch.eye(2)[torch.tensor(classes)].T.reshape(1, 2, 2, 3)

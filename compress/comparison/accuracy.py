@@ -43,7 +43,8 @@ class Score:
 class AccuracyDifference:
     """One top-1 minus another, in percentage points.
 
-    The 95 % interval and the p-value are None where the test images could not be paired.
+    The 95 % interval and the p-value are None where the test images could not be paired; a
+    bootstrap of one training each gives an interval alone.
     """
 
     points: float
@@ -54,16 +55,19 @@ class AccuracyDifference:
     @property
     def is_paired(self) -> bool:
         """Whether both networks were compared image by image."""
-        return self.p_value is not None
+        return self.interval is not None
 
     @property
     def reading(self) -> str:
         """ "higher" or "lower" where p < 0.05, else "not distinguishable".
 
-        Unpaired: where they differ by more than two standard errors.
+        Without a p-value: where the interval does not hold 0; unpaired: where they differ by more
+        than two standard errors.
         """
         if self.p_value is not None:
             is_clear = self.p_value < SIGNIFICANCE
+        elif self.interval is not None:
+            is_clear = self.interval[0] > 0 or self.interval[1] < 0
         else:
             is_clear = abs(self.points) > 2 * self.standard_error
         if not is_clear:

@@ -384,6 +384,8 @@ def cut_encoder(
     """
     if specs.last_map is None:
         raise UserError(f"{origin} has no last map to cut its encoder at")
+    if specs.is_dense:
+        raise UserError(f"{origin} segments; transfer takes encoders of what classifies or embeds")
     own = network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     network.load_state_dict(fitting, strict=False)

@@ -80,20 +80,66 @@ def find_state(model: str, weights: str) -> Mapping[str, Tensor]:
 
 
 def load_initial(
-    network: nn.Module, model: str, weights: str, input_shape: tuple[int, int, int]
+    network: nn.Module,
+    model: str,
+    weights: str,
+    input_shape: tuple[int, int, int],
+    *,
+    dense: bool = False,
 ) -> int | None:
     """Load published weights or a file into a network, whatever the class count of its classifier.
+
+    Args:
+        dense: the network segments. Weights of the network that its encoder was cut from go into
+            the encoder alone.
 
     Returns:
         The number of classes in the file where the classifier was left as initialised, else None.
     """
-    classifier = discover(network, input_shape, model).classifier
-    loaded = load_state(network, find_state(model, weights), classifier, weights)
+    encoder = getattr(network, "encoder_name", None) if dense else None
+    of_encoder = encoder is not None and weights in [*published_weights(encoder), "DEFAULT"]
+    state = find_state(encoder if of_encoder and encoder else model, weights)
+    if encoder is not None and not is_whole(state):
+        load_encoder(network, state, weights)
+        return None
+    classifier = discover(network, input_shape, model, dense=dense).classifier
+    loaded = load_state(network, state, classifier, weights)
     if not loaded.classifier_replaced:
         return None
     own = len(network.state_dict()[f"{classifier}.weight"])
     log(f"  {model}: classifier of {loaded.classes_in_file} classes replaced by a new one of {own}")
     return loaded.classes_in_file
+
+
+def is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Whether weights are those of a network that segments, and not of its encoder's origin."""
+    return any(key.startswith("encoder.") for key in state)
+
+
+def load_encoder(network: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load what a classification network's weights have of the encoder of one that segments.
+
+    A deep stem keeps its own. What is left out of them is logged.
+
+    Raises:
+        UserError: tensors of the encoder are missing, or of another shape.
+    """
+    body = network.get_submodule("encoder")
+    own = body.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    new = sorted({*own} - {*fitting})
+    stem = ("conv1.", "bn1.", "layer1.0.") if getattr(network, "deep_stem", False) else ()
+    if missing := [key for key in new if not key.startswith(stem) or not stem]:
+        raise UserError(
+            f"{origin} is of another architecture than the encoder: {len(missing)} tensors are "
+            f"missing or of another shape: {', '.join(missing[:_SHOWN])}"
+            f"{nearest(missing[0], state)}"
+        )
+    check_kinds(fitting, own, origin)
+    body.load_state_dict(fitting, strict=False)
+    check_finite({k: v for k, v in body.state_dict().items() if k in fitting}, origin)
+    left_out = len({*state} - {*fitting})
+    log(f"  encoder: {len(fitting)} tensors of {origin}, {len(new)} new, {left_out} left out")
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:

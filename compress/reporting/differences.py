@@ -42,7 +42,7 @@ def interval_text(difference: AccuracyDifference) -> str:
 def verdict(difference: AccuracyDifference) -> str:
     """not distinguishable, p = 0.62; without a p-value it is said to be unpaired."""
     if difference.p_value is None:
-        return f"{difference.reading}, unpaired"
+        return difference.reading if difference.is_paired else f"{difference.reading}, unpaired"
     return f"{difference.reading}, {format_p_value(difference.p_value)}"
 
 

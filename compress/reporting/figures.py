@@ -47,7 +47,7 @@ def accuracy_and_size(run: RunData) -> list[Block]:
         )
         for place, row in _styled(run)
         if (value := row.mean_of(run.task.metric)) is not None
-        and (row.standard_error is not None or not run.task.has_classes)
+        and (row.standard_error is not None or not run.task.is_accuracy)
         and row.account.get("size_bytes")
     ]
     if not points:

@@ -30,8 +30,8 @@ class Line:
     score: Score | None
     size_bytes: int | None
     latency: Mapping[str, Mapping[str, Any]]  # by batch size
-    # Of a file that gives embeddings: the task's metric of the trained student, and the mean cosine
-    # of the file's embeddings and those of that student.
+    # Of a task whose metric is no accuracy. Of a file that gives embeddings it is that of the
+    # trained student, and `cosine` the mean one of the file's embeddings and those of that student.
     metric_percent: float | None = None
     cosine: float | None = None
 
@@ -72,7 +72,9 @@ def read_lines(run: RunData) -> Lines:
             score = _score(run, file, row)
             student = str(values.get("student"))
             timing = latency.get(runtime) or {}
-            metric = None if run.task.has_classes else _metric(run, student)
+            metric = row.get("onnx_miou_percent")  # the file's own, where it segments
+            if metric is None and not run.task.is_accuracy:
+                metric = _metric(run, student)
             size, cosine = row.get("size_bytes"), row.get("mean_cosine")
             files.append(Line(file, student, score, size, timing, metric, cosine))
     known_images = [row.score.test_images for row in files if row.score]
@@ -81,7 +83,8 @@ def read_lines(run: RunData) -> Lines:
         return Lines(None, files, run.task.title, images)
     known, size = run.teachers[0], (timed.get("teacher") or {}).get("size_bytes")
     timing = latency.get(TEACHER_RUNTIME) or {}
-    teacher = Line(known.model, "teacher", known.score, size, timing)
+    metric = known.mean_of(run.task.metric) if run.task.is_dense else None
+    teacher = Line(known.model, "teacher", known.score, size, timing, metric)
     return Lines(teacher, files, run.task.title, images)
 
 
@@ -103,7 +106,7 @@ def _score(run: RunData, file: str, row: Mapping[str, Any]) -> Score | None:
 def headline(run: RunData, lines: Lines) -> list[Block]:
     """Key figures and the table of what ships."""
     table = headline_table(lines)
-    if not run.task.has_classes:
+    if not run.task.is_accuracy:
         table = table.without_empty_columns()
     return [KeyFigures(_key_figures(lines)), table, _conditions(run, lines)]
 
@@ -164,6 +167,13 @@ def _cosine_words(row: Line) -> str:
     return "" if row.cosine is None else f"cosine {formats.decimal(row.cosine, 4)}"
 
 
+def _beside(row: Line, teacher: Line | None) -> str:
+    """The teacher's metric, or the file's cosine."""
+    if teacher is None or teacher.metric_percent is None:
+        return _cosine_words(row)
+    return f"teacher {formats.percent(teacher.metric_percent)}"
+
+
 def _batch_sizes(rows: Sequence[Line]) -> list[str]:
     """The smallest and the largest batch that were timed."""
     sizes = sorted({size for row in rows for size in row.latency}, key=int)
@@ -186,7 +196,7 @@ def _key_figures(lines: Lines) -> list[tuple[str, str, str]]:
         )
         if row.metric_percent is not None:
             metric = formats.percent(row.metric_percent)
-            items.append((metric, f"{row.name}, {lines.title}", _cosine_words(row)))
+            items.append((metric, f"{row.name}, {lines.title}", _beside(row, teacher)))
         difference = row.minus(teacher) if teacher else None
         points = f"{formats.signed(difference.points)} points" if difference else top1
         note = f"{top1}, teacher {of_teacher}" if teacher else ""

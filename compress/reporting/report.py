@@ -15,6 +15,7 @@ from compress.reporting import (
     representation,
     results,
     sections,
+    segmentation,
     summary,
     transfer,
 )
@@ -55,6 +56,7 @@ def document(run: RunData) -> Document:
     blocks = [
         *summary.summary(run),
         *results.results(run),
+        *segmentation.segmentation(run),
         *figures.training_curves(run),
         *figures.accuracy_and_size(run),
         *sections.fusion(run),

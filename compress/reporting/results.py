@@ -5,7 +5,7 @@ from typing import Any
 
 from compress.comparison.accuracy import NOT_DISTINGUISHABLE, standard_error_percent
 from compress.comparison.students import BASELINE, TOP1
-from compress.reporting import formats
+from compress.reporting import formats, segmentation
 from compress.reporting.collect import RunData
 from compress.reporting.differences import PAIRED, UNPAIRED, classes, difference_cell
 from compress.reporting.document import Block, Heading, Paragraph
@@ -114,15 +114,14 @@ def _batch_sizes(run: RunData) -> list[str]:
 def _difference(run: RunData, row: Network) -> ReportCell:
     if row is run.baseline:
         return ReportCell("reference")
+    if run.task.is_dense:
+        return difference_cell(segmentation.minus(run, row, run.baseline))
     return difference_cell(row.minus(run.baseline))
 
 
 def _explanation(run: RunData) -> str:
-    if not run.task.has_classes:
-        return (
-            f"{run.task.title} is that of a student and its teacher on the test images; a teacher "
-            "has none. Its standard error is not known, and differences are not tested."
-        )
+    if not run.task.is_accuracy:
+        return run.task.about
     text = "Standard error of an accuracy p on n test images: sqrt(p (1 - p) / n)."
     rows = [row for row in run.networks if row is not run.baseline]
     differences = [one for one in (row.minus(run.baseline) for row in rows) if one is not None]
@@ -147,7 +146,7 @@ def _trainings(run: RunData) -> ReportTable:
         Column("Test images"),
         Column(
             f"{run.task.title}, {run.headline}",
-            "% ± standard error" if run.task.has_classes else "%",
+            "% ± standard error" if run.task.is_accuracy else "%",
         ),
         Column("Best on test", "%, optimistic"),
         Column("Epochs of both"),

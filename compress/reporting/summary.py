@@ -48,7 +48,7 @@ def _shipped(run: RunData, lines: Lines) -> str:
     texts = [f"{_subject(run)} What ships is {which} {label}{alone}."]
     for row in lines.files:
         if row.metric_percent is not None:
-            texts.append(_embeds(row, lines))
+            texts.append(_embeds(row, lines) if row.cosine is not None else _segments(row, lines))
         if row.score is None:
             continue
         text = f"{row.name} classifies {formats.percent(row.score.top1_percent)}"
@@ -75,12 +75,26 @@ def _embeds(row: Line, lines: Lines) -> str:
     return f"{text}{'; it is ' + ratios if ratios else ''}."
 
 
+def _segments(row: Line, lines: Lines) -> str:
+    """A file that segments: its metric beside the teacher's."""
+    text = (
+        f"{row.name} has a {lines.title[:1].lower()}{lines.title[1:]} of "
+        f"{formats.percent(row.metric_percent)} on "
+        f"{formats.count(lines.images)} test images"
+    )
+    teacher = lines.teacher
+    if teacher is not None and teacher.metric_percent is not None:
+        text += f", the teacher {formats.percent(teacher.metric_percent)}"
+    ratios = " and ".join(filter(None, ratio_words(row, teacher)))
+    return f"{text}{'; it is ' + ratios if ratios else ''}."
+
+
 def _nothing_ships(run: RunData) -> str:
     return f"Nothing ships yet. {run.why_absent('export')}"
 
 
 def _rule(run: RunData) -> list[Block]:
-    if not run.task.has_classes:
+    if not run.task.is_accuracy:
         text = f"Rule of the recommendation: the highest {run.task.title} ({run.headline})."
         return [Paragraph(text, is_note=True)]
     if run.recommendation is None:
@@ -100,7 +114,7 @@ def _subject(run: RunData) -> str:
 
 def _accuracy(run: RunData, network: Network, teacher: Network | None) -> str:
     name = f"trained alone ({BASELINE})" if network.label == BASELINE else network.label
-    if not run.task.has_classes:
+    if not run.task.is_accuracy:
         return f"The recommended student is {name}: {run.task.describe(network.trials[0])}."
     text = (
         f"The recommended student, {name}, classifies "

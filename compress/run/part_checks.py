@@ -65,6 +65,11 @@ def check_relations(recipe: Recipe) -> list[str]:
             f"export.student: no student '{wished}'; this recipe trains {', '.join(labels)}"
             f"{nearest(wished, labels)}"
         )
+    if recipe.transfer and task_of(recipe).is_dense:
+        problems.append(
+            "transfer: takes encoders of students that classify or embed; leave it out where "
+            "task is segmentation"
+        )
     for i, entry in enumerate(recipe.transfer):
         problems += _check_inits(entry, f"transfer.{i}", labels)
     return problems

@@ -71,7 +71,10 @@ def _check_data(data: Data, *, is_exported: bool) -> list[str]:
 
 def check_weights(weights: str | None, model: Named | None, path: str) -> list[str]:
     """A file that must be there to be read, unless it is the name of published weights."""
-    published = published_weights(model.name) if model is not None else []
+    published = []
+    if model is not None:  # a network that segments has an encoder by name
+        names = (model.name, str(model.arguments.get("encoder", "")))
+        published = [weights for name in names for weights in published_weights(name)]
     if weights is None or weights in published:
         return []
     if os.path.isfile(weights):

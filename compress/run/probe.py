@@ -15,7 +15,13 @@ from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.model_files.encoders import NO_HEAD, encoder_tensors
-from compress.model_files.weights import load_state, published_weights, read_state
+from compress.model_files.weights import (
+    is_whole,
+    load_encoder,
+    load_state,
+    published_weights,
+    read_state,
+)
 from compress.models.forward import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TeacherPart
 from compress.run.place_checks import check_batches
@@ -163,7 +169,10 @@ class _Networks:
             state, classifier = read_state(Path(weights)), network[1].classifier
             if self.num_classes == 0:
                 state = encoder_tensors(state, network[0], head)[1]
-            load_state(network[0], state, classifier, weights)
+            if self.dense and hasattr(network[0], "encoder_name") and not is_whole(state):
+                load_encoder(network[0], state, weights)
+            else:
+                load_state(network[0], state, classifier, weights)
         except UserError as error:
             self.problems.append(f"{path}: {error}")
             return False

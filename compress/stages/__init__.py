@@ -17,6 +17,9 @@ from compress.accounting import count_macs
 from compress.comparison.predictions import PREDICTIONS, write_predictions
 from compress.data import Dataset, ImageBatches, Images, evaluation_batches, open_data
 from compress.data.augment import ImageView
+from compress.data.dense.images import MaskedImages
+from compress.data.dense.samples import sample_numbers, write_sample_masks
+from compress.distributed.collectives import is_main_process
 from compress.engine.checkpoint import Selection
 from compress.engine.compiling import compile_taps, compiling_pays
 from compress.engine.optimization import SCHEDULES, TrainSettings
@@ -24,7 +27,7 @@ from compress.recipe.schema import Recipe, Train
 from compress.stages.job import Job
 from compress.storage.files import read_tensors, write_tensors
 from compress.taps import TappedForward, TapSpecs
-from compress.tasks import Task, task_for
+from compress.tasks import Segmentation, Task, task_for
 
 EVALUATION_BATCH = 256
 REFERENCES = "references.safetensors"
@@ -183,6 +186,23 @@ def save_predictions(network: nn.Module, data: Dataset, job: Job, folder: Path) 
     arrays = task_of(job.recipe).predict(network, batches)
     if arrays:
         write_predictions(folder / PREDICTIONS, arrays, data.test.digest())
+    if isinstance(data.test, MaskedImages) and is_main_process():
+        write_sample_masks(folder, sample_masks(network, data.test, data, job))
+
+
+@torch.no_grad()
+def sample_masks(
+    network: nn.Module, images: MaskedImages, data: Dataset, job: Job
+) -> dict[int, Tensor]:
+    """Predicted classes (H, W) of a few images, by their number."""
+    task = task_of(job.recipe)
+    assert isinstance(task, Segmentation)
+    masks = {}
+    for number in sample_numbers(images):
+        pixels = images.fetch(torch.tensor([number]))[:, :3]
+        normalised = data.preprocessing.normalise(pixels.to(job.device))
+        masks[number] = task.classes(network.eval(), normalised, pixels.shape[-2:])[0].cpu()
+    return masks
 
 
 def _split_batches(images: Images, data: Dataset, job: Job) -> Iterator[tuple[Tensor, Tensor]]:

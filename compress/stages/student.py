@@ -45,7 +45,7 @@ def build_student(
     if weights is not None and embeds:
         load_encoder_weights(student, model.name, weights)
     elif weights is not None:
-        load_initial(student, model.name, weights, shape)
+        load_initial(student, model.name, weights, shape, dense=task.is_dense)
     context = MethodContext(
         student=specs,
         teachers=tuple(

@@ -12,6 +12,9 @@ from compress import models
 from compress.comparison.predictions import PREDICTIONS
 from compress.console.messages import log
 from compress.data import Batch, Conversion, Dataset, Preprocessing, conversion
+from compress.data.dense.images import MaskedImages
+from compress.data.dense.samples import write_photos
+from compress.distributed.collectives import is_main_process
 from compress.engine.loop import History, train
 from compress.errors import UserError
 from compress.methods.contract import logits_of
@@ -139,6 +142,8 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
         results = evaluate(reading.to(job.device), data, job)
         row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
     save_predictions(reading, data, job, folder)
+    if isinstance(data.test, MaskedImages) and is_main_process():
+        write_photos(folder, data.test)
     references = save_references(reading, data, job, folder)
     judged = judge(reading, data, job)
     row |= judged
@@ -328,7 +333,8 @@ def _build(
         load_encoder_weights(network, architecture["name"], weights, part.head)
     elif weights is not None:
         shape = data.preprocessing.input_shape
-        replaced = load_initial(network, architecture["name"], weights, shape)
+        dense = task_of(job.recipe).is_dense
+        replaced = load_initial(network, architecture["name"], weights, shape, dense=dense)
         if replaced is not None and part.train is None:
             raise _other_classes(replaced, data)
     return network, architecture, None

@@ -165,6 +165,11 @@ def _wrong_parts(sweep: Sweep) -> list[str]:
 
 
 def _wrong_statistic(sweep: Sweep) -> list[str]:
+    if sweep.recipe.get("task") == "segmentation":
+        return [
+            "recipe.task: sweeps compare accuracies, not masks; one recipe with `compare` and "
+            "`trials` compares students that segment"
+        ]
     labels = (sweep.recipe.get("data") or {}).get("labels", True)
     if bool(labels) is not (sweep.statistic in WITHOUT_LABELS):
         return []

@@ -25,6 +25,7 @@ class Classification(Task):
     metric = "top1_percent"
     unit = "%"
     title = "Top-1"
+    is_accuracy = True
 
     def loss(self, outputs: Tensor, labels: Tensor, of: Tensor | None = None) -> Tensor:
         """Mean cross entropy of logits (N, K) with labels (N,), in float32 or wider."""

@@ -2,9 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from compress.comparison.bootstrap import ImageMetrics, Weights
 
 PROTOCOL = (
     "mean intersection over union on the test images after the last epoch, from one confusion "
@@ -59,3 +65,25 @@ def majority(masks: Iterable[Tensor], classes: int, ignore_index: int) -> Majori
     confusion[:, label] = counts
     metrics = segmentation_metrics(confusion)
     return Majority(label, metrics["miou_percent"], metrics["pixel_accuracy_percent"])
+
+
+def read_confusion(path: Path) -> NDArray[np.int32] | None:
+    """The counts (N, K, K) of every test image that a file holds; None where there are none."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            confusion: NDArray[np.int32] = file["confusion"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    return confusion if confusion.ndim == 3 and len(confusion) else None
+
+
+def image_metrics(confusion: NDArray[np.int32]) -> ImageMetrics:
+    """`segmentation_metrics` as a function of how often each image (N, K, K) counts."""
+    images, classes, _ = confusion.shape
+    flat = confusion.reshape(images, -1).astype(np.float64)  # exact below 2^53
+
+    def of_weights(weights: Weights) -> dict[str, float]:
+        counts = torch.from_numpy(weights @ flat).long().reshape(classes, classes)
+        return segmentation_metrics(counts)
+
+    return ImageMetrics(images, of_weights)

@@ -33,6 +33,10 @@ class Embedding(Task):
     metric = "mutual_knn_percent"
     unit = "%"
     title = "Mutual k-NN"
+    about = (
+        "Mutual k-NN is that of a student and its teacher on the test images; a teacher has none. "
+        "Its standard error is not known, and differences are not tested."
+    )
     judged: ClassVar[Mapping[str, str]] = {_JUDGED: "k-NN top-1, hidden labels"}
     has_classes = False
 

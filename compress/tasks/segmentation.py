@@ -38,6 +38,14 @@ class Segmentation(Task):
     metric = "miou_percent"
     unit = "%"
     title = "Mean IoU"
+    about = (
+        "Mean IoU is from one confusion matrix over all pixels of the test images that have a "
+        "class, the mean over the classes that are there or predicted. Differences, in brackets "
+        "their 95 % interval, are of the same test images, which are drawn again with replacement "
+        "(paired bootstrap): of one training each for other test images, of several trials, paired "
+        "by their number, Student's t for other trainings as well. p is not corrected for the "
+        "number of networks."
+    )
     is_dense = True
 
     def __init__(self, window: int | None = None) -> None:

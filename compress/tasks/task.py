@@ -19,6 +19,9 @@ class Task(ABC):
     metric: ClassVar[str]  # key of the metric in results and model files
     unit: ClassVar[str]
     title: ClassVar[str]  # of the metric, in tables
+    # The metric is a share of the test images, with the standard error of one.
+    is_accuracy: ClassVar[bool] = False
+    about: ClassVar[str] = ""  # what a report says of a metric that is none
     judged: ClassVar[Mapping[str, str]] = {}  # keys of `judge` and their titles in tables
     higher_is_better: ClassVar[bool] = True
     # Networks return logits (N, K) of the data's classes; else embeddings (N, D), and no label is

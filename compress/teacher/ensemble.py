@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.console.messages import log
-from compress.data import Conversion, Images, conversion, evenly
+from compress.data import Conversion, Images, conversion, evenly, split_labels
 from compress.data.augment import AUGMENTATIONS, ImageView
 from compress.methods.contract import NetworkForward, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
@@ -220,8 +220,11 @@ class TeacherEnsemble:
         return obstacle(wanted, teacher.specs, augmentations, len(images.train), views)
 
     def _sample(self, teacher: Teacher, images: Images, count: int) -> Tensor:
-        pixels = images.fetch(evenly(images, count)).to(self.images.batches.device)
-        normalised = self.images.batches.preprocessing.normalise(pixels)
+        batches = self.images.batches
+        chosen = evenly(images, count)
+        square = images.fetch_square(chosen, batches.preprocessing.image_size)
+        pixels, _ = split_labels(square, images.labels.cpu()[chosen])
+        normalised = batches.preprocessing.normalise(pixels.to(batches.device))
         convert = self._conversion(teacher)
         return normalised if convert is None else convert(normalised)
 

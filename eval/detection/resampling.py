@@ -13,10 +13,10 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
+from compress.comparison.bootstrap import Weights
 from eval.data.annotations import AnnotatedImage
 from eval.detection.metrics import Metric, as_xywh
 from eval.detection.voc_metric import THRESHOLDS, nearest_objects, verdicts
-from eval.transfer.paired import Weights
 
 _RECALLS: Mapping[Metric, NDArray[np.float64]] = {
     "coco": np.asarray(np.linspace(0, 1, 101), dtype=np.float64),

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from compress.comparison.bootstrap import ImageMetrics
 from compress.distributed.collectives import on_main_process
 from compress.errors import UserError
 from eval.data.annotations import DetectionData
@@ -33,7 +34,7 @@ from eval.transfer.context import (
     result,
     student_of,
 )
-from eval.transfer.paired import ImageMetrics, bootstrap
+from eval.transfer.paired import bootstrap
 from eval.transfer.pictures import draw_detections
 
 __all__ = ["DATASETS", "detection"]

@@ -10,19 +10,17 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from compress.comparison.bootstrap import ImageMetrics
 from compress.console.messages import log
 from compress.data.dense.overlays import palette
 from compress.storage.files import write_bytes
-from compress.tasks.confusion import segmentation_metrics
-from eval.transfer.paired import ImageMetrics, Weights
+from compress.tasks.confusion import image_metrics, read_confusion
 
 MASKS, CONFUSION = "masks", "confusion.npz"
 MOST_MASKS = 2_000  # VOC has 1,449 validation images, Cityscapes 500 of two million pixels
@@ -63,16 +61,5 @@ def write_confusion(path: Path, confusion: Tensor) -> None:
 
 def read_metrics(folder: Path) -> ImageMetrics | None:
     """The metrics of a training by image; None where it left no confusion matrices."""
-    try:
-        with (folder / CONFUSION).open("rb") as opened, np.load(opened) as file:
-            confusion: NDArray[np.int32] = file["confusion"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None
-    images, classes, _ = confusion.shape
-    flat = confusion.reshape(images, -1).astype(np.float64)  # exact below 2^53
-
-    def of_weights(weights: Weights) -> dict[str, float]:
-        counts = torch.from_numpy(weights @ flat).long().reshape(classes, classes)
-        return segmentation_metrics(counts)
-
-    return ImageMetrics(images, of_weights)
+    confusion = read_confusion(folder / CONFUSION)
+    return None if confusion is None else image_metrics(confusion)

@@ -5,15 +5,16 @@ done earlier can be compared. Of one seed an interval holds for these trainings 
 images; of several, paired by their number, for other seeds as well (`comparison.crossed_interval`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.comparison.paired import compare_correct, crossed_interval
+from compress.comparison import bootstrap as images_drawn_again
+from compress.comparison.bootstrap import ImageMetrics
+from compress.comparison.paired import compare_correct
 from compress.comparison.predictions import (
     PREDICTIONS,
     prediction_arrays,
@@ -21,20 +22,9 @@ from compress.comparison.predictions import (
     write_predictions,
 )
 from compress.errors import UserError
-from compress.seeding import seed_for
 
-RESAMPLES = 1000
 # Of an init's trainings and the reference's, paired: metric -> {difference, interval, p_value}.
 Comparison = Callable[[Sequence[Path], Sequence[Path]], dict[str, dict[str, Any]] | None]
-Weights = NDArray[np.int64]  # (N,): how often each test image counts
-
-
-@dataclass(frozen=True)
-class ImageMetrics:
-    """Metrics of one training as a function of how often each of `images` test images counts."""
-
-    images: int
-    of_weights: Callable[[Weights], Mapping[str, float]]
 
 
 def save_predictions(
@@ -79,54 +69,8 @@ def bootstrap(
     reference: Sequence[Path],
     *,
     seed: int,
-    resamples: int = RESAMPLES,
+    resamples: int = images_drawn_again.RESAMPLES,
 ) -> dict[str, dict[str, Any]] | None:
-    """Paired differences of metrics that are no mean over images, such as average precision.
-
-    Test images are drawn with replacement, the same ones for both, and all metrics computed on
-    them (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993). Of one seed the interval
-    is that of the percentiles; of several the bootstrap's standard deviation is the error over
-    images in `crossed_interval`. Nothing is random but the draws of `seed`.
-
-    Args:
-        read: the metrics of a training from its folder; None where it left no predictions.
-    """
+    """`compress.comparison.bootstrap` of trainings in folders, whose metrics `read` gives."""
     trainings = [[read(folder) for folder in folders] for folders in (own, reference)]
-    pairs = [
-        (one, other)
-        for one, other in zip(*trainings, strict=True)
-        if one is not None and other is not None and one.images == other.images
-    ]
-    if len(pairs) < len(own):
-        return None
-    images = pairs[0][0].images
-    keys = list(pairs[0][0].of_weights(np.ones(images, dtype=np.int64)))
-    generator = np.random.default_rng(seed_for(seed, "transfer", "bootstrap") % 2**63)
-
-    def differences(weights: Weights) -> NDArray[np.float64]:
-        """(pairs, metrics)."""
-        both = [[one.of_weights(weights) for one in pair] for pair in pairs]
-        return np.array([[one[key] - other[key] for key in keys] for one, other in both])
-
-    actual = differences(np.ones(images, dtype=np.int64))
-    drawn = np.stack(
-        [
-            differences(generator.multinomial(images, np.full(images, 1 / images))).mean(0)
-            for _ in range(resamples)
-        ]
-    )
-    return {
-        key: _summary(actual[:, place], drawn[:, place], images) for place, key in enumerate(keys)
-    }
-
-
-def _summary(
-    actual: NDArray[np.float64], drawn: NDArray[np.float64], images: int
-) -> dict[str, Any]:
-    """Of a metric: the differences of each pair, and of the resampled images."""
-    mean, p_value = float(actual.mean()), None
-    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
-    if len(actual) > 1:
-        error = float(drawn.std(ddof=1))
-        _, (low, high), p_value = crossed_interval(mean, actual.tolist(), error, images)
-    return {"difference": mean, "interval": [low, high], "p_value": p_value}
+    return images_drawn_again.bootstrap(*trainings, seed=seed, resamples=resamples)

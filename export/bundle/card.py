@@ -316,8 +316,9 @@ def _origin(facts: Mapping[str, Any]) -> str:
 
 
 def _teacher_accuracy(row: Mapping[str, Any]) -> str:
-    percent = row.get("top1_percent")
-    return "" if percent is None else f", {percent:.2f} % top-1"
+    named = {"top1_percent": "top-1", "miou_percent": "mean IoU"}
+    known = [f", {row[key]:.2f} % {title}" for key, title in named.items() if key in row]
+    return "".join(known)
 
 
 def _limits(gives_embeddings: bool, dense: bool) -> str:

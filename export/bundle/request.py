@@ -14,12 +14,14 @@ from torch.nn.functional import interpolate
 from compress.comparison.predictions import prediction_arrays, write_predictions
 from compress.console.messages import bar
 from compress.data import Dataset, Images, evaluation_batches, evenly
+from compress.data.dense.images import MaskedImages
 from compress.data.dense.masked_images import IGNORE_INDEX
+from compress.data.dense.samples import sample_numbers, write_sample_masks
 from compress.model_files.artifacts import Student, is_dense
 from compress.onnx.files import open_session
 from compress.recipe.schema import Export, LatencyPart
 from compress.tasks.confusion import confusion_matrix
-from export.bundle.contents import embeds
+from export.bundle.contents import INT8, embeds
 from export.bundle.parity import OutputParity, ToInput, compare, pixels_of
 
 _BATCH = 64
@@ -72,7 +74,9 @@ def compare_file(
     gives_embeddings, dense = embeds(description), is_dense(description)
     is_kept = images is request.data.test and not exact and not gives_embeddings
     folder = request.predictions if is_kept else None
-    keeper: _Predictions = _Confusions() if dense else _TopClasses()
+    keeper: _Predictions = _TopClasses()
+    if dense:
+        keeper = _Confusions(_sample_folders(request) if path.name == INT8 else {})
 
     batches = evaluation_batches(images, _BATCH, request.data.preprocessing, _CPU)
     with bar(f"  comparing {path.name}", len(images)) as advance:
@@ -152,13 +156,20 @@ class _TopClasses:
 
 
 class _Confusions:
-    """Those of a network that segments: a confusion matrix (K, K) of each image."""
+    """Those of a network that segments: a confusion matrix (K, K) of each image.
 
-    def __init__(self) -> None:
+    The masks of the images in `samples` are written to their folders, for people to look at.
+    """
+
+    def __init__(self, samples: Mapping[int, Path]) -> None:
         self.kept: list[Tensor] = []
+        self.samples = samples
 
     def keep(self, _: str, logits: Tensor, labels: Tensor) -> None:
         classes, predicted = logits.shape[1], logits.argmax(1)
+        for number, mask in enumerate(predicted, len(self.kept)):
+            if number in self.samples:
+                write_sample_masks(self.samples[number], {number: mask})
         self.kept += [
             confusion_matrix(truth, mask, classes=classes, ignore_index=IGNORE_INDEX)
             for truth, mask in zip(labels, predicted, strict=True)
@@ -166,6 +177,14 @@ class _Confusions:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {"confusion": torch.stack(self.kept).to(torch.int32).numpy()}
+
+
+def _sample_folders(request: BundleRequest) -> dict[int, Path]:
+    """Of test images by number the folder for their masks: that of the export stage."""
+    test, predictions = request.data.test, request.predictions
+    if predictions is None or not isinstance(test, MaskedImages):
+        return {}
+    return dict.fromkeys(sample_numbers(test), predictions.parent)
 
 
 def _to_input(request: BundleRequest) -> ToInput | None:

@@ -27,7 +27,14 @@ from tests.eval.runs import write_run
 ROOT = Path(__file__).parents[2] / "pipelines"
 TABLES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("tables/*.yaml"))
 FILES = sorted({path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml")} - {*TABLES})
-CLASSES = {"cifar100": 100, "digit_pairs": 100, "digits": 10, "image_folder": 1000}
+CLASSES = {
+    "camvid": 11,
+    "cityscapes": 19,
+    "cifar100": 100,
+    "digit_pairs": 100,
+    "digits": 10,
+    "image_folder": 1000,
+}
 
 # | [`file`](file) | teacher -> student | data | SimKD | projector parameters | pruning ratio |
 ROW = re.compile(r"^\| \[`(.+?)`\]\((.+?)\) \|(.*)\|$", re.MULTILINE)

@@ -13,6 +13,7 @@ from compress.data.pictures import GAP, enlarge, row_of
 
 _SIDE = 320
 _LINE = 16
+BACKGROUND = "background"
 _SHARE = 0.6  # of the mask's colour
 
 
@@ -30,18 +31,55 @@ def draw_overlays(
     images[i] is (3, H, W) uint8, truths[i] and predictions[i] are (H, W) class indices. Void
     pixels stay uncoloured, as does class 0 where it is the background.
     """
-    colours = palette(len(class_names))
-    rows = []
-    for masks in (truths, predictions):
-        pairs = zip(images, masks, strict=True)
-        rows.append(row_of([_overlay(p, m, colours, background) for p, m in pairs]))
-    legend = _legend(class_names, colours, rows[0].width, background)
-    height = 2 * (rows[0].height + GAP)
-    sheet = Image.new("RGB", (rows[0].width, height + legend.height), "white")
-    for top, strip in zip((0, rows[0].height + GAP, height), (*rows, legend), strict=True):
-        sheet.paste(strip, (0, top))
+    rows = [("", truths), ("", predictions)]
+    sheet = _sheet(images, rows, class_names, background=background)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
+
+
+def draw_masks(
+    images: Sequence[Tensor],
+    rows: Sequence[tuple[str, Sequence[Tensor]]],
+    class_names: tuple[str, ...],
+    *,
+    background: bool,
+) -> Image.Image:
+    """The images, then a row of them under the masks of each name, and the classes' colours.
+
+    images[i] is (3, H, W) uint8, masks are (H, W) class indices, coloured as by `draw_overlays`.
+    """
+    bare = [torch.full(image.shape[1:], IGNORE_INDEX) for image in images]
+    return _sheet(images, [("image", bare), *rows], class_names, background=background)
+
+
+def _sheet(
+    images: Sequence[Tensor],
+    rows: Sequence[tuple[str, Sequence[Tensor]]],
+    class_names: tuple[str, ...],
+    *,
+    background: bool,
+) -> Image.Image:
+    colours = palette(len(class_names))
+    strips = []
+    for name, masks in rows:
+        pairs = zip(images, masks, strict=True)
+        strip = row_of([_overlay(p, m, colours, background) for p, m in pairs])
+        strips += [*([_title(name, strip.width)] if name else []), strip]
+    legend = _legend(class_names, colours, strips[-1].width, background)
+    parts = [*strips, legend]
+    height = sum(part.height + GAP for part in parts) - GAP
+    sheet = Image.new("RGB", (parts[0].width, height), "white")
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height + GAP
+    return sheet
+
+
+def _title(name: str, width: int) -> Image.Image:
+    strip = Image.new("RGB", (width, _LINE), "white")
+    ImageDraw.Draw(strip).text((0, 1), name, fill="black")
+    return strip
 
 
 def palette(count: int) -> Tensor:

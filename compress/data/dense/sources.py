@@ -60,17 +60,23 @@ def mask_folders(
     class_names: tuple[str, ...],
     void: int | None = None,
     train: str = "train",
-    test: str = "val",
+    test: str | None = None,
     masks: str = "annot",
     image_size: int | None = None,
 ) -> Source:
     """Images in `<split>/`, masks of the same names in `<split><masks>/`.
 
+    Tests are on `test`, where there is no such folder on `val`.
     `class_names` are those of the mask values 0, 1, 2, ...; `void` is a value that is ignored, as
     255 always is.
     """
     data = layouts.mask_folders(
-        root=root, classes=class_names, void=void, train=train, test=test, masks=masks
+        root=root,
+        classes=class_names,
+        void=void,
+        train=train,
+        test=test or _test_split(root),
+        masks=masks,
     )
     return _source("mask_folders", data, image_size)
 

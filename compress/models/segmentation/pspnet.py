@@ -42,6 +42,8 @@ class PSPNet(nn.Module):
             UserError: the network has no last map, or cannot be cut there.
         """
         super().__init__()
+        self.encoder_name = ""
+        self.deep_stem = False
         last = specs.last_map
         if last is None:
             raise UserError(f"{type(network).__name__} has no last map to put a head on")
@@ -100,6 +102,8 @@ def pspnet_over(find: Callable[[str], Callable[..., nn.Module]]) -> Callable[...
             if not has_imagenet_stem(network):
                 raise UserError(f"pspnet: {encoder} has no stem of an ImageNet-style ResNet")
             deepen(network)
-        return PSPNet(network, specs, num_classes=num_classes, width=width, dilated=dilated)
+        made = PSPNet(network, specs, num_classes=num_classes, width=width, dilated=dilated)
+        made.encoder_name, made.deep_stem = encoder, deep_stem
+        return made
 
     return pspnet

@@ -258,6 +258,8 @@ class Method(nn.Module):
     def __init__(self, context: MethodContext, needs: Needs | None = None) -> None:
         """`needs` of a method whose needs depend on its arguments; None: those of its class."""
         super().__init__()
+        if not self.images and not context.student.is_dense:
+            raise ValueError("the method is for networks that segment, these classify or embed")
         self.context = context
         self.seed = 0  # of `draw`; whoever builds the method for a training sets it
         if needs is not None:

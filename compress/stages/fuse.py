@@ -37,7 +37,9 @@ def run(job: Job) -> Outcome:
     data = dataset_of(job.recipe)
     sample = data.test.subset(torch.arange(min(IMAGES, len(data.test))))
     batches = evaluation_batches(sample, IMAGES, data.preprocessing, torch.device("cpu"))
-    images = torch.cat([x for x, _ in batches])
+    every = [x for x, _ in batches]
+    # Whole images may have sizes of their own; one of them is enough.
+    images = torch.cat([x for x in every if x.shape[1:] == every[0].shape[1:]])
     tolerance = job.recipe.fuse.tolerance if job.recipe.fuse else 1e-3
     rows = []
     students: list[str] = job.arguments["students"]

@@ -154,7 +154,7 @@ def voc_masks(root: Path, draw: random.Random) -> tuple[str, Callable[[], list[P
     kind = _harm_one(
         _files(root, "ImageSets/Segmentation/*", "SegmentationClass/*", "JPEGImages/*"), draw
     )
-    return kind, lambda: _masked(voc_segmentation(root, root=str(root)))
+    return kind, lambda: _masked(voc_segmentation(root=str(root)))
 
 
 def mask_pairs(root: Path, draw: random.Random) -> tuple[str, Callable[[], list[Path]]]:
@@ -163,7 +163,7 @@ def mask_pairs(root: Path, draw: random.Random) -> tuple[str, Callable[[], list[
         _picture(root / f"{split}annot" / "one.png")
         Image.new("L", (12, 8), 3).save(root / f"{split}annot" / "one.png")
     kind = _harm_one(_files(root, "*/*.png"), draw)
-    return kind, lambda: _masked(camvid(root, root=str(root)))
+    return kind, lambda: _masked(camvid(root=str(root)))
 
 
 def _masked(data: Any) -> list[Path]:

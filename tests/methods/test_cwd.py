@@ -9,7 +9,12 @@ from torch import Tensor
 
 from compress.methods import METHODS
 from compress.methods.cwd import cwd_loss
+from compress.taps import TapSpecs
 from tests.methods import building
+
+
+def may_refuse(teacher: TapSpecs, student: TapSpecs) -> bool:
+    return not student.is_dense
 
 
 def maps(seed: int) -> Tensor:

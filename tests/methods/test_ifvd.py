@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from compress.methods.ifvd import ifvd_loss
+from compress.taps import TapSpecs
 
 CLASSES = 3
+
+
+def may_refuse(teacher: TapSpecs, student: TapSpecs) -> bool:
+    return not student.is_dense
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -138,6 +138,7 @@ def test_the_published_weight_and_the_coupling_of_a_batch() -> None:
     assert {name: terms.method for name, terms in SemCKD.protocols.items()} == {
         "crd": 400,
         "simkd": 400,
+        "segmentation": 400,
     }
     assert SemCKD.batch_coupled
 

@@ -10,9 +10,14 @@ from torch import Tensor
 from compress.methods import METHODS
 from compress.methods.blocks.adversary import Discriminator, discriminator_loss
 from compress.methods.skd import skd_pair_loss, skd_pixel_loss
+from compress.taps import TapSpecs
 from tests.methods import building
 
 WIDE = torch.float64
+
+
+def may_refuse(teacher: TapSpecs, student: TapSpecs) -> bool:
+    return not student.is_dense
 
 
 def maps(channels: int, seed: int, side: tuple[int, int] = (5, 7)) -> Tensor:

@@ -1,6 +1,7 @@
 """Model files rebuild the very network, alone, and give up their encoder without a teacher."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from compress.storage.results import require_whole
 from tests.methods import building
 
 NAMES = tuple("abcde")
+OF_IMAGES = [name for name, method in METHODS.items() if method.images]
+PSPNET = {"name": "pspnet", "arguments": {"encoder": "resnet8", "width": 12}}
 
 
 def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
@@ -34,11 +37,12 @@ def save(folder: Path, method_class: type[Method], name: str) -> nn.Module:
 
 
 def _described(module: Distillation, deployed: nn.Module, name: str) -> dict[str, Any]:
+    dense, preprocessing = module.task.is_dense, building.PREPROCESSING
     description = model_files.describe(
-        {"name": "resnet8", "arguments": {}},
+        PSPNET if dense else {"name": "resnet8", "arguments": {}},
         module.method.encoder_taps(),
         NAMES,
-        building.PREPROCESSING,
+        replace(preprocessing, image_size=building.DENSE_SHAPE[-1]) if dense else preprocessing,
         metrics={},
         fingerprint="f",
     )
@@ -54,13 +58,14 @@ def test_a_student_is_rebuilt_bit_for_bit(tmp_path: Path, name: str) -> None:
     deployed = save(tmp_path, METHODS[name], name)
     loaded = model_files.load_student(tmp_path)
     assert not loaded.network.training
-    images = torch.randn(4, *building.SHAPE)
+    shape = building.SHAPE if METHODS[name].images else building.DENSE_SHAPE
+    images = torch.randn(4, *shape)
     with torch.no_grad():
         assert torch.equal(loaded.network(images), deployed(images))
     assert loaded.description["class_names"] == list(NAMES)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_the_encoder_comes_out_whole(tmp_path: Path, name: str) -> None:
     deployed = save(tmp_path, METHODS[name], name)
     encoder = load_encoder(tmp_path).eval()
@@ -77,6 +82,12 @@ def test_the_encoder_comes_out_whole(tmp_path: Path, name: str) -> None:
             logits = deployed.get_submodule("fc")(maps.mean((2, 3)))
             torch.testing.assert_close(logits, deployed(images))
     assert encoder(torch.randn(1, 3, 40, 64)).shape[2:] == (40 // stride, 64 // stride)
+
+
+def test_a_network_that_segments_has_no_encoder_for_transfer(tmp_path: Path) -> None:
+    save(tmp_path, METHODS["skd"], "skd")
+    with pytest.raises(UserError, match="segments; transfer takes encoders of what classifies"):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["wrn_16_2", "vgg8", "torchvision:resnet18", "timm:resnet10t"])

@@ -220,3 +220,26 @@ def test_what_does_not_fit_is_refused_before_training(
     if recipe is not None and not problems:
         problems = probe(recipe)[1]
     assert any(sentence in problem for problem in problems), problems
+
+
+def test_images_of_several_sizes_go_through_every_stage() -> None:
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for number in range(count):
+            height, width = (40, 56) if number % 2 else (48, 40)
+            mask = np.kron(draw.integers(0, 2, (height // 8, width // 8)), np.ones((8, 8)))
+            photo = np.stack([mask * 200, mask * 0 + 60, mask * 90], 2) + draw.integers(0, 9)
+            for folder, values in ((split, photo), (f"{split}annot", mask)):
+                Path("own", folder).mkdir(parents=True, exist_ok=True)
+                place = Path("own", folder, f"{number}.png")
+                Image.fromarray(values.astype(np.uint8)).save(place)
+    data = {"name": "mask_folders", "root": "own", "class_names": ["dark", "light"]}
+    train = {**TRAIN, "epochs": 3, "batch_size": 4}
+    changes: dict[str, Any] = {
+        "data": {**data, "image_size": 32},
+        "teacher": {"model": RECIPE["teacher"]["model"], "train": {**train, "epochs": 8}},
+        "distill": {"method": "none", "train": train},
+    }
+    assert run(**changes) == 0
+    report = verify_bundle(Path("run/export/bundle"), data=Path("own"), threads=[1])
+    assert report["failures"] == []

@@ -30,7 +30,10 @@ ENDLESS = {"model": "resnet8", "train": {"epochs": 3000, "lr": 0.05}}
 
 
 def _sigterm() -> None:
-    signal.raise_signal(signal.SIGTERM)  # in this thread: another would leave it for later
+    """To the main thread: it handles the signal, and another that gets it would not wake it."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)
 
 
 def _end(command: Callable[[], int]) -> tuple[int, list[str]]:

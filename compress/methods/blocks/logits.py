@@ -1,0 +1,25 @@
+"""Logits as several methods read them."""
+
+from torch import Tensor
+
+from compress.precision import in_float32
+
+_SMALLEST_DEVIATION = 1e-7
+
+
+@in_float32
+def standardized(logits: Tensor) -> Tensor:
+    """Each prediction's logits less their mean over the classes, over their standard deviation.
+
+    Logit Standardization in Knowledge Distillation (Sun et al.; CVPR 2024): student and teacher
+    then agree in the shape of their logits and not in the length. (z - mean) / (1e-7 + std), with
+    the unbiased standard deviation, as in the authors' code.
+
+    Args:
+        logits: (N, K), or of pixels (N, K, h, w); K >= 2.
+
+    Returns:
+        The same shape, in float32 or wider; 0 where all logits of a prediction are equal.
+    """
+    deviation = logits.std(dim=1, keepdim=True)
+    return (logits - logits.mean(dim=1, keepdim=True)) / (_SMALLEST_DEVIATION + deviation)

@@ -85,9 +85,9 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        found = {"crop": options.crop, "rounds": options.rounds, "steps": options.steps}
-        found |= {"rows": rows, "environment": environment(CPU)}
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        content = {"crop": options.crop, "rounds": options.rounds, "steps": options.steps}
+        content |= {"rows": rows, "environment": environment(CPU)}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _networks() -> tuple[nn.Module, nn.Module]:

@@ -89,7 +89,6 @@ CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
     "image_folder": folder_classes,
 }
 UNLABELLED_CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
-    **DENSE_CLASS_NAMES,
     "image_folder": tree_classes,
 }
 _HELD_OUT_SHARE = 0.1  # of a data set without a test split

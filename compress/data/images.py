@@ -133,20 +133,18 @@ class Images(Protocol):
         ...
 
 
-class MemoryImages:
-    """Images of one size as a uint8 tensor (N, 3, S, S), on any device."""
+class _SquareImages:
+    """Images that evaluation sees as squares of one size: any of them can be one batch."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, hidden_labels: Tensor | None = None) -> None:
-        self.pixels = pixels
-        self.labels = labels
-        self.hidden_labels = hidden_labels
+    labels: Tensor
+    hidden_labels: Tensor | None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
         """See `Images`."""
-        return self.pixels[indices]
+        raise NotImplementedError
 
     def fetch_square(self, indices: Tensor, size: int) -> Tensor:
         """See `Images`."""
@@ -156,15 +154,30 @@ class MemoryImages:
         """See `Images`."""
         return torch.split(torch.arange(len(self)), most)
 
+    def _hidden_of(self, indices: Tensor) -> Tensor | None:
+        return None if self.hidden_labels is None else self.hidden_labels[indices]
+
+
+class MemoryImages(_SquareImages):
+    """Images of one size as a uint8 tensor (N, 3, S, S), on any device."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, hidden_labels: Tensor | None = None) -> None:
+        self.pixels = pixels
+        self.labels = labels
+        self.hidden_labels = hidden_labels
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """See `Images`."""
+        return self.pixels[indices]
+
     def fetch_original(self, index: int) -> Tensor:
         """See `Images`."""
         return self.pixels[index]
 
     def subset(self, indices: Tensor) -> "MemoryImages":
         """See `Images`."""
-        hidden = self.hidden_labels
-        kept = None if hidden is None else hidden[indices]
-        return MemoryImages(self.pixels[indices], self.labels[indices], kept)
+        hidden = self._hidden_of(indices)
+        return MemoryImages(self.pixels[indices], self.labels[indices], hidden)
 
     def without_labels(self) -> "MemoryImages":
         """See `Images`."""
@@ -186,7 +199,7 @@ class MemoryImages:
         return self.digest()
 
 
-class FileImages:
+class FileImages(_SquareImages):
     """Image files, decoded on reading."""
 
     def __init__(
@@ -203,21 +216,10 @@ class FileImages:
         self.preprocessing = preprocessing
         self.root = root
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def fetch(self, indices: Tensor) -> Tensor:
         """See `Images`."""
         cut = self.preprocessing.cut
         return torch.stack([cut(self.fetch_original(int(i))) for i in indices])
-
-    def fetch_square(self, indices: Tensor, size: int) -> Tensor:
-        """See `Images`."""
-        return self.fetch(indices)
-
-    def in_batches(self, most: int) -> Sequence[Tensor]:
-        """See `Images`."""
-        return torch.split(torch.arange(len(self)), most)
 
     def fetch_original(self, index: int) -> Tensor:
         """See `Images`."""
@@ -226,9 +228,8 @@ class FileImages:
     def subset(self, indices: Tensor) -> "FileImages":
         """See `Images`."""
         paths = [self.paths[int(i)] for i in indices]
-        hidden = self.hidden_labels
-        kept = None if hidden is None else hidden[indices]
-        return FileImages(paths, self.labels[indices], self.preprocessing, self.root, kept)
+        hidden = self._hidden_of(indices)
+        return FileImages(paths, self.labels[indices], self.preprocessing, self.root, hidden)
 
     def without_labels(self) -> "FileImages":
         """See `Images`."""

@@ -12,8 +12,8 @@ L = 10 L_align + 20 L_corr:
   C_s, batch norm, ReLU, to C_s).
 
 Correlations are quadratic in the pixels: maps are averaged before to `grid` x `grid` cells where
-they are larger (32: a million cosines an image). No term turns images, and none reads labels, which
-the paper's supervised term for images does. `weighting` of alignment and correlation is the text's.
+they are larger (32: a million cosines an image). No term turns images or reads labels. The weights
+10 and 20 are those of the text.
 
 Taps: last maps of both. The student's maps are enlarged to the teacher's size.
 

@@ -20,7 +20,6 @@ Measured here: benchmarks/results/segmentation.md.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +35,6 @@ from compress.methods.contract import (
     enlarged_to,
     first,
     last_map,
-    last_maps,
     logits_of,
 )
 from compress.methods.kd import kd_loss
@@ -73,12 +71,7 @@ def _variation(maps: Tensor, labels: Tensor, classes: int) -> Tensor:
 class IFVD(AdversarialMethod):
     """Variation within classes, soft targets, and an adversary."""
 
-    dense: ClassVar[bool] = True
-    images: ClassVar[bool] = False
-    batch_coupled = True
     reads_labels = True
-    student_taps = ("logits", "last_map")
-    teacher_taps = ("logits", "last_map")
 
     def __init__(
         self,
@@ -90,14 +83,7 @@ class IFVD(AdversarialMethod):
         adversary_lr: float = 4e-4,
     ) -> None:
         weights = (variation_weight, kd_weight, adversary_weight)
-        if min(weights) < 0 or not any(weights):
-            raise ValueError(f"weights are at least 0 and not all 0, got {weights}")
-        if adversary_lr <= 0:
-            raise ValueError(f"adversary_lr is above 0, got {adversary_lr}")
-        super().__init__(
-            context, adversary_weight, OwnOptimizer("adam", adversary_lr, betas=(0.9, 0.99))
-        )
-        last_maps(context)
+        super().__init__(context, weights, OwnOptimizer("adam", adversary_lr, betas=(0.9, 0.99)))
         self.variation_weight, self.kd_weight = variation_weight, kd_weight
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ Measured here: benchmarks/results/segmentation.md.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import log_softmax, max_pool2d, softmax
@@ -35,7 +34,6 @@ from compress.methods.contract import (
     enlarged_to,
     first,
     last_map,
-    last_maps,
     logits_of,
 )
 from compress.precision import in_float32
@@ -100,12 +98,6 @@ def _cosines(nodes: Tensor) -> Tensor:
 class SKD(AdversarialMethod):
     """Pixels, pairs of nodes, and an adversary."""
 
-    dense: ClassVar[bool] = True
-    images: ClassVar[bool] = False
-    batch_coupled = True
-    student_taps = ("logits", "last_map")
-    teacher_taps = ("logits", "last_map")
-
     def __init__(
         self,
         context: MethodContext,
@@ -116,17 +108,10 @@ class SKD(AdversarialMethod):
         pool: float = 0.5,
         adversary_lr: float = 4e-4,
     ) -> None:
-        weights = (pixel_weight, pair_weight, adversary_weight)
-        if min(weights) < 0 or not any(weights):
-            raise ValueError(f"weights are at least 0 and not all 0, got {weights}")
         if not 0 < pool <= 1:
             raise ValueError(f"pool is a share above 0 and up to 1, got {pool}")
-        if adversary_lr <= 0:
-            raise ValueError(f"adversary_lr is above 0, got {adversary_lr}")
-        super().__init__(
-            context, adversary_weight, OwnOptimizer("sgd", adversary_lr, weight_decay=5e-4)
-        )
-        last_maps(context)
+        weights = (pixel_weight, pair_weight, adversary_weight)
+        super().__init__(context, weights, OwnOptimizer("sgd", adversary_lr, weight_decay=5e-4))
         self.pixel_weight, self.pair_weight, self.pool = pixel_weight, pair_weight, pool
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:

@@ -133,9 +133,9 @@ def _pictures(run: RunData) -> list[Block]:
     path = run.folder / _PICTURE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
-    shown = ", ".join(name for name, _ in rows)
-    alt = f"{len(numbers)} test images and their masks, from top to bottom: image, {shown}"
-    caption = f"Test images, and their masks below: {shown}. Pixels without a class are bare."
+    titles = ", ".join(name for name, _ in rows)
+    alt = f"{len(numbers)} test images and their masks, from top to bottom: image, {titles}"
+    caption = f"Test images, and their masks below: {titles}. Pixels without a class are bare."
     return [Figure([Image(_PICTURE, alt, buffer.getvalue())], caption)]
 
 

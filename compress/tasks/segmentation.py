@@ -165,7 +165,7 @@ def sliding_logits(network: nn.Module, images: Tensor, window: int) -> Tensor:
 
 
 def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin: evenly, so that neighbours share a third of them or more."""
+    """First pixels of the windows: evenly, so that neighbours share a third of them or more."""
     stride = max(1, window - window // _OVERLAP)
     steps = -(-(length - window) // stride)
     return [round(i * (length - window) / steps) for i in range(steps + 1)] if steps else [0]

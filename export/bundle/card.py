@@ -131,20 +131,11 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
             f"| `student.int8.onnx` | {int8['onnx_top1_percent']:.2f} | "
             f"{int8['top1_agreement_percent']:.2f} |"
         )
-    training = facts["training"]
-    epoch = (
-        f", weights of epoch {training['selected_epoch']} of {training['epochs']}"
-        if training
-        else ""
-    )
-    rows.append(f"\nTop-1 on the {parity['images']} images of the test split{epoch}.")
+    rows.append(f"\nTop-1 on the {parity['images']} images of the test split{_epoch(facts)}.")
     if int8 is not None:
-        gate = int8["gate"]
-        accepted = gate["accepted"]
+        gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
-            f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
-            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
-            f"{gate['images']} images of the {gate['split']} split its drop of "
+            f"{_int8_opening(int8)} its drop of "
             f"{gate['top1_drop']:.2f} points (accepted {accepted['max_top1_drop']:g}), the same "
             f"class in {gate['agreement_percent']:.2f} % (accepted "
             f"{accepted['min_agreement_percent']:g}) and logits off by {gate['difference']:.2g} of "
@@ -152,11 +143,7 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
             "machine that made it and computed exactly."
         )
         rows += _int8_notes(int8)
-    if facts["int8_search"] is not None:
-        rows.append(_search(facts["int8_search"]))
-    if facts["int8_refused"]:
-        rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
-    return "\n".join(rows)
+    return "\n".join([*rows, *_search_and_refusal(facts)])
 
 
 def _fidelity(facts: Mapping[str, Any]) -> str:
@@ -181,9 +168,7 @@ def _fidelity(facts: Mapping[str, Any]) -> str:
     if int8 is not None:
         gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
-            f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
-            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
-            f"{gate['images']} images of the {gate['split']} split its mean cosine of "
+            f"{_int8_opening(int8)} its mean cosine of "
             f"{gate['mean_cosine']:.4f} (accepted {accepted['min_mean_cosine']:g}) and lowest "
             f"percent of {gate['low_cosine']:.4f} (accepted {accepted['min_low_cosine']:g}) are "
             "within the limits, on the machine that made it and computed exactly."
@@ -211,23 +196,15 @@ def _of_pixels(facts: Mapping[str, Any]) -> str:
                 f"| `{name}` | {row['onnx_miou_percent']:.2f} | "
                 f"{row['pixel_agreement_percent']:.2f} |"
             )
-    training = facts["training"]
-    epoch = (
-        f", weights of epoch {training['selected_epoch']} of {training['epochs']}"
-        if training
-        else ""
-    )
     rows.append(
-        f"\nMean IoU on the {parity['images']} images of the test split{epoch}, whole images of "
-        f"their own size, from one confusion matrix over {parity['pixels']:,} pixels (void left "
-        "out; a class that is neither there nor predicted does not count)."
+        f"\nMean IoU on the {parity['images']} images of the test split{_epoch(facts)}, whole "
+        f"images of their own size, from one confusion matrix over {parity['pixels']:,} pixels "
+        "(void left out; a class that is neither there nor predicted does not count)."
     )
     if int8 is not None:
         gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
-            f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
-            f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
-            f"{gate['images']} images of the {gate['split']} split its drop of "
+            f"{_int8_opening(int8)} its drop of "
             f"{gate['miou_drop']:.2f} points (accepted {accepted['max_miou_drop']:g}) and the same "
             f"class in {gate['agreement_percent']:.2f} % of the pixels (accepted "
             f"{accepted['min_agreement_percent']:g}) are within the limits, on the machine that "
@@ -235,11 +212,29 @@ def _of_pixels(facts: Mapping[str, Any]) -> str:
             "the largest."
         )
         rows += _int8_notes(int8)
-    if facts["int8_search"] is not None:
-        rows.append(_search(facts["int8_search"]))
-    if facts["int8_refused"]:
-        rows.append(f"\n`student.int8.onnx` was left out: {facts['int8_refused']}.")
-    return "\n".join(rows)
+    return "\n".join([*rows, *_search_and_refusal(facts)])
+
+
+def _epoch(facts: Mapping[str, Any]) -> str:
+    training = facts["training"]
+    if not training:
+        return ""
+    return f", weights of epoch {training['selected_epoch']} of {training['epochs']}"
+
+
+def _int8_opening(int8: Mapping[str, Any]) -> str:
+    gate = int8["gate"]
+    return (
+        f"int8: {int8['quantized_layers']} of {int8['layers']} layers, calibrated "
+        f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
+        f"{gate['images']} images of the {gate['split']} split"
+    )
+
+
+def _search_and_refusal(facts: Mapping[str, Any]) -> list[str]:
+    rows = [] if facts["int8_search"] is None else [_search(facts["int8_search"])]
+    refused = facts["int8_refused"]
+    return [*rows, f"\n`student.int8.onnx` was left out: {refused}."] if refused else rows
 
 
 def _int8_notes(int8: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ OnLogits = Callable[[str, Tensor, Tensor], object]
 _LOW = 0.01  # quantile of the images' cosines
 
 
+@dataclass(frozen=True)
 class OutputParity(ABC):
     """A comparison of outputs over `images` images; differences are absolute.
 
@@ -49,9 +50,9 @@ class OutputParity(ABC):
     def agreement_percent(self) -> float:
         """Of the images: 100 where file and network say the same of every one."""
 
-    @abstractmethod
     def as_dict(self) -> dict[str, float | int]:
         """Plain values, for JSON."""
+        return asdict(self)
 
     @abstractmethod
     def gate_values(self) -> dict[str, float | int]:
@@ -97,26 +98,25 @@ class OutputParity(ABC):
 
 
 @dataclass(frozen=True)
-class Parity(OutputParity):
-    """The comparison of a classifier; `logit_scale` is its `scale`."""
+class LogitParity(OutputParity):
+    """The comparison of networks that give logits; `logit_scale` is the `scale`."""
 
     noun: ClassVar[str] = "logit"
-    images: int
-    max_abs_difference: float
-    mean_abs_difference: float
     logit_scale: float
-    top1_agreement_percent: float
-    onnx_top1_percent: float
-    torch_top1_percent: float
-
-    def as_dict(self) -> dict[str, float | int]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
     @property
     def scale(self) -> float:
         """The largest absolute logit."""
         return self.logit_scale
+
+
+@dataclass(frozen=True)
+class Parity(LogitParity):
+    """The comparison of a classifier."""
+
+    top1_agreement_percent: float
+    onnx_top1_percent: float
+    torch_top1_percent: float
 
     @property
     def agreement_percent(self) -> float:
@@ -172,16 +172,9 @@ class EmbeddingParity(OutputParity):
     """
 
     noun: ClassVar[str] = "embedding value"
-    images: int
-    max_abs_difference: float
-    mean_abs_difference: float
     largest_value: float
     mean_cosine: float
     low_cosine: float
-
-    def as_dict(self) -> dict[str, float | int]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
     @property
     def scale(self) -> float:
@@ -215,31 +208,17 @@ class EmbeddingParity(OutputParity):
 
 
 @dataclass(frozen=True)
-class PixelParity(OutputParity):
+class PixelParity(LogitParity):
     """The comparison of a network that segments, at the images' size.
 
     `pixels` have a class; the others (void) count nowhere but in the differences of logits. Mean
     IoU is of one confusion matrix over all of them, as the task's is.
     """
 
-    noun: ClassVar[str] = "logit"
-    images: int
     pixels: int
-    max_abs_difference: float
-    mean_abs_difference: float
-    logit_scale: float
     pixel_agreement_percent: float
     onnx_miou_percent: float
     torch_miou_percent: float
-
-    def as_dict(self) -> dict[str, float | int]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @property
-    def scale(self) -> float:
-        """The largest absolute logit."""
-        return self.logit_scale
 
     @property
     def agreement_percent(self) -> float:

@@ -100,8 +100,8 @@ def show(report: Mapping[str, Any]) -> None:
         )
     console.print(table)
     for key, title in _TRAINED.items():
-        judged = [row for row in report["rows"] if key in row and not row.get("resized")]
-        trained = {row["images"]: row[key] for row in judged}
+        same_size = [row for row in report["rows"] if key in row and not row.get("resized")]
+        trained = {row["images"]: row[key] for row in same_size}
         for images, percent in sorted(trained.items()):
             log(f"trained network: {title} {percent:.2f} % of {images:,} images")
     if report["encoder"]:

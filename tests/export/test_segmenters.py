@@ -189,7 +189,7 @@ def test_parity_counts_pixels_with_a_class_alone() -> None:
 
 def test_each_limit_refuses_alone_and_no_number_passes() -> None:
     def exceeded(drop: float, agreement: float) -> list[str]:
-        parity = PixelParity(1, 9, 9.0, 0.1, 1.0, agreement, 60 - drop, 60)
+        parity = PixelParity(1, 9.0, 0.1, 1.0, 9, agreement, 60 - drop, 60)
         return Limits(pixels=PixelLimits(2, 90)).list_exceeded(parity)
 
     assert exceeded(2, 90) == [] and exceeded(-1, 100) == []

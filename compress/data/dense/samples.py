@@ -4,7 +4,6 @@
 pixel's value is its class, 255 where it has none.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,8 +57,3 @@ def write_sample_masks(folder: Path, masks: Mapping[int, Tensor]) -> None:
     place.mkdir(exist_ok=True)
     for number, mask in masks.items():
         Image.fromarray(mask.to(torch.uint8).numpy()).save(place / mask_file(number))
-
-
-def drop_samples(folder: Path) -> None:
-    """Delete the samples of an earlier try."""
-    shutil.rmtree(folder / SAMPLES, ignore_errors=True)

@@ -94,8 +94,7 @@ def digit_scenes(
         _composed(scene_pools(split, digits), count, size, split)
         for split, count in (("train", scenes), ("test", test_scenes))
     ]
-    names = ("background", *map(str, range(digits)))
-    return Source(splits[0], splits[1], names, size, _MEAN, _STD)
+    return Source(splits[0], splits[1], _digit_names(digits=digits), size, _MEAN, _STD)
 
 
 DENSE_DATASETS: Mapping[str, Callable[..., Source]] = {

@@ -11,7 +11,7 @@ other order: the same in the limit.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, autograd, nn
@@ -26,6 +26,7 @@ from compress.methods.contract import (
     Needs,
     OwnOptimizer,
     ParameterGroup,
+    last_maps,
     only_teacher,
 )
 
@@ -146,8 +147,23 @@ class AdversarialMethod(Method):
     Its batch norm relates the images of a batch, so that the method is then coupled.
     """
 
-    def __init__(self, context: MethodContext, weight: float, optimizer: OwnOptimizer) -> None:
+    dense: ClassVar[bool] = True
+    images: ClassVar[bool] = False
+    batch_coupled = True
+    student_taps = ("logits", "last_map")
+    teacher_taps = ("logits", "last_map")
+
+    def __init__(
+        self, context: MethodContext, weights: Sequence[float], optimizer: OwnOptimizer
+    ) -> None:
+        """`weights` of all terms, that of the adversary last."""
+        weight = weights[-1]
+        if min(weights) < 0 or not any(weights):
+            raise ValueError(f"weights are at least 0 and not all 0, got {tuple(weights)}")
+        if optimizer.lr <= 0:
+            raise ValueError(f"adversary_lr is above 0, got {optimizer.lr}")
         super().__init__(context, self.needs({"adversary_weight": weight}))
+        last_maps(context)
         self.adversary_weight = weight
         self.optimizer = optimizer
         self.discriminator: Discriminator | None = None

@@ -179,6 +179,22 @@ def test_entering_leaves_every_state_as_it_was(method_class: type[Method]) -> No
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
+@pytest.mark.parametrize("registered", METHODS.values())
+def test_two_teachers_teach_or_are_refused_in_words(registered: type[Method]) -> None:
+    try:
+        module = building.distillation(registered, 2)
+    except ValueError as error:
+        assert str(error) == "the method reads one teacher, got 2"
+        return
+    batch = building.first_batch(module.eval())
+    before = _sum(module(batch))
+    assert torch.isfinite(before)
+    with torch.no_grad():
+        for parameter in module._teachers[1].network.parameters():
+            parameter *= 2
+    assert registered is METHODS["none"] or _sum(module(batch)) != before
+
+
 def test_a_term_of_weight_zero_is_not_computed() -> None:
     weights = METHODS["simkd"].protocols["simkd"]
     module = building.distillation(METHODS["simkd"], weights=weights)

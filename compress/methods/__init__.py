@@ -45,6 +45,7 @@ from compress.methods.contract import (
 from compress.methods.crd import CRD, crd_loss
 from compress.methods.cwd import CWD, cwd_loss
 from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
+from compress.methods.dist import DIST, dist_loss
 from compress.methods.dkd import DKD, dkd_loss
 from compress.methods.dlkd import (
     DLKD,
@@ -110,6 +111,7 @@ __all__ = [
     "dcd_consistency_loss",
     "dcd_contrast_loss",
     "dcd_loss",
+    "dist_loss",
     "dkd_loss",
     "dlkd_align_loss",
     "dlkd_correlation_loss",
@@ -155,6 +157,7 @@ METHODS: Mapping[str, type[Method]] = {
     "crd": CRD,
     "cwd": CWD,
     "dcd": DCD,
+    "dist": DIST,
     "dkd": DKD,
     "dlkd": DLKD,
     "dlkd_pixels": DLKDPixels,

@@ -28,6 +28,7 @@ ALIGN = {"hidden_ratio": 0.1, "correlation_weight": 0, "supervised_weight": 0}
 CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "three views": (ThreeViews, 1),
     "dcd": (partial(METHODS["dcd"], form="text"), 1),
+    "dist": (METHODS["dist"], 1),
     "aekd": (METHODS["aekd"], 1),
     "aekd_f": (HintsAtOnce, 1),
     "cocord": (partial(METHODS["cocord"], **SMALL), 1),

@@ -80,6 +80,7 @@ from compress.methods.skd import SKD, skd_loss, skd_pair_loss, skd_pixel_loss
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
 from compress.methods.vid import VID, vid_loss
+from compress.methods.wsld import WSLD, wsld_loss
 
 __all__ = [
     "METHODS",
@@ -141,6 +142,7 @@ __all__ = [
     "srrl_loss",
     "teacher_context",
     "vid_loss",
+    "wsld_loss",
 ]
 
 METHODS: Mapping[str, type[Method]] = {
@@ -179,4 +181,5 @@ METHODS: Mapping[str, type[Method]] = {
     "sp": SP,
     "srrl": SRRL,
     "vid": VID,
+    "wsld": WSLD,
 }

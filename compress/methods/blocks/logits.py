@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from compress.methods.blocks.directions import fading
 from compress.precision import in_float32
 
 _SMALLEST_DEVIATION = 1e-7
@@ -13,7 +14,9 @@ def standardized(logits: Tensor) -> Tensor:
 
     Logit Standardization in Knowledge Distillation (Sun et al.; CVPR 2024): student and teacher
     then agree in the shape of their logits and not in the length. (z - mean) / (1e-7 + std), with
-    the unbiased standard deviation, as in the authors' code.
+    the unbiased standard deviation, as in the authors' code. Predictions whose deviation is below
+    1e-3, which are uniform up to that, fade out (`blocks.directions.fading`): there the code has a
+    gradient of up to 1e7, as a classifier would get that begins with zeros.
 
     Args:
         logits: (N, K), or of pixels (N, K, h, w); K >= 2.
@@ -22,4 +25,6 @@ def standardized(logits: Tensor) -> Tensor:
         The same shape, in float32 or wider; 0 where all logits of a prediction are equal.
     """
     deviation = logits.std(dim=1, keepdim=True)
-    return (logits - logits.mean(dim=1, keepdim=True)) / (_SMALLEST_DEVIATION + deviation)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    shares = fading(deviation, deviation.new_ones(()))
+    return centred / (_SMALLEST_DEVIATION + deviation) * shares

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from compress.data.batch import Batch
-from compress.methods.contract import Views, first, logits_of
+from compress.methods.contract import MethodContext, Views, first, logits_of
 from compress.methods.kd import KD, kd_loss
 from compress.precision import in_float32
 
@@ -46,6 +46,9 @@ def aveg_loss(
 
 class AVEG(KD):
     """Soft targets of several teachers, each weighing the same."""
+
+    def __init__(self, context: MethodContext, *, temperature: float = 4.0) -> None:
+        super().__init__(context, temperature=temperature)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `aveg`."""

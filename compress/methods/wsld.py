@@ -4,7 +4,7 @@ L = alpha T^2 mean_n w_n H_n, with H_n = -sum_k p_nk log q_nk the cross entropy 
 predictions p = softmax(z_t / T), q = softmax(z_s / T) of teacher and student logits, and the weight
 of image n w_n = 1 - exp(-c_s / (c_t + 1e-7)), a constant in each step: c = -log softmax(z)_y is the
 loss of either network at T = 1 on the label y. Soft labels count little where the student is surer
-of the label than the teacher, whose prediction then only regularises: variance falls and bias grows.
+of the label than the teacher, which then only regularises: variance falls and bias grows.
 
 Taps: logits of both, and labels. As in the authors' code (bellymonster/Weighted-Soft-Label-
 Distillation) H is not the divergence: the gradient is the same, and the least value is not 0 but

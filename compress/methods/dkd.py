@@ -18,9 +18,9 @@ the same values, and finite ones where the code has none. Of two classes NCKD is
 
 `standardize` is Logit Standardization (Sun et al.; CVPR 2024): z is replaced by (z - mean) / std
 over its classes in both networks (`blocks.logits`). All protocols are then CE + 9 DKD, and
-`temperature` is 2 unless given (4 otherwise), as sunshangquan/logit-standardization-KD has it for resnet32x4 ->
-resnet8x4 and -> shufflenetv2, with beta = 8. Its other pairs mostly have beta = 2 with a weight of
-9 to 18, some T = 3; the logs it links are named after them.
+`temperature` is 2 unless given (4 otherwise), as sunshangquan/logit-standardization-KD has it for
+resnet32x4 -> resnet8x4 and -> shufflenetv2, with beta = 8. Its other pairs mostly have beta = 2
+with a weight of 9 to 18, some T = 3; the logs it links are named after them.
 
 Paper (READMEs of the two repositories): resnet32x4 -> resnet8x4 on CIFAR-100 76.32, with
 standardized logits 77.01.

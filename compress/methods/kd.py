@@ -10,13 +10,13 @@ teachers: the mean of their terms. Of segmentation the mean is over the pixels o
 size of the teacher's logits.
 
 `standardize` is LSKD, Logit Standardization in Knowledge Distillation (Sun et al.; CVPR 2024): z is
-replaced by (z - mean) / std over its classes in both networks (`blocks.logits`), so that the student
-need not have logits as large as the teacher's. With it `temperature` is 2 unless given (4 otherwise) and all
-protocols are 0.1 CE + 9 KD, as sunshangquan/logit-standardization-KD has it for most pairs of
-CIFAR-100. Its table has T = 3 for vgg13 as a teacher, resnet32x4 -> wrn_16_2 and -> wrn_40_2,
-wrn_40_2 -> mobilenetv2 and resnet50 -> mobilenetv2 (KD's weight 1 there), and T = 4 with a weight
-of 12 for resnet110 -> resnet20; on ImageNet it is CE + 9 KD. The `soft` term beside other methods
-is never standardized.
+replaced by (z - mean) / std over its classes in both networks (`blocks.logits`), so that the
+student need not have logits as large as the teacher's. With it `temperature` is 2 unless given (4
+otherwise) and all protocols are 0.1 CE + 9 KD, as sunshangquan/logit-standardization-KD has it for
+most pairs of CIFAR-100. Its table has T = 3 for vgg13 as a teacher, resnet32x4 -> wrn_16_2 and ->
+wrn_40_2, wrn_40_2 -> mobilenetv2 and resnet50 -> mobilenetv2 (KD's weight 1 there), and T = 4 with
+a weight of 12 for resnet110 -> resnet20; on ImageNet it is CE + 9 KD. The `soft` term beside other
+methods is never standardized.
 
 Paper (SimKD Table 1, best on test): resnet32x4 -> resnet8x4 on CIFAR-100 74.42 +- 0.05. With
 standardized logits (README of its repository) 76.62, where KD has 73.33.

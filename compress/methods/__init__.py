@@ -60,10 +60,13 @@ from compress.methods.dlkd_pixels import (
     dlkd_pixels_correlation_loss,
     dlkd_pixels_loss,
 )
+from compress.methods.ega import EGA, ega_loss
 from compress.methods.fitnet import FitNet, fitnet_loss
+from compress.methods.fkd import FKD, fkd_loss, fkd_norm_loss
 from compress.methods.fsp import FSP, fsp_loss
 from compress.methods.ft import FT, ft_loss, paraphraser_loss
 from compress.methods.ifvd import IFVD, ifvd_loss
+from compress.methods.itrd import ITRD, itrd_correlation_loss, itrd_information_loss, itrd_loss
 from compress.methods.kd import KD, kd_loss
 from compress.methods.none import Alone
 from compress.methods.nst import NST, nst_loss
@@ -121,10 +124,16 @@ __all__ = [
     "dlkd_pixels_correlation_loss",
     "dlkd_pixels_loss",
     "dlkd_supervised_loss",
+    "ega_loss",
     "fitnet_loss",
+    "fkd_loss",
+    "fkd_norm_loss",
     "fsp_loss",
     "ft_loss",
     "ifvd_loss",
+    "itrd_correlation_loss",
+    "itrd_information_loss",
+    "itrd_loss",
     "kd_loss",
     "nst_loss",
     "paraphraser_loss",
@@ -163,10 +172,13 @@ METHODS: Mapping[str, type[Method]] = {
     "dkd": DKD,
     "dlkd": DLKD,
     "dlkd_pixels": DLKDPixels,
+    "ega": EGA,
     "fitnet": FitNet,
+    "fkd": FKD,
     "fsp": FSP,
     "ft": FT,
     "ifvd": IFVD,
+    "itrd": ITRD,
     "nst": NST,
     "pkt": PKT,
     "rkd": RKD,

@@ -21,3 +21,10 @@ def fading(lengths: Tensor, mean: Tensor) -> Tensor:
     """
     shortest = (SMALLEST_SHARE * mean.detach()).clamp(min=torch.finfo(lengths.dtype).tiny)
     return (lengths / shortest).clamp(max=1).square()
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows (N, D) over their lengths; those that are short beside the mean one fade out."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    tiny = torch.finfo(rows.dtype).tiny
+    return rows / lengths.clamp(min=tiny) * fading(lengths, lengths.mean())

@@ -65,9 +65,11 @@ from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fkd import FKD, fkd_loss, fkd_norm_loss
 from compress.methods.fsp import FSP, fsp_loss
 from compress.methods.ft import FT, ft_loss, paraphraser_loss
+from compress.methods.gckt import GCKT, gckt_loss
 from compress.methods.ifvd import IFVD, ifvd_loss
 from compress.methods.itrd import ITRD, itrd_correlation_loss, itrd_information_loss, itrd_loss
 from compress.methods.kd import KD, kd_loss
+from compress.methods.lckt import LCKT, lckt_loss
 from compress.methods.none import Alone
 from compress.methods.nst import NST, nst_loss
 from compress.methods.pkt import PKT, pkt_loss
@@ -83,6 +85,7 @@ from compress.methods.skd import SKD, skd_loss, skd_pair_loss, skd_pixel_loss
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
 from compress.methods.vid import VID, vid_loss
+from compress.methods.wcord import WCoRD
 from compress.methods.wsld import WSLD, wsld_loss
 
 __all__ = [
@@ -130,11 +133,13 @@ __all__ = [
     "fkd_norm_loss",
     "fsp_loss",
     "ft_loss",
+    "gckt_loss",
     "ifvd_loss",
     "itrd_correlation_loss",
     "itrd_information_loss",
     "itrd_loss",
     "kd_loss",
+    "lckt_loss",
     "nst_loss",
     "paraphraser_loss",
     "pkt_loss",
@@ -177,8 +182,10 @@ METHODS: Mapping[str, type[Method]] = {
     "fkd": FKD,
     "fsp": FSP,
     "ft": FT,
+    "gckt": GCKT,
     "ifvd": IFVD,
     "itrd": ITRD,
+    "lckt": LCKT,
     "nst": NST,
     "pkt": PKT,
     "rkd": RKD,
@@ -193,5 +200,6 @@ METHODS: Mapping[str, type[Method]] = {
     "sp": SP,
     "srrl": SRRL,
     "vid": VID,
+    "wcord": WCoRD,
     "wsld": WSLD,
 }

@@ -95,15 +95,23 @@ class Contrast(nn.Module):
         self, student: Tensor, teacher: Tensor, images: Tensor, drawn: Tensor, temperature: float
     ) -> Tensor:
         """L of pooled features (N, C_s), (N, C_t) of `images` (N,) against `drawn` (N, 1 + K)."""
-        v_s = memory_bank.embed(student, *self.student_embedding.parameters())
-        v_t = memory_bank.embed(teacher, *self.teacher_embedding.parameters())
+        v_s = self.embed(student, self.student_embedding)
+        v_t = self.embed(teacher, self.teacher_embedding)
         by_student = memory_bank.bank_scores(v_s, self.teacher_bank, drawn) / temperature
         by_teacher = memory_bank.bank_scores(v_t, self.student_bank, drawn) / temperature
         means = torch.stack([s.detach().exp().mean(1) for s in (by_student, by_teacher)], 1)
         z_s, z_t = self._normalisers(all_gather(means) if self._is_first else means)
         if self.training:
             self._seen.append((images, torch.cat([v_s, v_t, means], 1).detach()))
-        return crd_loss(by_student, z_s, self.rows) + crd_loss(by_teacher, z_t, self.rows)
+        return self.loss(by_student, z_s) + self.loss(by_teacher, z_t)
+
+    def embed(self, features: Tensor, layer: nn.Linear) -> Tensor:
+        """Features (N, C) as anchors (N, D) of length 1."""
+        return memory_bank.embed(features, layer.weight, layer.bias)
+
+    def loss(self, scores: Tensor, normaliser: Tensor) -> Tensor:
+        """One side of the loss, see `crd_loss`."""
+        return crd_loss(scores, normaliser, self.rows)
 
     def _normalisers(self, means: Tensor) -> Tensor:
         return torch.where(self.normalisers > 0, self.normalisers, means.mean(0) * self.rows)
@@ -135,6 +143,8 @@ class CRD(Method):
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(0.8)
+    term: ClassVar[str] = "crd"
+    contrast: ClassVar[type[Contrast]] = Contrast
 
     def __init__(
         self,
@@ -154,18 +164,18 @@ class CRD(Method):
         rows = len(context.labels)
         self.sampler = memory_bank.ClassSampler(context.labels, negatives)
         self.contrasts = nn.ModuleList(
-            Contrast(*pooled_widths(one), features, rows) for one in context.for_each_teacher()
+            self.contrast(*pooled_widths(one), features, rows) for one in context.for_each_teacher()
         )
         self._bank_note = memory_bank.bank_note(rows, features, len(context.teachers))
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-        """The term `crd`."""
+        """The term `crd`, by the name of the class's `term`."""
         drawn = self.draw_rows(batch)
         terms = [
             contrast(pooled(student), pooled(teacher), batch.index, drawn, self.temperature)
             for contrast, teacher in zip(self.contrasts, teachers, strict=True)
         ]
-        return {"crd": torch.stack(terms).sum()}
+        return {self.term: torch.stack(terms).sum()}
 
     def draw_rows(self, batch: Batch) -> Tensor:
         """Rows of the banks for each image of a batch: the positive, then the negatives."""

@@ -72,6 +72,7 @@ from compress.methods.kd import KD, kd_loss
 from compress.methods.lckt import LCKT, lckt_loss
 from compress.methods.none import Alone
 from compress.methods.nst import NST, nst_loss
+from compress.methods.ofd import OFD, ofd_loss, ofd_margins
 from compress.methods.pkt import PKT, pkt_loss
 from compress.methods.rkd import RKD, rkd_loss
 from compress.methods.seed import SEED, seed_loss
@@ -141,6 +142,8 @@ __all__ = [
     "kd_loss",
     "lckt_loss",
     "nst_loss",
+    "ofd_loss",
+    "ofd_margins",
     "paraphraser_loss",
     "pkt_loss",
     "rkd_loss",
@@ -187,6 +190,7 @@ METHODS: Mapping[str, type[Method]] = {
     "itrd": ITRD,
     "lckt": LCKT,
     "nst": NST,
+    "ofd": OFD,
     "pkt": PKT,
     "rkd": RKD,
     "seed": SEED,

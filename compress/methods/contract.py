@@ -110,8 +110,9 @@ class TeacherContext:
     """A teacher as a method knows it: its taps and its linear classifier (K, D), (K,).
 
     Weight and bias are None where it has none. A method with `copies_teacher` may copy other parts
-    of `network`, which it does not keep. `source` is what builds such a network again: the
-    architecture, and the code and method of a description (see `compress.model_files`).
+    of `network`, one with `reads_network` may read its parameters; neither keeps it. `source` is
+    what builds such a network again: the architecture, and the code and method of a description
+    (see `compress.model_files`).
     """
 
     taps: TapSpecs
@@ -249,6 +250,7 @@ class Method(nn.Module):
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
     copies_teacher: ClassVar[bool] = False  # True where its state has layers of the teacher's
+    reads_network: ClassVar[bool] = False  # True where it is built from a teacher's parameters
     reads_labels: ClassVar[bool] = False  # True where its own terms or phases read labels
     reads_classifier: ClassVar[bool] = False  # True where it reads the classifier of a network
     student_taps: Sequence[str] = ()  # kinds or dotted paths, see compress.taps

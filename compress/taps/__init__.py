@@ -21,6 +21,7 @@ from compress.taps.graph import (
     Tail,
     TappedGraph,
     Untraceable,
+    batch_norm_of,
     encoder_until,
     tail_after,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "Taps",
     "Untraceable",
     "VectorSpec",
+    "batch_norm_of",
     "discover",
     "encoder_until",
     "switch_off_inplace",

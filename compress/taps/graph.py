@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import relu, relu6
 
 from compress.errors import UserError, nearest
-from compress.taps.specs import NETWORK, Place, TapSpecs
+from compress.taps.specs import NETWORK, MapSpec, Place, Side, TapSpecs
 from compress.taps.tapped import Tapped, TapReader, Taps
 
 
@@ -137,6 +137,43 @@ def tail_after(network: nn.Module, path: str) -> Tail:
     return Tail(body, is_activated=_is_activated(cut, network))
 
 
+def batch_norm_of(network: nn.Module, place: MapSpec) -> nn.BatchNorm2d:
+    """The batch norm that makes a map; of the sum of two branches, that of the longer branch.
+
+    Raises:
+        UserError: no batch norm makes it, or the network's control flow depends on its input.
+    """
+    tracer, node = _trace_to(network, place.path, side=place.side)
+    tracer.remove_constants()
+    if _name_of(node) in ("add", "iadd", "add_"):
+        node = max(node.all_input_nodes, key=lambda branch: len(_upstream(branch)))
+    made_by = _without_identities(node, network)
+    if made_by is None or not isinstance(made_by, nn.BatchNorm2d):
+        raise UserError(
+            f"no batch norm makes the map at '{place.path}' of {type(network).__name__}"
+        )
+    return made_by
+
+
+def _upstream(node: fx.Node) -> set[fx.Node]:
+    """A node and all that its value depends on."""
+    nodes, new = {node}, {node}
+    while new:
+        new = {other for one in new for other in one.all_input_nodes} - nodes
+        nodes |= new
+    return nodes
+
+
+def _without_identities(node: fx.Node, network: nn.Module) -> nn.Module | None:
+    """The module that makes a node's value, if one does."""
+    while node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        if not isinstance(module, (nn.Identity, nn.Dropout)):
+            return module
+        node = node.all_input_nodes[0]
+    return None
+
+
 def _graph_after(graph: fx.Graph, cut: fx.Node, refusal: str, path: str) -> fx.Graph:
     """A graph from the value of `cut` to the output of `graph`."""
     tail = fx.Graph()
@@ -176,11 +213,11 @@ def _is_activated(node: fx.Node, network: nn.Module) -> bool:
 
 
 def _trace_to(
-    network: nn.Module, path: str, whole: Collection[str] = ()
+    network: nn.Module, path: str, whole: Collection[str] = (), side: Side = "output"
 ) -> tuple["_TapTracer", fx.Node]:
-    """The network traced in eval mode, and the node of the output of a module."""
+    """The network traced in eval mode, and the node of one side of a module."""
     name = type(network).__name__
-    training, place = network.training, (path, "output")
+    training, place = network.training, (path, side)
     try:
         tracer = _trace(network.eval(), whole)
         if place not in tracer.values:
@@ -293,9 +330,13 @@ def _overwrites(node: fx.Node, network: nn.Module) -> bool:
         return bool(getattr(network.get_submodule(str(node.target)), "inplace", False))
     if any(value is True for value in (*node.args, *node.kwargs.values())):
         return True  # `inplace` of a functional activation
-    name = str(getattr(node.target, "__name__", node.target))
+    name = _name_of(node)
     in_place = getattr(operator, name, None) is node.target and name[0] == "i"
     return in_place or name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _name_of(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _called(graph: fx.Graph) -> set[str]:

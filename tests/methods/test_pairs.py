@@ -100,6 +100,10 @@ class _Drawn(Tapped):
         return _taps(self.specs, learns=False)
 
 
+def _has_network(method: type[Method]) -> bool:
+    return method.copies_teacher or method.reads_network
+
+
 def _method(name: str, teacher: str, student: str) -> Method:
     known, classes = _specs(teacher), torch.arange(60) % CLASSES
     assert known.pooled_width is not None
@@ -110,7 +114,7 @@ def _method(name: str, teacher: str, student: str) -> Method:
                 known,
                 torch.randn(CLASSES, known.pooled_width),
                 torch.randn(CLASSES),
-                _network(teacher) if METHODS[name].copies_teacher else None,
+                _network(teacher) if _has_network(METHODS[name]) else None,
             )
             for _ in range(_teachers(name))
         ),

@@ -60,7 +60,7 @@ from compress.methods.dlkd_pixels import (
     dlkd_pixels_correlation_loss,
     dlkd_pixels_loss,
 )
-from compress.methods.ega import EGA, ega_loss
+from compress.methods.ega import EGA, ega_loss, ega_teacher_loss
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fkd import FKD, fkd_loss, fkd_norm_loss
 from compress.methods.fsp import FSP, fsp_loss
@@ -129,6 +129,7 @@ __all__ = [
     "dlkd_pixels_loss",
     "dlkd_supervised_loss",
     "ega_loss",
+    "ega_teacher_loss",
     "fitnet_loss",
     "fkd_loss",
     "fkd_norm_loss",

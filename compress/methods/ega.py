@@ -1,22 +1,27 @@
-"""EGA: Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment.
+"""EGA: Distilling Knowledge from Self-Supervised Teacher by Embedding Graph Alignment (BMVC 2022).
 
-Ma, Chen, Akata; BMVC 2022. With embeddings e_s = A_s f_s and e_t = A_t f_t (N, 256) of the pooled
-vectors of a batch and Pearson's correlation r of two rows, over their 256 numbers, L = L_align +
-L_head:
+By Ma, Chen and Akata. L = w_n |C[T, S] - I| + w_e |C[T, T] - C[S, S]|, with Frobenius norms, not
+squared, of blocks of the matrix C (2N, 2N) of Pearson correlations between the 2N embeddings of a
+batch of N images: e_s = E_s f_s of the student (S) and e_t = E_t f_t of the teacher (T), with
+pooled vectors f, trained linear layers E to D numbers, and the correlation of two rows taken over
+their D entries. The first term aligns an image's two nodes and parts them from those of the other
+images, the second aligns the edges.
 
-* L_align = w_n |r(e_t, e_s) - I| + w_e |r(e_t, e_t) - r(e_s, e_s)|, of matrices (N, N) and their
-  Frobenius norms: the nodes of the two graphs of images, and their edges.
-* L_head = CE(B_t e_t, y), by which alone A_t and B_t (256 -> K) learn the labels.
+Both embeddings have a linear classifier of their own. The student predicts by W_s e_s + b_s: that
+is what hard labels and soft targets train, and what ships, the two layers merged into one, in place
+of its own classifier. The teacher's, W_t e_t + b_t, serves to train E_t, by the cross entropy of
+the labels, the term `teacher`, with an SGD of its own: learning rate 0.01 without schedule,
+momentum 0.9, weight decay 5e-4. L moves neither: the released code lets its gradient flow into E_t
+but sets it to 0 before the teacher's step, so here e_t is a constant in L. The teacher needs no
+classifier, so it may be self-supervised, as in the paper (CLIP).
 
-Taps: pooled vectors; labels. `node_weight` w_n = 0.8 and `edge_weight` w_e = 0.3 are those of the
-script that the authors released (yccm/EGA; its command line begins with 0.24 for the edges, its
-class with 1 and 0.3). The teacher's layers have an SGD of their own with learning rate 0.01, which
-no schedule changes, as released. There e_s is what the student's classifier reads; here the student
-keeps its own classifier, and A_s trains beside it, so that the product has no further layer. Their
-teacher's layers were trained before, on the same labels; here both begin together. A row that
-hardly varies fades out of the correlations (`blocks.directions`), where the code divides by 0.
+Taps: pooled vectors. D = 256; w_n = 0.8 and w_e = 0.3 are those of the released script for an RN101
+(yccm/EGA; the class has 1 and 0.3, the command line 0.8 and 0.24). A norm grows with the batch: its
+N is 64. That code divides by the standard deviation of each embedding; here one whose deviation is
+below 1e-3 of the batch's mean fades out, to 0 where all its numbers are equal
+(`blocks.directions`), where the code gives NaN. A batch of one has no edges.
 
-The tables of DCD and CRD that name EGA print no number for it.
+Paper (BMVC 2022): it distils CLIP; for resnet32x4 -> resnet8x4 there is no number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,42 +40,49 @@ from compress.methods.contract import (
     OwnOptimizer,
     ParameterGroup,
     Views,
+    first,
     pooled,
     pooled_widths,
     published,
 )
+from compress.methods.simkd_v import Merged, merge_layers
 from compress.precision import in_float32
+from compress.taps import Taps, encoder_until
 
 
 @in_float32
 def ega_loss(
     student: Tensor, teacher: Tensor, *, node_weight: float = 0.8, edge_weight: float = 0.3
 ) -> Tensor:
-    """L_align.
+    """L of a batch.
 
     Args:
         student: e_s, (N, D).
         teacher: e_t, (N, D).
+        node_weight: w_n.
+        edge_weight: w_e.
 
     Returns:
-        A scalar >= 0 in float32 or wider, of the whole batch.
+        A scalar >= 0 in float32 or wider.
     """
-    own, known = (unit_rows(rows - rows.mean(1, keepdim=True)) for rows in (student, teacher))
-    nodes = known @ own.t() - torch.eye(len(own), dtype=own.dtype, device=own.device)
-    edges = known @ known.t() - own @ own.t()
-    return node_weight * _length(nodes) + edge_weight * _length(edges)
+    own, known = (unit_rows(e - e.mean(1, keepdim=True)) for e in (student, teacher))
+    same = torch.eye(len(own), dtype=own.dtype, device=own.device)
+    node: Tensor = torch.linalg.matrix_norm(known @ own.t() - same)
+    edge: Tensor = torch.linalg.matrix_norm(known @ known.t() - own @ own.t())
+    return node_weight * node + edge_weight * edge
 
 
-def _length(matrix: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(matrix)
-    return length
+@in_float32
+def ega_teacher_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of W_t e_t + b_t (N, K) with labels (N,)."""
+    return cross_entropy(logits, labels)
 
 
 class EGA(Method):
-    """Graphs of the images of a batch by embeddings of both networks."""
+    """Two embeddings with classifiers, whose correlations in a batch are aligned."""
 
     batch_coupled = True
-    reads_labels: ClassVar[bool] = True
+    reads_labels = True
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)
@@ -85,37 +97,59 @@ class EGA(Method):
         teacher_lr: float = 0.01,
     ) -> None:
         super().__init__(context)
-        weights = (node_weight, edge_weight)
-        if min(weights) < 0 or not any(weights):
-            raise ValueError(f"weights are at least 0 and not both 0, got {weights}")
+        student, teacher = pooled_widths(context)
+        if context.student.last_map is None:
+            raise ValueError(
+                "what ships is a classifier of the method's own behind the student's global "
+                "average pooling, in which this student does not end"
+            )
+        for name, weight in (("node_weight", node_weight), ("edge_weight", edge_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} is at least 0, got {weight}")
         if feature_width < 2:
             raise ValueError(f"feature_width is at least 2, got {feature_width}")
-        if teacher_lr <= 0:
+        if not teacher_lr > 0:
             raise ValueError(f"teacher_lr is above 0, got {teacher_lr}")
-        if not context.num_classes:
-            raise ValueError("the method reads labels; there are no classes")
-        student, teacher = pooled_widths(context)
-        self.node_weight, self.edge_weight = weights
-        self.student_embedding = nn.Linear(student, feature_width)
+        self.node_weight = node_weight
+        self.edge_weight = edge_weight
+        self.teacher_lr = teacher_lr
+        self.last_map_path = context.student.last_map.path
+        self.embedding = nn.Linear(student, feature_width)
+        self.classifier = nn.Linear(feature_width, context.num_classes)
         self.teacher_embedding = nn.Linear(teacher, feature_width)
-        self.teacher_head = nn.Linear(feature_width, context.num_classes)
-        self.teacher_optimizer = OwnOptimizer("sgd", teacher_lr, weight_decay=5e-4, scheduled=False)
+        self.teacher_classifier = nn.Linear(feature_width, context.num_classes)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        """The teacher's layers, which have an optimiser of their own."""
-        layers = [*self.teacher_embedding.parameters(), *self.teacher_head.parameters()]
-        return [ParameterGroup(layers, optimizer=self.teacher_optimizer)]
+        """The teacher's embedding and classifier have an optimiser of their own."""
+        modules = self.teacher_embedding, self.teacher_classifier
+        optimizer = OwnOptimizer("sgd", self.teacher_lr, weight_decay=5e-4, scheduled=False)
+        return [ParameterGroup([p for m in modules for p in m.parameters()], optimizer=optimizer)]
+
+    def extend(self, student: Taps) -> Taps:
+        """Add `embedded`, e_s."""
+        return Taps(student, embedded=self.embedding(student.tensor("pooled")))
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
-        """The terms `align`, whose gradient stops at the teacher's layers, and `head`."""
-        own = self.student_embedding(pooled(student))
+        """The terms `ega`, and `teacher` of the teacher's classifier."""
+        own = first(student).tensor("embedded")
         known = self.teacher_embedding(pooled(teachers[0]))
-        align = ega_loss(
-            own, known.detach(), node_weight=self.node_weight, edge_weight=self.edge_weight
-        )
-        return {"align": align, "head": _head_loss(self.teacher_head(known), batch.labels)}
+        weights = {"node_weight": self.node_weight, "edge_weight": self.edge_weight}
+        return {
+            "ega": ega_loss(own, known.detach(), **weights),
+            "teacher": ega_teacher_loss(self.teacher_classifier(known), batch.labels),
+        }
 
+    def logits(self, student: Taps) -> Tensor:
+        """See `Method.logits`."""
+        logits: Tensor = self.classifier(student.tensor("embedded"))
+        return logits
 
-@in_float32
-def _head_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits, labels)
+    def deploy(self, student: nn.Module) -> nn.Module:
+        """See `Method.deploy`."""
+        encoder = encoder_until(student, self.last_map_path)
+        return Merged(encoder, nn.Sequential(self.embedding, self.classifier))
+
+    def ship(self, student: nn.Module) -> nn.Module:
+        """The two layers merged into one: the student's own parameters and not one more."""
+        encoder = encoder_until(student, self.last_map_path)
+        return Merged(encoder, merge_layers([self.embedding], [self.classifier]))

@@ -92,9 +92,9 @@ class Separate(nn.Module):
 
 
 class Merged(nn.Module):
-    """Encoder and one linear layer: images (N, 3, H, W) -> logits (N, K)."""
+    """Encoder and what reads its pooled map: images (N, 3, H, W) -> logits (N, K)."""
 
-    def __init__(self, encoder: nn.Module, classifier: nn.Linear) -> None:
+    def __init__(self, encoder: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -71,6 +71,7 @@ from compress.methods.itrd import ITRD, itrd_correlation_loss, itrd_information_
 from compress.methods.kd import KD, kd_loss
 from compress.methods.lckt import LCKT, lckt_loss
 from compress.methods.none import Alone
+from compress.methods.norm import NORM, norm_loss
 from compress.methods.nst import NST, nst_loss
 from compress.methods.ofd import OFD, ofd_loss, ofd_margins
 from compress.methods.pkt import PKT, pkt_loss
@@ -142,6 +143,7 @@ __all__ = [
     "itrd_loss",
     "kd_loss",
     "lckt_loss",
+    "norm_loss",
     "nst_loss",
     "ofd_loss",
     "ofd_margins",
@@ -190,6 +192,7 @@ METHODS: Mapping[str, type[Method]] = {
     "ifvd": IFVD,
     "itrd": ITRD,
     "lckt": LCKT,
+    "norm": NORM,
     "nst": NST,
     "ofd": OFD,
     "pkt": PKT,

@@ -56,7 +56,7 @@ def test_import_compress_imports_nothing_else() -> None:
 
 
 # Arrangements of another method's loss: what is aligned, what learns beside it or after it.
-OF_ANOTHER = {"simkd_joint", "simkd_plus", "simkd_sequential", "wcord"}
+OF_ANOTHER = {"norm_crd", "simkd_joint", "simkd_plus", "simkd_sequential", "wcord"}
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"none"} - OF_ANOTHER))

@@ -72,6 +72,7 @@ from compress.methods.kd import KD, kd_loss
 from compress.methods.lckt import LCKT, lckt_loss
 from compress.methods.none import Alone
 from compress.methods.norm import NORM, norm_loss
+from compress.methods.norm_crd import NORMCRD
 from compress.methods.nst import NST, nst_loss
 from compress.methods.ofd import OFD, ofd_loss, ofd_margins
 from compress.methods.pkt import PKT, pkt_loss
@@ -193,6 +194,7 @@ METHODS: Mapping[str, type[Method]] = {
     "itrd": ITRD,
     "lckt": LCKT,
     "norm": NORM,
+    "norm_crd": NORMCRD,
     "nst": NST,
     "ofd": OFD,
     "pkt": PKT,

@@ -28,7 +28,7 @@ their shufflenets add the image in place of the map, which fails.
 `schedule` is a factor of L by the epoch, which the code always has: on `cifar` 0.1 in the first 10
 of 240 epochs, 0.5 to 20, 1 to 180, 0.5 to 210, then 0.1; on `imagenet` 0.1 in the first 5 of 100,
 0.5 to 15, 0.9 to 60, 0.5 to 80, then 0.1. Of other numbers of epochs it takes the same shares.
-`constant` is without it.
+`constant` is without it. NORM+CRD is `norm_crd`.
 
 Paper (Table 1, mean, as in the README of its repository): resnet32x4 -> resnet8x4 on CIFAR-100
 76.49, with KD 76.98, with the plain module 76.76.

@@ -158,6 +158,16 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         ) from error
 
 
+def load_method_state(method: Method, state: Mapping[str, Tensor]) -> None:
+    """Load what a rebuilt method ships with.
+
+    Banks and the like are as long as the training set, which is not here: they are left out.
+    """
+    own = method.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    method.load_state_dict(fitting, strict=False)
+
+
 def _rebuild_teacher(source: Mapping[str, Any], num_classes: int) -> nn.Module:
     """A network like a teacher's with random weights, for a method that copies part of it."""
     network = build_plain(source, num_classes=num_classes, role="teacher")
@@ -285,11 +295,7 @@ def load_unfinished(folder: Path) -> Student:
     if description["method"] is not None:
         with limited_by(weights):
             method = rebuild_method(description["method"])
-        # Banks and the like are as long as the training set, which is not here.
-        own = method.state_dict()
-        method_state = part_of(state, "method.")
-        fitting = {k: v for k, v in method_state.items() if k in own and v.shape == own[k].shape}
-        method.load_state_dict(fitting, strict=False)
+        load_method_state(method, part_of(state, "method."))
         network = method.ship(network)
     epoch = trained_epoch(training, history)
     row = history[epoch - 1]

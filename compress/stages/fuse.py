@@ -96,7 +96,7 @@ def _trained_logits(folder: Path, name: str, description: dict[str, Any], images
     wanted = (*method.student_taps, method.context.student.output)
     tapped = Tapped(network, TapSpecs.from_dict(description["taps"]), wanted)
     method.bind(tapped)
-    method.load_state_dict(part_of(state, "method."))
+    artifacts.load_method_state(method, part_of(state, "method."))
     method.eval()
     return method.logits(method.extend(tapped(images)))
 

@@ -40,6 +40,7 @@ CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "skd": (METHODS["skd"], 1),
     "ifvd": (METHODS["ifvd"], 1),
     "ifvd in parts": (partial(METHODS["ifvd"], adversary_weight=0.0), 2),
+    "norm_crd": (partial(METHODS["norm_crd"], copies=2, negatives=3, features=5), 1),
     "cwd": (partial(METHODS["cwd"], features_weight=50.0), 1),
     "dlkd_pixels": (partial(METHODS["dlkd_pixels"], hidden_ratio=0.5), 1),
 }

@@ -116,6 +116,23 @@ def test_predictions_of_every_network_are_saved_and_equal_when_made_again(
     assert results(out)["distill/kd"]["values"] == found["distill/kd"]["values"]
 
 
+def test_a_module_that_learned_beside_banks_ships_merged(tmp_path: Path) -> None:
+    """Fuse proves it from a checkpoint with banks, which nothing that ships has."""
+    method = {"name": "norm_crd", "copies": 2, "negatives": 20, "weights": {"kd": 1.0}}
+    distill = {"method": method, "train": {**TRAIN, "epochs": 2}}
+    recipe = write(tmp_path, distill=distill, export={"int8": None, "compile_latency": False})
+    with traced_exports():
+        assert run(recipe, tmp_path / "run", "--until", "export") == 0
+    found = results(tmp_path / "run")
+    (row,) = found["fuse"]["values"]["students"]
+    assert 0 < row["fused_max_abs"] <= 1e-3 and not row["not_folded"]
+    counted = {n["label"]: n["parameters"] for n in found["account"]["values"]["networks"]}
+    assert counted["norm_crd"] == counted["student"] < counted["teacher"]
+    state, _ = read_tensors(tmp_path / "run/distill/norm_crd/student.safetensors")
+    assert {key.split(".")[0] for key in state} == {"encoder", "classifier"}
+    assert (tmp_path / "run/export/bundle/student.onnx").is_file()
+
+
 def test_a_second_run_skips_everything(
     copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

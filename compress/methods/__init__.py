@@ -60,13 +60,14 @@ from compress.methods.dlkd_pixels import (
     dlkd_pixels_correlation_loss,
     dlkd_pixels_loss,
 )
-from compress.methods.ega import EGA, ega_loss, ega_teacher_loss
+from compress.methods.ega import EGA, ega_loss
 from compress.methods.fitnet import FitNet, fitnet_loss
 from compress.methods.fkd import FKD, fkd_loss, fkd_norm_loss
 from compress.methods.fsp import FSP, fsp_loss
 from compress.methods.ft import FT, ft_loss, paraphraser_loss
 from compress.methods.gckt import GCKT, gckt_loss
 from compress.methods.ifvd import IFVD, ifvd_loss
+from compress.methods.ipwd import IPWD, ipwd_loss, ipwd_weights
 from compress.methods.itrd import ITRD, itrd_correlation_loss, itrd_information_loss, itrd_loss
 from compress.methods.kd import KD, kd_loss
 from compress.methods.lckt import LCKT, lckt_loss
@@ -131,7 +132,6 @@ __all__ = [
     "dlkd_pixels_loss",
     "dlkd_supervised_loss",
     "ega_loss",
-    "ega_teacher_loss",
     "fitnet_loss",
     "fkd_loss",
     "fkd_norm_loss",
@@ -139,6 +139,8 @@ __all__ = [
     "ft_loss",
     "gckt_loss",
     "ifvd_loss",
+    "ipwd_loss",
+    "ipwd_weights",
     "itrd_correlation_loss",
     "itrd_information_loss",
     "itrd_loss",
@@ -191,6 +193,7 @@ METHODS: Mapping[str, type[Method]] = {
     "ft": FT,
     "gckt": GCKT,
     "ifvd": IFVD,
+    "ipwd": IPWD,
     "itrd": ITRD,
     "lckt": LCKT,
     "norm": NORM,

@@ -29,10 +29,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from compress.data.batch import Batch
 from compress.methods.blocks.directions import unit_rows
+from compress.methods.blocks.heads import label_loss
 from compress.methods.contract import (
     LossWeights,
     Method,
@@ -70,12 +70,6 @@ def ega_loss(
     node: Tensor = torch.linalg.matrix_norm(known @ own.t() - same)
     edge: Tensor = torch.linalg.matrix_norm(known @ known.t() - own @ own.t())
     return node_weight * node + edge_weight * edge
-
-
-@in_float32
-def ega_teacher_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of W_t e_t + b_t (N, K) with labels (N,)."""
-    return cross_entropy(logits, labels)
 
 
 class EGA(Method):
@@ -136,7 +130,7 @@ class EGA(Method):
         weights = {"node_weight": self.node_weight, "edge_weight": self.edge_weight}
         return {
             "ega": ega_loss(own, known.detach(), **weights),
-            "teacher": ega_teacher_loss(self.teacher_classifier(known), batch.labels),
+            "teacher": label_loss(self.teacher_classifier(known), batch.labels),
         }
 
     def logits(self, student: Taps) -> Tensor:

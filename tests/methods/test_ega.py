@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from compress.engine import OptimizerStep, TrainSettings
-from compress.methods import ega_loss, ega_teacher_loss
+from compress.methods import ega_loss
+from compress.methods.blocks.heads import label_loss
 from compress.methods.ega import EGA
 from compress.taps import TapSpecs
 from tests.methods import building
@@ -87,7 +88,7 @@ def test_the_teachers_loss_is_the_cross_entropy() -> None:
     expected = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
         expected += math.log(sum(map(math.exp, row))) - row[label]
-    assert float(ega_teacher_loss(logits, labels)) == pytest.approx(expected / 4, rel=1e-12)
+    assert float(label_loss(logits, labels)) == pytest.approx(expected / 4, rel=1e-12)
 
 
 def _module() -> tuple[building.Distillation, EGA]:

@@ -77,6 +77,7 @@ from compress.methods.norm_crd import NORMCRD
 from compress.methods.nst import NST, nst_loss
 from compress.methods.ofd import OFD, ofd_loss, ofd_margins
 from compress.methods.pkt import PKT, pkt_loss
+from compress.methods.reviewkd import ReviewKD, reviewkd_loss
 from compress.methods.rkd import RKD, rkd_loss
 from compress.methods.seed import SEED, seed_loss
 from compress.methods.semckd import SemCKD, semckd_loss
@@ -152,6 +153,7 @@ __all__ = [
     "ofd_margins",
     "paraphraser_loss",
     "pkt_loss",
+    "reviewkd_loss",
     "rkd_loss",
     "seed_loss",
     "semckd_loss",
@@ -201,6 +203,7 @@ METHODS: Mapping[str, type[Method]] = {
     "nst": NST,
     "ofd": OFD,
     "pkt": PKT,
+    "reviewkd": ReviewKD,
     "rkd": RKD,
     "seed": SEED,
     "semckd": SemCKD,

@@ -1,10 +1,13 @@
-"""For methods on feature maps: pairs of maps, and ways to bring them to one size."""
+"""For methods on feature maps: pairs of maps, ways to bring them to one size, distances."""
 
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from compress.methods.contract import MethodContext, only_teacher
+from compress.precision import in_float32
 from compress.taps import MapSpec
+
+_CONTEXTS = (4, 2, 1)  # pixels of each side of the pooled maps
 
 
 def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,6 +21,32 @@ def _pool(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[-2:] == (height, width):
         return maps
     return adaptive_avg_pool2d(maps, (height, width))
+
+
+@in_float32
+def hierarchical_context_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """The HCL of ReviewKD (Chen P. et al.; CVPR 2021): squared differences at several scales.
+
+    The weighted mean of those of the maps themselves, of weight 1, and of both average-pooled to
+    4x4, 2x2 and 1x1, each of half the weight before. Pooled maps that would not be smaller than the
+    map's smaller side are left out, and the next takes their weight: a map of 4 pixels has 1,
+    1/2 (2x2), 1/4 (1x1), that of one pixel 1 alone.
+
+    Args:
+        student_map: (N, C, H, W).
+        teacher_map: of the same shape.
+
+    Returns:
+        A scalar >= 0 in float32 or wider, mean over every element; c^2 where all differ by c.
+    """
+    total, weight, weights = mse_loss(student_map, teacher_map), 1.0, 1.0
+    for side in _CONTEXTS:
+        if side < min(student_map.shape[-2:]):
+            weight /= 2
+            own, known = (adaptive_avg_pool2d(maps, side) for maps in (student_map, teacher_map))
+            total = total + weight * mse_loss(own, known)
+            weights += weight
+    return total / weights
 
 
 def stage_pairs(context: MethodContext, *, kind: str = "stages") -> list[tuple[MapSpec, MapSpec]]:

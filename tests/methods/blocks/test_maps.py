@@ -1,10 +1,16 @@
-"""What meets maps of unequal sizes, those that are not square among them."""
+"""What meets maps of unequal sizes, those that are not square among them, and their distances."""
+
+import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from compress.methods.blocks.feature_maps import MapRegressor, pool_to_smaller
+from compress.methods.blocks.feature_maps import (
+    MapRegressor,
+    hierarchical_context_loss,
+    pool_to_smaller,
+)
 from compress.taps import MapSpec
 
 
@@ -32,3 +38,61 @@ def test_a_regressor_keeps_what_both_sides_of_a_map_have(
     regressed = regressor(torch.randn(2, 2, *student))
     pooled, target = pool_to_smaller(regressed, torch.randn(2, 3, *teacher))
     assert pooled.shape == target.shape == (2, 3, *compared)
+
+
+def _pooled(one: Tensor, side: int) -> list[float]:
+    """Means of a map (H, W) over `side` x `side` windows, which overlap where sizes are uneven."""
+    height, width = one.shape
+    means = []
+    for i in range(side):
+        for j in range(side):
+            rows = range(i * height // side, math.ceil((i + 1) * height / side))
+            columns = range(j * width // side, math.ceil((j + 1) * width / side))
+            values = [float(one[y, x]) for y in rows for x in columns]
+            means.append(sum(values) / len(values))
+    return means
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [
+        ((8, 8), (4, 2, 1)),
+        ((7, 5), (4, 2, 1)),
+        ((4, 9), (2, 1)),  # as many as the smaller side are left out
+        ((3, 3), (2, 1)),
+        ((2, 2), (1,)),
+        ((5, 1), ()),
+        ((1, 1), ()),
+    ],
+)
+def test_hierarchical_contexts_equal_the_formula(
+    size: tuple[int, int], sides: tuple[int, ...]
+) -> None:
+    student, teacher = torch.randn(2, 2, 3, *size, dtype=torch.float64)
+    pairs = [(s, t) for n in range(2) for s, t in zip(student[n], teacher[n], strict=True)]
+
+    def squared(side: int) -> float:
+        values = [
+            (a - b) ** 2
+            for s, t in pairs
+            for a, b in (
+                zip(_pooled(s, side), _pooled(t, side), strict=True)
+                if side
+                else zip(s.flatten().tolist(), t.flatten().tolist(), strict=True)
+            )
+        ]
+        return sum(values) / len(values)
+
+    weights = [1 / 2**k for k in range(len(sides) + 1)]
+    losses = [squared(side) for side in (0, *sides)]
+    expected = sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    got = hierarchical_context_loss(student, teacher)
+    assert got.dtype == torch.float64
+    assert float(got) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 11), (1, 1)])
+def test_hierarchical_contexts_of_a_constant_difference(size: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *size, dtype=torch.float64)
+    assert float(hierarchical_context_loss(maps, maps)) == 0
+    assert float(hierarchical_context_loss(maps + 0.5, maps)) == pytest.approx(0.25)

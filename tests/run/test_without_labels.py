@@ -183,7 +183,7 @@ def test_an_interrupted_training_goes_on_to_the_same_student(
 
 # Methods on features; all others read labels, logits or a classifier.
 FEATURES = ["ab", "at", "cc", "cocord", "dcd", "dlkd", "fitnet", "fkd", "fsp", "ft", "itrd", "lckt",
-            "nst", "ofd", "pkt", "rkd", "seed", "semckd", "sp", "vid"]  # fmt: skip
+            "nst", "ofd", "pkt", "reviewkd", "rkd", "seed", "semckd", "sp", "vid"]  # fmt: skip
 
 
 def test_every_method_on_features_learns_and_every_other_is_refused() -> None:

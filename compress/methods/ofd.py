@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from compress.data.batch import Batch
 from compress.errors import UserError
-from compress.methods.blocks.feature_maps import pool_to_smaller, stage_pairs
+from compress.methods.blocks.feature_maps import pool_to_smaller, stage_pairs, unpaired_finest
 from compress.methods.contract import (
     LossWeights,
     Method,
@@ -108,13 +108,7 @@ class OFD(Method):
 
     def notes(self) -> list[str]:
         """Stages that find no partner."""
-        counts = len(self.context.student.stages), len(self.context.teachers[0].taps.stages)
-        if counts[0] == counts[1]:
-            return []
-        return [
-            f"compares the last {self.stages} stages; the student has {counts[0]}, the teacher "
-            f"{counts[1]}"
-        ]
+        return unpaired_finest(self.context)
 
 
 def _connector(student: MapSpec, teacher: MapSpec) -> nn.Sequential:

@@ -39,7 +39,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from compress.data.batch import Batch
-from compress.methods.blocks.feature_maps import hierarchical_context_loss, stage_pairs
+from compress.methods.blocks.feature_maps import (
+    hierarchical_context_loss,
+    stage_pairs,
+    unpaired_finest,
+)
 from compress.methods.blocks.warm_up import warmed_up
 from compress.methods.contract import (
     LossWeights,
@@ -154,13 +158,7 @@ class ReviewKD(Method):
 
     def notes(self) -> list[str]:
         """Stages that find no partner."""
-        counts = len(self.context.student.stages), len(self.context.teachers[0].taps.stages)
-        if counts[0] == counts[1]:
-            return []
-        return [
-            f"compares the last {self.stages} stages; the student has {counts[0]}, the teacher "
-            f"{counts[1]}"
-        ]
+        return unpaired_finest(self.context)
 
     def _levels(self, maps: Sequence[Tensor], vector: Tensor) -> list[Tensor]:
         """The paired stage maps, and the pooled vector (N, D) as a map of one pixel."""

@@ -80,6 +80,15 @@ def unpaired_stages(context: MethodContext) -> list[str]:
     ]
 
 
+def unpaired_finest(context: MethodContext) -> list[str]:
+    """A note for methods that pair stages from the deepest on, where the numbers of them differ."""
+    student, teacher = len(context.student.stages), len(context.teachers[0].taps.stages)
+    if student == teacher:
+        return []
+    fewest = min(student, teacher)
+    return [f"compares the last {fewest} stages; the student has {student}, the teacher {teacher}"]
+
+
 class MapRegressor(nn.Sequential):
     """Student map -> teacher map: a convolution that meets size and width, batch norm, ReLU.
 

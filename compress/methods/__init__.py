@@ -46,6 +46,7 @@ from compress.methods.crd import CRD, crd_loss
 from compress.methods.cwd import CWD, cwd_loss
 from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
 from compress.methods.dist import DIST, dist_loss
+from compress.methods.distpro import DistPro, distpro_loss
 from compress.methods.dkd import DKD, dkd_loss
 from compress.methods.dlkd import (
     DLKD,
@@ -124,6 +125,7 @@ __all__ = [
     "dcd_contrast_loss",
     "dcd_loss",
     "dist_loss",
+    "distpro_loss",
     "dkd_loss",
     "dlkd_align_loss",
     "dlkd_correlation_loss",
@@ -185,6 +187,7 @@ METHODS: Mapping[str, type[Method]] = {
     "cwd": CWD,
     "dcd": DCD,
     "dist": DIST,
+    "distpro": DistPro,
     "dkd": DKD,
     "dlkd": DLKD,
     "dlkd_pixels": DLKDPixels,

@@ -42,6 +42,7 @@ from compress.methods.contract import (
     Views,
     teacher_context,
 )
+from compress.methods.crcd import CRCD, crcd_gradient_loss, crcd_loss
 from compress.methods.crd import CRD, crd_loss
 from compress.methods.cwd import CWD, cwd_loss
 from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
@@ -119,6 +120,8 @@ __all__ = [
     "cc_loss",
     "cocord_loss",
     "cocord_prediction_loss",
+    "crcd_gradient_loss",
+    "crcd_loss",
     "crd_loss",
     "cwd_loss",
     "dcd_consistency_loss",
@@ -183,6 +186,7 @@ METHODS: Mapping[str, type[Method]] = {
     "ca_mkd": CAMKD,
     "cc": CC,
     "cocord": CoCoRD,
+    "crcd": CRCD,
     "crd": CRD,
     "cwd": CWD,
     "dcd": DCD,

@@ -97,9 +97,10 @@ class Contrast(nn.Module):
         """L of pooled features (N, C_s), (N, C_t) of `images` (N,) against `drawn` (N, 1 + K)."""
         v_s = self.embed(student, self.student_embedding)
         v_t = self.embed(teacher, self.teacher_embedding)
-        by_student = memory_bank.bank_scores(v_s, self.teacher_bank, drawn) / temperature
-        by_teacher = memory_bank.bank_scores(v_t, self.student_bank, drawn) / temperature
-        means = torch.stack([s.detach().exp().mean(1) for s in (by_student, by_teacher)], 1)
+        by_student = self.scores(v_s, self.teacher_bank, images, drawn) / temperature
+        by_teacher = self.scores(v_t, self.student_bank, images, drawn) / temperature
+        both = (by_student.flatten(1), by_teacher.flatten(1))
+        means = torch.stack([s.detach().exp().mean(1) for s in both], 1)
         z_s, z_t = self._normalisers(all_gather(means) if self._is_first else means)
         if self.training:
             self._seen.append((images, torch.cat([v_s, v_t, means], 1).detach()))
@@ -108,6 +109,10 @@ class Contrast(nn.Module):
     def embed(self, features: Tensor, layer: nn.Linear) -> Tensor:
         """Features (N, C) as anchors (N, D) of length 1."""
         return memory_bank.embed(features, layer.weight, layer.bias)
+
+    def scores(self, anchors: Tensor, bank: Tensor, images: Tensor, drawn: Tensor) -> Tensor:
+        """Scores (N, ..., 1 + K) of anchors (N, D) of `images` (N,) against rows of a bank."""
+        return memory_bank.bank_scores(anchors, bank, drawn)
 
     def loss(self, scores: Tensor, normaliser: Tensor) -> Tensor:
         """One side of the loss, see `crd_loss`."""

@@ -90,8 +90,8 @@ def _taps(specs: TapSpecs, *, learns: bool) -> Taps:
 class _Drawn(Tapped):
     """A student, and any copy of it, that shows random numbers for images."""
 
-    def __init__(self, specs: TapSpecs) -> None:
-        super().__init__(nn.Linear(1, 1), specs, ())
+    def __init__(self, specs: TapSpecs, network: nn.Module | None = None) -> None:
+        super().__init__(network or nn.Linear(1, 1), specs, ())
 
     def with_network(self, network: nn.Module) -> Tapped:
         return self
@@ -126,7 +126,8 @@ def _method(name: str, teacher: str, student: str) -> Method:
         epochs=2,
     )
     method = METHODS[name](context)
-    method.bind(_Drawn(_specs(student)))
+    reads = METHODS[name].reads_classifier
+    method.bind(_Drawn(_specs(student), _network(student) if reads else None))
     return method
 
 

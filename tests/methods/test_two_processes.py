@@ -37,6 +37,7 @@ CASES: Mapping[str, tuple[Callable[[MethodContext], Method], int]] = {
     "seed in parts": (partial(METHODS["seed"], queue_size=11), 2),
     "dlkd": (partial(METHODS["dlkd"], hidden_ratio=0.1, feature_width=5), 1),
     "dlkd in parts": (partial(METHODS["dlkd"], **ALIGN), 2),
+    "crcd": (partial(METHODS["crcd"], negatives=5), 1),
     "skd": (METHODS["skd"], 1),
     "ifvd": (METHODS["ifvd"], 1),
     "ifvd in parts": (partial(METHODS["ifvd"], adversary_weight=0.0), 2),

@@ -91,6 +91,13 @@ from compress.methods.simkd_v import SimKDV, simkd_v_loss
 from compress.methods.skd import SKD, skd_loss, skd_pair_loss, skd_pixel_loss
 from compress.methods.sp import SP, sp_loss
 from compress.methods.srrl import SRRL, srrl_loss
+from compress.methods.sskd import (
+    SSKD,
+    sskd_head_loss,
+    sskd_loss,
+    sskd_similarity_loss,
+    sskd_turned_loss,
+)
 from compress.methods.vid import VID, vid_loss
 from compress.methods.wcord import WCoRD
 from compress.methods.wsld import WSLD, wsld_loss
@@ -170,6 +177,10 @@ __all__ = [
     "skd_pixel_loss",
     "sp_loss",
     "srrl_loss",
+    "sskd_head_loss",
+    "sskd_loss",
+    "sskd_similarity_loss",
+    "sskd_turned_loss",
     "teacher_context",
     "vid_loss",
     "wsld_loss",
@@ -222,6 +233,7 @@ METHODS: Mapping[str, type[Method]] = {
     "skd": SKD,
     "sp": SP,
     "srrl": SRRL,
+    "sskd": SSKD,
     "vid": VID,
     "wcord": WCoRD,
     "wsld": WSLD,

@@ -42,12 +42,12 @@ from torch.nn.functional import cosine_similarity, kl_div, normalize
 
 from compress.data.batch import Batch
 from compress.methods.blocks.heads import two_layer_head
+from compress.methods.blocks.turns import TURNED_VIEWS, TURNS, of_all_turns, turned_cosines
 from compress.methods.contract import (
     LossWeights,
     Method,
     MethodContext,
     Needs,
-    View,
     Views,
     pooled_widths,
     published,
@@ -62,7 +62,6 @@ WEIGHTINGS: Mapping[str, tuple[float, float, float]] = {
     "text": (10, 20, 0.5),
     "released": (20, 50, 1),
 }
-TURNS = (0, 90, 180, 270)
 
 
 @in_float32
@@ -87,14 +86,10 @@ def dlkd_correlation_loss(
     Returns:
         A scalar >= 0 in float32 or wider, mean over the M - N turned images.
     """
-    own, known = (_scores(rows, images) / temperature for rows in (student, teacher.detach()))
+    own, known = (
+        turned_cosines(rows, images) / temperature for rows in (student, teacher.detach())
+    )
     return kl_div(own.log_softmax(1), known.softmax(1), reduction="batchmean")
-
-
-def _scores(rows: Tensor, images: int) -> Tensor:
-    """Cosines (M - N, N) of the turned images and those as they are."""
-    rows = normalize(rows)
-    return rows[images:] @ rows[:images].t()
 
 
 @in_float32
@@ -154,9 +149,7 @@ def dlkd_loss(
 class DLKD(Method):
     """Three heads on pooled vectors of four turns, see the module's docstring."""
 
-    views = tuple(
-        View(rotation=turn, joined=turn > 0, mirrored_like=0 if turn else None) for turn in TURNS
-    )
+    views = TURNED_VIEWS
     batch_coupled = True  # but for alignment alone
     student_taps = ("pooled",)
     teacher_taps = ("pooled",)
@@ -230,13 +223,15 @@ class DLKD(Method):
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The terms `align`, `correlation` and `supervised`, without those of weight 0."""
-        teacher, terms = _turns(teachers[0], "pooled"), {}
+        teacher, terms = of_all_turns(teachers[0], "pooled"), {}
         if self.align_weight:
-            loss = dlkd_align_loss(_turns(student, "align"), teacher, alignment=self.alignment)
+            loss = dlkd_align_loss(
+                of_all_turns(student, "align"), teacher, alignment=self.alignment
+            )
             terms["align"] = self.align_weight * loss
         if self.correlation_weight:
             loss = dlkd_correlation_loss(
-                _turns(student, "correlation"),
+                of_all_turns(student, "correlation"),
                 teacher,
                 len(batch.labels),
                 temperature=self.correlation_temperature,
@@ -244,7 +239,7 @@ class DLKD(Method):
             terms["correlation"] = self.correlation_weight * loss
         if self.supervised_weight:
             loss = dlkd_supervised_loss(
-                _turns(student, "supervised"),
+                of_all_turns(student, "supervised"),
                 self.teacher_embedding(teacher),
                 batch.labels.repeat(len(TURNS)),
                 temperature=self.supervised_temperature,
@@ -252,11 +247,6 @@ class DLKD(Method):
             )
             terms["supervised"] = self.supervised_weight * loss
         return terms
-
-
-def _turns(views: Views, kind: str) -> Tensor:
-    """A tap of all four views, one after the other."""
-    return torch.cat([taps.tensor(kind) for taps in views if taps is not None])
 
 
 def _weights(arguments: Mapping[str, Any]) -> tuple[float, float, float]:

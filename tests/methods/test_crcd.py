@@ -226,6 +226,16 @@ def test_the_student_learns_from_gradients_what_a_second_backward_pass_teaches()
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("gradient", ["relations", "cosine"])
+def test_the_lengths_of_gradients_do_not_matter(gradient: str) -> None:
+    module = _module(gradient=gradient)
+    batch, method = building.first_batch(module.eval()), module.method
+    assert isinstance(method, CRCD)
+    before = module(batch)["gradients"]
+    method.teacher_weight *= 1e-4
+    torch.testing.assert_close(module(batch)["gradients"], before, rtol=1e-4, atol=1e-4)
+
+
 def test_without_gradients_no_classifier_is_needed_and_half_the_banks() -> None:
     student, teachers = building.networks()
     context = building.context(student, teachers)

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from compress.data.dense.images import MaskedImages
 from compress.data.images import Images
 from compress.data.moco_views import moco_view
+from compress.data.rand_augment import rand_augment_view
 from compress.errors import UserError
 
 PAD = 4
@@ -149,6 +150,11 @@ def _moco(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     return moco_view(images.fetch(indices), ids)
 
 
+def _rand_augment(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
+    """RandAugment's views, of images that are prepared as for evaluation."""
+    return rand_augment_view(images.fetch(indices), ids)
+
+
 def _as_is(images: Images, indices: Tensor, ids: Tensor, size: int) -> Tensor:
     return images.fetch_square(indices, size)
 
@@ -169,6 +175,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "crop": Augmentation(_SHIFTS**2, _crop_flip),
     "resized_crop": Augmentation(2 * _SEEDS, _resized_crop, _mirror_resized),
     "moco": Augmentation(_SEEDS, _moco),
+    "rand_augment": Augmentation(_SEEDS, _rand_augment),
     "scaled_crop": Augmentation(2 * _SEEDS, _scaled_crop, _mirror_resized),
     "none": Augmentation(1, _as_is),
 }

@@ -36,7 +36,9 @@ Rounds = Annotated[int, Field(gt=0, le=100_000)]
 Rate = Annotated[float, Field(gt=0, le=1e4)]
 Share = Annotated[float, Field(gt=0, le=1e9)]
 Scale = Annotated[float, Field(ge=0.05, le=20)]
-Augment = Literal["crop_flip", "crop", "resized_crop", "scaled_crop", "moco", "none"]
+Augment = Literal[
+    "crop_flip", "crop", "resized_crop", "scaled_crop", "moco", "rand_augment", "none"
+]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 

@@ -73,6 +73,7 @@ from compress.methods.ipwd import IPWD, ipwd_loss, ipwd_weights
 from compress.methods.itrd import ITRD, itrd_correlation_loss, itrd_information_loss, itrd_loss
 from compress.methods.kd import KD, kd_loss
 from compress.methods.lckt import LCKT, lckt_loss
+from compress.methods.mlkd import MLKD, mlkd_loss
 from compress.methods.none import Alone
 from compress.methods.norm import NORM, norm_loss
 from compress.methods.norm_crd import NORMCRD
@@ -159,6 +160,7 @@ __all__ = [
     "itrd_loss",
     "kd_loss",
     "lckt_loss",
+    "mlkd_loss",
     "norm_loss",
     "nst_loss",
     "ofd_loss",
@@ -216,6 +218,7 @@ METHODS: Mapping[str, type[Method]] = {
     "ipwd": IPWD,
     "itrd": ITRD,
     "lckt": LCKT,
+    "mlkd": MLKD,
     "norm": NORM,
     "norm_crd": NORMCRD,
     "nst": NST,

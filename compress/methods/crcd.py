@@ -65,7 +65,7 @@ from compress.methods.contract import (
     pooled_widths,
     published,
 )
-from compress.methods.crd import LOWEST_TEMPERATURE, Contrast, crd_loss
+from compress.methods.crd import Contrast, crd_loss, refuse_impossible
 from compress.precision import in_float32
 from compress.taps import Tapped
 
@@ -183,7 +183,8 @@ class CRCD(Method):
     ) -> None:
         super().__init__(context)
         widths = pooled_widths(context)
-        _refuse_impossible(temperature, momentum, features, gradient, gradient_weight, until)
+        refuse_impossible(temperature, momentum, features)
+        _refuse_impossible(gradient, gradient_weight, until)
         rows = len(context.labels)
         self.temperature = temperature
         self.momentum = momentum
@@ -251,20 +252,7 @@ class CRCD(Method):
         return [*banks, *self.sampler.notes()]
 
 
-def _refuse_impossible(
-    temperature: float,
-    momentum: float,
-    features: int,
-    gradient: str,
-    gradient_weight: float,
-    until: float,
-) -> None:
-    if temperature < LOWEST_TEMPERATURE:
-        raise ValueError(f"temperature is at least {LOWEST_TEMPERATURE}, got {temperature}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is from 0 to below 1, got {momentum}")
-    if features < 1:
-        raise ValueError(f"features is at least 1, got {features}")
+def _refuse_impossible(gradient: str, gradient_weight: float, until: float) -> None:
     if gradient not in ("relations", "cosine", "none"):
         raise ValueError(f"gradient is relations, cosine or none, got {gradient}")
     if not gradient_weight > 0:

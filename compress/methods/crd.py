@@ -162,7 +162,9 @@ class CRD(Method):
         mode: Literal["exact", "relax"] = "exact",
     ) -> None:
         super().__init__(context)
-        _refuse_impossible(temperature, momentum, features, mode)
+        refuse_impossible(temperature, momentum, features)
+        if mode not in ("exact", "relax"):
+            raise ValueError(f"mode is exact or relax, got {mode}")
         self.temperature = temperature
         self.momentum = momentum
         self.mode = mode
@@ -200,12 +202,11 @@ class CRD(Method):
         return [self._bank_note, *self.sampler.notes()]
 
 
-def _refuse_impossible(temperature: float, momentum: float, features: int, mode: str) -> None:
+def refuse_impossible(temperature: float, momentum: float, features: int) -> None:
+    """Raise ValueError for settings of scores and banks that are none."""
     if temperature < LOWEST_TEMPERATURE:
         raise ValueError(f"temperature is at least {LOWEST_TEMPERATURE}, got {temperature}")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is from 0 to below 1, got {momentum}")
     if features < 1:
         raise ValueError(f"features is at least 1, got {features}")
-    if mode not in ("exact", "relax"):
-        raise ValueError(f"mode is exact or relax, got {mode}")

@@ -27,7 +27,6 @@ standardized logits 77.01.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +34,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from compress.data.batch import Batch
-from compress.methods.blocks.logits import standardized
+from compress.methods.blocks.logits import needs_of_standardized, standardized
 from compress.methods.blocks.warm_up import warmed_up
 from compress.methods.contract import LossWeights, Method, MethodContext, Needs, Views
 from compress.precision import in_float32
@@ -114,11 +113,8 @@ class DKD(Method):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
         """See `Method.needs`: standardized logits have weights of their own."""
-        needs = super().needs(arguments)
-        if not arguments.get("standardize", False):
-            return needs
         weights = LossWeights(ce=1, kd=0, method=9)
-        return replace(needs, protocols=dict.fromkeys(cls.protocols, weights))
+        return needs_of_standardized(super().needs(arguments), arguments, weights)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `dkd`."""

@@ -24,14 +24,13 @@ Measured here on 20 classes with small networks: see pipelines/simkd_cifar_cpu.y
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from compress.data.batch import Batch
-from compress.methods.blocks.logits import standardized
+from compress.methods.blocks.logits import needs_of_standardized, standardized
 from compress.methods.contract import LossWeights, Method, MethodContext, Needs, Views
 from compress.precision import in_float32
 
@@ -83,11 +82,8 @@ class KD(Method):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
         """See `Method.needs`: standardized logits have weights of their own."""
-        needs = super().needs(arguments)
-        if not arguments.get("standardize", False):
-            return needs
         weights = LossWeights(ce=0.1, kd=0, method=9)
-        return replace(needs, protocols=dict.fromkeys(cls.protocols, weights))
+        return needs_of_standardized(super().needs(arguments), arguments, weights)
 
     def forward(self, student: Views, teachers: Sequence[Views], batch: Batch) -> dict[str, Tensor]:
         """The term `kd`."""

@@ -34,7 +34,6 @@ with standardized logits 78.28.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -42,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from compress.data.batch import Batch
-from compress.methods.blocks.logits import standardized
+from compress.methods.blocks.logits import needs_of_standardized, standardized
 from compress.methods.contract import (
     HardLoss,
     LossWeights,
@@ -162,11 +161,8 @@ class MLKD(Method):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> Needs:
         """See `Method.needs`: standardized logits have weights of their own."""
-        needs = super().needs(arguments)
-        if not arguments.get("standardize", False):
-            return needs
         weights = LossWeights(ce=0.1, kd=0, method=9)
-        return replace(needs, protocols=dict.fromkeys(cls.protocols, weights))
+        return needs_of_standardized(super().needs(arguments), arguments, weights)
 
     def hard_loss(self, student: Views, batch: Batch, loss: HardLoss) -> Tensor:
         """The sum over both views."""

@@ -12,8 +12,9 @@ and those as they are, of h's outputs:
   softmax(A_s / t)), each a mean over the rows that are kept.
 * Rows are kept by how wrong the teacher is, the rank of what is true (the label; the source image)
   among its answers: all where it is right, and of the others the share `turned_ratio` or
-  `similarity_ratio` of the lowest ranks. Equal ranks are kept in the order of the rows; the
-  released code sorts them in no stable order.
+  `similarity_ratio` of the lowest ranks. Of equal ranks the first are kept, image by image and
+  turn by turn; the released code sorts them in no stable order, so that at the cut it may keep
+  others.
 
 Taps: logits and pooled vectors of four views; labels. Weights 0.1 CE, 0.9 KD, l_t = 2.7, l_s = 10,
 T = 4, t = 0.5, ratios 1 and 0.75, and 60 epochs of the first phase at 0.05, times 0.1 after 30 and
@@ -71,7 +72,7 @@ def sskd_turned_loss(
     """L_turned.
 
     Args:
-        student_logits: of the turned images, (M, K).
+        student_logits: of the images turned by 90, 180 and 270 degrees one after the other, (M, K).
         teacher_logits: (M, K).
         labels: (M,).
         temperature: T > 0.
@@ -147,8 +148,10 @@ def _kept(known: Tensor, truth: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
     ranks = (answers == truth[:, None]).long().argmax(1)
     wrong = (ranks > 0).sum()
     count = len(ranks) - wrong + (wrong.double() * ratio).floor().long()
-    places = ranks.argsort(stable=True).argsort()
-    return places < count, count
+    numbers = torch.arange(len(ranks), device=ranks.device)
+    by_image = numbers.view(len(TURNS) - 1, -1).t().flatten()
+    order = by_image[ranks[by_image].argsort(stable=True)]
+    return order.argsort() < count, count
 
 
 def _head(width: int) -> nn.Sequential:

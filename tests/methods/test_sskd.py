@@ -54,10 +54,10 @@ def _selected(
     ranked = []
     for number, (row, answer) in enumerate(zip(known, truth, strict=True)):
         better = [z for z in row if z > row[answer]]
-        ranked.append((len(better), number))
-    wrong = [pair for pair in ranked if pair[0]]
-    right = [pair for pair in ranked if not pair[0]]
-    kept = [n for _, n in (*right, *sorted(wrong)[: int(len(wrong) * ratio)])]
+        ranked.append((len(better), number % IMAGES, number))  # image by image
+    wrong = [row for row in ranked if row[0]]
+    right = [row for row in ranked if not row[0]]
+    kept = [n for _, _, n in (*right, *sorted(wrong)[: int(len(wrong) * ratio)])]
     total = 0.0
     for n in kept:
         p, q = _softmax(known[n], temperature), _softmax(own[n], temperature)
@@ -108,10 +108,10 @@ def test_zero_where_the_student_agrees() -> None:
 
 
 def test_where_nothing_is_kept_the_loss_is_zero() -> None:
-    known = torch.zeros(4, 3)
+    known = torch.zeros(6, 3)
     known[:, 0] = 9
-    truth = torch.ones(4, dtype=torch.long)
-    assert float(sskd_turned_loss(torch.randn(4, 3), known, truth, ratio=0.0)) == 0
+    truth = torch.ones(6, dtype=torch.long)
+    assert float(sskd_turned_loss(torch.randn(6, 3), known, truth, ratio=0.0)) == 0
 
 
 def _module(**arguments: Any) -> tuple[building.Distillation, SSKD]:

@@ -1,8 +1,13 @@
 """Logits as several methods read them."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 
 from compress.methods.blocks.directions import fading
+from compress.methods.contract import LossWeights, Needs
 from compress.precision import in_float32
 
 _SMALLEST_DEVIATION = 1e-7
@@ -28,3 +33,12 @@ def standardized(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(dim=1, keepdim=True)
     shares = fading(deviation, deviation.new_ones(()))
     return centred / (_SMALLEST_DEVIATION + deviation) * shares
+
+
+def needs_of_standardized(
+    needs: Needs, arguments: Mapping[str, Any], weights: LossWeights
+) -> Needs:
+    """The needs of a method, with the published weights of its `standardize: true` where given."""
+    if not arguments.get("standardize", False):
+        return needs
+    return replace(needs, protocols=dict.fromkeys(needs.protocols, weights))

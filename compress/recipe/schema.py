@@ -6,7 +6,7 @@ A named part (data set, method, model, optimiser, schedule, transfer task) is a 
 the signature of what the name stands for.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -42,6 +42,22 @@ Augment = Literal[
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 
+class Grown(BaseModel):
+    """A section with keys that recipes of earlier versions have not.
+
+    At their default they are left out of what it is written as, so that a recipe keeps its
+    fingerprints.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in content.items() if k not in self.later or v != fields[k].default}
+
+
 class Part(BaseModel):
     """A section with fixed keys: an unknown key, a wrong type or an impossible value is refused."""
 
@@ -65,7 +81,7 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Data(Named):
+class Data(Grown, Named):
     """A data set: its name and own arguments, and what can be asked of any data set.
 
     With `views: K` an image has K different augmented views in all, drawn once, instead of every
@@ -78,6 +94,8 @@ class Data(Named):
     `scales[1]`, cut to `image_size` and, with `flip`, mirrored half of the time. Tests see whole
     images; with `window` in overlapping squares of so many pixels.
     """
+
+    later = ("labels", "scales", "flip", "window")
 
     labels: bool = True
     classes: Annotated[int, Field(ge=2, le=_LARGEST)] | None = None
@@ -102,13 +120,6 @@ class Data(Named):
         if self.scales is not None and self.scales[0] > self.scales[1]:
             raise ValueError("has `scales` that descend; give the smaller factor first")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what recipes from before have not, so that they keep their fingerprints."""
-        content: dict[str, Any] = serialise(self)
-        later = {"labels": True, "scales": None, "flip": True, "window": None}
-        return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
 
 class Train(Part):
@@ -148,7 +159,7 @@ class PreprocessingPart(Part):
     std: Annotated[list[Share], Field(min_length=3, max_length=3)] | None = None
 
 
-class TeacherPart(Part):
+class TeacherPart(Grown, Part):
     """A teacher: trained here (`train`), read (`checkpoint`) or published (`weights`).
 
     It reads images as the data set prepares them, or the same crops in its own `preprocessing`:
@@ -162,6 +173,8 @@ class TeacherPart(Part):
     from images alone, by a self-supervised method such as moco.
     """
 
+    later = ("preprocessing", "seed", "head", "ssl")
+
     model: Named | None = None
     checkpoint: str | None = None
     weights: str | None = None
@@ -171,13 +184,6 @@ class TeacherPart(Part):
     seed: Seed | None = None
     head: Annotated[str, Field(min_length=1)] | None = None
     ssl: Named | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what recipes from before have not, so that they keep their fingerprints."""
-        content: dict[str, Any] = serialise(self)
-        later = ("preprocessing", "seed", "head", "ssl")
-        return {k: v for k, v in content.items() if k not in later or v is not None}
 
     @model_validator(mode="after")
     def _has_a_source(self) -> "TeacherPart":
@@ -249,7 +255,7 @@ class Account(Part):
     latency: LatencyPart = LatencyPart()
 
 
-class Int8(Part):
+class Int8(Grown, Part):
     """The quantized file: images of the training split to calibrate on, and its gate.
 
     The gate compares with the trained network, on the validation split where there is one, else on
@@ -269,6 +275,8 @@ class Int8(Part):
     test split's is taken.
     """
 
+    later = ("min_mean_cosine", "min_low_cosine", "max_miou_drop")
+
     calibration_images: Positive = 512
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     max_top1_drop: Weight = 1.0
@@ -281,14 +289,6 @@ class Int8(Part):
     leave_out: list[Literal["first", "last"] | Positive] = []
     flavour: Literal["cpu", "tensorrt"] = "cpu"
     search: bool = False
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what recipes from before have not, so that they keep their fingerprints."""
-        content: dict[str, Any] = serialise(self)
-        later = ("min_mean_cosine", "min_low_cosine", "max_miou_drop")
-        fields = type(self).model_fields
-        return {k: v for k, v in content.items() if k not in later or v != fields[k].default}
 
 
 class Export(Part):
@@ -398,8 +398,10 @@ class TransferPart(BaseModel):
         return {"seeds": self.seeds, **self.own_arguments}
 
 
-class Recipe(Part):
+class Recipe(Grown, Part):
     """A whole recipe. A section given as null is a stage that does not run."""
+
+    later = ("task",)
 
     seed: Seed = 0
     trials: Trials = 1
@@ -440,12 +442,6 @@ class Recipe(Part):
         if isinstance(distill, dict):
             value = {**value, "distill": {"protocol": "segmentation", **distill}}
         return value
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what recipes from before have not, so that they keep their fingerprints."""
-        content: dict[str, Any] = serialise(self)
-        return {k: v for k, v in content.items() if k != "task" or v != "classification"}
 
     @model_validator(mode="before")
     @classmethod

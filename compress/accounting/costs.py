@@ -24,23 +24,26 @@ def network_costs(network: nn.Module, input_shape: tuple[int, int, int]) -> dict
     }
 
 
-def pruning_columns(deployed: nn.Module, *, student: int, teacher: int) -> dict[str, Any]:
+def pruning_columns(deployed: nn.Module, *, student: int, teacher: int | None) -> dict[str, Any]:
     """Pruning ratio of a deployed network, and the share that its projector costs of it.
 
     Args:
         deployed: the network that a method ships; its submodule `projector` is counted as one,
             and so are those of its `others`, which it has for further teachers.
         student: parameters of the student.
-        teacher: parameters of the teacher.
+        teacher: parameters of the teacher; None where nobody knows them: no ratios.
     """
     parameters = count_parameters(deployed)
     added = _projector_parameters(deployed)
+    share = {"projector_to_student_percent": projector_to_student_percent(added, student)}
+    if teacher is None:
+        return {"projector_parameters": added, **share}
     return {
         "projector_parameters": added,
         "pruning_ratio_percent": pruning_ratio_percent(parameters, teacher),
         "plain_pruning_ratio_percent": pruning_ratio_percent(student, teacher),
         "pruning_ratio_cost_points": pruning_ratio_cost_points(parameters, student, teacher),
-        "projector_to_student_percent": projector_to_student_percent(added, student),
+        **share,
     }
 
 

@@ -18,6 +18,8 @@ from compress.methods.contract import (
     NetworkForward,
     ParameterGroup,
     Phase,
+    StoredOutputs,
+    TeacherContext,
     TeacherForward,
     Views,
     first,
@@ -64,15 +66,13 @@ class Distillation(nn.Module):
         self.kd_temperature = kd_temperature
         self.auxiliary = auxiliary if weights.ce else None
         self._tapped = Tapped(student, context.student, self.student_taps)
-        self._teachers = [
-            Tapped(
-                teacher.eval().requires_grad_(False),
-                known.taps,
-                (*method.teacher_taps, known.taps.output),
+        self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
+        self._plain_teachers = [
+            _plain_forward(teacher, known, method.teacher_taps, convert)
+            for teacher, known, convert in zip(
+                self._teachers, context.teachers, inputs or [None] * len(teachers), strict=True
             )
-            for teacher, known in zip(teachers, context.teachers, strict=True)
         ]
-        self._inputs = inputs or [None] * len(self._teachers)
         self._phase: Phase | None = None
         self._student: TappedForward = self._tapped
         self._fast_teachers: Sequence[TeacherForward] = ()
@@ -226,9 +226,15 @@ class Distillation(nn.Module):
 
     def resident_tensors(self, batch: Batch) -> list[Tensor]:
         """Tensors that are there before a step: parameters, buffers, teachers and the batch."""
-        teachers = [t for tapped in self._teachers for t in _tensors(tapped.network)]
+        teachers = [t for network in self._teachers for t in _tensors(network)]
         own = [*batch.images, *batch.view_ids, *batch.view_numbers, batch.labels, batch.index]
         return [*_tensors(self), *teachers, *own]
+
+    @property
+    def knows_images(self) -> bool:
+        """Whether a term is of the very images trained on: the method's, or stored targets."""
+        stored = any(isinstance(teacher, StoredOutputs) for teacher in self._teachers)
+        return stored or self.method.knows_images
 
     def method_bytes(self) -> int:
         """Bytes of what the method adds to the student: its own parameters and buffers."""
@@ -266,8 +272,7 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch) -> list[Views]:
-        own = zip(self._teachers, self._inputs, strict=True)
-        teachers = self._fast_teachers or [NetworkForward(*pair) for pair in own]
+        teachers = self._fast_teachers or self._plain_teachers
         views = [(i, v.is_for_teacher(self.weights)) for i, v in enumerate(self.method.views)]
         # Its arithmetic is its own: what autocast does to the student is not done to its targets.
         with torch.autocast(batch.index.device.type, enabled=False):
@@ -278,6 +283,18 @@ class Distillation(nn.Module):
 
     def _soft(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         return kd_loss(student_logits, teacher_logits, self.kd_temperature)
+
+
+def _plain_forward(
+    teacher: nn.Module,
+    known: TeacherContext,
+    wanted: Sequence[str],
+    convert: Callable[[Tensor], Tensor] | None,
+) -> TeacherForward:
+    """A teacher as it is, whatever runs in its place."""
+    if isinstance(teacher, StoredOutputs):
+        return teacher
+    return NetworkForward(Tapped(teacher, known.taps, (*wanted, known.taps.output)), convert)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

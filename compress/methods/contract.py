@@ -155,6 +155,23 @@ class NetworkForward:
         return self.network(images if self.convert is None else self.convert(images))
 
 
+class StoredOutputs(nn.Module):
+    """A teacher that is no network: its logits (N, K) of every training image, by their index.
+
+    They are of the image without augmentation, whatever the view.
+    """
+
+    logits: Tensor
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, batch: Batch, view: int) -> Taps:
+        """See `TeacherForward`."""
+        return Taps(logits=self.logits[batch.index])
+
+
 @dataclass(frozen=True)
 class MethodContext:
     """All that a method is built from.

@@ -171,9 +171,13 @@ class TeacherPart(Grown, Part):
     that kind are known to hold beyond the encoder. With `none` nothing is cut off: what the network
     puts out is the embedding, and all of the file is the network's. With `ssl` it is trained here
     from images alone, by a self-supervised method such as moco.
+
+    A teacher may be no network here but a file that gives logits: `onnx` is a model that ONNX
+    Runtime runs on the CPU; `outputs` holds logits that were computed elsewhere of every training
+    image without augmentation, see `compress.teacher.stored`.
     """
 
-    later = ("preprocessing", "seed", "head", "ssl")
+    later = ("preprocessing", "seed", "head", "ssl", "onnx", "outputs")
 
     model: Named | None = None
     checkpoint: str | None = None
@@ -184,9 +188,18 @@ class TeacherPart(Grown, Part):
     seed: Seed | None = None
     head: Annotated[str, Field(min_length=1)] | None = None
     ssl: Named | None = None
+    onnx: str | None = None
+    outputs: str | None = None
+
+    @property
+    def logits_file(self) -> str | None:
+        """The file of a teacher that gives logits only."""
+        return self.onnx or self.outputs
 
     @model_validator(mode="after")
     def _has_a_source(self) -> "TeacherPart":
+        if self.onnx is not None or self.outputs is not None:
+            return self._is_a_file()
         if self.model is None and self.checkpoint is None:
             raise ValueError("names no model; give `model`, or `checkpoint` of a file written here")
         if self.checkpoint is None and self.weights is None and self.train is None:
@@ -195,6 +208,21 @@ class TeacherPart(Grown, Part):
             raise ValueError("has both `checkpoint` and `weights`; give one of them")
         if self.ssl is not None and self.train is None:
             raise ValueError("has `ssl` and no `train`; give epochs and learning rate")
+        return self
+
+    def _is_a_file(self) -> "TeacherPart":
+        source = "onnx" if self.onnx is not None else "outputs"
+        own = {"onnx", "preprocessing"} if source == "onnx" else {"outputs"}
+        beside = sorted(self.model_fields_set - own)
+        if beside:
+            raise ValueError(
+                f"has both `{source}` and `{beside[0]}`; a file that gives logits is read as it is"
+            )
+        if self.preprocessing == "own":
+            raise ValueError(
+                "has preprocessing `own`, which an ONNX file does not say; give image_size, mean "
+                "and std"
+            )
         return self
 
 

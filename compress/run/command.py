@@ -155,7 +155,7 @@ def _refuse_own_teacher(recipe: Recipe, folder: Path) -> None:
     """A teacher inside this run's own teacher folder would be moved aside before it is read."""
     own = (folder / "teacher").resolve()
     for teacher in recipe.teacher:
-        given = teacher.checkpoint or teacher.weights
+        given = teacher.checkpoint or teacher.weights or teacher.logits_file
         if given is not None and own in Path(given).resolve().parents:
             raise UserError(
                 f"teacher: '{given}' lies inside this very run directory; copy it elsewhere or "

@@ -16,7 +16,7 @@ from compress.run.place_checks import check_weights
 from compress.run.stages import StageTable
 from compress.run.train_checks import check_train
 from compress.self_supervised import SELF_SUPERVISED
-from compress.stages import task_of
+from compress.stages import logits_only, task_of
 from compress.stages.distill import terms_for, weights_given
 from compress.stages.teacher import requested_preprocessing
 from compress.trackers import TRACKERS, lacks
@@ -34,8 +34,11 @@ def check_parts(recipe: Recipe, stages: StageTable) -> list[str]:
         problems += _check_model(teacher.model, f"{path}.model")
         problems += check_weights(teacher.checkpoint, None, f"{path}.checkpoint")
         problems += check_weights(teacher.weights, teacher.model, f"{path}.weights")
+        problems += check_weights(teacher.onnx, None, f"{path}.onnx")
+        problems += check_weights(teacher.outputs, None, f"{path}.outputs")
         problems += _check_preprocessing(teacher, path)
         problems += _check_teacher_task(recipe, teacher, path)
+        problems += logits_only.check_use(recipe, teacher, path)
         if teacher.train is not None:
             problems += check_train(teacher.train, f"{path}.train")
     problems += _check_model(recipe.student.model, "student.model")

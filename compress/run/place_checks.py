@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from compress.data import CLASS_NAMES, look_at_classes
+from compress.data import CLASS_NAMES, IMAGE_SIZES, Preprocessing, look_at_classes
 from compress.errors import UserError, nearest
 from compress.model_files.weights import published_weights
 from compress.recipe import signatures
 from compress.recipe.schema import Data, Named, Recipe
-from compress.stages.teacher import own_description
+from compress.stages import logits_only
+from compress.stages.teacher import own_description, requested_preprocessing
 from compress.storage.files import read_tensors
 from compress.taps import TapSpecs
 from compress.text import is_line, short_repr
@@ -23,6 +24,7 @@ _BYTES = 4  # of a float32
 def check_places(recipe: Recipe) -> list[str]:
     """Problems of files and folders that a recipe names; opens no images."""
     problems = _check_data(recipe.data, is_exported=recipe.export is not None)
+    problems += _check_logits_files(recipe)
     for i, teacher in enumerate(recipe.teacher):
         path = "teacher.checkpoint" if len(recipe.teacher) == 1 else f"teacher.{i}.checkpoint"
         if teacher.checkpoint is None or teacher.model is not None:
@@ -41,6 +43,23 @@ def check_places(recipe: Recipe) -> list[str]:
     cache = recipe.engine.cache
     if cache is not None and cache.folder and (reason := _not_writable(cache.folder)):
         problems.append(f"engine.cache.folder: '{cache.folder}' {reason}")
+    return problems
+
+
+def _check_logits_files(recipe: Recipe) -> list[str]:
+    """Files of teachers that give logits only, beside what is known of the data unopened."""
+    size = recipe.data.image_size or IMAGE_SIZES.get(recipe.data.name)
+    problems = []
+    for i, teacher in enumerate(recipe.teacher):
+        file = teacher.logits_file
+        if size is None or file is None or not os.path.isfile(file) or not os.access(file, os.R_OK):
+            continue  # told elsewhere
+        path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
+        try:
+            usual = Preprocessing(size, (0, 0, 0), (1, 1, 1))
+            logits_only.open_file(teacher, path, requested_preprocessing(teacher, usual), None)
+        except UserError as error:
+            problems.append(str(error))
     return problems
 
 

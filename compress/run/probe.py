@@ -26,7 +26,7 @@ from compress.models.forward import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TeacherPart
 from compress.run.place_checks import check_batches
 from compress.seeding import seeded
-from compress.stages import task_of
+from compress.stages import logits_only, task_of
 from compress.stages.distill import terms_for
 from compress.stages.teacher import requested_preprocessing
 from compress.taps import Tapped, TapSpecs
@@ -70,7 +70,9 @@ def probe(
     networks = _Networks(size, num_classes, task.is_dense)
     role = recipe.student
     student = networks.tap(role.model, role.taps, role.weights, "student", learns=True)
-    if student is None or any(part.model is None for part in recipe.teacher):
+    if student is None or any(
+        part.model is None and part.logits_file is None for part in recipe.teacher
+    ):
         # A checkpoint that describes itself is looked at when it is read.
         return None, networks.problems
     teachers = _tap_teachers(recipe, networks)
@@ -87,9 +89,12 @@ def probe(
 
 def _tap_teachers(recipe: Recipe, networks: "_Networks") -> list[tuple[str, _Network]]:
     """The teachers by name; what is wrong with others is in the networks' problems."""
-    teachers = []
+    teachers: list[tuple[str, _Network]] = []
     for part in recipe.teacher:
-        if part.model is not None:
+        if part.logits_file is not None:
+            specs = logits_only.specs_of(networks.num_classes)
+            teachers.append((logits_only.name_of(part), (nn.Identity(), specs)))
+        elif part.model is not None:
             weights, learns = part.checkpoint or part.weights, part.train is not None
             size = _image_size(part, networks.size)
             network = networks.tap(

@@ -134,7 +134,7 @@ def evaluate(
     """
     task = task_of(job.recipe)
     result: dict[str, float] = {}
-    for prefix, images in _judged_splits(data).items():
+    for prefix, images in judged_splits(data).items():
         batches, beside = _split_batches(images, data, job), (references or {}).get(prefix, ())
         result |= {f"{prefix}{k}": v for k, v in task.evaluate(network, batches, beside).items()}
     return result
@@ -145,7 +145,7 @@ def save_references(network: nn.Module, data: Dataset, job: Job, folder: Path) -
     task = task_of(job.recipe)
     outputs = {
         prefix: task.reference(network, _split_batches(images, data, job))
-        for prefix, images in _judged_splits(data).items()
+        for prefix, images in judged_splits(data).items()
     }
     made = {prefix: output for prefix, output in outputs.items() if output is not None}
     if made:
@@ -174,7 +174,7 @@ def judge(network: nn.Module, data: Dataset, job: Job) -> dict[str, float]:
     return task.judge(network, (batches[0], labels[0]), (batches[1], labels[1]))
 
 
-def _judged_splits(data: Dataset) -> dict[str, Images]:
+def judged_splits(data: Dataset) -> dict[str, Images]:
     """The splits that networks are evaluated on, by the prefix of their results."""
     validation = {"validation_": data.validation} if data.validation is not None else {}
     return {"": data.test, **validation}

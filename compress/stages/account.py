@@ -26,6 +26,7 @@ from compress.accounting import (
 from compress.console.messages import bar, log
 from compress.model_files.artifacts import Student, build_plain, load_student
 from compress.models.folding import fold_batchnorm
+from compress.stages import logits_only
 from compress.stages.job import Job, Outcome
 from compress.stages.teacher import load_teachers
 from compress.storage.results import read_result
@@ -41,8 +42,9 @@ class _Entry:
     label: str
     role: str
     network: nn.Module
-    folded: nn.Module
+    folded: nn.Module | None
     input_shape: tuple[int, int, int]
+    file: Mapping[str, Any] | None = None  # of a teacher that is no network, what is known of it
 
 
 def files(folder: Path, values: Mapping[str, Any]) -> dict[str, str | None]:
@@ -55,9 +57,10 @@ def run(job: Job) -> Outcome:
     entries, input_shape = _networks(job)
     teacher = next(e for e in entries if e.role == "teacher")
     student = next(e for e in entries if e.role == "student")
+    file = teacher.file
     totals = {
         "student": count_parameters(student.network),
-        "teacher": count_parameters(teacher.network),
+        "teacher": count_parameters(teacher.network) if file is None else file["parameters"],
     }
     rows = []
     with bar("  counting", len(entries)) as advance:
@@ -70,7 +73,7 @@ def run(job: Job) -> Outcome:
             rows.append(row)
             advance(note=entry.label)
     for row in rows:
-        log(f"  {row['label']}: {row['parameters']:,} parameters, {row['macs']:,} MACs")
+        log(f"  {row['label']}: {_words(row)}")
     values = {
         "input_shape": list(input_shape),
         "reference_teacher": teacher.label,
@@ -96,13 +99,20 @@ def _networks(job: Job) -> tuple[list[_Entry], tuple[int, int, int]]:
     described = next(iter(students.values())).description
     teachers = read_result(job.run_folder, "teacher")["values"]["teachers"]
     entries = [
-        _entry(row["label"], "teacher", teacher.network, teacher.description["input_shape"])
+        _teacher_entry(row["label"], teacher)
         for row, teacher in zip(teachers, load_teachers(job.run_folder), strict=True)
     ]
     shape = described["input_shape"]
     entries.append(_entry("student", "student", build_plain(described), shape))
     entries += [_entry(label, "deployed", s.network, shape) for label, s in students.items()]
     return entries, entries[-1].input_shape
+
+
+def _teacher_entry(label: str, teacher: Student) -> _Entry:
+    shape, file = teacher.description["input_shape"], teacher.description.get(logits_only.KEY)
+    if file is None:
+        return _entry(label, "teacher", teacher.network, shape)
+    return _Entry(label, "teacher", teacher.network, None, tuple(shape), file)
 
 
 def _entry(label: str, role: str, network: nn.Module, shape: Sequence[int]) -> _Entry:
@@ -112,7 +122,10 @@ def _entry(label: str, role: str, network: nn.Module, shape: Sequence[int]) -> _
 
 
 def _costs(entry: _Entry) -> dict[str, Any]:
-    """The columns that every network has, of one of its own images."""
+    """The columns that every network has, of one of its own images; of a file, what it tells."""
+    if entry.folded is None:
+        known = {key: (entry.file or {})[key] for key in ("parameters", "size_bytes")}
+        return {"label": entry.label, "role": entry.role, **known, "uncounted_operators": {}}
     return {
         "label": entry.label,
         "role": entry.role,
@@ -122,10 +135,22 @@ def _costs(entry: _Entry) -> dict[str, Any]:
     }
 
 
+def _words(row: Mapping[str, Any]) -> str:
+    if "macs" in row:
+        return f"{row['parameters']:,} parameters, {row['macs']:,} MACs"
+    if row["parameters"] is None:
+        return f"a file of {row['size_bytes']:,} bytes with outputs; no network is there to count"
+    return (
+        f"an ONNX file of {row['size_bytes']:,} bytes with {row['parameters']:,} parameters in its "
+        "initializers; MACs, activations and latency are not measured"
+    )
+
+
 def _latencies(job: Job, entries: list[_Entry]) -> dict[str, Any]:
     """Milliseconds per forward of every folded network at every batch size of the recipe."""
     settings = job.recipe.account.latency  # type: ignore[union-attr]  # the stage runs only if given
-    folded = {entry.label: entry.folded.to(job.device) for entry in entries}
+    entries = [entry for entry in entries if entry.folded is not None]
+    folded = {e.label: e.folded.to(job.device) for e in entries if e.folded is not None}
     wait = partial(torch.cuda.synchronize, job.device) if job.device.type == "cuda" else None
     latency: dict[str, dict[str, Any]] = {label: {} for label in folded}
     with bar("  timing", len(settings.batch_sizes)) as advance, torch.inference_mode():

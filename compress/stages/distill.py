@@ -18,7 +18,7 @@ from compress.engine.lockstep import drain
 from compress.engine.loop import History, Position, Training, autocast
 from compress.engine.optimization import TrainSettings, constant
 from compress.methods import METHODS
-from compress.methods.contract import LossWeights, Method, Phase
+from compress.methods.contract import LossWeights, Phase
 from compress.model_files import artifacts
 from compress.recipe.schema import Distill, MethodPart, Recipe, Weights
 from compress.seeding import seeded
@@ -156,7 +156,7 @@ class _Distilling:
         settings = settings_from(self.job.recipe.distill.train)
         method = self.module.method
         phases, after = method.phases(), method.phases_after()
-        fixed = _fixed_batch(self.data, self.module.method, settings.batch_size, self.job)
+        fixed = _fixed_batch(self.data, self.module, settings.batch_size, self.job)
         terms = {"initial": self._measure(fixed)}
         for number, phase in enumerate(phases):
             training = self._phase(phase, settings, method.deploy)
@@ -281,14 +281,14 @@ def step_bytes(module: Distillation, batch: Batch) -> int:
         return peak_step_bytes(partial(module.backward, batch), module.resident_tensors(batch))
 
 
-def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
+def _fixed_batch(data: Dataset, module: Distillation, size: int, job: Job) -> Batch:
     """Images without augmentation on which a method's term is measured, evenly over their split.
 
-    Those of the test split, each with the index of a training image of its class; a method that
-    knows its training images by their index has no term on others, and gets training images. Each
-    view of them is turned as the method's is.
+    Those of the test split, each with the index of a training image of its class; a method, or a
+    teacher, that knows training images by their index has no term on others, and gets training
+    images. Each view of them is turned as the method's is.
     """
-    images = data.train if method.knows_images else data.test
+    images = data.train if module.knows_images else data.test
     chosen = evenly(images, size)
     labels = images.labels.cpu()[chosen]
     of_class = {int(label): i for i, label in enumerate(data.train.labels.cpu())}
@@ -296,12 +296,12 @@ def _fixed_batch(data: Dataset, method: Method, size: int, job: Job) -> Batch:
     square = images.fetch_square(chosen, data.preprocessing.image_size)
     rgb, labels = split_labels(square, labels)
     pixels = data.preprocessing.normalise(rgb.to(job.device))
-    views = [view.image_view("none") for view in method.views]
+    views = [view.image_view("none") for view in module.method.views]
     return Batch(
         images=tuple(view.turn(pixels) for view in views),
         view_ids=(torch.zeros_like(chosen).to(job.device),) * len(views),
         labels=labels.to(job.device),
-        index=(chosen if method.knows_images else same_class).to(job.device),
+        index=(chosen if module.knows_images else same_class).to(job.device),
         epoch=0,
         step=0,
     )

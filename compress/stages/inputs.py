@@ -16,7 +16,7 @@ from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Phase, TeacherForward, View, joined_views
 from compress.model_files import artifacts
 from compress.recipe.schema import MethodPart
-from compress.stages import compile_forward, compiles, training_batches
+from compress.stages import compile_forward, compiles, logits_only, training_batches
 from compress.stages.job import Job
 from compress.stages.teacher import preprocessing_of
 from compress.storage.fingerprints import sha256_file
@@ -117,6 +117,7 @@ class StudentInputs:
         if conversion(self.data.preprocessing, seen) is not None:
             identity["preprocessing"] = seen.as_dict()
         data, train = replace(self.data, preprocessing=seen), self.job.recipe.distill.train
+        runs = logits_only.KEY not in loaded.description  # as a network of torch
         is_float = self.job.recipe.engine.teacher != "int8"
         return Teacher(
             name=f"teacher {number + 1}" if several else "teacher",
@@ -124,7 +125,7 @@ class StudentInputs:
             specs=TapSpecs.from_dict(loaded.description["taps"]),
             preprocessing=seen,
             identity=identity | {"sha256": sha256_file(weights)},
-            compile=is_float and compiles(self.job, data, loaded.network, train, passes=1),
+            compile=runs and is_float and compiles(self.job, data, loaded.network, train, passes=1),
         )
 
     def _inference(self) -> InferenceSettings:

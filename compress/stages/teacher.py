@@ -1,6 +1,6 @@
 """The teachers: trained here, or read from a file; each evaluated before any student is trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from compress.data.dense.samples import write_photos
 from compress.distributed.collectives import is_main_process
 from compress.engine.loop import History, train
 from compress.errors import UserError
-from compress.methods.contract import logits_of
+from compress.methods.contract import StoredOutputs, logits_of
 from compress.model_files import artifacts
 from compress.model_files.encoders import NO_HEAD, load_encoder_weights
 from compress.model_files.published import own_preprocessing
@@ -32,6 +32,7 @@ from compress.stages import (
     dataset_of,
     evaluate,
     judge,
+    logits_only,
     save_predictions,
     save_references,
     selection_of,
@@ -41,11 +42,13 @@ from compress.stages import (
     training_batches,
 )
 from compress.stages.job import Job, Outcome
+from compress.stages.logits_only import LogitsFile
 from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, TappedForward, TapSpecs
 from compress.taps.discovery import discover
 from compress.tasks import Task
 from compress.teacher.settings import check_arithmetic, check_int8
+from compress.teacher.stored import OutputFile
 
 RESULT_VERSION = 3
 IN_EVERY_PROCESS = True
@@ -69,13 +72,28 @@ def run(job: Job) -> Outcome:
     """Obtain every teacher of the recipe."""
     check_arithmetic(job.recipe.engine.teacher, job.device)
     data = dataset_of(job.recipe, job.device)
-    rows = [_teacher(job, data, i, part) for i, part in enumerate(job.recipe.teacher)]
+    parts = dict(enumerate(job.recipe.teacher))
+    # Before any is trained, so that a file that cannot serve ends the run.
+    files = {i: _open_file(job, data, i, p) for i, p in parts.items() if p.logits_file is not None}
+    rows = [
+        _teacher_of_file(job, data, i, part, files[i])
+        if i in files
+        else _teacher(job, data, i, part)
+        for i, part in parts.items()
+    ]
     return Outcome({"teachers": rows}, {})
 
 
 def load_teachers(run_folder: Path) -> list[artifacts.Student]:
     """The teachers of a run, in eval mode, on the CPU."""
-    return [artifacts.load_student(folder, "teacher") for folder in teacher_folders(run_folder)]
+    return [_load(folder) for folder in teacher_folders(run_folder)]
+
+
+def _load(folder: Path) -> artifacts.Student:
+    description = artifacts.load_description(folder, "teacher")
+    if logits_only.KEY in description:
+        return logits_only.load(folder, description)
+    return artifacts.load_student(folder, "teacher")
 
 
 def teacher_folders(run_folder: Path) -> list[Path]:
@@ -114,11 +132,66 @@ def requested_preprocessing(part: TeacherPart, usual: Preprocessing) -> Preproce
     return own
 
 
-def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str, Any]:
-    """Obtain, evaluate and save one teacher; returns its row of the result."""
+def _open_file(job: Job, data: Dataset, index: int, part: TeacherPart) -> LogitsFile:
+    """Read the file of a teacher that gives logits only."""
+    path = "teacher" if len(job.recipe.teacher) == 1 else f"teacher.{index}"
+    seen = requested_preprocessing(part, data.preprocessing)
+    file = logits_only.open_file(part, path, seen, len(data.class_names))
+    if isinstance(file, OutputFile):
+        with logits_only.at_key(part, path):
+            logits_only.check_rows(file, data)
+    return file
+
+
+def _teacher_of_file(
+    job: Job, data: Dataset, index: int, part: TeacherPart, file: LogitsFile
+) -> dict[str, Any]:
+    """Evaluate and save a teacher that gives logits only; returns its row of the result."""
+    folder, label = _place(job, index)
+    task, name = task_of(job.recipe), logits_only.name_of(part)
+    seen = replace(data, preprocessing=requested_preprocessing(part, data.preprocessing))
+    row: dict[str, Any] = {"label": label, "model": name, "source": part.logits_file}
+    network: nn.Module
+    if isinstance(file, OutputFile):
+        network = StoredOutputs(file.of_training(len(data.train)))
+        results = logits_only.evaluate_stored(file, network, data, job, folder, label)
+    else:
+        network = file
+        convert = _conversion(data, seen, row)
+        results = evaluate(_Reading(network, convert), data, job)
+        save_predictions(_Reading(network, convert), data, job, folder)
+    row |= results | summary([{"epoch": 0, **results}], task) | {"epochs": 0}
+    row["test_images"] = len(data.test)
+    if task.metric in row:
+        log(f"  {label} {name}: {task.describe(row)} on {len(data.test)} images")
+        _refuse_weak(row, None, task, data, label)
+    else:
+        log(f"  {label} {name}: no logits of test images, so its accuracy is not known")
+    architecture = {"name": name, "arguments": {}}
+    specs = logits_only.specs_of(len(data.class_names))
+    about = {logits_only.KEY: logits_only.describe_file(part, network)}
+    return row | _save(job, folder, seen, row, network, architecture, specs, about)
+
+
+def _place(job: Job, index: int) -> tuple[Path, str]:
+    """The folder of a teacher, and what it is called."""
     folder = job.folder / str(index)
     folder.mkdir(exist_ok=True)
-    label = "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
+    return folder, "teacher" if len(job.recipe.teacher) == 1 else f"teacher {index + 1}"
+
+
+def _conversion(data: Dataset, seen: Dataset, row: dict[str, Any]) -> Conversion | None:
+    """What makes a teacher's images of the data set's; told and put into its row, if anything."""
+    convert = conversion(data.preprocessing, seen.preprocessing)
+    if convert is not None:
+        log(f"  {row['label']} {row['model']}: images are {convert.as_words()}")
+        row["preprocessing"] = seen.preprocessing.as_dict()
+    return convert
+
+
+def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str, Any]:
+    """Obtain, evaluate and save one teacher; returns its row of the result."""
+    folder, label = _place(job, index)
     # The data set as this teacher reads it; the batches are the data set's own.
     seen = replace(data, preprocessing=requested_preprocessing(part, data.preprocessing))
     network, architecture, method = _build(job, seen, index, part)
@@ -126,11 +199,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     specs = _prepare(job, seen, part, network, name)
     task = task_of(job.recipe)
     row: dict[str, Any] = {"label": label, "model": name, "source": _source(part)}
-    convert = conversion(data.preprocessing, seen.preprocessing)
-    if convert is not None:
-        log(f"  {label} {name}: images are {convert.as_words()}")
-        row["preprocessing"] = seen.preprocessing.as_dict()
-    reading = _Reading(network, convert)
+    reading = _Reading(network, _conversion(data, seen, row))
     if part.train is not None:
         seed = _seed(job, index, part)
         if part.ssl is not None:
@@ -150,16 +219,33 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     row["test_images"] = len(data.test)
     log(f"  {label} {name}: {task.describe(row)} on {len(data.test)} images")
     _refuse_weak(row, references.get(""), task, data, label)
+    about = {"method": method}
+    return row | _save(job, folder, seen, row, network, architecture, specs, about, judged)
+
+
+def _save(
+    job: Job,
+    folder: Path,
+    seen: Dataset,
+    row: Mapping[str, Any],
+    network: nn.Module,
+    architecture: dict[str, Any],
+    specs: TapSpecs,
+    about: Mapping[str, Any],
+    judged: Iterable[str] = (),
+) -> dict[str, str]:
+    """Write a teacher's file, and its description with `about`; returns the digest of the file."""
+    metrics = (task_of(job.recipe).metric, *judged)
     description = artifacts.describe(
         architecture,
         specs,
-        data.class_names,
+        seen.class_names,
         seen.preprocessing,
-        metrics={key: row[key] for key in (task.metric, *judged) if key in row},
+        metrics={key: row[key] for key in metrics if key in row},
         fingerprint=job.recipe_fingerprint,
     )
-    description |= {"method": method, "encoder_prefix": "", "label": label}
-    return row | {"sha256": artifacts.save(folder, "teacher", network, description)}
+    description |= {"method": None, "encoder_prefix": "", "label": row["label"], **about}
+    return {"sha256": artifacts.save(folder, "teacher", network, description)}
 
 
 def _prepare(job: Job, data: Dataset, part: TeacherPart, network: nn.Module, name: str) -> TapSpecs:

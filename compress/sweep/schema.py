@@ -205,7 +205,9 @@ def recipe_of(
     teachers = [_teacher(shared, sweep.teachers[label]) for label in pair.teachers]
     if teacher_files is not None:
         teachers = [
-            {
+            teacher
+            if "onnx" in teacher or "outputs" in teacher  # a file is no other when it was read once
+            else {
                 "checkpoint": teacher_files[label],
                 **({"taps": teacher["taps"]} if "taps" in teacher else {}),
                 **({"preprocessing": "own"} if "preprocessing" in teacher else {}),

@@ -12,11 +12,12 @@ from torch import Tensor
 from compress.console.messages import log
 from compress.data import Conversion, Images, conversion, evenly, split_labels
 from compress.data.augment import AUGMENTATIONS, ImageView
-from compress.methods.contract import NetworkForward, TeacherForward
+from compress.methods.contract import NetworkForward, StoredOutputs, TeacherForward
 from compress.storage.fingerprints import fingerprint_of
 from compress.taps import Tapped, Taps
 from compress.teacher.cache import CachedTeacher, OutputCache, obstacle, planning_note
 from compress.teacher.inference import make_fast, measure_tap_differences
+from compress.teacher.onnx_file import OnnxForward, OnnxTeacher
 from compress.teacher.settings import InferenceSettings, Teacher, TeacherImages, arithmetic_name
 
 # Images of the test split on which the effect of other arithmetic on targets is measured.
@@ -97,6 +98,9 @@ class TeacherEnsemble:
         return [self._forward(teacher, wanted) for teacher in self.teachers]
 
     def _forward(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherForward:
+        if isinstance(teacher.network, StoredOutputs):
+            self._note(f"{teacher.name}: stored logits of images without augmentation, no network")
+            return teacher.network
         network, convert = self._network(teacher, wanted), self._conversion(teacher)
         self._note(*network.notes())
         if self.settings.arithmetic != "float32":
@@ -122,6 +126,8 @@ class TeacherEnsemble:
         return conversion(self.images.batches.preprocessing, teacher.preprocessing)
 
     def _network(self, teacher: Teacher, wanted: Sequence[str]) -> TeacherNetwork:
+        if isinstance(teacher.network, OnnxTeacher):
+            return OnnxForward(teacher.network, teacher.name)
         if self.settings.arithmetic == "int8":
             # ONNX Runtime is imported by those who want it.
             int8 = importlib.import_module("compress.teacher.int8")

@@ -238,8 +238,8 @@ def load_student(folder: Path, name: str = "student") -> Student:
     description = load_description(folder, name)
     if "logits_only" in description:
         raise UserError(
-            f"{folder / name}.json describes a teacher that is a file of logits or an ONNX model "
-            f"('{description['architecture']['name']}'), no network that can be built here"
+            f"{folder / name}.json describes a teacher that gives logits only, from the file "
+            f"'{description['logits_only']['file']}': there is no network that can be built here"
         )
     path = folder / f"{name}.safetensors"
     network = build_plain(description, weights=path)

@@ -124,6 +124,14 @@ class _Interrupted(ClosedSchema):
     weights_of_epoch: _Count
 
 
+class _LogitsOnly(ClosedSchema):
+    kind: Literal["onnx", "outputs"]
+    file: _Text
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size_bytes: _Count
+    parameters: Annotated[int, Field(ge=0, le=10**12)] | None = None
+
+
 class _Description(OpenSchema):
     architecture: _Architecture
     code: _Code | None = None
@@ -143,6 +151,7 @@ class _Description(OpenSchema):
     trained_in: Annotated[str, Field(pattern=r"^phase-[A-Za-z0-9_-]{1,99}$")] | None = None
     distillation: _Distillation | None = None
     interrupted: _Interrupted | None = None
+    logits_only: _LogitsOnly | None = None  # of a teacher that is no network
 
     @model_validator(mode="after")
     def _agrees(self) -> "_Description":

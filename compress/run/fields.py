@@ -180,7 +180,11 @@ def _targets(engine: Engine) -> dict[str, str]:
 
 def _with_digests(part: dict[str, Any]) -> dict[str, Any]:
     """Files are known by their content: moving one changes nothing, replacing it does."""
-    for key in ("checkpoint", "weights", "onnx", "outputs"):
+    for key in ("onnx", "outputs"):
+        path = part.get(key)
+        if path is not None and Path(path).is_file():
+            part = {**part, key: sha256_file(Path(path))}
+    for key in ("checkpoint", "weights"):
         path = part.get(key)
         if path is not None and Path(path).is_file():
             files = [p for p in (Path(path), Path(path).with_suffix(".json")) if p.is_file()]

@@ -57,7 +57,8 @@ def _check_logits_files(recipe: Recipe) -> list[str]:
         path = "teacher" if len(recipe.teacher) == 1 else f"teacher.{i}"
         try:
             usual = Preprocessing(size, (0, 0, 0), (1, 1, 1))
-            logits_only.open_file(teacher, path, requested_preprocessing(teacher, usual), None)
+            seen = requested_preprocessing(teacher, usual)
+            logits_only.open_file(teacher, path, seen, recipe.data.classes)
         except UserError as error:
             problems.append(str(error))
     return problems

@@ -87,6 +87,7 @@ def describe_file(part: TeacherPart, network: nn.Module) -> dict[str, Any]:
     path = Path(part.logits_file or "")
     return {
         "kind": kind_of(part),
+        "file": path.name,
         "sha256": sha256_file(path),
         "size_bytes": path.stat().st_size,
         "parameters": network.parameters_of_file() if isinstance(network, OnnxTeacher) else None,

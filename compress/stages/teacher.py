@@ -160,16 +160,17 @@ def _teacher_of_file(
         convert = _conversion(data, seen, row)
         results = evaluate(_Reading(network, convert), data, job)
         save_predictions(_Reading(network, convert), data, job, folder)
-    row |= results | summary([{"epoch": 0, **results}], task) | {"epochs": 0}
+    row |= summary([{"epoch": 0, **results}], task) | {"epochs": 0}
+    row |= {key: value for key, value in results.items() if key.startswith("train_")}
     row["test_images"] = len(data.test)
     if task.metric in row:
         log(f"  {label} {name}: {task.describe(row)} on {len(data.test)} images")
         _refuse_weak(row, None, task, data, label)
     else:
         log(f"  {label} {name}: no logits of test images, so its accuracy is not known")
-    architecture = {"name": name, "arguments": {}}
-    specs = logits_only.specs_of(len(data.class_names))
     about = {logits_only.KEY: logits_only.describe_file(part, network)}
+    architecture = {"name": about[logits_only.KEY]["kind"], "arguments": {}}
+    specs = logits_only.specs_of(len(data.class_names))
     return row | _save(job, folder, seen, row, network, architecture, specs, about)
 
 

@@ -17,6 +17,7 @@ from compress.text import short_repr
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
 WITHOUT_LABELS = ("knn", "mutual_knn")  # statistics
+_LOGITS_FILES = frozenset({"onnx", "outputs"})  # keys of a teacher that is no network
 # Mean, mean and standard deviation, or null where the paper has none.
 PaperValue = float | Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
@@ -206,7 +207,7 @@ def recipe_of(
     if teacher_files is not None:
         teachers = [
             teacher
-            if "onnx" in teacher or "outputs" in teacher  # a file is no other when it was read once
+            if teacher.keys() & _LOGITS_FILES  # nothing was trained
             else {
                 "checkpoint": teacher_files[label],
                 **({"taps": teacher["taps"]} if "taps" in teacher else {}),
@@ -228,7 +229,7 @@ def recipe_of(
 
 def _teacher(shared: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     teacher = _merged(shared, entry)
-    if "checkpoint" in entry and "train" not in entry:
+    if entry.keys() & {"checkpoint", *_LOGITS_FILES} and "train" not in entry:
         teacher.pop("train", None)  # it is read as it is
     return teacher
 

@@ -28,11 +28,12 @@ def cost(run: RunData) -> list[Block]:
         Column("Operators not counted", is_number=False),
     )
     rows = [_costs(row) for row in networks]
+    notes = [Paragraph(str(row["note"]), is_note=True) for row in networks if row.get("note")]
     blocks: list[Block] = [
         heading,
         ReportTable(exact, rows, f"Cost for one input of {shape}; activations at batch {batch}"),
     ]
-    blocks += _projectors(networks)
+    blocks += [*notes, *_projectors(networks)]
     blocks += latencies("Network", "Latency in torch", run.measured("account"))
     return blocks
 
@@ -70,7 +71,7 @@ def _costs(row: Mapping[str, Any]) -> list[ReportCell | str]:
         formats.count(row.get("flops")),
         formats.count(row.get("size_bytes")),
         formats.count(row.get("peak_activation_bytes")),
-        formats.readable(uncounted) or "none",
+        formats.readable(uncounted) or ("none" if "macs" in row else formats.MISSING),
     ]
 
 

@@ -73,7 +73,7 @@ def run(job: Job) -> Outcome:
             rows.append(row)
             advance(note=entry.label)
     for row in rows:
-        log(f"  {row['label']}: {_words(row)}")
+        log(f"  {_words(row)}")
     values = {
         "input_shape": list(input_shape),
         "reference_teacher": teacher.label,
@@ -124,8 +124,9 @@ def _entry(label: str, role: str, network: nn.Module, shape: Sequence[int]) -> _
 def _costs(entry: _Entry) -> dict[str, Any]:
     """The columns that every network has, of one of its own images; of a file, what it tells."""
     if entry.folded is None:
-        known = {key: (entry.file or {})[key] for key in ("parameters", "size_bytes")}
-        return {"label": entry.label, "role": entry.role, **known, "uncounted_operators": {}}
+        file = entry.file or {}
+        known = {key: file[key] for key in ("parameters", "size_bytes")}
+        return {"label": entry.label, "role": entry.role, **known, "note": _note(entry.label, file)}
     return {
         "label": entry.label,
         "role": entry.role,
@@ -136,12 +137,18 @@ def _costs(entry: _Entry) -> dict[str, Any]:
 
 
 def _words(row: Mapping[str, Any]) -> str:
-    if "macs" in row:
-        return f"{row['parameters']:,} parameters, {row['macs']:,} MACs"
-    if row["parameters"] is None:
-        return f"a file of {row['size_bytes']:,} bytes with outputs; no network is there to count"
+    if "note" in row:
+        return str(row["note"])
+    return f"{row['label']}: {row['parameters']:,} parameters, {row['macs']:,} MACs"
+
+
+def _note(label: str, file: Mapping[str, Any]) -> str:
+    """What is known of a teacher that is a file, and what is not counted."""
+    size, parameters = file["size_bytes"], file["parameters"]
+    if parameters is None:
+        return f"{label}: a file of outputs of {size:,} bytes; there is no network to count"
     return (
-        f"an ONNX file of {row['size_bytes']:,} bytes with {row['parameters']:,} parameters in its "
+        f"{label}: an ONNX file of {size:,} bytes with {parameters:,} parameters in its "
         "initializers; MACs, activations and latency are not measured"
     )
 

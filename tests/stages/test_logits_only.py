@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from compress import models, pipeline
 from compress.data import Dataset, open_data
 from compress.errors import UserError
+from compress.methods import METHODS
+from compress.methods.contract import View
+from compress.methods.kd import KD
 from compress.onnx import translate, write_model
+from compress.recipe import check_shape
+from compress.stages.logits_only import check_use
 from compress.storage.files import read_json, read_tensors, write_tensors
+from compress.sweep.schema import check_sweep, recipe_of
 from compress.teacher.stored import read_outputs
 from tests.quick import quick_commands
 
@@ -213,7 +219,7 @@ def test_stored_outputs_are_the_targets_of_the_image_without_augmentation(
     assert first["size_bytes"] == file.stat().st_size
     assert first["parameters"] is None
     assert "pruning_ratio_percent" not in others[-1]
-    assert "no network is there to count" in said
+    assert "there is no network to count" in said
 
 
 def test_stored_outputs_resume_and_need_no_rows_of_test_images(
@@ -243,6 +249,42 @@ def test_check_shows_the_plan(
         assert pipe(tmp_path, "--check", teacher=teacher) == 0
         assert "The recipe is in order." in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_reads_the_file_in_every_cell() -> None:
+    sweep, problems = check_sweep(
+        {
+            "title": "files",
+            "recipe": {
+                **RECIPE,
+                "teacher": {"train": {"epochs": 1, "lr": 0.1}},
+                "distill": {"train": {"epochs": 1, "lr": 0.1}},
+                "student": {},
+            },
+            "teachers": {"file": {"onnx": "net.onnx"}, "trained": {"model": "resnet14"}},
+            "students": {"small": {"model": "resnet8"}},
+            "pairs": [{"teacher": ["file", "trained"], "student": "small"}],
+            "methods": [{"name": "aveg"}],
+        }
+    )
+    assert sweep is not None, problems
+    files = {"file": "runs/file/teacher.safetensors", "trained": "runs/trained/teacher.safetensors"}
+    recipe = recipe_of(sweep, sweep.pairs[0], list(sweep.methods), files)
+    assert recipe["teacher"] == [{"onnx": "net.onnx"}, {"checkpoint": files["trained"]}]
+
+
+def test_stored_outputs_serve_no_method_that_turns_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Turned(KD):
+        views = (View(), View(rotation=90))
+
+    monkeypatch.setitem(METHODS, "turned", Turned)
+    changes = {"distill": {**RECIPE["distill"], "method": "turned"}}
+    for teacher, count in (({"outputs": "logits.npz"}, 1), ({"onnx": "net.onnx"}, 0)):
+        recipe, _ = check_shape({**RECIPE, **changes, "teacher": teacher})
+        assert recipe is not None
+        problems = check_use(recipe, recipe.teacher[0], "teacher")
+        assert len(problems) == count
+        assert all("of which stored outputs have no rows" in problem for problem in problems)
 
 
 def test_onnx_files_that_cannot_serve_are_refused_before_anything_is_trained(

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from compress.distill import Distillation
 from compress.errors import UserError
 from compress.methods import METHODS, LossWeights, NetworkForward
+from compress.methods.contract import StoredOutputs
 from compress.recipe import Recipe
 from compress.stages import dataset_of, distill
 from compress.stages.job import Job
@@ -70,20 +72,25 @@ def test_a_term_is_measured_on_images_of_every_class() -> None:
         workers=0,
         recipe_fingerprint="",
     )
-    methods = {n: building.distillation(METHODS[n]).method for n in ("kd", "crd")}
-    for name, method in methods.items():
-        batch = distill._fixed_batch(data, method, 64, job)
+    modules = {n: building.distillation(METHODS[n]) for n in ("kd", "crd")}
+    kd = modules["kd"]
+    targets = [StoredOutputs(torch.zeros(len(data.train), 10))]
+    modules["stored"] = Distillation(
+        kd.student, targets, kd.method, kd.weights, kd.task, kd_temperature=4
+    )
+    for name, module in modules.items():
+        batch = distill._fixed_batch(data, module, 64, job)
         assert batch.images[0].shape[0] == 64
         assert set(batch.labels.tolist()) == set(range(10))
         assert torch.equal(data.train.labels[batch.index], batch.labels)
         # What remembers training images is measured on these, the others on test images.
-        images = data.train if name == "crd" else data.test
+        images = data.test if name == "kd" else data.train
         seen = {
             i.numpy().tobytes()
             for i in data.preprocessing.normalise(images.fetch(torch.arange(len(images))))
         }
         assert all(image.numpy().tobytes() in seen for image in batch.images[0])
-        if name == "crd":
+        if name != "kd":
             own = data.preprocessing.normalise(data.train.fetch(batch.index))
             assert torch.equal(own, batch.images[0])
 
@@ -94,8 +101,8 @@ def test_the_images_that_a_term_is_measured_on_are_turned_as_in_training(tmp_pat
         name="distill/dlkd", folder=tmp_path, run_folder=tmp_path, arguments={},
         device=building.CPU, workers=0, recipe=recipe, recipe_fingerprint="",
     )  # fmt: skip
-    method = building.distillation(METHODS["dlkd"]).method
-    plain, *turned = distill._fixed_batch(dataset_of(recipe), method, 4, job).images
+    module = building.distillation(METHODS["dlkd"])
+    plain, *turned = distill._fixed_batch(dataset_of(recipe), module, 4, job).images
     for quarters, view in enumerate(turned, 1):
         assert torch.equal(view, plain.rot90(quarters, (2, 3)))
 

@@ -66,13 +66,11 @@ class Distillation(nn.Module):
         self.kd_temperature = kd_temperature
         self.auxiliary = auxiliary if weights.ce else None
         self._tapped = Tapped(student, context.student, self.student_taps)
-        self._teachers = [teacher.eval().requires_grad_(False) for teacher in teachers]
-        self._plain_teachers = [
-            _plain_forward(teacher, known, method.teacher_taps, convert)
-            for teacher, known, convert in zip(
-                self._teachers, context.teachers, inputs or [None] * len(teachers), strict=True
-            )
+        self._teachers = [
+            _tapped(teacher.eval().requires_grad_(False), known, method.teacher_taps)
+            for teacher, known in zip(teachers, context.teachers, strict=True)
         ]
+        self._inputs = inputs or [None] * len(self._teachers)
         self._phase: Phase | None = None
         self._student: TappedForward = self._tapped
         self._fast_teachers: Sequence[TeacherForward] = ()
@@ -226,7 +224,8 @@ class Distillation(nn.Module):
 
     def resident_tensors(self, batch: Batch) -> list[Tensor]:
         """Tensors that are there before a step: parameters, buffers, teachers and the batch."""
-        teachers = [t for network in self._teachers for t in _tensors(network)]
+        networks = [t.network if isinstance(t, Tapped) else t for t in self._teachers]
+        teachers = [tensor for network in networks for tensor in _tensors(network)]
         own = [*batch.images, *batch.view_ids, *batch.view_numbers, batch.labels, batch.index]
         return [*_tensors(self), *teachers, *own]
 
@@ -272,7 +271,11 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _teacher_views(self, batch: Batch) -> list[Views]:
-        teachers = self._fast_teachers or self._plain_teachers
+        own = zip(self._teachers, self._inputs, strict=True)
+        teachers = self._fast_teachers or [
+            NetworkForward(teacher, convert) if isinstance(teacher, Tapped) else teacher
+            for teacher, convert in own
+        ]
         views = [(i, v.is_for_teacher(self.weights)) for i, v in enumerate(self.method.views)]
         # Its arithmetic is its own: what autocast does to the student is not done to its targets.
         with torch.autocast(batch.index.device.type, enabled=False):
@@ -285,16 +288,13 @@ class Distillation(nn.Module):
         return kd_loss(student_logits, teacher_logits, self.kd_temperature)
 
 
-def _plain_forward(
-    teacher: nn.Module,
-    known: TeacherContext,
-    wanted: Sequence[str],
-    convert: Callable[[Tensor], Tensor] | None,
-) -> TeacherForward:
-    """A teacher as it is, whatever runs in its place."""
+def _tapped(
+    teacher: nn.Module, known: TeacherContext, wanted: Sequence[str]
+) -> Tapped | StoredOutputs:
+    """A network with its taps; stored outputs as they are."""
     if isinstance(teacher, StoredOutputs):
         return teacher
-    return NetworkForward(Tapped(teacher, known.taps, (*wanted, known.taps.output)), convert)
+    return Tapped(teacher, known.taps, (*wanted, known.taps.output))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -213,7 +213,9 @@ class TeacherPart(Grown, Part):
     def _is_a_file(self) -> "TeacherPart":
         source = "onnx" if self.onnx is not None else "outputs"
         own = {"onnx", "preprocessing"} if source == "onnx" else {"outputs"}
-        beside = sorted(self.model_fields_set - own)
+        fields = type(self).model_fields
+        given = (k for k in self.model_fields_set if getattr(self, k) != fields[k].default)
+        beside = sorted({*given} - own)
         if beside:
             raise ValueError(
                 f"has both `{source}` and `{beside[0]}`; a file that gives logits is read as it is"

@@ -379,6 +379,13 @@ def test_methods_and_settings_that_need_a_network_are_refused(
     assert "engine.teacher: int8 is arithmetic of networks" in said(teacher, engine=engine)
     assert "has both `onnx` and `train`" in said({**teacher, "train": {"epochs": 1, "lr": 0.1}})
     assert "has both `outputs` and `preprocessing`" in said({**stored, "preprocessing": {}})
+    given = {**RECIPE, "teacher": {**teacher, "model": None, "train": None, "preprocessing": {}}}
+    assert check_shape(given)[1] == []
+    for changes in ({"task": "segmentation"}, {"data": {**DATA, "labels": False}}):
+        recipe, _ = check_shape({**RECIPE, "teacher": teacher, **changes})
+        assert recipe is not None
+        (problem,) = check_use(recipe, recipe.teacher[0], "teacher")
+        assert problem.startswith("teacher.onnx: gives logits of whole images; used where")
     assert "has preprocessing `own`" in said({**teacher, "preprocessing": "own"})
     probe = {"task": "linear_probe", "data": "digit_scenes", "init": ["teacher"]}
     assert "transfer.0.init: teacher is an ONNX file, which has no encoder" in said(

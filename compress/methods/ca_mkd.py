@@ -43,6 +43,7 @@ from compress.methods.contract import (
     last_maps,
     logits_of,
     only_teacher,
+    require_plain_pooling,
 )
 from compress.precision import in_float32
 
@@ -119,6 +120,7 @@ class TeacherReader(nn.Module):
         teacher = only_teacher(context)
         if teacher.weight is None:
             raise ValueError("the method reads the teachers' linear classifiers; one has none")
+        require_plain_pooling(teacher.taps, "teacher")
         self.connector = nn.Sequential(
             nn.Conv2d(own.channels, known.channels, 1), nn.BatchNorm2d(known.channels), nn.ReLU()
         )

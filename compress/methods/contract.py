@@ -125,15 +125,27 @@ class TeacherContext:
 def teacher_context(
     network: nn.Module, specs: TapSpecs, source: Mapping[str, Any] | None = None
 ) -> TeacherContext:
-    """A teacher's taps and a copy of its linear classifier (if it has one), on the CPU."""
-    if specs.classifier is None:
+    """A teacher's taps and a copy of its linear classifier (if it has one), on the CPU.
+
+    That of a network with several heads, whose mean is its output, reads what all of them read.
+    """
+    if not specs.classifiers:
         return TeacherContext(specs, None, None, network, source)
-    state = network.get_submodule(specs.classifier).state_dict()
-    bias = state["bias"].cpu().clone() if "bias" in state else None
-    weight = state["weight"].cpu().clone()
+    states = [network.get_submodule(path).state_dict() for path in specs.classifiers]
+    weight, bias = _classifier_of(states)
     if specs.is_dense:
         weight = weight.flatten(1)  # of a 1x1 convolution
     return TeacherContext(specs, weight, bias, network, source)
+
+
+def _classifier_of(heads: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer; of several, those of the one that gives their mean."""
+    weights = [head["weight"].cpu().clone() for head in heads]
+    biases = [head["bias"].cpu().clone() for head in heads if "bias" in head]
+    if len(heads) == 1:
+        return weights[0], biases[0] if biases else None
+    bias = torch.stack(biases).sum(0) / len(heads) if biases else None
+    return torch.cat(weights, dim=1) / len(heads), bias
 
 
 class TeacherForward(Protocol):
@@ -545,6 +557,19 @@ def last_maps(context: MethodContext) -> tuple[MapSpec, MapSpec]:
             )
     assert context.student.last_map is not None and teacher.last_map is not None
     return context.student.last_map, teacher.last_map
+
+
+def require_plain_pooling(specs: TapSpecs, who: str) -> None:
+    """For a method that puts a classifier behind a network's last map and a pooling of its own.
+
+    Raises:
+        ValueError: the network normalises the mean of its last map before its classifier.
+    """
+    if specs.pooled_norm is not None:
+        raise ValueError(
+            "the method puts a linear classifier right behind global average pooling; the "
+            f"{who} normalises there ('{specs.pooled_norm}'), and what ships would be without that"
+        )
 
 
 def pooled_widths(context: MethodContext) -> tuple[int, int]:

@@ -44,6 +44,7 @@ from compress.methods.contract import (
     pooled,
     pooled_widths,
     published,
+    require_plain_pooling,
 )
 from compress.methods.simkd_v import Merged, merge_layers
 from compress.precision import in_float32
@@ -97,6 +98,7 @@ class EGA(Method):
                 "what ships is a classifier of the method's own behind the student's global "
                 "average pooling, in which this student does not end"
             )
+        require_plain_pooling(context.student, "student")
         for name, weight in (("node_weight", node_weight), ("edge_weight", edge_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} is at least 0, got {weight}")
@@ -107,7 +109,7 @@ class EGA(Method):
         self.node_weight = node_weight
         self.edge_weight = edge_weight
         self.teacher_lr = teacher_lr
-        self.last_map_path = context.student.last_map.path
+        self.last_map = context.student.last_map
         self.embedding = nn.Linear(student, feature_width)
         self.classifier = nn.Linear(feature_width, context.num_classes)
         self.teacher_embedding = nn.Linear(teacher, feature_width)
@@ -140,10 +142,10 @@ class EGA(Method):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """See `Method.deploy`."""
-        encoder = encoder_until(student, self.last_map_path)
+        encoder = encoder_until(student, self.last_map)
         return Merged(encoder, nn.Sequential(self.embedding, self.classifier))
 
     def ship(self, student: nn.Module) -> nn.Module:
         """The two layers merged into one: the student's own parameters and not one more."""
-        encoder = encoder_until(student, self.last_map_path)
+        encoder = encoder_until(student, self.last_map)
         return Merged(encoder, merge_layers([self.embedding], [self.classifier]))

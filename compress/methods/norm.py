@@ -55,6 +55,7 @@ from compress.methods.contract import (
     last_map,
     last_maps,
     logits_of,
+    require_plain_pooling,
 )
 from compress.methods.simkd_v import Merged, merge_layers
 from compress.precision import in_float32
@@ -172,6 +173,7 @@ class NORM(Method):
         student_map, teacher_map = last_maps(context)
         if context.student.classifier is None:
             raise ValueError("the method ships the student's linear classifier; it has none")
+        require_plain_pooling(context.student, "student")
         if copies < 1:
             raise ValueError(f"copies is at least 1, got {copies}")
         if logit_scale <= 0:
@@ -180,7 +182,7 @@ class NORM(Method):
             raise ValueError(f"schedule is {', '.join(SCHEDULES)}, got {schedule}")
         self.logit_scale = logit_scale
         self.schedule: Schedule = schedule
-        self.last_map_path, self.classifier_path = student_map.path, context.student.classifier
+        self.last_map, self.classifier_path = student_map, context.student.classifier
         self.transform = LinearModule(
             student_map.channels, copies * teacher_map.channels, residual=residual
         )
@@ -226,14 +228,14 @@ class NORM(Method):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """The student with the module as it learns, see `Method.deploy`."""
-        encoder = encoder_until(student, self.last_map_path)
+        encoder = encoder_until(student, self.last_map)
         return Transformed(encoder, self.transform, self._classifier(student))
 
     def ship(self, student: nn.Module) -> nn.Module:
         """The encoder, and module and classifier in one layer, see `Method.ship`."""
         classifier = self._classifier(student)
         merged = merge_layers([self.transform.merged()], [classifier]).to(classifier.weight)
-        return Merged(encoder_until(student, self.last_map_path), merged)
+        return Merged(encoder_until(student, self.last_map), merged)
 
     def _classifier(self, student: nn.Module) -> nn.Linear:
         classifier = student.get_submodule(self.classifier_path)

@@ -47,6 +47,7 @@ from compress.methods.contract import (
     first,
     last_map,
     last_maps,
+    require_plain_pooling,
 )
 from compress.precision import in_float32
 from compress.taps import MapSpec, Taps, encoder_until
@@ -186,13 +187,15 @@ class SimKD(Method):
             raise ValueError("the method reads one teacher or more, got none")
         maps = [last_maps(one) for one in context.for_each_teacher()]
         student_map = maps[0][0]
+        for teacher in context.teachers:
+            require_plain_pooling(teacher.taps, "teacher")
         if depthwise and projector != "1x1-3x3-1x1":
             raise ValueError(
                 "depthwise is the earlier name of projector 1x1-dw3x3-1x1; "
                 f"give one of the two, got projector {projector} beside it"
             )
         kind: ProjectorKind = "1x1-dw3x3-1x1" if depthwise else projector
-        self.last_map_path = student_map.path
+        self.last_map = student_map
         self.loss_place = loss_place
         self.combination: Combination = combine
         branch, *others = [Branch(student_map, t, reduction, kind) for t in context.teachers]
@@ -232,7 +235,7 @@ class SimKD(Method):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """See `Method.deploy`."""
-        encoder = encoder_until(student, self.last_map_path)
+        encoder = encoder_until(student, self.last_map)
         branch, *others = self.branches
         return Deployed(encoder, branch, others, self.combination)
 

@@ -93,7 +93,7 @@ class SimKDPlus(Method):
         # Their places alone: what comes between is not read.
         self.student_taps, self.teacher_taps = (own.path,), (target.path,)
         self.cut, self.student_cut = target, own
-        self.tail = tail_after(teacher.network, target.path)
+        self.tail = tail_after(teacher.network, target)
         self.shrink = shrink_to(own, target)
         self.projector = Projector(
             own.channels,
@@ -128,7 +128,7 @@ class SimKDPlus(Method):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """See `Method.deploy`."""
-        encoder = encoder_until(student, self.student_cut.path)
+        encoder = encoder_until(student, self.student_cut)
         return Reusing(encoder, self.shrink, self.projector, self.tail)
 
     def encoder_taps(self) -> TapSpecs:

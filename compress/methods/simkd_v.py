@@ -31,6 +31,7 @@ from compress.methods.contract import (
     first,
     pooled,
     pooled_widths,
+    require_plain_pooling,
 )
 from compress.methods.simkd import SimKD, combine_logits, copy_classifier
 from compress.precision import in_float32
@@ -122,7 +123,8 @@ class SimKDV(Method):
                 "the method ships a student that ends in global average pooling and a linear "
                 "layer; this one does not"
             )
-        self.last_map_path = last.path
+        require_plain_pooling(context.student, "student")
+        self.last_map = last
         self.projectors = nn.ModuleList(nn.Linear(*pair) for pair in widths)
         self.classifiers = nn.ModuleList()
         for teacher in context.teachers:
@@ -146,10 +148,10 @@ class SimKDV(Method):
 
     def deploy(self, student: nn.Module) -> nn.Module:
         """The parts as they learn, see `Method.deploy`."""
-        encoder = encoder_until(student, self.last_map_path)
+        encoder = encoder_until(student, self.last_map)
         return Separate(encoder, self.projectors, self.classifiers)
 
     def ship(self, student: nn.Module) -> nn.Module:
         """The encoder and the merged layer, see `Method.ship`."""
-        encoder = encoder_until(student, self.last_map_path)
+        encoder = encoder_until(student, self.last_map)
         return Merged(encoder, merge_layers([*self.projectors], [*self.classifiers]))

@@ -136,7 +136,7 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
         width = taps.pooled_width
         if taps.is_dense and taps.last_map is not None:
             width = taps.last_map.channels
-        if taps.classifier is None:
+        if not taps.classifiers:
             width = None
         weight = torch.zeros(taps.num_classes, width) if width is not None else None
         bias = torch.zeros(taps.num_classes) if teacher["bias"] else None
@@ -401,7 +401,7 @@ def cut_encoder(
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     network.load_state_dict(fitting, strict=False)
     last = specs.last_map
-    body = encoder_until(network, last.path)
+    body = encoder_until(network, last)
     expected = (last.channels, last.height, last.width)
     _require_output(body, preprocessing.input_shape, expected, origin)
     needed = body.state_dict().keys()

@@ -55,6 +55,8 @@ class _Map(ClosedSchema):
     width: _Pixels
     stride: _Pixels
     side: Literal["output", "input"] = "output"
+    layout: Literal["channels_first", "channels_last", "tokens"] = "channels_first"
+    prefix: Annotated[int, Field(ge=0, le=2**14)] = 0
 
 
 class _Taps(ClosedSchema):
@@ -67,6 +69,8 @@ class _Taps(ClosedSchema):
     stem: _Map | None = None
     logits_map: _Map | None = None
     auxiliary: _Map | None = None
+    pooled_norm: _Text | None = None
+    heads: tuple[_Text, ...] = ()
 
     def maps(self) -> list[_Map]:
         """Every map there is."""

@@ -31,7 +31,7 @@ def plain_description(model: str, state: State | None, origin: str | None) -> di
     preprocessing = _CIFAR if model in models.MODELS else _IMAGENET
     classes = 100 if model in models.MODELS else 1000
     specs, shapes = _tapped(model, classes, preprocessing)
-    name = f"{specs.classifier}.weight"
+    name = f"{next(iter(specs.classifiers), None)}.weight"
     weight = (state or {}).get(name)
     # One of another shape is told when it is loaded.
     if weight is not None and weight.ndim and weight.shape[1:] == shapes.get(name, ())[1:]:

@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,11 @@ def load_initial(
     if encoder is not None and not is_whole(state):
         load_encoder(network, state, weights)
         return None
-    classifier = discover(network, input_shape, model, dense=dense).classifier
-    loaded = load_state(network, state, classifier, weights)
+    classifiers = discover(network, input_shape, model, dense=dense).classifiers
+    loaded = load_state(network, state, classifiers, weights)
     if not loaded.classifier_replaced:
         return None
-    own = len(network.state_dict()[f"{classifier}.weight"])
+    own = len(network.state_dict()[f"{classifiers[0]}.weight"])
     log(f"  {model}: classifier of {loaded.classes_in_file} classes replaced by a new one of {own}")
     return loaded.classes_in_file
 
@@ -207,12 +207,15 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def load_state(
-    network: nn.Module, state: Mapping[str, Tensor], classifier: str | None, origin: str
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    classifier: str | Sequence[str] | None,
+    origin: str,
 ) -> Loaded:
     """Load a state dict; a classifier of another class count is left as initialised.
 
     Args:
-        classifier: path of the network's last linear layer, if it has one.
+        classifier: path of the network's last linear layer, if it has one; or of several heads.
         origin: names the source in messages.
 
     Raises:
@@ -220,7 +223,8 @@ def load_state(
             holds integers in the place of floating-point values, or is not finite.
     """
     own = network.state_dict()
-    weight = f"{classifier}.weight"
+    heads = [classifier] if isinstance(classifier, str) else [*(classifier or ())]
+    weight = f"{heads[0] if heads else None}.weight"
     known = weight in own and weight in state and state[weight].ndim > 0
     in_file = state[weight].shape[0] if known else None
     replaced = (
@@ -230,8 +234,8 @@ def load_state(
     )
     left: set[str] = set()
     if replaced:
-        state = {k: v for k, v in state.items() if not k.startswith(f"{classifier}.")}
-        left = {f"{classifier}.weight", f"{classifier}.bias"}
+        left = {f"{head}.{name}" for head in heads for name in ("weight", "bias")}
+        state = {k: v for k, v in state.items() if k not in left}
     if difference := _difference(state, own, left):
         name = type(network).__name__
         raise UserError(f"{origin} is of another architecture than {name}: {difference}")

@@ -53,7 +53,8 @@ def _taps(shapes: Shapes) -> Table:
             taps.add_row(f"{role} {name}", kind, where, shape, str(spec.stride))
         pooled = specs.of("pooled")
         if isinstance(pooled, VectorSpec):
-            place = f"input of {pooled.path}" if pooled.path else "output"
+            paths = " and ".join((pooled.path, *pooled.beside))
+            place = f"input of {paths}" if paths else "output"
             taps.add_row(f"{role} {name}", "pooled", place, str(pooled.width))
         else:
             taps.add_row(f"{role} {name}", "pooled", "none", "")

@@ -171,13 +171,13 @@ class _Networks:
         if weights is None or weights in published_weights(model) or not os.path.isfile(weights):
             return True
         try:
-            state, classifier = read_state(Path(weights)), network[1].classifier
+            state, classifiers = read_state(Path(weights)), network[1].classifiers
             if self.num_classes == 0:
                 state = encoder_tensors(state, network[0], head)[1]
             if self.dense and hasattr(network[0], "encoder_name") and not is_whole(state):
                 load_encoder(network[0], state, weights)
             else:
-                load_state(network[0], state, classifier, weights)
+                load_state(network[0], state, classifiers, weights)
         except UserError as error:
             self.problems.append(f"{path}: {error}")
             return False

@@ -23,9 +23,10 @@ from compress.taps.graph import (
     Untraceable,
     batch_norm_of,
     encoder_until,
+    map_node,
     tail_after,
 )
-from compress.taps.specs import KINDS, Kind, MapSpec, TapSpecs, VectorSpec
+from compress.taps.specs import KINDS, Kind, MapSpec, TapSpecs, TokensSpec, VectorSpec
 from compress.taps.tapped import Tapped, TappedForward, Taps
 
 __all__ = [
@@ -39,11 +40,13 @@ __all__ = [
     "TappedForward",
     "TappedGraph",
     "Taps",
+    "TokensSpec",
     "Untraceable",
     "VectorSpec",
     "batch_norm_of",
     "discover",
     "encoder_until",
+    "map_node",
     "switch_off_inplace",
     "tail_after",
 ]

@@ -60,7 +60,7 @@ class TappedGraph(Tapped):
         nodes = [tracer.node_at(place) for place in self.order]
         outputs = list(dict.fromkeys(nodes))  # two taps may be one tensor
         numbers = {place: outputs.index(n) for place, n in zip(self.order, nodes, strict=True)}
-        self.read = TapReader.of(self.places, numbers)
+        self.read = TapReader(self.taps, numbers)
         called = _called(tracer.graph)
         _cut(tracer.graph, outputs, tuple(outputs), network)
         gone = called - _called(tracer.graph)
@@ -78,8 +78,12 @@ class TappedGraph(Tapped):
         return self.read(self.graph(images))
 
 
-def encoder_until(network: nn.Module, path: str, *, whole: Collection[str] = ()) -> fx.GraphModule:
-    """The part of a network up to the output of module `path`, sharing its parameters.
+def encoder_until(
+    network: nn.Module, cut: str | MapSpec, *, whole: Collection[str] = ()
+) -> fx.GraphModule:
+    """The part of a network up to the output of a module, sharing its parameters.
+
+    It gives that as it is where `cut` is the module's path, and (N, C, H, W) where it is a map.
 
     Modules past it (pooling, classifier) are not in the result; names of those before it stay.
     Control flow is fixed as in eval mode: functional dropout is off, modules still follow
@@ -89,11 +93,29 @@ def encoder_until(network: nn.Module, path: str, *, whole: Collection[str] = ())
         UserError: the network's control flow depends on its input, so it cannot be traced; or its
             forward runs no module of this path.
     """
+    path = cut if isinstance(cut, str) else cut.path
     tracer, node = _trace_to(network, path, whole)
+    if isinstance(cut, MapSpec):
+        node = map_node(tracer.graph, node, cut)
     _cut(tracer.graph, [node], node, network)
     encoder = fx.GraphModule(network, tracer.graph, class_name="Encoder")
     tracer.remove_constants()
     return encoder
+
+
+def map_node(graph: fx.Graph, node: fx.Node, spec: MapSpec) -> fx.Node:
+    """The value of a node as the map (N, C, H, W) that it is, in a graph that has its nodes."""
+    with graph.inserting_before(node.next):  # several nodes, in their order
+        return _node_of(spec.read([_proxy(node, graph)]))  # type: ignore[list-item]
+
+
+def _proxy(node: fx.Node, graph: fx.Graph) -> fx.Proxy:
+    return fx.Proxy(node, fx.proxy.GraphAppendingTracer(graph))
+
+
+def _node_of(value: Any) -> fx.Node:
+    node: fx.Node = value.node
+    return node
 
 
 class Tail(nn.Module):
@@ -118,23 +140,33 @@ class Tail(nn.Module):
         return super().train(False)
 
 
-def tail_after(network: nn.Module, path: str) -> Tail:
-    """The part of a network that follows the output of module `path`, as a copy of its own.
+def tail_after(network: nn.Module, cut: str | MapSpec) -> Tail:
+    """The part of a network that follows the output of a module, as a copy of its own.
 
+    It reads that as it is where `cut` is the module's path, and (N, C, H, W) where it is a map.
     Names of the modules in it stay. Together with `encoder_until` it is the whole network.
 
     Raises:
         UserError: as for `encoder_until`; or what follows also reads what is before the cut, as a
-            skip connection around it does, or reads nothing of it.
+            skip connection around it does, or reads nothing of it; or it reads tokens of no patch,
+            which the map is without.
     """
-    tracer, cut = _trace_to(network, path)
+    spec = cut if isinstance(cut, MapSpec) else None
+    path = cut if isinstance(cut, str) else cut.path
+    refusal = f"{type(network).__name__} cannot be cut"
+    if spec is not None and spec.prefix:
+        raise UserError(
+            f"{refusal} after '{path}': what follows also reads {spec.prefix} tokens that are of "
+            "no patch, such as a class token, and the map of its patches is without them"
+        )
+    tracer, node = _trace_to(network, path)
     try:
-        graph = _graph_after(tracer.graph, cut, f"{type(network).__name__} cannot be cut", path)
+        graph = _graph_after(tracer.graph, node, refusal, path, spec)
         graph.eliminate_dead_code(lambda node: _overwrites(node, network))
         body = copy.deepcopy(fx.GraphModule(network, graph, class_name="Tail"))
     finally:
         tracer.remove_constants()
-    return Tail(body, is_activated=_is_activated(cut, network))
+    return Tail(body, is_activated=_is_activated(node, network))
 
 
 def batch_norm_of(network: nn.Module, place: MapSpec) -> nn.BatchNorm2d:
@@ -174,10 +206,15 @@ def _without_identities(node: fx.Node, network: nn.Module) -> nn.Module | None:
     return None
 
 
-def _graph_after(graph: fx.Graph, cut: fx.Node, refusal: str, path: str) -> fx.Graph:
-    """A graph from the value of `cut` to the output of `graph`."""
+def _graph_after(
+    graph: fx.Graph, cut: fx.Node, refusal: str, path: str, spec: MapSpec | None
+) -> fx.Graph:
+    """A graph from the value of `cut`, or the map that it is, to the output of `graph`."""
     tail = fx.Graph()
-    copied = {cut: tail.placeholder("features")}
+    features = tail.placeholder("features")
+    if spec is not None:
+        features = _node_of(spec.restore(_proxy(features, tail)))  # type: ignore[arg-type]
+    copied = {cut: features}
     follows = {cut}
     for node in graph.nodes:
         if node in copied or node.op == "placeholder":

@@ -1,9 +1,11 @@
 """Named feature taps of any `nn.Module`, with no edit to it; `discovery` finds them.
 
 Kinds: `stages` (the last map of each resolution), `pre_activations` (the same before their
-activation), `stem` (the first activated map, where no stage is it already), `last_map` (what the
+activation), `stem` (the first activated map, where no stage is it already), `tokens` (those of the
+stages of a network of tokens, with the tokens that are of no patch), `last_map` (what the
 global pooling reads), `pooled` (the embedding, which the classifier reads), `logits`; and the
-output of any module by its dotted path. A tap is a forward hook that lives for one call.
+output of any module by its dotted path. Maps are (N, C, H, W) in whatever layout a network has
+them, also those of stages by their paths. A tap is a forward hook that lives for one call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +17,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compress.errors import UserError, nearest
-from compress.taps.specs import KINDS, Place, TapSpecs
+from compress.taps.specs import KINDS, PathSpec, Place, Spec, TapSpecs
 
 Tap: TypeAlias = Tensor | list[Tensor]
-Places: TypeAlias = Mapping[str, Place | list[Place]]
+One: TypeAlias = Spec | PathSpec
 
 
 class Taps(dict[str, Tap]):
     """Tensors of one forward pass by kind or dotted path; only what was wanted is there.
 
     logits (N, K), pooled (N, D), last_map and stem (N, C, H, W), stages and pre_activations: lists
-    of maps from fine to coarse.
+    of maps from fine to coarse, tokens: a list of (N, L, D).
     """
 
     def tensor(self, kind: str) -> Tensor:
@@ -63,34 +65,28 @@ class TappedForward(Protocol):
 
 @dataclass(frozen=True)
 class TapReader:
-    """Names the tensors of a forward pass: which of them, by number, is which tap.
+    """Makes taps of the tensors of a forward pass: what is read, and which tensor is at a place.
 
-    Several taps may be one tensor.
+    Several places may be one tensor.
     """
 
-    numbers: Mapping[str, int | list[int]]
-
-    @classmethod
-    def of(cls, places: Places, numbers: Mapping[Place, int]) -> "TapReader":
-        """Read each place from the tensor of its number."""
-        return cls(
-            {
-                kind: [numbers[p] for p in place] if isinstance(place, list) else numbers[place]
-                for kind, place in places.items()
-            }
-        )
+    taps: Mapping[str, One | tuple[One, ...]]
+    numbers: Mapping[Place, int]
 
     @property
     def count(self) -> int:
         """Tensors of a forward pass that are read."""
-        read = (n if isinstance(n, list) else [n] for n in self.numbers.values())
-        return len({number for numbers in read for number in numbers})
+        return len({*self.numbers.values()})
 
     def __call__(self, tensors: Sequence[Tensor] | Mapping[int, Tensor]) -> Taps:
         """The taps of one forward pass."""
+
+        def read(spec: One) -> Tensor:
+            return spec.read([tensors[self.numbers[place]] for place in spec.places])
+
         return Taps(
-            (kind, [tensors[i] for i in number] if isinstance(number, list) else tensors[number])
-            for kind, number in self.numbers.items()
+            (kind, [read(one) for one in spec] if isinstance(spec, tuple) else read(spec))
+            for kind, spec in self.taps.items()
         )
 
 
@@ -106,16 +102,17 @@ class Tapped:
         self.network = network
         self.specs = specs
         self.wanted = tuple(dict.fromkeys(wanted))
-        self.places = _places(network, specs, self.wanted)
+        self.taps = _taps(network, specs, self.wanted)
         modules = dict(network.named_modules())
-        every = chain.from_iterable(p if isinstance(p, list) else [p] for p in self.places.values())
+        ones = chain.from_iterable(t if isinstance(t, tuple) else [t] for t in self.taps.values())
+        every = {place for one in ones for place in one.places}
         # The network itself last, whose name is empty.
-        self.order = sorted(set(every), key=lambda place: (not place[0], place))
+        self.order = sorted(every, key=lambda place: (not place[0], place))
         for path, _ in self.order:
             if path not in modules:
                 raise UserError(f"the network has no module '{path}'{nearest(path, modules)}")
         self._hooked = [(modules[path], side) for path, side in self.order if path]
-        self._read = TapReader.of(self.places, {place: i for i, place in enumerate(self.order)})
+        self._read = TapReader(self.taps, {place: i for i, place in enumerate(self.order)})
 
     def with_network(self, network: nn.Module) -> "Tapped":
         """The same taps of another instance of the architecture (a momentum copy)."""
@@ -133,21 +130,21 @@ class Tapped:
         return self._read(seen)
 
 
-def _places(network: nn.Module, specs: TapSpecs, wanted: Sequence[str]) -> Places:
-    """The place of each wanted tap; a kind that a network may lack is left out where it does."""
-    places: dict[str, Place | list[Place]] = {}
+def _taps(
+    network: nn.Module, specs: TapSpecs, wanted: Sequence[str]
+) -> Mapping[str, One | tuple[One, ...]]:
+    """What each wanted tap is; a kind that a network may lack is left out where it does."""
+    taps: dict[str, One | tuple[One, ...]] = {}
     for want in wanted:
         if want not in KINDS:
-            places[want] = (want, "output")
+            taps[want] = specs.map_at(want) or PathSpec(want)
             continue
         spec = specs.of(want)
-        if isinstance(spec, tuple):
-            places[want] = [(one.path, one.side) for one in spec]
-        elif spec is not None:
-            places[want] = (spec.path, spec.side)
+        if spec is not None:
+            taps[want] = spec
         elif KINDS[want].lacking is not None:
             raise UserError(f"{type(network).__name__} has {KINDS[want].lacking}")
-    return places
+    return taps
 
 
 def _hook(module: nn.Module, side: str, seen: dict[int, Tensor], number: int) -> RemovableHandle:

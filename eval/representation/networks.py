@@ -106,5 +106,6 @@ def _classes(origin: Origin) -> int | None:
     if specs.output != "logits":
         return None
     # A file of weights alone may lack those of the classifier.
-    is_whole = origin.weights is not None or f"{specs.classifier}.weight" in origin.read()
+    heads = [f"{path}.weight" for path in specs.classifiers]
+    is_whole = origin.weights is not None or {*heads} <= {*origin.read()}
     return specs.num_classes if is_whole else None

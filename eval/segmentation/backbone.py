@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from compress.errors import UserError
 from compress.model_files.artifacts import Encoder
 from compress.models.segmentation.dilation import dilate
-from compress.taps import MapSpec, TapSpecs
+from compress.taps import MapSpec, TapSpecs, map_node
 
 
 def auxiliary_map(taps: TapSpecs) -> MapSpec | None:
@@ -30,7 +30,7 @@ class SegmentationBackbone(nn.Module):
         self.channels = encoder.channels
         self.body = encoder.body
         if auxiliary is not None:
-            self.body = with_map(cast(fx.GraphModule, encoder.body), auxiliary.path)
+            self.body = with_map(cast(fx.GraphModule, encoder.body), auxiliary)
         self.frozen = frozen
         if frozen:
             self.requires_grad_(False)
@@ -47,13 +47,13 @@ class SegmentationBackbone(nn.Module):
         return maps if isinstance(maps, tuple) else (maps, None)
 
 
-def with_map(body: fx.GraphModule, path: str) -> fx.GraphModule:
-    """The same network, sharing its parameters, that gives (last map, output of `path`)."""
+def with_map(body: fx.GraphModule, spec: MapSpec) -> fx.GraphModule:
+    """The same network, sharing its parameters, that gives (last map, another map)."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     last = graph.graph_copy(body.graph, copies)
-    inside = [n for n in copies if path in n.meta.get("nn_module_stack", {})]
+    inside = [n for n in copies if spec.path in n.meta.get("nn_module_stack", {})]
     if not inside:
-        raise UserError(f"the encoder has no part '{path}' for the auxiliary loss")
-    graph.output((last, copies[inside[-1]]))
+        raise UserError(f"the encoder has no part '{spec.path}' for the auxiliary loss")
+    graph.output((last, map_node(graph, copies[inside[-1]], spec)))
     return fx.GraphModule(body, graph, class_name="Encoder")

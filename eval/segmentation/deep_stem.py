@@ -31,7 +31,7 @@ def with_deep_stem(
     known = {name: tensor.data_ptr() for name, tensor in network.state_dict().items()}
     with seeded(seed, "segmentation", "deep stem"):
         deepen(network)
-    body = encoder_until(network, last_map.path)
+    body = encoder_until(network, last_map)
     own = body.state_dict()
     kept = sum(known.get(name) == tensor.data_ptr() for name, tensor in own.items())
     share = encoder.matched_percent * kept / len(own)

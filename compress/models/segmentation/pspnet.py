@@ -48,7 +48,7 @@ class PSPNet(nn.Module):
         if last is None:
             raise UserError(f"{type(network).__name__} has no last map to put a head on")
         stages = [stage for stage in specs.stages if stage.side == "output"]
-        self.encoder = encoder_until(network, last.path, whole=[s.path for s in (*stages, last)])
+        self.encoder = encoder_until(network, last, whole=[s.path for s in (*stages, last)])
         if dilated:
             dilate(self.encoder, last.stride)
         self.head = PyramidPoolingHead(

@@ -46,6 +46,7 @@ from compress.methods.crcd import CRCD, crcd_gradient_loss, crcd_loss
 from compress.methods.crd import CRD, crd_loss
 from compress.methods.cwd import CWD, cwd_loss
 from compress.methods.dcd import DCD, dcd_consistency_loss, dcd_contrast_loss, dcd_loss
+from compress.methods.deit import DeiT, deit_loss
 from compress.methods.dist import DIST, dist_loss
 from compress.methods.distpro import DistPro, distpro_loss
 from compress.methods.dkd import DKD, dkd_loss
@@ -135,6 +136,7 @@ __all__ = [
     "dcd_consistency_loss",
     "dcd_contrast_loss",
     "dcd_loss",
+    "deit_loss",
     "dist_loss",
     "distpro_loss",
     "dkd_loss",
@@ -203,6 +205,7 @@ METHODS: Mapping[str, type[Method]] = {
     "crd": CRD,
     "cwd": CWD,
     "dcd": DCD,
+    "deit": DeiT,
     "dist": DIST,
     "distpro": DistPro,
     "dkd": DKD,

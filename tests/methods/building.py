@@ -11,10 +11,12 @@ from compress.data import Batch, ImageBatches, MemoryImages, Preprocessing
 from compress.data.dense.images import MaskedImages, MaskedPixels
 from compress.distill import Distillation
 from compress.methods import METHODS, LossWeights, Method, MethodContext, teacher_context
+from compress.methods.deit import DeiT
 from compress.methods.fsp import FSP
 from compress.models import build
 from compress.taps import discover
 from compress.tasks import Classification, Segmentation
+from tests.transformers import OwnViT
 
 CLASSES = 5
 SHAPE = (3, 16, 16)
@@ -162,6 +164,8 @@ def distillation(
     make = dense_networks if dense else networks
     student, teacher_networks = make(teachers, teacher=teacher)
     torch.manual_seed(0)
+    if issubclass(kind, DeiT):
+        student = OwnViT(heads=2, size=SHAPE[-1])
     method = method_class(context(student, teacher_networks, dense=dense))
     return Distillation(
         student,

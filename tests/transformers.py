@@ -1,5 +1,7 @@
 """Small transformers and ConvNeXt, of torchvision and timm, for images of 32 pixels."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,11 +71,12 @@ def _torchvision_convnext() -> nn.Module:
     return ConvNeXt(blocks, layer_scale=1.0, num_classes=CLASSES)
 
 
-OTHERS = {
+OTHERS: Mapping[str, Callable[[], nn.Module]] = {
     "torchvision_vit": _torchvision_vit,
     "torchvision_swin": _torchvision_swin,
     "torchvision_convnext": _torchvision_convnext,
     "own_vit": OwnViT,
+    "own_deit": partial(OwnViT, heads=2),
 }
 NAMES = (*TIMM, *OTHERS)
 

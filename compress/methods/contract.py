@@ -567,8 +567,8 @@ def require_plain_pooling(specs: TapSpecs, who: str) -> None:
     """
     if specs.pooled_norm is not None:
         raise ValueError(
-            "the method puts a linear classifier right behind global average pooling; the "
-            f"{who} normalises there ('{specs.pooled_norm}'), and what ships would be without that"
+            "the method puts a linear classifier right behind global average pooling, and the "
+            f"{who} normalises in between ('{specs.pooled_norm}'), which the method leaves out"
         )
 
 

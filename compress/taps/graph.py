@@ -156,8 +156,8 @@ def tail_after(network: nn.Module, cut: str | MapSpec) -> Tail:
     refusal = f"{type(network).__name__} cannot be cut"
     if spec is not None and spec.prefix:
         raise UserError(
-            f"{refusal} after '{path}': what follows also reads {spec.prefix} tokens that are of "
-            "no patch, such as a class token, and the map of its patches is without them"
+            f"{refusal} after '{path}': what follows also reads a class token, or others that are "
+            "of no patch, and the map of the patches is without them"
         )
     tracer, node = _trace_to(network, path)
     try:

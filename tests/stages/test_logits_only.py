@@ -381,7 +381,7 @@ def test_methods_and_settings_that_need_a_network_are_refused(
     assert "has both `outputs` and `preprocessing`" in said({**stored, "preprocessing": {}})
     given = {**RECIPE, "teacher": {**teacher, "model": None, "train": None, "preprocessing": {}}}
     assert check_shape(given)[1] == []
-    for changes in ({"task": "segmentation"}, {"data": {**DATA, "labels": False}}):
+    for changes in ({"task": "segmentation"}, {"data": {"name": "digits", "labels": False}}):
         recipe, _ = check_shape({**RECIPE, "teacher": teacher, **changes})
         assert recipe is not None
         (problem,) = check_use(recipe, recipe.teacher[0], "teacher")

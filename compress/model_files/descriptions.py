@@ -70,7 +70,7 @@ class _Taps(ClosedSchema):
     logits_map: _Map | None = None
     auxiliary: _Map | None = None
     pooled_norm: _Text | None = None
-    heads: tuple[_Text, ...] = ()
+    heads: list[_Text] = Field(default_factory=list)
 
     def maps(self) -> list[_Map]:
         """Every map there is."""

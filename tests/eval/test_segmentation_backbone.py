@@ -13,10 +13,11 @@ from compress.engine import OptimizerStep, TrainSettings
 from compress.errors import UserError
 from compress.model_files import Encoder, cut_encoder
 from compress.models.segmentation.dilation import dilate
-from compress.taps import TapSpecs, discover
+from compress.taps import Tapped, TapSpecs, discover
 from eval.segmentation import SegmentationLoss, Segmenter, describe, describe_architecture
 from eval.segmentation.backbone import SegmentationBackbone, auxiliary_map
 from eval.segmentation.deep_stem import with_deep_stem
+from tests import transformers
 
 SHOWN = Preprocessing(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -235,3 +236,17 @@ def test_deep_stem_of_another_network_is_refused() -> None:
     assert taps.last_map is not None
     with pytest.raises(UserError, match="no conv1, bn1 and layer1 of an ImageNet-style ResNet"):
         with_deep_stem(network, encoder, taps.last_map, seed=0)
+
+
+def test_maps_of_a_channels_last_encoder_are_channels_first() -> None:
+    network = transformers.network("torchvision_swin").eval()
+    shown = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    taps = discover(network, shown.input_shape, "swin")
+    encoder = cut_encoder(network, taps, shown, network.state_dict(), "swin")
+    backbone = SegmentationBackbone(encoder, auxiliary_map(taps), frozen=True)
+    last, auxiliary = backbone(transformers.images())
+    expected = Tapped(network, taps, ["last_map", "stages"])(transformers.images())
+    assert torch.equal(last, expected.tensor("last_map"))
+    assert auxiliary is not None
+    assert torch.equal(auxiliary, expected.tensors("stages")[0])
+    assert auxiliary.shape[1:] == (8, 16, 16)

@@ -38,9 +38,9 @@ def discover(
 
     A map (N, H, W, C) is known by the linear layers and layer norms that read or make it, or read
     what makes it (`_channels_last`). Tokens (N, L, D) are known by the map of patches that they
-    were made from (`_find_tokens`); of L > H W the first are of no patch, which is checked too. The
-    stages of a network of tokens, which have one resolution, are four of its blocks, a quarter of
-    them apart, the last among them; or the last alone behind maps of finer resolutions.
+    were made from (`_find_tokens`); of L > H W the first are of no patch. The stages of a network
+    of tokens, which have one resolution, are four of its blocks, a quarter of them apart, the last
+    among them; or the last alone behind maps of finer resolutions.
 
     Args:
         stages: module paths of the stage maps, fine to coarse, in place of those found.
@@ -65,7 +65,8 @@ def discover(
         return _dense_specs(network, maps, seen, classifier, input_shape, paths, last_map)
     heads = [] if embeds or classifier else _heads(seen, tokens)
     embedding = seen.logits if embeds else _embedding(seen, classifier, heads)
-    last, norm = (last_map, None) if last_map else _last_map(maps, embedding, seen)
+    found, norm = _last_map(maps, embedding, seen)
+    last = last_map or found
     return TapSpecs(
         **_encoder_specs(paths, maps, seen, input_shape),
         last_map=maps[last] if last else None,
@@ -249,7 +250,7 @@ def _find_tokens(seen: _Forward) -> _Tokens | None:
     """The tokens that were made from a map of patches, if there are any.
 
     By value: what differs between two images is the same in the map and in the tokens behind the
-    prefix, whatever positions were added, and does not differ at all in the prefix.
+    prefix, whatever positions were added.
     """
     every = [*seen.outputs.values(), *seen.inputs.values()]
     sequences = [t for t in every if t.dim() == 3 and len(t) == 2]
@@ -270,8 +271,7 @@ def _are_tokens(sequence: Tensor, patches: Tensor) -> bool:
     if prefix < 0 or sequence.shape[2] != patches.shape[1]:
         return False
     found, expected = sequence[0] - sequence[1], (patches[0] - patches[1]).flatten(1).T
-    same = torch.allclose(found[prefix:], expected, rtol=1e-4, atol=1e-5)
-    return same and not bool(found[:prefix].any())
+    return torch.allclose(found[prefix:], expected, rtol=1e-4, atol=1e-5)
 
 
 def _maps(

@@ -12,6 +12,7 @@ from compress.models import MODELS, build
 from compress.models.resnet50_cifar import BottleneckResNet
 from compress.onnx import open_session, run_session
 from export import export_onnx
+from tests import transformers
 from tests.export.networks import trained
 from tests.export.tracing import traced_exports
 from tests.methods import building
@@ -101,6 +102,12 @@ def test_an_architecture_is_the_same_as_a_file(tmp_path: Path, name: str) -> Non
         pytest.importorskip("timm", reason="timm is an extra")
     make, size = NETWORKS[name]
     require_equal(trained(make(name), size=size), tmp_path / "x.onnx", size)
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "swin", "torchvision_convnext", "own_vit"])
+def test_a_transformer_is_the_same_as_a_file(tmp_path: Path, name: str) -> None:
+    network = trained(transformers.network(name), size=transformers.SHAPE[-1])
+    require_equal(network, tmp_path / "x.onnx", transformers.SHAPE[-1])
 
 
 def deployed(method_class: type[Method], student: str) -> nn.Module:

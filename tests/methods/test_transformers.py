@@ -16,7 +16,7 @@ from compress.distill import Distillation
 from compress.errors import UserError
 from compress.methods import METHODS, Method, MethodContext, teacher_context
 from compress.models import build
-from compress.taps import TapSpecs, discover
+from compress.taps import Tapped, TapSpecs, discover
 from compress.tasks import Classification
 from tests import transformers
 from tests.methods import building
@@ -102,6 +102,15 @@ def test_a_method_runs_or_refuses_in_a_sentence(name: str) -> None:
         assert teacher not in teachers, pair
         assert student not in students, pair
         _check(module, pair)
+
+
+def test_the_heads_of_a_teacher_are_one_classifier() -> None:
+    network = _network(DEIT, 3).eval()
+    known = teacher_context(network, _specs(DEIT))
+    taps = Tapped(network, known.taps, ["pooled", "logits"])(transformers.images())
+    assert known.weight is not None
+    read = nn.functional.linear(taps.tensor("pooled"), known.weight, known.bias)
+    torch.testing.assert_close(read, taps.tensor("logits"))
 
 
 def _check(module: Distillation, pair: str) -> None:

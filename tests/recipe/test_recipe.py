@@ -102,7 +102,7 @@ def test_a_minimal_recipe_is_in_order() -> None:
         ({"distill__method": {"name": "simkd", "reduce": 2}}, "reduce: unknown.*'reduction'"),
         ({"distill__method": {"name": "simkd", "reduction": "2"}}, "reduction: .*integer"),
         ({"distill__protocol": "sim"}, "distill.protocol: unknown protocol 'sim'"),
-        ({"distill__compare": ["kd", "nome"]}, "distill.compare.1: unknown name 'nome'.*'none'"),
+        ({"distill__compare": ["kd", "nonne"]}, "distill.compare.1: unknown name 'nonne'.*'none'"),
         ({"distill__train__schedule": "step"}, "distill.train.schedule: unknown name 'step'"),
         ({"distill__train__schedule": {"name": "multistep", "milestones": [2]}}, "fractions"),
         ({"distill__train__optimizer": "adam"}, "unknown optimiser 'adam'.*'adamw'"),

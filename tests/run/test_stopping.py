@@ -29,11 +29,15 @@ ROOT = Path(__file__).parents[2]
 ENDLESS = {"model": "resnet8", "train": {"epochs": 3000, "lr": 0.05}}
 
 
-def _sigterm() -> None:
+def _send(number: int) -> None:
     """To the main thread: it handles the signal, and another that gets it would not wake it."""
     main = threading.main_thread().ident
     assert main is not None
-    signal.pthread_kill(main, signal.SIGTERM)
+    signal.pthread_kill(main, number)
+
+
+def _sigterm() -> None:
+    _send(signal.SIGTERM)
 
 
 def _end(command: Callable[[], int]) -> tuple[int, list[str]]:
@@ -59,9 +63,11 @@ def test_a_data_loader_may_end_in_the_very_moment_of_a_sigterm() -> None:
     def command() -> int:
         both = {signal.SIGTERM, signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, both)
-        for number in both:
-            os.kill(os.getpid(), number)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        try:
+            for number in both:
+                _send(number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
         return 0
 
     before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as data loaders have one

@@ -27,6 +27,7 @@ decay of the training, here it is plain, with `unroll_lr`; it shows further held
 each batch, here a batch has both; a moves before the weights do there and with them here.
 
 Paper (DCD supplement, Table 7): resnet56 -> resnet20 on CIFAR-100 72.03, none for resnet8x4.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 import copy

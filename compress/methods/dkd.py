@@ -24,6 +24,7 @@ with a weight of 9 to 18, some T = 3; the logs it links are named after them.
 
 Paper (READMEs of the two repositories): resnet32x4 -> resnet8x4 on CIFAR-100 76.32, with
 standardized logits 77.01.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from collections.abc import Mapping, Sequence

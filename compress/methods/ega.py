@@ -22,6 +22,7 @@ below 1e-3 of the batch's mean fades out, to 0 where all its numbers are equal
 (`blocks.directions`), where the code gives NaN. A batch of one has no edges.
 
 Paper (BMVC 2022): it distils CLIP; for resnet32x4 -> resnet8x4 there is no number.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,6 +18,7 @@ than 1e-3 of the mean fade out of r (`blocks.directions`). A batch of one has D 
 Not the FKD of "A Fast Knowledge Distillation Framework for Visual Recognition".
 
 Paper (DCD supplement, Table 7): resnet32x4 -> resnet8x4 on CIFAR-100 75.57.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,6 +20,7 @@ temperature, momentum and widths. Embeddings have length 1 after the layers, so 
 norm the share of the bias is left. The local part is `lckt`, both together are `wcord`.
 
 Paper (CoCoRD Table 1, last epoch): resnet32x4 -> resnet8x4 on CIFAR-100 75.45.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from typing import ClassVar

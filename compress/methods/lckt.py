@@ -15,6 +15,7 @@ vanish by mapping all images to one point; and a weight of 1. Secondary sources 
 paper's, without saying whether the plan's mass is 1, as here, or N.
 
 Paper (CoCoRD Table 1, last epoch): resnet32x4 -> resnet8x4 on CIFAR-100 74.65.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 import math

@@ -31,6 +31,7 @@ temperature unless `temperatures` says otherwise.
 
 Paper (README of sunshangquan/logit-standardization-KD): resnet32x4 -> resnet8x4 on CIFAR-100 77.08,
 with standardized logits 78.28.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,6 +22,7 @@ T = 4, t = 0.5, ratios 1 and 0.75, and 60 epochs of the first phase at 0.05, tim
 weights hold in both protocols here.
 
 Paper (DLKD Table I; its teachers are those of SSKD): resnet32x4 -> resnet8x4 on CIFAR-100 76.20.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from collections.abc import Mapping, Sequence

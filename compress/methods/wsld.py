@@ -13,6 +13,7 @@ alpha = 2.25, are those commonly given for CIFAR-100, which no released code con
 takes the place of KD: both protocols are CE + WSLD. Several teachers: the mean of their terms.
 
 Paper (supplement of DCD, Table 7): resnet32x4 -> resnet8x4 on CIFAR-100 74.79.
+Measured here: benchmarks/results/more_methods_cpu.md.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`python -m export RUN`: any student of a run directory as a bundle that runs anywhere."""
+"""`compress export RUN`: any student of a run directory as a bundle that runs anywhere."""
 
 import argparse
 import re
@@ -22,7 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
     0; 1 where the bundle lacks an int8 file that exceeded a limit; 2 after a user's mistake; 130
     interrupted.
     """
-    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    args = parser().parse_args(arguments)
+    return exit_code(lambda: _command(args))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
+    parser = argparse.ArgumentParser(prog="compress export", description=__doc__)
     parser.add_argument("run", type=Path, help="a run directory of compress.pipeline")
     parser.add_argument(
         "--student", help="which student (default: the recipe's export.student, else recommended)"
@@ -68,8 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--trust-code", action="store_true", help="run code that the student's file names"
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: _command(args))
+    return parser
 
 
 def _layer(text: str) -> str | int:

@@ -18,7 +18,7 @@ from tests import processes
 
 ROOT = Path(__file__).parents[1]
 TOPS = ("compress", "export", "eval")
-MOST_FLOORS = 11
+MOST_FLOORS = 12  # the command stands on everything
 MOST_MODULES_IN_COMPRESS = 6
 
 Graph = Mapping[str, set[str]]

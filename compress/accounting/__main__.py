@@ -24,7 +24,7 @@ _ROLES = ("teacher", "student", "deployed")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 done, 2 user error)."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
         costs = account_pair(
             teacher=args.teacher,
@@ -44,13 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m compress.accounting",
+        prog="compress account",
         description="Count a teacher, a student and a deployed network; nothing is trained.",
     )
-    parser.add_argument("--teacher", required=True, metavar="MODEL")
-    parser.add_argument("--student", required=True, metavar="MODEL")
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help="name of a network")
+    parser.add_argument("--student", required=True, metavar="MODEL", help="name of a network")
     parser.add_argument("--method", default="none", help="a distillation method (default: none)")
     add_set_option(parser, explanation="an argument of the method")
     parser.add_argument("--classes", type=int, default=100, help="default: 100")

@@ -16,7 +16,17 @@ from compress.console.terminal import console
 from compress.distributed.collectives import is_main_process
 from compress.text import printable
 
-__all__ = ["Advance", "bar", "console", "log", "log_to", "note", "shows_bars", "without_bars"]
+__all__ = [
+    "Advance",
+    "bar",
+    "console",
+    "log",
+    "log_to",
+    "note",
+    "shows_bars",
+    "silently",
+    "without_bars",
+]
 
 # Of the context, since several runs may take turns in one process.
 _log_file: ContextVar[Path | None] = ContextVar("log_file", default=None)
@@ -24,9 +34,13 @@ _bars: ContextVar[bool] = ContextVar("bars", default=True)
 
 
 class Advance(Protocol):
-    """Moves a progress bar on; `note` is a short text behind it, such as a loss."""
+    """Moves a progress bar on.
 
-    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+    `note` is a short text behind the bar, such as a loss, `place` one before it, such as an epoch;
+    an empty one keeps what stands there.
+    """
+
+    def __call__(self, steps: int = 1, note: str = "", place: str = "") -> None: ...
 
 
 @contextmanager
@@ -42,6 +56,17 @@ def log_to(path: Path) -> Iterator[None]:
 def without_bars() -> None:
     """Show no more bars in this context, where several at once would overwrite each other."""
     _bars.set(False)
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """Print nothing inside the block, bars neither."""
+    before = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def shows_bars() -> bool:
@@ -68,7 +93,7 @@ def note(message: str) -> None:
 def bar(description: str, total: int) -> Iterator[Advance]:
     """A progress bar over `total` steps that vanishes when the block ends."""
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}{task.fields[place]}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -76,11 +101,11 @@ def bar(description: str, total: int) -> Iterator[Advance]:
     )
     disable = not (shows_bars() and is_main_process())
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
-        task = progress.add_task(description, total=total, note="")
+        task = progress.add_task(description, total=total, note="", place="")
 
-        def advance(steps: int = 1, note: str = "") -> None:
-            # An empty note keeps the one that stands.
+        def advance(steps: int = 1, note: str = "", place: str = "") -> None:
             fields = {"note": note} if note else {}
+            fields |= {"place": f" {place}"} if place else {}
             progress.update(task, advance=steps, **fields)  # type: ignore[arg-type]
 
         yield advance

@@ -40,6 +40,7 @@ from compress.data.source import (
     Source,
     balanced_subset,
     first_classes,
+    hold_out,
     random_share,
     split_off,
 )
@@ -91,7 +92,8 @@ CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
 UNLABELLED_CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
     "image_folder": tree_classes,
 }
-_HELD_OUT_SHARE = 0.1  # of a data set without a test split
+# Of a data set without a test split: a share of all images, or of each class.
+_HELD_OUT_SHARE, _HELD_OUT_OF_CLASS = 0.1, 0.2
 
 # The size of a data set's images where a recipe does not say.
 IMAGE_SIZES: Mapping[str, int] = {
@@ -171,7 +173,9 @@ def open_data(spec: Mapping[str, Any], *, seed: int = 0) -> Dataset:
     has_labels = common["labels"] is not False
     source = _reader(spec["name"], has_labels)(**own)
     train, test, names = source.train, source.test, source.class_names
-    if test is None:
+    if test is None and names:
+        train, test = hold_out(train, _HELD_OUT_OF_CLASS, names, generator(seed, "test_images"))
+    elif test is None:
         held_out = common["test_images"] or max(1, round(_HELD_OUT_SHARE * len(train)))
         train, test = _split(train, held_out, seed, "test_images")
     if not has_labels:

@@ -1,6 +1,7 @@
 """A user's own image folder: `train/CLASS/*.jpg` and `test/CLASS/*.jpg` (or `val`).
 
-Without labels it is any tree of images.
+Without a test split a share of each class is held out, `CLASS/*.jpg` or `train/CLASS/*.jpg` will
+do. Without labels it is any tree of images.
 """
 
 import os
@@ -19,19 +20,24 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 _TEST_NAMES = ("test", "val", "valid", "validation")
+_EXPECTED = (
+    "ROOT/train/CLASS/images and ROOT/test/CLASS/images, or ROOT/CLASS/images, of which a share is "
+    "held out for tests"
+)
 
 
 def image_folder(*, root: str, image_size: int | None = None) -> Source:
     """Images below `root`; class names are the folders' names, normalisation is ImageNet's.
 
+    Where there is no folder of test images, a share of each class is to be held out.
     For evaluation the shorter side is resized to 8/7 of `image_size` (default 224), as torchvision
     does for 224 (256); up to 64 pixels to `image_size` itself.
     """
     train, test, names = _find_splits(root)
     preprocessing = _preprocessing(image_size)
     return Source(
-        train=_read(train, names, preprocessing),
-        test=_read(test, names, preprocessing),
+        train=_read(train, names, preprocessing, is_train=True),
+        test=None if test is None else _read(test, names, preprocessing),
         class_names=names,
         **_fields(preprocessing),
     )
@@ -110,20 +116,27 @@ def _has_classes(train: Path, test: Path) -> bool:
     return not any(_is_image(path) for folder in (train, test) for path in folder.iterdir())
 
 
-def _find_splits(root: str) -> tuple[Path, Path, tuple[str, ...]]:
-    """The folders of both splits, and the names of the classes."""
-    place = _existing(root, "ROOT/train/CLASS/images and ROOT/test/CLASS/images")
-    test = _test_folder(place)
-    if test is None or not (place / "train").is_dir():
-        raise UserError(
-            f"data.root: '{place.absolute()}' lacks train/ or test/ (or val/); expected "
-            "ROOT/train/CLASS/images and ROOT/test/CLASS/images"
-        )
-    names = _classes(place / "train")
+def _find_splits(root: str) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """The folders of both splits, None for one to be held out, and the names of the classes."""
+    place = _existing(root, _EXPECTED)
+    test, train = _test_folder(place), place / "train"
+    if test is None or not train.is_dir():
+        if test is not None:
+            raise UserError(f"data.root: '{place.absolute()}' lacks train/; expected {_EXPECTED}")
+        folder = train if train.is_dir() else place
+        names = _classes(folder)
+        if len(names) < 2:
+            raise UserError(
+                f"data.root: '{folder.absolute()}' holds {len(names)} folders of images, which are "
+                f"the classes; expected {_EXPECTED}. For images without labels, see "
+                "data: {labels: false}"
+            )
+        return folder, None, names
+    names = _classes(train)
     extra = sorted({*_classes(test)} - {*names})
     if extra:
         raise UserError(f"{test} holds classes that train/ does not: {', '.join(extra[:6])}")
-    return place / "train", test, names
+    return train, test, names
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -177,14 +190,16 @@ def _no_images(folder: Path) -> UserError:
     return UserError(f"{folder.absolute()} holds no images ({', '.join(sorted(_SUFFIXES))})")
 
 
-def _read(folder: Path, names: tuple[str, ...], preprocessing: Preprocessing) -> FileImages:
+def _read(
+    folder: Path, names: tuple[str, ...], preprocessing: Preprocessing, *, is_train: bool = False
+) -> FileImages:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
         files = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
         for path in files:
             require_file(path)
-        if not files and folder.name == "train":
+        if not files and is_train:
             raise UserError(f"{folder / name} holds no images; fill it or remove the folder")
         paths += files
         labels += [label] * len(files)

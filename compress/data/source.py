@@ -1,5 +1,6 @@
 """The result of a data set's function, and a class-balanced choice from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,8 @@ from compress.errors import UserError
 class Source:
     """A data set as it stands, before classes, subsets and validation are cut from it.
 
-    `test` None: a share of `train` is to be held out. Without class names the images have no
-    labels: all are 0.
+    `test` None: a share of `train` is to be held out, of each class where there are some. Without
+    class names the images have no labels: all are 0.
     """
 
     train: Images
@@ -60,6 +61,29 @@ def split_off(images: Images, count: int, generator: torch.Generator) -> tuple[I
     keep = torch.ones(len(images), dtype=torch.bool)
     keep[chosen] = False
     return images.subset(keep.nonzero().flatten()), images.subset(chosen)
+
+
+def hold_out(
+    images: Images, share: float, names: Sequence[str], generator: torch.Generator
+) -> tuple[Images, Images]:
+    """The images that are left, and a share of each class, rounded, at least one image.
+
+    Raises:
+        UserError: a class has a single image.
+    """
+    chosen = []
+    for label, name in enumerate(names):
+        members = (images.labels == label).nonzero().flatten()
+        if len(members) < 2:
+            raise UserError(
+                f"data: class '{name}' has {len(members)} image; 2 are needed at least, one to "
+                "learn from and one to test with"
+            )
+        count = max(1, round(share * len(members)))
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    keep = torch.ones(len(images), dtype=torch.bool)
+    keep[torch.cat(chosen)] = False
+    return images.subset(keep.nonzero().flatten()), images.subset(torch.cat(chosen).sort().values)
 
 
 def first_classes(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.console.messages import bar, log, shows_bars
+from compress.console.messages import bar, log, note, shows_bars
 from compress.data.batch import BatchSource
 from compress.distributed.batchnorm import synchronised_batchnorm
 from compress.distributed.collectives import (
@@ -161,6 +161,8 @@ class Training:
         start = time.perf_counter()
         self.module.train()
         self._totals = {}
+        of_epochs = f"epoch {epoch + 1}/{self.settings.epochs}"
+        self._advance(0, place=of_epochs)
         with seeded(*self._key, epoch):
             self._feed = self.batches.epoch(epoch)
             yield
@@ -172,8 +174,9 @@ class Training:
         self._checkpoint.save(self.history, self.keep_best)
         record(self.role, row)
         self._advance(0, note=_note(row))
-        if not shows_bars():
-            log(f"  {self.role} epoch {epoch + 1}/{self.settings.epochs}: {_note(row)}")
+        # Where a bar shows it, the line is for log.txt alone.
+        tell = note if shows_bars() and is_main_process() else log
+        tell(f"  {self.role} {of_epochs}: {_note(row)}")
 
     def _take(self, epoch: int, step: int) -> None:
         """Take one step."""

@@ -28,11 +28,7 @@ def describe(name: str, method: type[Method]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the list; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m compress.methods", description="List the distillation methods."
-    )
-    parser.add_argument("--json", action="store_true", help="for programs, with every argument")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     methods = [describe(name, method) for name, method in METHODS.items()]
     if options.json:
         print(json.dumps(methods, indent=2))
@@ -41,6 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     for method in methods:
         print(f"{method['name']:<{width}}  {method['title']}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="compress methods", description="List the distillation methods."
+    )
+    parser.add_argument("--json", action="store_true", help="for programs, with every argument")
+    return parser
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The import takes seconds; nobody should wait that long for `--help` or to read o
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ _MOST_PROBLEMS = 200
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `python -m compress.pipeline`."""
+    """The parser of `compress run`."""
     parser = argparse.ArgumentParser(
-        prog="python -m compress.pipeline",
-        description="Run a recipe: teacher, distill, fuse, account, export, transfer, report.",
+        prog="compress run",
+        description="Run a recipe: teacher, distill, fuse, account, export, transfer, report. What "
+        "is done is skipped, what was interrupted goes on.",
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
-    add_set_option(parser, explanation="change one value of the recipe")
-    parser.add_argument("--out", type=Path, help="the run directory (default: runs/RECIPE NAME)")
+    _add_common(parser)
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument(
         "--fresh",
@@ -32,6 +32,40 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="STAGE",
         help="redo this stage, and what follows where its result differs; the old one is kept",
+    )
+    parser.add_argument("--check", action="store_true", help="as `compress check`; run nothing")
+    parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
+    parser.set_defaults(timing=True)
+    return parser
+
+
+def check_parser() -> argparse.ArgumentParser:
+    """The parser of `compress check`."""
+    parser = argparse.ArgumentParser(
+        prog="compress check",
+        description="Find every mistake of a recipe, open its data, and say what it would train, "
+        "ship, need and take. Trains nothing but a few steps, to time them.",
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
+    _add_common(parser)
+    parser.add_argument(
+        "--no-timing", dest="timing", action="store_false", help="train no step, estimate no time"
+    )
+    parser.set_defaults(check=True, schema=False, until=None, fresh=[])
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add_set_option(parser, explanation="change one value of the recipe")
+    parser.add_argument("--out", type=Path, help="the run directory (default: runs/RECIPE NAME)")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="of a check: list stages, taps and adapters"
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
+    parser.add_argument(
+        "--workers", type=_count, default=2, help="processes that decode image files (default: 2)"
     )
     parser.add_argument(
         "--trust-code", action="store_true", help="run any code that a model file names"
@@ -43,15 +77,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="CODE:CALLABLE",
         help="run this code where a model file names it; may be repeated",
     )
-    parser.add_argument("--check", action="store_true", help="check the recipe, run nothing")
-    parser.add_argument("--schema", action="store_true", help="print the recipe's JSON schema")
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
-    parser.add_argument(
-        "--workers", type=_count, default=2, help="processes that decode image files (default: 2)"
-    )
-    return parser
 
 
 def _count(text: str) -> int:
@@ -68,7 +93,9 @@ class RecipeRequest:
     values: dict[str, Any] | None
 
 
-def read_request(arguments: list[str] | None) -> RecipeRequest:
+def read_request(
+    arguments: list[str] | None, parser: Callable[[], argparse.ArgumentParser] = parser
+) -> RecipeRequest:
     """Read a command line and its recipe's file, with the changes of `--set`.
 
     Raises:
@@ -79,7 +106,8 @@ def read_request(arguments: list[str] | None) -> RecipeRequest:
         return RecipeRequest(options, None)
     if options.recipe is None:
         raise UserError(
-            "no recipe given; try: python -m compress.pipeline pipelines/quickstart.yaml"
+            "no recipe given; `compress init` writes one for your images, "
+            "`compress init --list` lists those that come with the package"
         )
     return RecipeRequest(options, with_overrides(read_yaml(options.recipe), options))
 

@@ -5,8 +5,10 @@ Everything that a recipe may need is imported here, which takes seconds.
 
 import importlib
 import json
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,12 @@ from compress.run.plan import RecipePlan, make_plan
 from compress.run.probe import Shapes, can_be_built, probe
 from compress.run.schema import schema
 from compress.run.stages import StageTable
+from compress.stages import dataset_of
 from compress.storage.files import write_json, write_text
 from compress.teacher.settings import check_arithmetic
 from compress.trackers import track_to
+
+_REPORT_AGE = 60.0  # seconds after which the report of a run that goes on is written again
 
 
 def main(read: Callable[[], RecipeRequest], stages: StageTable) -> int:
@@ -69,7 +74,19 @@ def _command(request: RecipeRequest, stages: StageTable) -> int:
     plan, shapes = _checked_plan(request, stages, device)
     check_arithmetic(plan.recipe.engine.teacher, device)
     if request.options.check:
-        on_main_process(lambda: preview.show(plan, shapes))
+        options = request.options
+        on_main_process(
+            lambda: preview.show(
+                plan,
+                shapes,
+                stages,
+                run_folder(request),
+                device,
+                options.workers,
+                verbose=options.verbose,
+                timing=options.timing,
+            )
+        )
         return 0
     drain(_run(request, plan, stages, device, {}))
     return 0
@@ -85,6 +102,11 @@ def _checked_plan(
     """
     options, shapes = request.options, None
     recipe, problems = check_values(request.values or {}, stages)
+    if recipe is not None and not any(problem.startswith("data") for problem in problems):
+        try:
+            dataset_of(recipe)
+        except UserError as error:
+            problems.append(str(error))
     if recipe is not None and can_be_built(problems):
         for name in ("*",) if options.trust_code else (*_models(recipe), *options.trust_name):
             user_code.trust(name)
@@ -107,7 +129,7 @@ def _run(
 ) -> Generator[Position, None, None]:
     recipe, options = plan.recipe, request.options
     name: str = options.recipe.stem
-    folder: Path = options.out or Path("runs") / name
+    folder = run_folder(request)
     _refuse_own_teacher(recipe, folder)
     directory = RunDirectory(folder, name)
     with directory.open(), log_to(folder / "log.txt"):
@@ -126,12 +148,20 @@ def _run(
             options.fresh,
             options.until,
             lockstep_values,
+            _Reports(directory, plan).keep_up,
         )
         with _failure_noted():
             with track_to(recipe.trackers, folder, str(folder), resolved):
                 current = yield from executor.steps()
             with doing("the report"):
                 on_main_process(lambda: _report(directory, current))
+
+
+def run_folder(request: RecipeRequest) -> Path:
+    """The run directory that a command line names."""
+    options = request.options
+    folder: Path = options.out or Path("runs") / options.recipe.stem
+    return folder
 
 
 @contextmanager
@@ -169,6 +199,32 @@ def _check_stage(name: str, plan: RecipePlan) -> None:
         raise UserError(
             f"unknown stage '{name}'; this recipe has {', '.join(known)}{nearest(name, known)}"
         )
+
+
+class _Reports:
+    """The report of a run that goes on: written again where the last one is old."""
+
+    def __init__(self, run: RunDirectory, plan: RecipePlan) -> None:
+        self._run = run
+        self._last = plan.steps[-1].name
+        self._written = time.monotonic()
+
+    def keep_up(self, finished: list[str]) -> None:
+        """Write what there is, unless that was done lately or the whole report follows."""
+        if time.monotonic() - self._written < _REPORT_AGE or self._last in finished:
+            return
+        with doing("the report"):
+            on_main_process(partial(self._write, finished))
+        self._written = time.monotonic()
+
+    def _write(self, finished: list[str]) -> None:
+        self._run.mark_current(finished)
+        try:
+            page = importlib.import_module("compress.reporting").write_report(self._run.folder)
+        except Exception as error:  # a run goes on without it, and ends with the whole one
+            log(f"the report cannot be written yet: {error}")
+        else:
+            log(f"report so far: {page}")
 
 
 def _report(run: RunDirectory, current: list[str]) -> None:

@@ -5,7 +5,7 @@ other stages and writes, while the rest wait for it.
 """
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -109,12 +109,17 @@ class Progress:
         )
 
 
+def _do_nothing(_finished: list[str]) -> None:
+    """What nobody waits for."""
+
+
 @dataclass(frozen=True)
 class Executor:
     """Runs a plan: where and how.
 
     `fresh` names stages or steps to be redone, `until` the last one to run. `lockstep_values` is
-    what runs that take turns in one process have in common, see `Job`.
+    what runs that take turns in one process have in common, see `Job`. `after_step` is called with
+    the names of the finished steps after each of them.
     """
 
     plan: RunPlan
@@ -125,6 +130,7 @@ class Executor:
     fresh: Sequence[str] = ()
     until: str | None = None
     lockstep_values: dict[Any, Any] = field(default_factory=dict)
+    after_step: Callable[[list[str]], None] = _do_nothing
 
     def steps(self) -> Generator[Position, None, list[str]]:
         """Run the plan, stopping before each training step of a student.
@@ -143,6 +149,7 @@ class Executor:
                 yield from in_lockstep(tasks) if len(tasks) > 1 else tasks[0]
             for step in group:
                 progress.note(step)
+            self.after_step(list(progress.digests))
         if self.until is not None:
             log(f"stopped after {self.until}, as asked")
         for step in every[last + 1 :]:

@@ -1,18 +1,22 @@
-"""The output of `--check`: nothing is run.
-
-No data are opened, unless the file of a teacher says what images it learned from.
-"""
+"""The output of `compress check`: what a recipe finds, would train and needs; nothing is kept."""
 
 from collections import Counter
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from compress.console.messages import console
 from compress.data.augment import AUGMENTATIONS
 from compress.errors import UserError
 from compress.recipe.schema import Recipe
+from compress.run import world
 from compress.run.plan import RecipePlan
 from compress.run.probe import Shapes
+from compress.run.rehearsal import rehearse
+from compress.run.stages import StageTable
 from compress.stages import dataset_of
 from compress.stages.distill import terms_for
 from compress.stages.teacher import describe_other_normalisation, own_description
@@ -20,22 +24,56 @@ from compress.taps import VectorSpec
 from compress.teacher.cache import expected_hit_share, obstacle
 
 
-def show(plan: RecipePlan, shapes: Shapes | None) -> None:
-    """Print the stages, where each network is tapped, adapters, and what a cache would save."""
+def show(
+    plan: RecipePlan,
+    shapes: Shapes | None,
+    stages: StageTable,
+    folder: Path,
+    device: torch.device,
+    workers: int,
+    *,
+    verbose: bool,
+    timing: bool,
+) -> None:
+    """Print what the data are, what each network costs, and what the run needs.
+
+    Args:
+        folder: the run directory.
+        verbose: also print the stages, where each network is tapped, and the adapters.
+        timing: train a few steps of each training, to estimate the time.
+    """
+    recipe = plan.recipe
+    if verbose:
+        console.print(_stages(plan))
+        if shapes is not None:
+            console.print(_taps(shapes))
+            console.print(_adapters(shapes))
+    findings = chain(
+        world.describe_data(recipe),
+        world.describe_networks(recipe, shapes),
+        world.describe_disk(recipe, shapes, folder),
+    )
+    if timing:
+        rehearsal = partial(rehearse, recipe, stages, device, workers)
+        findings = chain(
+            findings, world.describe_time(recipe, rehearsal), world.describe_memory(device)
+        )
+    for name, finding in findings:
+        console.print(f"{name:<18} {finding}", soft_wrap=True)
+    notes = list_teacher_notes(recipe)
+    if shapes is not None:
+        notes += _list_cache_notes(plan, shapes)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    console.print("The recipe is in order.")
+
+
+def _stages(plan: RecipePlan) -> Table:
     table = Table("stage", "reads", title="Plan")
     for step in plan.steps:
         chosen = "the student that ships, chosen from " if step.chosen_from else ""
         table.add_row(step.name, chosen + ", ".join(step.inputs))
-    console.print(table)
-    for note in list_teacher_notes(plan.recipe):
-        console.print(note, soft_wrap=True)
-    if shapes is None:
-        return
-    console.print(_taps(shapes))
-    console.print(_adapters(shapes))
-    for note in _list_cache_notes(plan, shapes):
-        console.print(note, soft_wrap=True)
-    console.print("The recipe is in order.")
+    return table
 
 
 def _taps(shapes: Shapes) -> Table:

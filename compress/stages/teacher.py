@@ -84,6 +84,35 @@ def run(job: Job) -> Outcome:
     return Outcome({"teachers": rows}, {})
 
 
+def write_untrained(job: Job) -> None:
+    """Write every teacher as it is before its training, without weights of any file.
+
+    For steps that are timed and thrown away.
+    """
+    data = dataset_of(job.recipe, job.device)
+    for index, part in enumerate(job.recipe.teacher):
+        folder, label = _place(job, index)
+        seen = replace(data, preprocessing=requested_preprocessing(part, data.preprocessing))
+        network: nn.Module
+        about: dict[str, Any]
+        if part.logits_file is not None:
+            file = _open_file(job, data, index, part)
+            if isinstance(file, OutputFile):
+                network = StoredOutputs(file.of_training(len(data.train)))
+            else:
+                network = file
+            about = {logits_only.KEY: logits_only.describe_file(part, network)}
+            architecture = {"name": about[logits_only.KEY]["kind"], "arguments": {}}
+            specs = logits_only.specs_of(len(data.class_names))
+        else:
+            if part.model is not None:
+                part = part.model_copy(update={"weights": None, "checkpoint": None})
+            network, architecture, method = _build(job, seen, index, part)
+            specs = _prepare(job, seen, part, network, architecture["name"])
+            about = {"method": method}
+        _save(job, folder, seen, {"label": label}, network, architecture, specs, about)
+
+
 def load_teachers(run_folder: Path) -> list[artifacts.Student]:
     """The teachers of a run, in eval mode, on the CPU."""
     return [_load(folder) for folder in teacher_folders(run_folder)]

@@ -24,12 +24,13 @@ from compress.sweep.schema import Sweep, check_sweep
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code: 0 done, 1 a cell failed, 2 user error, 130 or 143 stopped."""
-    return exit_code(lambda: _command(_parser().parse_args(arguments)), print_error, print_stop)
+    return exit_code(lambda: _command(parser().parse_args(arguments)), print_error, print_stop)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m compress.sweep",
+        prog="compress sweep",
         description="Train methods x pairs x trials and write the table.",
     )
     parser.add_argument("sweep", type=Path, help="a YAML file, see pipelines/tables/")

@@ -1,7 +1,7 @@
-"""The command: `python -m eval.representation RUN [--student LABEL ...] [--data FOLDER]`.
+"""The command: `compress eval representation RUN [--student LABEL ...] [--data FOLDER]`.
 
 Compares the students of a run with its teacher on the test images of its recipe, or of another data
-set, writes `RUN/representation/` and the run's report again. `python -m eval.representation
+set, writes `RUN/representation/` and the run's report again. `compress eval representation
 TEACHER STUDENT [...] --data FOLDER` does the same for networks of any origin; its folder holds a
 report of its own.
 """
@@ -57,13 +57,14 @@ class Request:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code: 0, 2 after a user's mistake, 130 or 143 stopped."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     return exit_code(lambda: _command(options), print_error, print_stop)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m eval.representation", description=(__doc__ or "").partition("\n")[0]
+        prog="compress eval representation", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
     add("origins", nargs="+", metavar="RUN_OR_ORIGIN", help="a run, or a teacher and students")

@@ -29,12 +29,13 @@ STAGES = StageTable({"transfer": "eval.transfer.stage"})
 
 def main(task: str, arguments: list[str] | None = None) -> int:
     """Run a task's command; the exit code: 0, 2 after a user's mistake, 130 or 143 stopped."""
-    return launch(lambda: _parser(task).parse_args(arguments), partial(_command, task))
+    return launch(lambda: parser(task).parse_args(arguments), partial(_command, task))
 
 
-def _parser(task: str) -> argparse.ArgumentParser:
+def parser(task: str) -> argparse.ArgumentParser:
+    """The parser of a task's arguments."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m eval.{task}",
+        prog=f"compress eval {task}",
         description=(TASKS[task].__doc__ or "").partition("\n")[0],
     )
     add = parser.add_argument

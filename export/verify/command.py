@@ -1,4 +1,4 @@
-"""`python -m export.verify BUNDLE`: check that a bundle is whole and computes the trained network.
+"""`compress verify BUNDLE`: check that a bundle is whole and computes the trained network.
 
 Checks every file against the manifest, predict.py against this version's, every ONNX file by ONNX's
 own checker, and runs torch and ONNX Runtime on the same test images, at batch 1 and N, on each
@@ -20,7 +20,7 @@ from compress.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, see the module's docstring."""
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     return exit_code(lambda: _command(args))
 
 
@@ -52,13 +52,12 @@ def _command(args: argparse.Namespace) -> int:
     return 1 if report["failures"] else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
     lines = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m export.verify", description=lines[0], epilog=lines[1]
-    )
+    parser = argparse.ArgumentParser(prog="compress verify", description=lines[0], epilog=lines[1])
     add = parser.add_argument
-    add("bundle", type=Path, help="a folder that `python -m export` wrote")
+    add("bundle", type=Path, help="a folder that `compress export` wrote")
     add("--data", type=Path, help="the folder of the data set, where it needs one")
     add("--images", type=int, default=1000, help="test images at batch N (at batch 1: up to 100)")
     add("--batch", type=int, default=64, help="N (default: 64)")

@@ -13,7 +13,15 @@ from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resize
 
-from compress.data import DATASETS, Batch, ImageBatches, MemoryImages, Preprocessing, open_data
+from compress.data import (
+    DATASETS,
+    Batch,
+    FileImages,
+    ImageBatches,
+    MemoryImages,
+    Preprocessing,
+    open_data,
+)
 from compress.data.augment import AUGMENTATIONS, PAD, crop_box, shift_and_flip
 from compress.data.digits import held_out_scenes_digits
 from compress.data.image_files import check_whole, read_rgb, upright_size
@@ -557,11 +565,34 @@ def test_an_image_folder(tmp_path: Path, augment: str) -> None:
     assert torch.equal(epoch(0), epoch(2)), "the number of workers changed the images"
 
 
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_of_folders_of_classes_alone_a_share_of_each_is_held_out(
+    tmp_path: Path, inside: str
+) -> None:
+    for name, count in {"cat": 10, "dog": 5, "owl": 2}.items():
+        (folder := tmp_path / inside / name).mkdir(parents=True)
+        for i in range(count):
+            coloured().save(folder / f"{i}.png")
+    spec = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
+    data, other = open_data(spec), open_data(spec, seed=1)
+    assert data.class_names == ("cat", "dog", "owl")
+    assert torch.bincount(data.train.labels).tolist() == [8, 4, 1]
+    assert torch.bincount(data.test.labels).tolist() == [2, 1, 1]
+    assert isinstance(data.train, FileImages) and isinstance(data.test, FileImages)
+    assert len({*data.train.paths, *data.test.paths}) == 17, "an image is in both splits"
+    assert data.digest() == open_data(spec).digest() != other.digest()
+    (tmp_path / inside / "owl/1.png").unlink()
+    with pytest.raises(UserError, match="class 'owl' has 1 image; 2 are needed"):
+        open_data(spec)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda root: None, "not found .looked in .*expected ROOT/train/CLASS"),
-        (lambda root: (root / "images/train/a").mkdir(parents=True), "lacks train/ or test/"),
+        (lambda root: (root / "images/train/a").mkdir(parents=True), "train' holds 1 folders"),
+        (lambda root: (root / "images/test/a").mkdir(parents=True), "lacks train/; expected"),
+        (lambda root: (root / "images").mkdir(), "images' holds 0 folders .*ROOT/CLASS/images"),
     ],
 )
 def test_a_folder_of_another_layout(tmp_path: Path, make: Any, words: str) -> None:

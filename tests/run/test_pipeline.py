@@ -452,6 +452,8 @@ def test_check_prints_stages_taps_and_adapters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(write(tmp_path), tmp_path / "run", "--check") == 0
+    assert "layer3" not in capsys.readouterr().out
+    assert run(write(tmp_path), tmp_path / "run", "--check", "-v") == 0
     printed = capsys.readouterr().out
     for words in ("distill/simkd", "layer3", "64 x 4 x 4", "projector", "The recipe is in order."):
         assert words in printed

@@ -175,9 +175,12 @@ class TeacherPart(Grown, Part):
     A teacher may be no network here but a file that gives logits: `onnx` is a model that ONNX
     Runtime runs on the CPU; `outputs` holds logits that were computed elsewhere of every training
     image without augmentation, see `compress.teacher.stored`.
+
+    A teacher that is no better than chance on the test images ends the run, unless
+    `allow_chance_level` says to go on with it.
     """
 
-    later = ("preprocessing", "seed", "head", "ssl", "onnx", "outputs")
+    later = ("preprocessing", "seed", "head", "ssl", "onnx", "outputs", "allow_chance_level")
 
     model: Named | None = None
     checkpoint: str | None = None
@@ -190,6 +193,7 @@ class TeacherPart(Grown, Part):
     ssl: Named | None = None
     onnx: str | None = None
     outputs: str | None = None
+    allow_chance_level: bool = False
 
     @property
     def logits_file(self) -> str | None:

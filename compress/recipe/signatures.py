@@ -6,7 +6,7 @@ There is one place for names, types and defaults: the signature. No table is kep
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -43,17 +43,20 @@ def check(
     path: str,
     *,
     supplied: tuple[str, ...] = (),
+    beside: Iterable[str] = (),
 ) -> list[str]:
     """Problems of the arguments `values` of a function, each with its path.
 
     Args:
         supplied: arguments that the caller fills in itself; a recipe may not give them.
+        beside: keys that are accepted beside them, for the message.
     """
     accepted = {k: v for k, v in arguments_of(function).items() if k not in supplied}
     unknown = [name for name in values if name not in accepted]
-    known = ", ".join(accepted) or "nothing"
+    names = [*accepted, *beside]
+    known = ", ".join(names) or "nothing"
     problems = [
-        f"{path}.{dotted(name)}: unknown key; accepted here: {known}{nearest(name, accepted)}"
+        f"{path}.{dotted(name)}: unknown key; accepted here: {known}{nearest(name, names)}"
         for name in unknown[:_MOST_PROBLEMS]
     ]
     if len(unknown) > _MOST_PROBLEMS:
@@ -99,7 +102,8 @@ def check_named(
     if part.name not in registry:
         known = ", ".join(registry)
         return [f"{path}: unknown name '{part.name}'; known: {known}{nearest(part.name, registry)}"]
-    return check(registry[part.name], part.arguments, path, supplied=supplied)
+    beside = [key for key in type(part).model_fields if key != "name"]
+    return check(registry[part.name], part.arguments, path, supplied=supplied, beside=beside)
 
 
 def schema(function: Callable[..., Any], *, supplied: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -122,6 +122,14 @@ class RunDirectory:
         result = read_result(self.folder, stage)
         return fingerprint_of({key: result[key] for key in ("fingerprint", "values")})
 
+    def fields_of(self, stage: str) -> dict[str, Any] | None:
+        """The fields that a stage's folder was created for; None where nobody knows."""
+        path = self.stage_folder(stage) / "fields.json"
+        try:
+            return read_mapping(path) if path.is_file() else None
+        except UserError:
+            return None
+
     def differences(self, stage: str, fields: Mapping[str, Any]) -> list[str]:
         """Fields that changed since the stage's folder was created; empty if there is none."""
         folder = self.stage_folder(stage)

@@ -4,6 +4,7 @@ Of several processes all train and evaluate. The first alone decides what is to 
 other stages and writes, while the rest wait for it.
 """
 
+import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,14 +68,28 @@ class Progress:
         """The fields of a step, computed once the steps that it reads are finished."""
         step = self.resolve(step)
         if step.name not in self._fields:
-            self._fields[step.name] = step_fields(
+            fields = step_fields(
                 self.plan,
                 step,
                 version=self.stages.version(step.stage),
                 images=self._images,
                 inputs={name: self.digests.get(name) for name in step.inputs},
             )
+            self._fields[step.name] = self._as_begun(step, fields)
         return self._fields[step.name]
+
+    def _as_begun(self, step: PlannedStep, fields: StepFields) -> StepFields:
+        """The fields of a student that reads no teacher, as its folder names them.
+
+        Earlier versions counted the teacher among what every student depends on.
+        """
+        if step.stage != "distill" or step.inputs:
+            return fields
+        before = self.directory.fields_of(step.name)
+        now = json.loads(json.dumps(fields.result))
+        if before is None or {**before, "inputs": {}} != now:
+            return fields
+        return StepFields(before, before)
 
     def is_finished(self, step: PlannedStep) -> bool:
         """Whether a step's result is there, for all that it depends on.

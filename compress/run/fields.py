@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.methods import METHODS
-from compress.methods.contract import LossWeights
 from compress.models import user_code
 from compress.recipe.schema import Engine, MethodPart, Recipe
 from compress.run.plan import PlannedStep, RecipePlan, RunPlan
-from compress.stages.distill import terms_for
+from compress.stages.distill import reads_teachers, terms_for
 from compress.storage.fingerprints import fingerprint_of, fingerprint_of_folder, sha256_file
 from compress.teacher.settings import arithmetic_name
 
@@ -70,7 +68,9 @@ def step_fields(
 
 
 def _of_teacher(recipe: Recipe, step: PlannedStep) -> Fields:
-    return {"teacher": [_with_digests(teacher.model_dump()) for teacher in recipe.teacher]}
+    # A gate that is opened after a training changes nothing of the training.
+    teachers = (teacher.model_dump(exclude={"allow_chance_level"}) for teacher in recipe.teacher)
+    return {"teacher": [_with_digests(teacher) for teacher in teachers]}
 
 
 def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
@@ -83,7 +83,7 @@ def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
         "weights": [terms.ce, terms.kd, terms.method],
         "kd_temperature": recipe.distill.kd_temperature if terms.kd else None,
         "train": recipe.distill.train.model_dump(),
-        "targets": _targets(recipe.engine) if _reads_teachers(part, terms) else None,
+        "targets": _targets(recipe.engine) if reads_teachers(part, recipe) else None,
     }
 
 
@@ -165,11 +165,6 @@ def _drop_later_defaults(content: dict[str, Any]) -> None:
         for key, default in defaults.items():
             if section and section.get(key) == default:
                 del section[key]
-
-
-def _reads_teachers(part: MethodPart, terms: LossWeights) -> bool:
-    """Whether a method's terms of weight, or its phases, read a teacher."""
-    return terms.kd != 0 or bool(METHODS[part.name].needs(part.arguments).teacher_taps)
 
 
 def _targets(engine: Engine) -> dict[str, str]:

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.recipe.schema import Recipe, TransferPart
+from compress.recipe.schema import MethodPart, Recipe, TransferPart
+from compress.stages import task_of
+from compress.stages.distill import reads_teachers
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,17 @@ def make_plan(recipe: Recipe) -> RecipePlan:
 
 
 def _student_steps(recipe: Recipe) -> Iterator[PlannedStep]:
+    # Without classes every student is judged by its teacher.
+    is_judged_by_teacher = not task_of(recipe).has_classes
+
+    def needs_teachers(part: MethodPart) -> bool:
+        return is_judged_by_teacher or reads_teachers(part, recipe)
+
     for trial in range(recipe.trials):
         for label, part in recipe.methods.items():
             name = f"distill/{label}" + (f"-trial{trial}" if trial else "")
             arguments = {"part": part, "label": label, "trial": trial}
-            yield PlannedStep(name, arguments, ("teacher",))
+            yield PlannedStep(name, arguments, ("teacher",) if needs_teachers(part) else ())
 
 
 def _section_steps(recipe: Recipe, students: list[str]) -> Iterator[PlannedStep]:

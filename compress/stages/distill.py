@@ -60,6 +60,12 @@ def terms_for(part: MethodPart, recipe: Recipe) -> LossWeights:
     return terms if overrides is None else replace(terms, **overrides.model_dump(exclude_none=True))
 
 
+def reads_teachers(part: MethodPart, recipe: Recipe) -> bool:
+    """Whether a method's terms of weight, or its phases, read a teacher."""
+    needs = METHODS[part.name].needs(part.arguments)
+    return terms_for(part, recipe).kd != 0 or bool(needs.teacher_taps)
+
+
 def weights_given(part: MethodPart, distill: Distill) -> Weights | None:
     """The weights that the recipe gives a method."""
     return part.weights or (distill.weights if part is distill.method else None)

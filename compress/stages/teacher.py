@@ -194,7 +194,7 @@ def _teacher_of_file(
     row["test_images"] = len(data.test)
     if task.metric in row:
         log(f"  {label} {name}: {task.describe(row)} on {len(data.test)} images")
-        _refuse_weak(row, None, task, data, label)
+        _refuse_weak(row, None, task, data, part)
     else:
         log(f"  {label} {name}: no logits of test images, so its accuracy is not known")
     about = {logits_only.KEY: logits_only.describe_file(part, network)}
@@ -248,7 +248,7 @@ def _teacher(job: Job, data: Dataset, index: int, part: TeacherPart) -> dict[str
     row |= judged
     row["test_images"] = len(data.test)
     log(f"  {label} {name}: {task.describe(row)} on {len(data.test)} images")
-    _refuse_weak(row, references.get(""), task, data, label)
+    _refuse_weak(row, references.get(""), task, data, part)
     about = {"method": method}
     return row | _save(job, folder, seen, row, network, architecture, specs, about, judged)
 
@@ -495,12 +495,17 @@ def _source(part: TeacherPart) -> str:
 
 
 def _refuse_weak(
-    row: Mapping[str, Any], reference: Tensor | None, task: Task, data: Dataset, label: str
+    row: Mapping[str, Any], reference: Tensor | None, task: Task, data: Dataset, part: TeacherPart
 ) -> None:
+    """Refuse a teacher that is no better than chance, unless the recipe allows it."""
     counts = {"num_classes": len(data.class_names), "images": len(data.test)}
     reason = task.weakness(row, reference, **counts)
-    if reason is not None:
-        raise UserError(
-            f"{label} {reason}; nothing can be distilled from it. Train it longer, or check its "
-            "weights, classes and preprocessing"
-        )
+    if reason is None:
+        return
+    if part.allow_chance_level:
+        log(f"  {row['label']} {reason}; the recipe allows that (allow_chance_level)")
+        return
+    raise UserError(
+        f"{row['label']} {reason}; nothing can be distilled from it. Train it longer, or check its "
+        "weights, classes and preprocessing; `teacher: {allow_chance_level: true}` goes on with it"
+    )

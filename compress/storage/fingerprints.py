@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.storage.user_files import folders_below
+from compress.text import short_repr
 
 
 def sha256_file(path: Path) -> str:
@@ -32,12 +33,17 @@ def fingerprint_of_folder(root: Path) -> str:
 
 
 def changed_fields(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two nested mappings differ."""
+    """Dotted paths at which two nested values differ, with both; lists are compared by entry."""
+    if before == after:
+        return []
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted({*before, *after})
-        return [
-            line
-            for key in keys
-            for line in changed_fields(before.get(key), after.get(key), f"{path}.{key}".strip("."))
-        ]
-    return [] if before == after else [f"{path} ({before!r} -> {after!r})"]
+        pairs = [(key, before.get(key), after.get(key)) for key in sorted({*before, *after})]
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = [(str(i), old, new) for i, (old, new) in enumerate(zip(before, after, strict=True))]
+    else:
+        return [f"{path} ({short_repr(before)} -> {short_repr(after)})"]
+    return [
+        line
+        for key, old, new in pairs
+        for line in changed_fields(old, new, f"{path}.{key}".strip("."))
+    ]

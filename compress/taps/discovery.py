@@ -359,19 +359,22 @@ def _map_with_mean(maps: Mapping[str, MapSpec], pooled: Tensor, seen: _Forward) 
         mean = spec.read([seen.outputs[path]]).mean((2, 3))
         if not torch.allclose(mean, pooled, rtol=1e-3, atol=1e-5):
             continue
-        # Something after the pooling (a norm of the pooled vector) also has the right mean.
-        is_pooled = any(
-            other.channels == spec.channels
-            and other.width > spec.width == 1
-            and seen.order[before] < seen.order[path]
-            for before, other in maps.items()
-        )
-        if not is_pooled:
+        if not _may_be_pooled(path, maps, seen):
             found.append(path)
     # A norm of a new network may change nothing: what is before it is not read.
     last = max(found, key=lambda path: seen.order[path], default=None)
     same = (p for p in found if last is not None and _equal(seen.outputs[p], seen.outputs[last]))
     return next(same, None)
+
+
+def _may_be_pooled(path: str, maps: Mapping[str, MapSpec], seen: _Forward) -> bool:
+    """Whether a map of one pixel may be the mean of the last larger one before it, or its norm."""
+    if maps[path].width > 1:
+        return False
+    before = [other for other in maps if seen.order[other] < seen.order[path]]
+    larger = [other for other in before if maps[other].width > 1]
+    last = max(larger, key=lambda other: seen.order[other], default=None)
+    return last is not None and maps[last].channels == maps[path].channels
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -284,7 +284,7 @@ def test_every_part_of_a_training_can_be_told(run: Path) -> None:
     told = ["--iterations", "7", "--lr", "1e-2", "--batch-size", "2", "--optimizer", "adamw",
             "--momentum", "0", "--no-nesterov", "--weight-decay", "0", "--precision", "bfloat16",
             "--schedule", "{name: multistep, milestones: [0.5, 1], warmup: 0.1}"]  # fmt: skip
-    options = command._parser("detection").parse_args(
+    options = command.parser("detection").parse_args(
         [str(run), "--dataset", "digit_scenes", "--device", "cpu", *told]
     )
     train = read_request("detection", options).part.train

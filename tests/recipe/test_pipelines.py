@@ -19,7 +19,7 @@ from compress.run.checks import check_recipe
 from compress.run.probe import probe
 from compress.sweep.schema import check_sweep, recipe_of
 from compress.taps import discover
-from eval.transfer.command import _parser
+from eval.transfer.command import parser as transfer_parser
 from eval.transfer.request import read_request
 from export.detectron2.config import SCHEDULES
 from tests.eval.runs import write_run
@@ -129,7 +129,7 @@ def test_the_transfer_command_of_the_header_asks_what_the_recipe_does(tmp_path: 
     text = (ROOT / MOCO).read_text(encoding="utf-8").replace("\\\n#", "")
     (line,) = re.findall(r"python -m eval.detection (RUN .*)", text)
     words = shlex.split(line.replace("RUN", str(write_run(tmp_path / "run"))))
-    request = read_request("detection", _parser("detection").parse_args([*words]))
+    request = read_request("detection", transfer_parser("detection").parse_args([*words]))
     entry = read(MOCO).transfer[0]
     assert (request.part.train, request.part.init) == (entry.train, entry.init)
     given = json.loads(json.dumps({"seeds": request.part.seeds, **request.arguments}))

@@ -93,7 +93,7 @@ def test_a_minimal_recipe_is_in_order() -> None:
         ({"distill__train__lr": "0.1"}, r"distill.train.lr: .*number, got '0.1'"),
         ({"data__classes": 1}, r"data.classes: .*greater than or equal to 2"),
         ({"data__name": "digit"}, "data: unknown name 'digit'.*did you mean 'digits'"),
-        ({"data__root": "x"}, "data.root: unknown key; accepted here: nothing"),
+        ({"data__root": "x"}, "data.root: unknown key; accepted here: labels, classes"),
         ({"data__augment": "flip"}, "data.augment: .*'crop_flip'.*got 'flip'"),
         ({"student__model": "resnet9"}, "student.model: unknown model 'resnet9'.*'resnet8'"),
         ({"student__model": "torchvision:resnet19"}, "student.model: torchvision has no .*resnet"),

@@ -150,6 +150,19 @@ def test_changed_fields_are_named_by_path() -> None:
     assert changed_fields(before, after) == ["data.classes (10 -> 5)", "new (None -> True)"]
 
 
+def test_changed_fields_of_lists_are_named_by_entry() -> None:
+    train = {"epochs": 8, "schedule": {"milestones": [0.5, 0.75]}}
+    before = {"teacher": [{"train": train}, {"train": train}]}
+    other = {"epochs": 12, "schedule": {"milestones": [0.5, 0.9]}}
+    assert changed_fields(before, {"teacher": [{"train": train}, {"train": other}]}) == [
+        "teacher.1.train.epochs (8 -> 12)",
+        "teacher.1.train.schedule.milestones.1 (0.75 -> 0.9)",
+    ]
+    (fewer,) = changed_fields(before, {"teacher": [{"train": train}]})
+    assert fewer.startswith("teacher ([{")
+    assert len(fewer) < 300
+
+
 def test_a_fingerprint_ignores_the_order_of_keys() -> None:
     assert fingerprint_of({"a": 1, "b": [2]}) == fingerprint_of({"b": [2], "a": 1})
     assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})

@@ -43,10 +43,10 @@ VERSIONS = {"teacher": 3, "distill": 4, "fuse": 1, "account": 1, "export": 3, "t
 RESULTS = {
     "teacher": "825ab4114dcabf43",
     "distill/simkd": "2de932e0ff8e1df6",
-    "distill/none": "1b26dcc1834f0a71",
+    "distill/none": "6b8543ca72faba2c",
     "distill/kd": "11d2fe2c55e09dc2",
     "distill/simkd-trial1": "9075a574630b1fc1",
-    "distill/none-trial1": "c06a352c3660ef13",
+    "distill/none-trial1": "f343bc38a40e18d4",
     "distill/kd-trial1": "78321ce1a901902f",
     "fuse": "cf14b0c06c324c52",
     "account": "322dbef80a1ee14c",

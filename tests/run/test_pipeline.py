@@ -15,8 +15,9 @@ import yaml
 from compress import methods, pipeline
 from compress.comparison import read_predictions
 from compress.models import build
-from compress.storage.files import read_json, read_tensors
-from compress.storage.integrity import seal
+from compress.storage.files import read_json, read_tensors, write_json
+from compress.storage.fingerprints import fingerprint_of
+from compress.storage.integrity import record, seal
 from tests.export.tracing import traced_exports
 from tests.methods.throwaway import ThreeViews, TwoTeachers
 from tests.processes import start
@@ -209,6 +210,94 @@ def test_the_report_is_written_with_every_student(done: tuple[Path, Path]) -> No
         assert label in html
     report = read_json(done[1] / "report.json")
     assert {"values", "measured"} <= set(report)
+
+
+def test_a_student_that_reads_no_teacher_is_not_redone_for_another(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    digests = {name: _digest(out, name) for name in ("none", "kd")}
+    longer = ("--set", "teacher.train.epochs=9", "--until", "distill")
+    assert run(recipe, out, *longer) == 0
+    printed = capsys.readouterr().out
+    assert "teacher: redone (changed: teacher.0.train.epochs (8 -> 9))" in printed
+    assert "distill/none: done before, skipped" in printed
+    assert "distill/kd: redone (changed: inputs.teacher" in printed
+    # Trained anew beside the other teacher, it is bit for bit the same network.
+    assert run(recipe, out, *longer, "--fresh", "distill/none") == 0
+    assert _digest(out, "none") == digests["none"]
+    assert _digest(out, "kd") != digests["kd"]
+
+
+def test_a_student_alone_of_an_earlier_version_is_not_trained_again(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = copied
+    folder = out / "distill/none"
+    fields = {**read_json(folder / "fields.json"), "inputs": {"teacher": "0123"}}
+    write_json(folder / "fields.json", fields)
+    result = read_json(folder / "result.json")
+    result["files"]["fields.json"] = record(folder / "fields.json")
+    write_json(folder / "result.json", seal({**result, "fingerprint": fingerprint_of(fields)}))
+    assert run(recipe, out, "--until", "distill") == 0
+    assert "distill/none: done before, skipped" in capsys.readouterr().out
+    assert run(recipe, out, "--set", "distill.train.lr=0.04", "--until", "distill") == 0
+    assert "distill/none: redone (changed: " in capsys.readouterr().out
+
+
+def _digest(out: Path, label: str) -> str:
+    digest: str = read_json(out / f"distill/{label}/result.json")["values"]["sha256"]
+    return digest
+
+
+def test_a_teacher_at_chance_ends_the_run_unless_that_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = {"model": "resnet14", "train": {"epochs": 1, "lr": 1e-9, "batch_size": 16}}
+    recipe = write(tmp_path, teacher=teacher)
+    assert run(recipe, tmp_path / "run", "--until", "teacher") == 2
+    assert "`teacher: {allow_chance_level: true}` goes on with it" in _plain(
+        capsys.readouterr().out
+    )
+    weights = (tmp_path / "run/teacher/0/checkpoint.safetensors").read_bytes()
+    allowed = ("--set", "teacher.allow_chance_level=true", "--until", "teacher")
+    assert run(recipe, tmp_path / "run", *allowed) == 0
+    said = capsys.readouterr().out
+    assert "the recipe allows that" in said
+    assert "redone" not in said
+    assert (tmp_path / "run/teacher/0/checkpoint.safetensors").read_bytes() == weights
+
+
+def test_ten_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mistakes: dict[str, Any] = {
+        "seeds": 0,  # key of the recipe
+        "data": {"name": "digits", "clases": 3},  # key of the data
+        "teacher": {"model": "resnet15", "train": {"epochs": "8", "lr": 0.02}},  # name, type
+        "student": {"model": "resnet8", "weight": "x"},  # key beside a model
+        "distill": {
+            "metod": "kd",  # key beside the method
+            "method": {"name": "simkdd"},  # name
+            "train": {"epochs": 4, "lr": 0.05, "optimizer": "sgdd"},  # name in a training
+            "compare": ["none", {"name": "kd", "temperatur": 4}],  # argument of a method
+        },
+        "export": {"int8": {"max_top1_drop": -1}},  # value
+    }
+    assert run(write(tmp_path, **mistakes), tmp_path / "run") == 2
+    said = _plain(capsys.readouterr().out)
+    assert "has 10 problems" in said
+    for words in (
+        "seeds: unknown key",
+        "data.clases: unknown key",
+        "teacher.model: unknown model 'resnet15'",
+        "teacher.train.epochs: input should be a valid integer",
+        "student.weight: unknown key",
+        "distill.metod: unknown key",
+        "distill.method: unknown name 'simkdd'",
+        "distill.train.optimizer: unknown optimiser 'sgdd'",
+        "distill.compare.1.temperatur: unknown key",
+        "export.int8.max_top1_drop: input should be",
+    ):
+        assert words in said
 
 
 def test_a_changed_field_redoes_its_stage_and_what_follows(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress import models
 from compress.errors import UserError
 from compress.taps import (
     Tapped,
@@ -174,6 +175,16 @@ def test_a_network_is_its_encoder_and_its_tail(name: str) -> None:
         maps = encoder_until(made, spec)(images())
         assert maps.shape[1:] == spec.shape
         torch.testing.assert_close(tail_after(made, spec)(maps), made(images()))
+
+
+def test_a_last_map_of_one_pixel_is_told_from_what_was_pooled() -> None:
+    # At 32 pixels, and a hidden layer two stages before has as many channels as the last map.
+    network = models.build("timm:convnext_atto", num_classes=5)
+    specs = discover(network, (3, 32, 32), "convnext")
+    assert specs.last_map is not None
+    assert (specs.last_map.channels, specs.last_map.width) == (320, 1)
+    larger = discover(network, (3, 64, 64), "convnext").last_map
+    assert larger is not None and larger.path == specs.last_map.path
 
 
 def test_a_stage_that_is_named_by_its_path_is_a_map() -> None:

@@ -72,6 +72,7 @@ def _tests(options: argparse.Namespace, end: float) -> None:
     workers = str(min(6, os.cpu_count() or 1))
     command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "tests/gpu"]
     command += ["-W", "ignore::DeprecationWarning"]  # of torch itself, in other versions
+    command += ["-p", "no:benchmark"]  # where that plugin is, it warns of `-n`
     done = _run(command, options.out / "tests.partial", end, cwd=ROOT)
     if done is not None:
         (options.out / "tests.partial").rename(log)

@@ -31,12 +31,14 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 def rand_augment_view(images: Tensor, ids: Tensor) -> Tensor:
     """The views `ids` (N,) of uint8 images (N, 3, S, S): uint8 of the same shape."""
-    draws = uniform(ids.cpu(), _COLUMNS)  # there, so that no change waits for the device
-    down, right, mirror, *changes = draws.to(images.device).unbind(1)
+    draws = uniform(ids.to(images.device), _COLUMNS)
+    down, right, mirror, *changes = draws.unbind(1)
     images = _cropped(images, down, right, mirror < 0.5)
+    # Which images have a change is known to a CPU alone without waiting.
+    change_each = change_chosen if images.device.type == "cpu" else change_all
     for column in range(3, 3 + 2 * CHANGES, 2):
         change = (draws[:, column] * len(STRENGTHS)).long()
-        images = _changed(images, change, draws[:, column + 1])
+        images = change_each(images, change, draws[:, column + 1])
     return _cut_out(images, *changes[-3:])
 
 
@@ -58,15 +60,23 @@ def _gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return found * inside[:, None]
 
 
-def _changed(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
-    """Each image with the change of its number; a strength is a draw from 0 to 1, on the CPU."""
+def change_chosen(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
+    """Each image with the change of its number (N,); a strength (N,) is a draw from 0 to 1."""
     result = images.clone()
     for number, (apply, (least, most)) in enumerate(STRENGTHS.items()):
         chosen = (change == number).nonzero()[:, 0]
         if len(chosen):
             values = least + (most - least) * strength[chosen].double().view(-1, 1, 1, 1)
-            places = chosen.to(images.device)
-            result[places] = apply(images[places], values.to(images.device))
+            result[chosen] = apply(images[chosen], values)
+    return result
+
+
+def change_all(images: Tensor, change: Tensor, strength: Tensor) -> Tensor:
+    """`change_chosen` with every change made to every image, which waits for no device."""
+    result, draws = images, strength.double().view(-1, 1, 1, 1)
+    for number, (apply, (least, most)) in enumerate(STRENGTHS.items()):
+        is_chosen = (change == number).view(-1, 1, 1, 1)
+        result = torch.where(is_chosen, apply(images, least + (most - least) * draws), result)
     return result
 
 
@@ -200,7 +210,8 @@ def _cut_out(images: Tensor, share: Tensor, across: Tensor, down: Tensor) -> Ten
         first = (draw[:, None] * size - side / 2).clamp(min=0).floor()
         inside.append((places >= first) & (places <= (first + side).floor()))
     filled = inside[0][:, None, :, None] & inside[1][:, None, None]
-    fill = torch.tensor(_FILL, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    # Made there: a tensor of numbers given here would wait for the device.
+    fill = torch.cat([torch.full_like(images[:1, :1], value) for value in _FILL], dim=1)
     return torch.where(filled & (share > 0).view(-1, 1, 1, 1), fill, images)
 
 

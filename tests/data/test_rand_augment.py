@@ -82,6 +82,15 @@ def test_a_view_is_a_function_of_its_id_alone() -> None:
     assert not torch.equal(together, rand_augment_view(images, ids + 12))
 
 
+def test_changes_that_wait_for_no_device_give_the_same_pixels() -> None:
+    draw = torch.Generator().manual_seed(2)
+    images, strength = _images(70), torch.rand(70, generator=draw)
+    change = torch.arange(70) % len(STRENGTHS)
+    expected = rand_augment.change_chosen(images, change, strength)
+    assert torch.equal(rand_augment.change_all(images, change, strength), expected)
+    assert not torch.equal(expected, images)
+
+
 def test_every_change_crop_and_mirror_is_drawn_and_cut_outs_have_the_range() -> None:
     ids = torch.arange(4000)
     draws = rand_augment.uniform(ids, rand_augment._COLUMNS)

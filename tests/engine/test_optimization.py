@@ -1,14 +1,16 @@
 """Parameters with optimiser settings of their own."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from compress.engine import OPTIMIZERS, OptimizerStep, TrainSettings, trained_state
+from compress.engine import OPTIMIZERS, OptimizerStep, TrainSettings, optimization, trained_state
 from compress.engine.checkpoint import checkpoint_path
 from compress.engine.optimization import grouped, make_optimizer, multistep
 from compress.methods import ParameterGroup
@@ -153,3 +155,42 @@ def test_the_usual_optimiser_keeps_its_keys_beside_another(tmp_path: Path) -> No
     first = [f"optimizer.{i}.momentum_buffer" for i in range(4)]
     assert {*first} <= usual.keys() & two.keys()
     assert {"optimizer.4.exp_avg", "optimizer.5.exp_avg_sq"} <= two.keys()
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimiser that a GPU gets; memory that was never written holds NaN."""
+    monkeypatch.setattr(optimization, "_first", lambda _: SimpleNamespace(is_cuda=True))
+    monkeypatch.setattr(torch, "empty_like", lambda like: torch.full_like(like, math.nan))
+
+
+@pytest.mark.usefixtures("fused")
+def test_a_first_float16_step_that_overflows_leaves_nothing_behind() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer(grouped([parameter]), replace(SETTINGS, weight_decay=0.0))
+    scaler = torch.amp.GradScaler("cpu")
+    for gradient, expected in ((math.inf, 1.0), (2.0, 1 - 0.05 * 1.9 * 2)):
+        parameter.grad = torch.full((3,), gradient) * scaler.scale(torch.tensor(1.0))
+        scaler.step(optimizer)
+        scaler.update()
+        torch.testing.assert_close(parameter.detach(), torch.full((3,), expected))
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_parameter_may_take_its_first_step_after_others(momentum: float) -> None:
+    moved = []
+    for is_fused in (True, False):
+        early, late = (torch.nn.Parameter(torch.full((2,), v)) for v in (1.0, 2.0))
+        settings = replace(SETTINGS, momentum=momentum)
+        optimizer = make_optimizer(grouped([early, late]), settings)
+        if not is_fused:
+            options = {k: optimizer.defaults[k] for k in ("lr", "momentum", "nesterov")}
+            decay = settings.weight_decay
+            optimizer = torch.optim.SGD([early, late], weight_decay=decay, **options)
+        for step in range(3):
+            early.grad = torch.full((2,), 0.5)
+            late.grad = torch.full((2,), -0.25) if step else None
+            optimizer.step()
+        moved.append(torch.cat([early, late]).detach())
+    torch.testing.assert_close(*moved)

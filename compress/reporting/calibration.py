@@ -9,9 +9,10 @@ from compress.reporting.tables import Column, ReportTable
 
 def calibration(judged: list[Judged]) -> list[Block]:
     """Reliability diagram and expected calibration error; nothing without predictions."""
-    if not judged:
+    known = [(one, sure) for one in judged if (sure := one.confidence) is not None]
+    if not known:
         return []
-    bins = {one.title: reliability(one.confidence, one.predictions.correct) for one in judged}
+    bins = {one.title: reliability(sure, one.predictions.correct) for one, sure in known}
     errors = {title: 100 * expected_calibration_error(found) for title, found in bins.items()}
     lines = [
         plots.Curve(
@@ -19,7 +20,7 @@ def calibration(judged: list[Judged]) -> list[Block]:
             [(100 * each.confidence, 100 * each.accuracy) for each in bins[one.title]],
             one.style,
         )
-        for one in judged
+        for one, _ in known
     ]
     plot = plots.reliability(lines, salt="reliability")
     said = "; ".join(f"{title}: ECE {error:.2f} %" for title, error in errors.items())
@@ -34,10 +35,10 @@ def calibration(judged: list[Judged]) -> list[Block]:
         [
             one.title,
             formats.decimal(errors[one.title]),
-            formats.decimal(100 * float(one.confidence.mean())),
+            formats.decimal(100 * float(sure.mean())),
             formats.decimal(100 * float(one.predictions.correct.mean())),
         ]
-        for one in judged
+        for one, sure in known
     ]
     caption = (
         f"Reliability: test images in {BINS} bins of confidence, the share of them that is right. "

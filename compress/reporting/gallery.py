@@ -39,7 +39,8 @@ def gallery(run: RunData, judged: list[Judged], images: TestImages | None) -> li
     if images is None or len(judged) < 2:
         return []
     teacher, student = judged[:2]
-    if images.digest() != student.predictions.images:
+    confidences = [sure for one in judged if (sure := one.confidence) is not None]
+    if images.digest() != student.predictions.images or len(confidences) < len(judged):
         return []
     names = run.class_names
     groups = [
@@ -53,11 +54,11 @@ def gallery(run: RunData, judged: list[Judged], images: TestImages | None) -> li
         groups.insert(2, (f"{student.title} and its int8 file disagree", differ))
     blocks: list[Block] = [Heading("Predictions"), Paragraph(_about(judged), is_note=True)]
     for title, mask in groups:
-        chosen = _surest(mask, student)
+        chosen = _surest(mask, confidences[1])
         if len(chosen):
             pixels = images.fetch_square(torch.from_numpy(chosen), _SIDE)[:, :3]
             samples = [
-                _sample(int(index), tensor, judged, names)
+                _sample(int(index), tensor, judged, confidences, names)
                 for index, tensor in zip(chosen, pixels, strict=True)
             ]
             blocks.append(Gallery(f"{title}: {int(mask.sum()):,} of {len(mask):,}", samples))
@@ -76,14 +77,20 @@ def _both(right: Judged, wrong: Judged) -> NDArray[np.bool_]:
     return is_both
 
 
-def _surest(mask: NDArray[np.bool_], student: Judged) -> NDArray[np.int64]:
-    """The images of a group of which the student is surest, the surest first."""
+def _surest(mask: NDArray[np.bool_], confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The images of a group with the highest confidence, the surest first."""
     places = np.flatnonzero(mask)
-    order = np.argsort(-student.confidence[places], kind="stable")
+    order = np.argsort(-confidence[places], kind="stable")
     return places[order][:_MOST].astype(np.int64)
 
 
-def _sample(index: int, pixels: Tensor, judged: Sequence[Judged], names: Sequence[str]) -> Sample:
+def _sample(
+    index: int,
+    pixels: Tensor,
+    judged: Sequence[Judged],
+    confidences: Sequence[NDArray[np.float64]],
+    names: Sequence[str],
+) -> Sample:
     def name(label: Any) -> str:
         return names[int(label)] if int(label) < len(names) else str(int(label))
 
@@ -91,10 +98,10 @@ def _sample(index: int, pixels: Tensor, judged: Sequence[Judged], names: Sequenc
     said = [
         (
             name(one.predictions.top1[index]),
-            f"{100 * one.confidence[index]:.0f} %",
+            f"{100 * confidence[index]:.0f} %",
             bool(one.predictions.correct[index]),
         )
-        for one in judged
+        for one, confidence in zip(judged, confidences, strict=True)
     ]
     pairs = zip(judged, said, strict=True)
     words = ", ".join(f"{one.title} says {text}" for one, (text, _, _) in pairs)

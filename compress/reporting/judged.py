@@ -26,8 +26,8 @@ class Judged:
     style: int  # its place in the order of colours
 
     @cached_property
-    def confidence(self) -> NDArray[np.float64]:
-        """(N,), the probability of each predicted class."""
+    def confidence(self) -> NDArray[np.float64] | None:
+        """(N,), the probability of each predicted class, where it was saved."""
         return read_confidences(self.path)
 
     def accuracy_of(self, label: int) -> float:

@@ -30,9 +30,14 @@ def accuracy_by_class(run: RunData, judged: list[Judged]) -> list[Block]:
     blocks: list[Block] = [Heading("Accuracy by class"), _accuracies(names, teacher, student)]
     first_teacher = run.teachers[0] if run.teachers else None
     shipped = shipped_student(run)
-    blocks += classes(run, shipped, first_teacher)
-    blocks += classes(run, shipped, run.baseline)
-    return [*blocks, _matrices(names, teacher, student), *_confused(names, teacher, student)]
+    blocks.append(_matrices(names, teacher, student))
+    return [*blocks, *_confused(names, teacher, student), *classes(run, shipped, first_teacher)]
+
+
+def against_alone(run: RunData) -> list[Block]:
+    """The classes in which the student that ships and the student alone differ most."""
+    tables = classes(run, shipped_student(run), run.baseline)
+    return [Heading("Classes against the student alone"), *tables] if tables else []
 
 
 def _names(run: RunData, judged: Judged) -> list[str]:
@@ -81,7 +86,7 @@ def _matrices(names: Sequence[str], teacher: Judged, student: Judged) -> Figure:
         f"Confusion of {teacher.title} (first) and {student.title}: of the images of each true "
         "class (row), the share that was taken for each class (column)"
     )
-    return Figure(images, caption)
+    return Figure(images, caption, is_halved=True)
 
 
 def _matrix_of(counts: NDArray[np.int64], names: Sequence[str]) -> Any:

@@ -45,10 +45,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Figure:
-    """One or more images under one caption."""
+    """One or more images under one caption; pictures of half the width stand side by side."""
 
     images: Sequence[Image]
     caption: str
+    is_halved: bool = False
 
 
 @dataclass(frozen=True)

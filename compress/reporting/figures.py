@@ -22,7 +22,7 @@ def training_curves(run: RunData) -> list[Block]:
         lines = [plots.Curve(row.title, _mean_curve(history, key), p) for p, row, history in rows]
         lines = [line for line in lines if line.points]
         if lines:
-            plot = plots.curves(lines, "Epoch", title, salt=key)
+            plot = plots.curves(lines, "Epoch", title, salt=key, is_percent=key != "loss")
             alt = f"{text} per epoch of {', '.join(line.label for line in lines)}"
             images.append(Image(f"figures/{key}.png", alt.capitalize(), plot.png, plot.svg))
     if not images:

@@ -67,8 +67,9 @@ def gallery(run: RunData, judged: list[Judged], images: TestImages | None) -> li
 
 def _about(judged: list[Judged]) -> str:
     return (
-        f"Of each group the images of which {judged[1].title} is surest. Under each: its true "
-        f"class, then what {', '.join(one.title for one in judged)} say, with their confidence."
+        f"Of each group the images of which {judged[1].title} is surest. Under each its true "
+        f"class, then line by line what is said by {', '.join(one.title for one in judged)}, and "
+        "how sure of it each is."
     )
 
 

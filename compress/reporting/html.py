@@ -71,6 +71,7 @@ def _block(block: Block, numbers: dict[str, int]) -> str:
         case Figure():
             images = "\n".join(_image(image) for image in block.images)
             kind = "plots" if block.images and block.images[0].svg else "pictures"
+            kind += " halves" if block.is_halved else ""
             caption = _caption("Figure", block.caption, numbers)
             return f'<figure class="{kind}"><div>{images}</div>{caption}</figure>'
         case Definitions():
@@ -120,7 +121,7 @@ def _key_figure(number: str, meaning: str, note: str) -> str:
 def _sample(sample: Sample) -> str:
     lines = "".join(
         f'<span class="{"right" if is_right else "wrong"}">{escape_html(name)} '
-        f"<small>{escape_html(confidence)}</small></span>"
+        f"<small>({escape_html(confidence)})</small></span>"
         for name, confidence, is_right in sample.said
     )
     data = base64.b64encode(sample.jpeg).decode("ascii")

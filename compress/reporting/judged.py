@@ -58,7 +58,7 @@ def read_judged(run: RunData) -> list[Judged]:
     result = run.results.get("export")
     saved = saved_predictions(run.folder / "export", result, name) if result else None
     if saved is not None and student is not None:
-        found.append(Judged(f"{student.label}, int8", saved, run.folder / "export" / name, 2))
+        found.append(Judged(f"{student.label} int8", saved, run.folder / "export" / name, 2))
     return [one for one in found if one.predictions.of_same_images(found[0].predictions)]
 
 

@@ -42,8 +42,13 @@ class Family:
     points: Sequence[Point]
 
 
-def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> Plot:
-    """Values per epoch, one line each; a logarithmic axis where values span a factor of 20."""
+def curves(
+    lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str, is_percent: bool = False
+) -> Plot:
+    """Values per epoch, one line each.
+
+    A logarithmic axis where values span a factor of 20 and are no percentages.
+    """
 
     def draw(figure: Figure, axes: Axes) -> None:
         for line in lines:
@@ -58,7 +63,7 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> 
                 markevery=(line.style % step, step),
             )
         values = [y for line in lines for _, y in line.points]
-        if values and min(values) > 0 and max(values) > 20 * min(values):
+        if not is_percent and values and min(values) > 0 and max(values) > 20 * min(values):
             _logarithmic(axes, "y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label)

@@ -82,6 +82,7 @@ def document(run: RunData, images: TestImages | None = None) -> Document:
         *representation.representation(run),
     ]
     folded = (
+        by_class.against_alone(run),
         results.trainings(run),
         sections.fusion(run),
         cost.cost(run),

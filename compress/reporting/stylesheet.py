@@ -102,6 +102,7 @@ summary {
 summary:hover { color: var(--accent); }
 details[open] > summary { margin-bottom: 0.5rem; }
 h2 + details, figure + details, p + details { margin-top: 3.25rem; }
+figure.halves img { flex: 1 1 20rem; min-width: 0; max-width: 33rem; }
 .terms dt { font-weight: 600; margin-top: 0.9rem; }
 .terms dd { margin: 0.15rem 0 0; }
 pre {

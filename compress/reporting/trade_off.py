@@ -123,7 +123,7 @@ def _file(line: Line, is_teacher: bool, places: dict[str, tuple[int, Any]]) -> I
     size = line.size_bytes
     label = line.name if is_teacher else line.note
     yield _Entry(
-        f"{label}, {'int8' if is_int8 else 'ONNX'}",
+        f"{label} {'int8' if is_int8 else 'ONNX'}",
         metric,
         line.score.standard_error if line.score is not None else 0.0,
         place,

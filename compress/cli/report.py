@@ -3,6 +3,7 @@
 import argparse
 import webbrowser
 from pathlib import Path
+from typing import Any
 
 from compress.console.ending import exit_code
 from compress.console.terminal import console
@@ -36,10 +37,21 @@ def _command(options: argparse.Namespace) -> int:
         )
     from compress import reporting
 
-    page = reporting.write_report(folder)
+    page = reporting.write_report(folder, _test_images(folder))
     for table in reporting.terminal_tables(folder):
         console.print(table)
     console.print(f"report: {page}", soft_wrap=True)
     if options.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _test_images(folder: Path) -> Any:
+    """The test images of a run's recipe, for pictures in the report; None where they are gone."""
+    from compress.recipe.files import load_resolved
+    from compress.stages import dataset_of
+
+    try:
+        return dataset_of(load_resolved(folder)).test
+    except (UserError, OSError):
+        return None

@@ -102,3 +102,21 @@ def read_predictions(path: Path) -> Predictions:
     if labels.ndim != 1 or labels.shape != top1.shape or not len(labels):
         raise UserError(f"{path} is damaged: {labels.shape} labels, {top1.shape} predictions")
     return Predictions(labels, top1, images)
+
+
+def read_confidences(path: Path) -> NDArray[np.float64] | None:
+    """(N,), the probability of each image's predicted class, of a file of predictions.
+
+    Where only the most probable classes were kept, that of the first of them; None where the file
+    has no probabilities.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if "probabilities" in file:
+            rows = np.arange(len(file["top1"]))
+            confidence = file["probabilities"][rows, file["top1"]]
+        elif "top_probabilities" in file:
+            confidence = file["top_probabilities"][:, 0]
+        else:
+            return None
+    in_float64: NDArray[np.float64] = confidence.astype(np.float64)
+    return in_float64

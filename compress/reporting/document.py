@@ -45,10 +45,11 @@ class Image:
 
 @dataclass(frozen=True)
 class Figure:
-    """One or more images under one caption."""
+    """One or more images under one caption; pictures of half the width stand side by side."""
 
     images: Sequence[Image]
     caption: str
+    is_halved: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,38 @@ class Code:
     text: str
 
 
-Block = Heading | Paragraph | KeyFigures | ReportTable | Figure | Definitions | Code
+@dataclass(frozen=True)
+class Sample:
+    """A test image as JPEG, its true class, and what each network says: class, confidence, right.
+
+    `alt` describes it in words.
+    """
+
+    jpeg: bytes
+    alt: str
+    true: str
+    said: Sequence[tuple[str, str, bool]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Test images under one title; Markdown leaves them out."""
+
+    title: str
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A section that opens on a click; Markdown and paper show it whole."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+
+Block = (
+    Heading | Paragraph | KeyFigures | ReportTable | Figure | Definitions | Code | Gallery | Fold
+)
 
 
 @dataclass(frozen=True)

@@ -19,25 +19,25 @@ from matplotlib.figure import Figure
 # first of each is the teacher's.
 COLOURS = ("#24292f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("s", "o", "^", "D", "v", "P", "X", "<", ">", "h")
-_INK, _MUTED, _RULE = "#24292f", "#57606a", "#d0d7de"
+_INK, MUTED, RULE = "#24292f", "#57606a", "#d0d7de"
 DPI = 100
 _SIZE = (4.8, 3.6)  # inches: one panel fills a telephone's width with legible letters
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "svg.fonttype": "none",
-    "axes.edgecolor": _MUTED,
+    "axes.edgecolor": MUTED,
     "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.6,
     "text.color": _INK,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "lines.linewidth": 1.6,
     "lines.markersize": 5.5,
     "axes.unicode_minus": True,
@@ -61,10 +61,15 @@ def _own_style(salt: str) -> Iterator[None]:
         yield
 
 
-def render(draw: Callable[[Figure, Axes], None], salt: str) -> Plot:
-    """`salt` keeps the identifiers of several drawings in one page apart."""
+def render(draw: Callable[[Figure, Axes], None], salt: str, height: float = _SIZE[1]) -> Plot:
+    """A drawing of usual width.
+
+    Args:
+        salt: keeps the identifiers of several drawings in one page apart.
+        height: inches.
+    """
     with _own_style(salt):
-        figure = Figure(figsize=_SIZE, dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(_SIZE[0], height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, figure.add_subplot())
         png, svg = _png(figure), io.StringIO()
@@ -97,6 +102,6 @@ def _for_page(svg: str) -> str:
     element = re.sub(r'<g id="[^"]*"', "<g", element)
     for place, colour in enumerate(COLOURS[1:], 1):
         element = element.replace(colour, f"var(--series-{place})")
-    for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_RULE, "rule")):
+    for colour, name in ((_INK, "ink"), (MUTED, "muted"), (RULE, "rule")):
         element = element.replace(colour, f"var(--{name})")
     return element.strip()

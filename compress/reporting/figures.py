@@ -1,4 +1,4 @@
-"""The two figures of the report: how every network learned, and accuracy against size."""
+"""How every network learned, and the place of each in the order of colours."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -13,16 +13,16 @@ from compress.reporting.network import Network
 def training_curves(run: RunData) -> list[Block]:
     """Test accuracy and loss per epoch of the teacher and of each student."""
     heading = Heading("Training curves")
-    rows = [(place, row, _history(run, row)) for place, row in _styled(run)]
+    rows = [(place, row, _history(run, row)) for place, row in styled(run)]
     images = []
     for key, title, text in (
-        (run.task.metric, f"Test {_lower(run.task.title)} (%)", "test accuracy"),
+        (run.task.metric, f"Test {lower(run.task.title)} (%)", "test accuracy"),
         ("loss", "Training loss", "training loss"),
     ):
         lines = [plots.Curve(row.title, _mean_curve(history, key), p) for p, row, history in rows]
         lines = [line for line in lines if line.points]
         if lines:
-            plot = plots.curves(lines, "Epoch", title, salt=key)
+            plot = plots.curves(lines, "Epoch", title, salt=key, is_percent=key != "loss")
             alt = f"{text} per epoch of {', '.join(line.label for line in lines)}"
             images.append(Image(f"figures/{key}.png", alt.capitalize(), plot.png, plot.svg))
     if not images:
@@ -34,39 +34,7 @@ def training_curves(run: RunData) -> list[Block]:
     return [heading, Figure(images, caption)]
 
 
-def accuracy_and_size(run: RunData) -> list[Block]:
-    """Accuracy of every network against its size."""
-    heading = Heading("Accuracy against size")
-    points = [
-        plots.Point(
-            row.title,
-            row.account["size_bytes"] / 1e6,
-            value,
-            row.standard_error or 0.0,
-            place,
-        )
-        for place, row in _styled(run)
-        if (value := row.mean_of(run.task.metric)) is not None
-        and (row.standard_error is not None or not run.task.is_accuracy)
-        and row.account.get("size_bytes")
-    ]
-    if not points:
-        return [heading, Paragraph(f"{run.why_absent('account')} No size is known.")]
-    plot = plots.accuracy_against_size(
-        points,
-        "Size of the deployed network (MB)",
-        f"Test {_lower(run.task.title)}, {run.headline} (%)",
-        salt="size",
-    )
-    alt = "Test accuracy against size of " + ", ".join(point.label for point in points)
-    image = Image("figures/accuracy_size.png", alt, plot.png, plot.svg)
-    return [
-        heading,
-        Figure([image], f"Accuracy ({run.headline}; bars: one standard error) and size."),
-    ]
-
-
-def _styled(run: RunData) -> list[tuple[int, Network]]:
+def styled(run: RunData) -> list[tuple[int, Network]]:
     """Every network with its place in the order of colours; the first teacher has the first."""
     first, others = run.teachers[:1], run.teachers[1:]
     return [*enumerate(first), *enumerate((*run.students, *others), 1)]
@@ -98,6 +66,6 @@ def _mean_curve(
     return [(float(epoch), mean(values_at[epoch])) for epoch in full]
 
 
-def _lower(title: str) -> str:
+def lower(title: str) -> str:
     """A title inside of a sentence."""
     return title[:1].lower() + title[1:]

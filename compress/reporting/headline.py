@@ -234,6 +234,10 @@ def ratio_words(row: Line, teacher: Line | None) -> tuple[str, str]:
     return texts[0], texts[1]
 
 
+def _threads(count: Any) -> str:
+    return f"{formats.readable(count)} thread{'' if count == 1 else 's'}"
+
+
 def _conditions(run: RunData, lines: Lines) -> Paragraph:
     """The protocol of these numbers, and why one is missing."""
     timed = run.measured("export")
@@ -245,8 +249,8 @@ def _conditions(run: RunData, lines: Lines) -> Paragraph:
     )
     if protocol:
         text += (
-            f" Latency: ONNX Runtime on the CPU, {formats.readable(protocol.get('threads'))} "
-            "threads, the files in turns, median of "
+            f" Latency: ONNX Runtime on the CPU, {_threads(protocol.get('threads'))}, the files in "
+            "turns, median of "
             f"{formats.readable(protocol.get('rounds'))} calls."
         )
     reason = (timed.get("teacher") or {}).get("not_exported")

@@ -9,10 +9,13 @@ from compress.reporting.document import (
     Definitions,
     Document,
     Figure,
+    Fold,
+    Gallery,
     Heading,
     Image,
     KeyFigures,
     Paragraph,
+    Sample,
 )
 from compress.reporting.escaping import escape_html
 from compress.reporting.stylesheet import STYLESHEET
@@ -68,6 +71,7 @@ def _block(block: Block, numbers: dict[str, int]) -> str:
         case Figure():
             images = "\n".join(_image(image) for image in block.images)
             kind = "plots" if block.images and block.images[0].svg else "pictures"
+            kind += " halves" if block.is_halved else ""
             caption = _caption("Figure", block.caption, numbers)
             return f'<figure class="{kind}"><div>{images}</div>{caption}</figure>'
         case Definitions():
@@ -78,13 +82,24 @@ def _block(block: Block, numbers: dict[str, int]) -> str:
             return f'<dl class="terms">{"".join(items)}</dl>'
         case Code():
             return f"<pre><code>{escape_html(block.text.rstrip())}</code></pre>"
+        case Gallery():
+            samples = "".join(map(_sample, block.samples))
+            title = f"<h3>{escape_html(block.title)}</h3>"
+            return f'<section class="gallery">{title}<div>{samples}</div></section>'
+        case Fold():
+            inside = "\n".join(_block(one, numbers) for one in block.blocks)
+            title = f'<summary id="{_anchor(block.title)}">{escape_html(block.title)}</summary>'
+            return f"<details>{title}\n{inside}\n</details>"
 
 
 def _contents(document: Document) -> str:
-    heads = [block.text for block in document.blocks if isinstance(block, Heading)]
-    tops = [b.text for b in document.blocks if isinstance(b, Heading) and b.level == 2]
+    tops = [
+        block.title if isinstance(block, Fold) else block.text
+        for block in document.blocks
+        if isinstance(block, Fold) or (isinstance(block, Heading) and block.level == 2)
+    ]
     links = "".join(f'<a href="#{_anchor(text)}">{escape_html(text)}</a>' for text in tops)
-    return f'<nav aria-label="Contents">{links}</nav>' if heads else ""
+    return f'<nav aria-label="Contents">{links}</nav>' if tops else ""
 
 
 def _anchor(text: str) -> str:
@@ -101,6 +116,18 @@ def _caption(kind: str, text: str, numbers: dict[str, int]) -> str:
 def _key_figure(number: str, meaning: str, note: str) -> str:
     small = f"<dd class='note'>{escape_html(note)}</dd>" if note else ""
     return f"<div><dt>{escape_html(meaning)}</dt><dd>{escape_html(number)}</dd>{small}</div>"
+
+
+def _sample(sample: Sample) -> str:
+    lines = "".join(
+        f'<span class="{"right" if is_right else "wrong"}">{escape_html(name)} '
+        f"<small>({escape_html(confidence)})</small></span>"
+        for name, confidence, is_right in sample.said
+    )
+    data = base64.b64encode(sample.jpeg).decode("ascii")
+    picture = f'<img alt="{escape_html(sample.alt)}" src="data:image/jpeg;base64,{data}">'
+    caption = f"<figcaption><b>{escape_html(sample.true)}</b>{lines}</figcaption>"
+    return f"<figure>{picture}{caption}</figure>"
 
 
 def _image(image: Image) -> str:

@@ -6,6 +6,8 @@ from compress.reporting.document import (
     Definitions,
     Document,
     Figure,
+    Fold,
+    Gallery,
     Heading,
     KeyFigures,
     Paragraph,
@@ -17,7 +19,7 @@ from compress.reporting.tables import ReportTable
 def markdown(document: Document) -> str:
     """The whole report as text."""
     blocks = [f"# {escape_markdown(document.title)}", *map(_block, document.blocks)]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def _block(block: Block) -> str:
@@ -39,6 +41,10 @@ def _block(block: Block) -> str:
             )
         case Code():
             return fence(block.text, "yaml")
+        case Gallery():
+            return ""  # pictures without number live in the page alone
+        case Fold():
+            return "\n\n".join([f"## {escape_markdown(block.title)}", *map(_block, block.blocks)])
 
 
 def _key_figure(number: str, meaning: str, note: str) -> str:

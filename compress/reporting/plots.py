@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from compress.reporting.drawing import COLOURS, DPI, MARKERS, Plot, render
+from compress.reporting.drawing import COLOURS, DPI, MARKERS, MUTED, RULE, Plot, render
+
+_MOST_LABELS = 8  # of points in one plot
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Point:
-    """A network in the plane of size and accuracy; `error` is one standard error."""
+    """A network in the plane of cost and accuracy; `error` is one standard error."""
 
     label: str
     x: float
     y: float
     error: float
     style: int
+    is_hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,13 @@ class Family:
     points: Sequence[Point]
 
 
-def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> Plot:
-    """Values per epoch, one line each; a logarithmic axis where values span a factor of 20."""
+def curves(
+    lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str, is_percent: bool = False
+) -> Plot:
+    """Values per epoch, one line each.
+
+    A logarithmic axis where values span a factor of 20 and are no percentages.
+    """
 
     def draw(figure: Figure, axes: Axes) -> None:
         for line in lines:
@@ -55,7 +63,7 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> 
                 markevery=(line.style % step, step),
             )
         values = [y for line in lines for _, y in line.points]
-        if values and min(values) > 0 and max(values) > 20 * min(values):
+        if not is_percent and values and min(values) > 0 and max(values) > 20 * min(values):
             _logarithmic(axes, "y")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label)
@@ -65,32 +73,99 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, *, salt: str) -> 
     return render(draw, salt)
 
 
-def accuracy_against_size(
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: none costs at most as much and is more accurate, or equal
+    and costs less; by rising cost."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x, -point.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
+
+
+def accuracy_against_cost(
     points: Sequence[Point], x_label: str, y_label: str, *, salt: str
 ) -> Plot:
-    """Every network as a labelled point with its standard error.
+    """Every network as a point with its standard error, and the line of the Pareto front.
 
-    Sizes that span a factor of 12 get a logarithmic axis.
+    Costs that span a factor of 12 get a logarithmic axis. Of many points only those of the front,
+    and the first, have labels.
     """
+    front = pareto_front(points)
+    named = points if len(points) <= _MOST_LABELS else [*points[:1], *front]
 
     def draw(figure: Figure, axes: Axes) -> None:
+        xs, ys = [point.x for point in front], [point.y for point in front]
+        axes.plot(xs, ys, color=MUTED, linestyle=":", linewidth=1.4, drawstyle="steps-post")
         for point in points:
             colour = COLOURS[point.style % len(COLOURS)]
             marker = MARKERS[point.style % len(MARKERS)]
             axes.errorbar(
-                point.x, point.y, yerr=point.error, color=colour, marker=marker, markersize=7,
-                linestyle="none", elinewidth=1, capsize=2.5,
+                point.x, point.y, yerr=point.error or None, color=colour, marker=marker,
+                markersize=7, linestyle="none", elinewidth=1, capsize=2.5,
+                markerfacecolor="none" if point.is_hollow else colour,
             )  # fmt: skip
-        sizes = [point.x for point in points]
-        if sizes and max(sizes) > 12 * min(sizes):
+        costs = [point.x for point in points]
+        if costs and max(costs) > 12 * min(costs):
             _logarithmic(axes, "x")
         axes.margins(x=0.1, y=0.12)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         figure.draw_without_rendering()  # the layout decides where the points are
-        _label_points(axes, points)
+        _label_points(axes, list(dict.fromkeys(named)))
 
     return render(draw, salt)
+
+
+def reliability(lines: Sequence[Curve], *, salt: str) -> Plot:
+    """Accuracy against confidence, both in percent; on the dashed line they are equal."""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.plot([0, 100], [0, 100], color=MUTED, linestyle="--", linewidth=1)
+        handles = []
+        for line in lines:
+            xs, ys = [x for x, _ in line.points], [y for _, y in line.points]
+            colour = COLOURS[line.style % len(COLOURS)]
+            marker = MARKERS[line.style % len(MARKERS)]
+            handles += axes.plot(xs, ys, color=colour, marker=marker)
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("Confidence (%)")
+        axes.set_ylabel("Correct (%)")
+        _legend(figure, handles, [line.label for line in lines])
+
+    return render(draw, salt)
+
+
+def by_class(
+    names: Sequence[str], pairs: Sequence[tuple[float, float]], labels: Sequence[str], *, salt: str
+) -> Plot:
+    """Two percentages of each class on a line of its own, the first class on top.
+
+    Args:
+        names: of the classes.
+        pairs: of each class, the percentage of the first network and of the second.
+        labels: of the two networks.
+    """
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        heights = range(len(names), 0, -1)
+        for height, (first, second) in zip(heights, pairs, strict=True):
+            axes.plot([first, second], [height, height], color=RULE, linewidth=2.5, zorder=1)
+        handles = [
+            axes.plot(
+                [pair[place] for pair in pairs], heights, color=COLOURS[place],
+                marker=MARKERS[place], linestyle="none", zorder=2,
+            )[0]
+            for place in (0, 1)
+        ]  # fmt: skip
+        axes.set_yticks([*heights], labels=list(names), parse_math=False)
+        axes.set_ylim(0.4, len(names) + 0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("Correct (%)")
+        _legend(figure, handles, labels)
+
+    return render(draw, salt, height=1.1 + 0.2 * len(names))
 
 
 def accuracy_against_ratio(

@@ -2,38 +2,50 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table as RichTable
 
 from compress.reporting import (
     bundle,
+    by_class,
+    calibration,
     cost,
     figures,
+    gallery,
     headline,
     memory,
+    progress,
     representation,
     results,
     sections,
     segmentation,
     summary,
+    trade_off,
     transfer,
 )
 from compress.reporting.collect import RunData, load
-from compress.reporting.document import Document, Figure
+from compress.reporting.document import Block, Document, Figure, Fold, Heading
+from compress.reporting.gallery import TestImages
 from compress.reporting.html import html
+from compress.reporting.judged import read_judged
 from compress.reporting.markdown import markdown
 from compress.reporting.values import report_values
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, images: TestImages | None = None) -> Path:
     """Write the report of whatever stages have run; returns the path of report.html.
 
     Beside the three files, `figures/` holds the plots that report.md shows. Every file is
     replaced in one step, so a reader never meets half a report.
+
+    Args:
+        images: the test split of the run's data, for the gallery of predictions; without it, or
+            if the predictions are of others, there is none.
     """
     run = load(run_folder)
-    report = document(run)
+    report = document(run, images)
     write_figures(report, run_folder)
     text = json.dumps(report_values(run), indent=2, allow_nan=False) + "\n"
     _write(run_folder / "report.json", text.encode())
@@ -47,30 +59,50 @@ def write_figures(report: Document, folder: Path) -> None:
     """Write the plots that a report shows below `folder`, for its Markdown form."""
     for block in report.blocks:
         for image in block.images if isinstance(block, Figure) else ():
-            if image.svg:  # drawn here; pictures of a stage are files already
+            # Pictures of a stage are files already; what is drawn here lies in figures/.
+            if image.svg or Path(image.file).parent == Path("figures"):
                 _write(folder / image.file, image.data)
 
 
-def document(run: RunData) -> Document:
-    """The report as blocks, in reading order."""
-    blocks = [
+def document(run: RunData, images: TestImages | None = None) -> Document:
+    """The report as blocks, in reading order: what ships, pictures, then the folded rest."""
+    judged = read_judged(run) if run.task.is_accuracy else []
+    blocks: list[Block] = [
+        *progress.progress(run),
         *summary.summary(run),
+        *trade_off.trade_off(run),
         *results.results(run),
         *segmentation.segmentation(run),
+        *by_class.accuracy_by_class(run, judged),
+        *gallery.gallery(run, judged, images),
+        *calibration.calibration(judged),
         *figures.training_curves(run),
-        *figures.accuracy_and_size(run),
-        *sections.fusion(run),
-        *cost.cost(run),
         *bundle.bundle_section(run),
         *transfer.transfers(run),
         *representation.representation(run),
-        *memory.training_memory(run),
-        *sections.time_per_stage(run),
-        *sections.definitions(),
-        *sections.recipe(run),
-        *sections.environment(run),
     ]
+    folded = (
+        by_class.against_alone(run),
+        results.trainings(run),
+        sections.fusion(run),
+        cost.cost(run),
+        memory.training_memory(run),
+        sections.time_per_stage(run),
+        sections.definitions(),
+        sections.recipe(run),
+        sections.environment(run),
+    )
+    blocks += [fold for section in folded for fold in _folded(section)]
     return Document(f"Compression report: {run.name}", blocks)
+
+
+def _folded(section: Sequence[Block]) -> list[Fold]:
+    """A section as one that opens on a click; nothing of an empty one."""
+    if not section:
+        return []
+    heading, *rest = section
+    assert isinstance(heading, Heading)
+    return [Fold(heading.text, rest)]
 
 
 def terminal_tables(run_folder: Path) -> list[RichTable]:

@@ -1,4 +1,4 @@
-"""The result table, how to read it, and the trainings behind it."""
+"""The result table, how to read it, and the table of the trainings behind it."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,7 +7,7 @@ from compress.comparison.accuracy import NOT_DISTINGUISHABLE, standard_error_per
 from compress.comparison.students import BASELINE, TOP1
 from compress.reporting import formats, segmentation
 from compress.reporting.collect import RunData
-from compress.reporting.differences import PAIRED, UNPAIRED, classes, difference_cell
+from compress.reporting.differences import PAIRED, UNPAIRED, difference_cell
 from compress.reporting.document import Block, Heading, Paragraph
 from compress.reporting.network import Network
 from compress.reporting.tables import Column, ReportCell, ReportTable
@@ -65,7 +65,7 @@ def _shorten_note(cell: ReportCell | str) -> ReportCell | str:
 
 
 def results(run: RunData) -> list[Block]:
-    """The result table, how to read it, and the trainings behind it."""
+    """The result table, and how to read it."""
     blocks: list[Block] = [Heading("Results")]
     if not run.networks:
         return [*blocks, Paragraph("Neither the teacher nor the distill stage has run.")]
@@ -75,12 +75,7 @@ def results(run: RunData) -> list[Block]:
     ]
     if not run.students:
         blocks.append(Paragraph("The distill stage has not run: there is no student yet."))
-    teacher = run.teachers[0] if run.teachers else None
-    label = run.values("export").get("student")
-    shipped = next((row for row in run.students if row.label == label), run.recommended)
-    blocks += classes(run, shipped, teacher)
-    blocks += classes(run, shipped, run.baseline)
-    return [*blocks, _trainings(run)]
+    return blocks
 
 
 def _result_row(run: RunData, row: Network, *, is_chosen: bool) -> list[ReportCell | str]:
@@ -136,7 +131,12 @@ def _explanation(run: RunData) -> str:
     return text
 
 
-def _trainings(run: RunData) -> ReportTable:
+def trainings(run: RunData) -> list[Block]:
+    """Every training with its settings, one line each."""
+    return [Heading("Trainings"), _training_table(run)] if run.networks else []
+
+
+def _training_table(run: RunData) -> ReportTable:
     columns = (
         Column("Training", is_number=False),
         Column("Trial"),
@@ -149,7 +149,7 @@ def _trainings(run: RunData) -> ReportTable:
             "% ± standard error" if run.task.is_accuracy else "%",
         ),
         Column("Best on test", "%, optimistic"),
-        Column("Epochs of both"),
+        Column("Epoch of the result, of the best"),
         Column(f"{run.task.title} of others, {run.headline}", "%", is_number=False),
     )
     metric = run.task.metric

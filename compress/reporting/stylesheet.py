@@ -85,6 +85,24 @@ figure.plots svg {
 }
 figure.plots svg text { font-family: inherit !important; }
 figure.pictures img { max-width: 100%; height: auto; border: 1px solid var(--rule); }
+.gallery > div { display: flex; flex-wrap: wrap; gap: 0.9rem; }
+.gallery figure { margin: 0; width: 7rem; }
+.gallery img { width: 7rem; height: 7rem; object-fit: cover; border-radius: 4px; display: block; }
+.gallery figcaption { margin-top: 0.3rem; font-size: 0.78rem; overflow-wrap: anywhere; }
+.gallery figcaption b, .gallery figcaption span { display: block; }
+.gallery .right::before { content: "\\2713\\00a0"; color: var(--series-3); }
+.gallery .wrong::before { content: "\\2717\\00a0"; color: var(--series-2); }
+.gallery small { font-size: inherit; }
+details { border-top: 1px solid var(--rule); }
+details + details { margin-top: 0; }
+details:last-of-type { border-bottom: 1px solid var(--rule); }
+summary {
+  cursor: pointer; font-size: 1.06rem; font-weight: 600; padding: 0.8rem 0;
+}
+summary:hover { color: var(--accent); }
+details[open] > summary { margin-bottom: 0.5rem; }
+h2 + details, figure + details, p + details { margin-top: 3.25rem; }
+figure.halves img { flex: 1 1 20rem; min-width: 0; max-width: 33rem; }
 .terms dt { font-weight: 600; margin-top: 0.9rem; }
 .terms dd { margin: 0.15rem 0 0; }
 pre {
@@ -123,5 +141,8 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation M
   tbody th { white-space: normal; }
   figure, .key { break-inside: avoid; }
   pre { white-space: pre-wrap; }
+  details::details-content { content-visibility: visible; display: block; height: auto; }
+  .gallery figure { width: 22mm; }
+  .gallery img { width: 22mm; height: 22mm; }
 }
 """

@@ -10,6 +10,14 @@ from compress.reporting.collect import RunData, metrics
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
 from compress.reporting.tables import Column, ReportCell, ReportTable
 
+# Words of metrics' keys that are written otherwise.
+_TITLES = {
+    **{key: key.upper() for key in ("ap", "ap50", "ap75", "map", "ece", "iou")},
+    "miou": "mean IoU",
+    "top1": "top-1",
+    "top5": "top-5",
+    "knn": "k-NN",
+}
 _PICTURES = {".png", ".jpg", ".jpeg"}
 
 
@@ -136,11 +144,14 @@ def _difference(row: Mapping[str, Any], key: str) -> ReportCell:
 
 
 def _header_and_unit(key: str) -> tuple[str, str]:
-    """A metric's key as header and unit: ap50_percent -> ("ap50", "%")."""
-    for suffix, unit in (("_percent", "%"), ("_ms", "ms"), ("_points", "points")):
+    """A metric's key as header and unit: ap50_percent -> ("AP50", "%")."""
+    stem, unit = key, ""
+    for suffix, of_suffix in (("_percent", "%"), ("_ms", "ms"), ("_points", "points")):
         if key.endswith(suffix):
-            return key.removesuffix(suffix).replace("_", " "), unit
-    return key.replace("_", " "), ""
+            stem, unit = key.removesuffix(suffix), of_suffix
+    words = stem.split("_")
+    title = " ".join(_TITLES.get(word, word) for word in words)
+    return title[:1].upper() + title[1:], unit
 
 
 def _metric(row: Mapping[str, Any], key: str) -> ReportCell:
@@ -168,7 +179,9 @@ def _curves(run: RunData, stage: str, rows: list[Mapping[str, Any]], headline: s
         ]
         lines = [line for line in lines if line.points]
         if lines:
-            plot = plots.curves(lines, "Epoch", title, salt=f"{stage}/{key}")
+            plot = plots.curves(
+                lines, "Epoch", title, salt=f"{stage}/{key}", is_percent=key != "loss"
+            )
             alt = f"{title} per epoch of {', '.join(line.label for line in lines)}"
             file = f"figures/{stage.replace('/', '_')}_{key}.png"
             images.append(Image(file, alt, plot.png, plot.svg))

@@ -139,6 +139,7 @@ def _run(
         write_json(folder / "environment.json", environment(device))
         among = f", {world_size()} processes" if world_size() > 1 else ""
         log(f"{options.recipe} -> {folder} ({device}{among})")
+        reports = _Reports(directory, plan)
         executor = Executor(
             plan,
             stages,
@@ -148,13 +149,13 @@ def _run(
             options.fresh,
             options.until,
             lockstep_values,
-            _Reports(directory, plan).keep_up,
+            reports.keep_up,
         )
         with _failure_noted():
             with track_to(recipe.trackers, folder, str(folder), resolved):
                 current = yield from executor.steps()
             with doing("the report"):
-                on_main_process(lambda: _report(directory, current))
+                on_main_process(lambda: reports.finish(current))
 
 
 def run_folder(request: RecipeRequest) -> Path:
@@ -202,35 +203,40 @@ def _check_stage(name: str, plan: RecipePlan) -> None:
 
 
 class _Reports:
-    """The report of a run that goes on: written again where the last one is old."""
+    """The report of a run, while it goes on and at its end."""
 
     def __init__(self, run: RunDirectory, plan: RecipePlan) -> None:
         self._run = run
-        self._last = plan.steps[-1].name
+        self._plan = plan
         self._written = time.monotonic()
 
     def keep_up(self, finished: list[str]) -> None:
         """Write what there is, unless that was done lately or the whole report follows."""
-        if time.monotonic() - self._written < _REPORT_AGE or self._last in finished:
+        is_old = time.monotonic() - self._written > _REPORT_AGE
+        if not is_old or self._plan.steps[-1].name in finished:
             return
         with doing("the report"):
-            on_main_process(partial(self._write, finished))
+            on_main_process(partial(self._write_so_far, finished))
         self._written = time.monotonic()
 
-    def _write(self, finished: list[str]) -> None:
+    def finish(self, finished: list[str]) -> None:
+        """Write the report and print its tables."""
+        page = self._write(finished)
+        for table in importlib.import_module("compress.reporting").terminal_tables(
+            self._run.folder
+        ):
+            console.print(table)
+        log(f"report: {page}")
+
+    def _write(self, finished: list[str]) -> Path:
         self._run.mark_current(finished)
+        reporting = importlib.import_module("compress.reporting")
+        images = dataset_of(self._plan.recipe).test
+        page: Path = reporting.write_report(self._run.folder, images)
+        return page
+
+    def _write_so_far(self, finished: list[str]) -> None:
         try:
-            page = importlib.import_module("compress.reporting").write_report(self._run.folder)
+            log(f"report so far: {self._write(finished)}")
         except Exception as error:  # a run goes on without it, and ends with the whole one
             log(f"the report cannot be written yet: {error}")
-        else:
-            log(f"report so far: {page}")
-
-
-def _report(run: RunDirectory, current: list[str]) -> None:
-    run.mark_current(current)
-    reporting = importlib.import_module("compress.reporting")
-    report = reporting.write_report(run.folder)
-    for table in reporting.terminal_tables(run.folder):
-        console.print(table)
-    log(f"report: {report}")

@@ -112,7 +112,7 @@ def _result(
     alone = majority([item.classes() for item in data.test], len(data.class_names), IGNORE_INDEX)
     name = data.class_names[alone.label]
     legend = (
-        "Of each picture, the upper row shows the true masks, the lower row the predicted. "
+        "Rows: images, true classes, predicted classes. "
         f"'{name}' everywhere would have a mean IoU of {alone.miou_percent:.1f} % and "
         f"{alone.pixel_percent:.1f} % of the pixels."
     )

@@ -35,7 +35,7 @@ from eval.detection.model import Images, Targets
 from eval.detection.settings import check_numbers
 from eval.detection.task import common_head
 from eval.transfer.context import TransferContext
-from eval.transfer.pictures import draw_detections
+from eval.transfer.pictures import MISSED, draw_detections
 from tests.eval.runs import write_run
 
 Write = Callable[..., Path]
@@ -208,6 +208,7 @@ def test_stride_is_that_of_a_dry_run_whatever_the_encoder_says(encoder: Encoder)
 def test_pictures_show_boxes_and_tint_masks(tmp_path: Path, scenes: Write) -> None:
     root = scenes(test=1)
     image = coco(root, root=str(root)).test[0]
+    image = replace(image, ignored=torch.ones_like(image.ignored))  # no frame says: missed
     nothing: dict[str, Any] = found([], [], []) | {"segments": []}
     mask = torch.zeros(1, 64, 64, dtype=torch.bool)
     mask[0, 20:40, 20:40] = True
@@ -220,6 +221,24 @@ def test_pictures_show_boxes_and_tint_masks(tmp_path: Path, scenes: Write) -> No
     changed = np.abs(without - drawn).sum(2) > 0
     assert changed[100:150, 100:150].mean() > 0.8  # 64 pixels are drawn as 256
     assert not changed[170:].any() and not changed[:, 170:].any()
+
+
+def test_pictures_tell_found_objects_from_missed_ones(tmp_path: Path, scenes: Write) -> None:
+    root = scenes(test=1)
+    image = coco(root, root=str(root)).test[0]
+    boxes, labels = image.boxes.tolist(), image.labels.tolist()
+
+    def red(name: str, detections: dict[str, Any]) -> int:
+        draw_detections(tmp_path / name, [image], [detections], ("a", "b", "c"))
+        pixels = np.asarray(Image.open(tmp_path / name))
+        return int((pixels == MISSED).all(2).sum())
+
+    all_found = found(boxes, labels, [0.9] * len(boxes))
+    assert red("all.png", all_found) == 0
+    assert red("none.png", found([], [], [])) > 0
+    of_others = found(boxes, [label % 3 + 1 for label in labels], [0.9] * len(boxes))
+    assert red("others.png", of_others) > 0
+    assert red("unsure.png", found(boxes, labels, [0.4] * len(boxes))) > 0
 
 
 def test_fine_map_is_pooled_to_the_stride(encoder: Encoder) -> None:

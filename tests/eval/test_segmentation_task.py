@@ -106,10 +106,13 @@ def test_void_and_background_stay_uncoloured(tmp_path: Path, background: bool) -
     draw_overlays(path, [pixels], [mask], [mask], names, background=background)
     drawn = np.asarray(Image.open(path))
     mixed = (0.4 * 90 + 0.6 * palette(2).double()).round().numpy()
-    assert (drawn[2, 250] == 90).all()
-    assert (drawn[2, 150] == mixed[1]).all()
-    assert (drawn[2, 50] == (90 if background else mixed[0])).all()
-    assert (drawn[2] == drawn[4 + 6 + 2]).all()
+    # A title of 18 pixels and a strip of 4 for the image, the true and the predicted mask, 6 apart.
+    image, truth, prediction = (drawn[row * (18 + 6 + 4 + 6) + 18 + 6 + 2] for row in range(3))
+    assert (image == 90).all()
+    assert (truth[250] == 90).all()
+    assert (truth[150] == mixed[1]).all()
+    assert (truth[50] == (90 if background else mixed[0])).all()
+    assert (truth == prediction).all()
 
 
 def test_colours_of_nineteen_classes_differ() -> None:

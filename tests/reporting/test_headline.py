@@ -45,7 +45,7 @@ def run(make_run: Make) -> Path:
 
 def first_screen(folder: Path) -> str:
     write_report(folder)
-    return (folder / "report.md").read_text().split("## Results")[0]
+    return (folder / "report.md").read_text().split("## Accuracy against cost")[0]
 
 
 def test_what_ships_is_related_to_the_teacher_at_one_protocol(run: Path) -> None:

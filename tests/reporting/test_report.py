@@ -139,7 +139,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(complete: Path) -> None
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags and "link" not in page.tags
     assert not re.search(r"@import|url\((?!#)", source)
-    assert page.tags.count("svg") == 5 and page.tags.count("img") == 1
+    assert page.tags.count("svg") == 7 and page.tags.count("img") == 1
 
 
 def test_pictures_outside_their_stage_are_left_out(complete: Path) -> None:
@@ -150,7 +150,7 @@ def test_pictures_outside_their_stage_are_left_out(complete: Path) -> None:
 def test_pictures_of_the_markdown_exist(complete: Path) -> None:
     folder = complete
     files = re.findall(r"\]\(<(.+?)>\)", (folder / "report.md").read_text())
-    assert len(files) == 6
+    assert len(files) == 8
     assert all((folder / file).is_file() for file in files)
 
 
@@ -159,7 +159,7 @@ def test_pictures_of_the_markdown_exist(complete: Path) -> None:
     [
         ((), ["No student has been trained yet", "Neither the teacher nor the distill stage"]),
         (("teacher",), ["The distill stage has not run", "The fuse stage has not run"]),
-        (("teacher", "distill"), ["The account stage has not run", "No size is known"]),
+        (("teacher", "distill"), ["The account stage has not run", "No cost is known"]),
         (("distill", "fuse"), ["The export stage has not run", "The transfer stage has not run"]),
         (("account", "transfer"), ["No student has been trained yet", "The export stage has not"]),
     ],

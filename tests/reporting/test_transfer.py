@@ -73,6 +73,6 @@ def test_one_task_over_data_sets_is_one_table(make_run: Make) -> None:
     write_stage(folder, "tinyimagenet", [-2.0, -1.0], 33.0)
     write_report(folder)
     text = (folder / "report.md").read_text()
-    assert "| Initialisation | stl10 (top1, %) | tinyimagenet (top1, %) |" in text
+    assert "| Initialisation | stl10 (Top-1, %) | tinyimagenet (Top-1, %) |" in text
     assert "| distilled | 61.00 (± 0.25) | 33.00 (± 0.25) |" in text
     assert "| alone | 62.50 (± 0.25) | 34.50 (± 0.25) |" in text

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from compress.data.dense.masked_images import IGNORE_INDEX
 from compress.data.pictures import GAP, enlarge, row_of
 
 _SIDE = 320
-_LINE = 16
+_LINE = 18
+_LETTERS = 14
 BACKGROUND = "background"
 _SHARE = 0.6  # of the mask's colour
 
@@ -26,13 +27,13 @@ def draw_overlays(
     *,
     background: bool,
 ) -> None:
-    """Two rows (true, predicted) with a column per image, and the classes' colours below.
+    """Rows of the images, their true and their predicted masks, and the classes' colours below.
 
     images[i] is (3, H, W) uint8, truths[i] and predictions[i] are (H, W) class indices. Void
     pixels stay uncoloured, as does class 0 where it is the background.
     """
-    rows = [("", truths), ("", predictions)]
-    sheet = _sheet(images, rows, class_names, background=background)
+    rows = [("true classes", truths), ("predicted classes", predictions)]
+    sheet = draw_masks(images, rows, class_names, background=background)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
@@ -64,7 +65,7 @@ def _sheet(
     for name, masks in rows:
         pairs = zip(images, masks, strict=True)
         strip = row_of([_overlay(p, m, colours, background) for p, m in pairs])
-        strips += [*([_title(name, strip.width)] if name else []), strip]
+        strips += [_title(name, strip.width), strip]
     legend = _legend(class_names, colours, strips[-1].width, background)
     parts = [*strips, legend]
     height = sum(part.height + GAP for part in parts) - GAP
@@ -78,7 +79,7 @@ def _sheet(
 
 def _title(name: str, width: int) -> Image.Image:
     strip = Image.new("RGB", (width, _LINE), "white")
-    ImageDraw.Draw(strip).text((0, 1), name, fill="black")
+    ImageDraw.Draw(strip).text((0, 0), name, fill="black", font=ImageFont.load_default(_LETTERS))
     return strip
 
 
@@ -107,9 +108,9 @@ def _legend(
     """A square of each coloured class beside its name, as many lines as they take."""
     places: list[tuple[int, int, int]] = []
     left = line = 0
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    measure, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(_LETTERS)
     for label in range(1 if background else 0, len(class_names)):
-        length = _LINE + round(measure.textlength(class_names[label])) + 2 * GAP
+        length = _LINE + round(measure.textlength(class_names[label], font=font)) + 2 * GAP
         if left and left + length > width:
             left, line = 0, line + 1
         places.append((label, left, line * _LINE))
@@ -119,5 +120,5 @@ def _legend(
     for label, x, y in places:
         red, green, blue = colours[label].tolist()
         pen.rectangle((x, y + 2, x + 11, y + 13), fill=(red, green, blue))
-        pen.text((x + _LINE, y + 2), class_names[label], fill="black")
+        pen.text((x + _LINE, y), class_names[label], fill="black", font=font)
     return strip

@@ -1,0 +1,48 @@
+"""The line above the report of a run that has not come to its end."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from compress.recipe.schema import numbered
+from compress.reporting.collect import RunData, metrics
+from compress.reporting.document import Block, Paragraph
+
+_SECTIONS = ("fuse", "account", "export")
+
+
+def progress(run: RunData) -> list[Block]:
+    """What is under way and what is still to come; nothing of a run that is finished."""
+    missing = [stage for stage in _planned(run) if stage not in run.results]
+    if not missing or not run.resolved:
+        return []
+    texts = []
+    begun = [stage for stage in missing if (run.folder / stage / "fields.json").is_file()]
+    if begun:
+        texts.append(f"{'; '.join(_epochs(run, stage) for stage in begun)}.")
+    waiting = [stage for stage in missing if stage not in begun]
+    if waiting:
+        texts.append(f"Still to come: {', '.join(waiting)}.")
+    return [Paragraph(f"This run is not finished. {' '.join(texts)}", is_lead=True)]
+
+
+def _planned(run: RunData) -> Iterator[str]:
+    """The stages of the recipe; those of transfer count together."""
+    resolved = run.resolved
+    yield "teacher"
+    distill: Any = resolved.get("distill") or {}
+    parts = [distill.get("method"), *(distill.get("compare") or [])]
+    labels = numbered([(str(p.get("label") or p.get("name")), p) for p in parts if p])
+    for trial in range(int(resolved.get("trials") or 1)):
+        yield from (f"distill/{label}" + (f"-trial{trial}" if trial else "") for label in labels)
+    yield from (section for section in _SECTIONS if resolved.get(section) is not None)
+    if len(resolved.get("transfer") or []) > len(run.transfers()):
+        yield "transfer"
+
+
+def _epochs(run: RunData, stage: str) -> str:
+    """The stage, with the epochs that its training has behind it."""
+    section: Any = run.resolved.get("distill") if stage.startswith("distill/") else None
+    rows = metrics(run.folder / stage / "metrics.jsonl")
+    if section is None or not rows:
+        return f"{stage} has begun"
+    return f"{stage} has {len(rows)} of {section['train']['epochs']} epochs"

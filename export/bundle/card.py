@@ -136,12 +136,14 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
         gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
             f"{_int8_opening(int8)} its drop of "
-            f"{gate['top1_drop']:.2f} points (accepted {accepted['max_top1_drop']:g}), the same "
-            f"class in {gate['agreement_percent']:.2f} % (accepted "
-            f"{accepted['min_agreement_percent']:g}) and logits off by {gate['difference']:.2g} of "
-            f"the largest (accepted {accepted['max_difference']:g}) are within the limits, on the "
-            "machine that made it and computed exactly."
+            f"{gate['top1_drop']:.2f} points (standard error {gate['drop_standard_error']:.2g}, "
+            f"accepted {accepted['max_top1_drop']:g}), the same class in "
+            f"{gate['agreement_percent']:.2f} % (accepted {accepted['min_agreement_percent']:g}) "
+            f"and logits off by {gate['difference']:.2g} of the largest (accepted "
+            f"{accepted['max_difference']:g}) {_within(gate)}, on the machine that made it "
+            "and computed exactly."
         )
+        rows += _remark(int8)
         rows += _int8_notes(int8)
     return "\n".join([*rows, *_search_and_refusal(facts)])
 
@@ -205,12 +207,14 @@ def _of_pixels(facts: Mapping[str, Any]) -> str:
         gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
             f"{_int8_opening(int8)} its drop of "
-            f"{gate['miou_drop']:.2f} points (accepted {accepted['max_miou_drop']:g}) and the same "
-            f"class in {gate['agreement_percent']:.2f} % of the pixels (accepted "
-            f"{accepted['min_agreement_percent']:g}) are within the limits, on the machine that "
+            f"{gate['miou_drop']:.2f} points (standard error {gate['drop_standard_error']:.2g}, "
+            f"accepted {accepted['max_miou_drop']:g}) and the same class in "
+            f"{gate['agreement_percent']:.2f} % of the pixels (accepted "
+            f"{accepted['min_agreement_percent']:g}) {_within(gate)}, on the machine that "
             f"made it and computed exactly; a logit is off by up to {gate['difference']:.2g} of "
             "the largest."
         )
+        rows += _remark(int8)
         rows += _int8_notes(int8)
     return "\n".join([*rows, *_search_and_refusal(facts)])
 
@@ -229,6 +233,17 @@ def _int8_opening(int8: Mapping[str, Any]) -> str:
         f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
         f"{gate['images']} images of the {gate['split']} split"
     )
+
+
+def _within(gate: Mapping[str, Any]) -> str:
+    return "are within the limits" if gate["remark"] is None else "were not refused"
+
+
+def _remark(int8: Mapping[str, Any]) -> list[str]:
+    """The change on the test split, and what the gate could not decide."""
+    rows = [f"int8 on the test split: {int8['drop_words']}."]
+    remark = int8["gate"]["remark"]
+    return rows if remark is None else [*rows, f"**Undecided**: {remark}."]
 
 
 def _search_and_refusal(facts: Mapping[str, Any]) -> list[str]:

@@ -44,10 +44,12 @@ def write_int8(request: BundleRequest, folder: Path, float_bytes: int) -> Int8Ou
         if settings.search:
             settings, search = search_int8(request, settings, folder, Limits.of(settings))
         return Int8Outcome(_quantize(request, settings, folder, float_bytes), None, search)
-    except UserError as error:
+    except Exception as error:  # whatever it is, the float file is worth shipping
         (folder / INT8).unlink(missing_ok=True)
         # The folder that the bundle is made in has a random name and goes.
         reason = str(error).replace(f"{folder}/", "")
+        if not isinstance(error, UserError):
+            reason = f"it could not be made ({type(error).__name__}: {' '.join(reason.split())})"
         log(f"  {INT8}: left out of the bundle: {reason}")
         return Int8Outcome(None, reason, search)
 
@@ -62,10 +64,14 @@ def _quantize(
     gate = compare_file(request, path, images)
     few = images.subset(evenly(images, _EXACT_IMAGES)) if len(images) > _EXACT_IMAGES else images
     exact = compare_file(request, path, few, exact=True)
-    _require({"on this machine": gate, "computed exactly": exact}, settings)
+    comparisons = {"on this machine": gate, "computed exactly": exact}
+    _require(comparisons, settings)
+    remark = _remark(comparisons, settings)
     parity = gate if images is data.test else compare_file(request, path, data.test)
     share = info.size_bytes / float_bytes
     log(f"  {INT8}: {parity.int8_words()}, {share:.2f} of the size")
+    if remark is not None:
+        log(f"  {INT8}: {remark}")
     if settings.full_range:
         log(f"  {INT8}: {FULL_RANGE}")
     if settings.flavour in FLAVOURS:
@@ -74,11 +80,13 @@ def _quantize(
         **info.as_dict(),
         "flavour_note": FLAVOURS.get(settings.flavour),
         **parity.as_dict(),
+        "drop_words": parity.drop_words(),
         "gate": {
             "split": "validation" if images is data.validation else "test",
             **gate.gate_values(),
             "exact": exact.gate_values(),
             "accepted": Limits.of(settings).accepted(gate),
+            "remark": remark,
         },
     }
 
@@ -102,3 +110,14 @@ def _require(parities: dict[str, OutputParity], settings: Int8) -> None:
             f"another calibration method ({', '.join(CALIBRATIONS)}), leaving out the first and "
             "last layers, or `int8: null` (--no-int8)"
         )
+
+
+def _remark(parities: dict[str, OutputParity], settings: Int8) -> str | None:
+    """A sentence on drops that the images cannot tell from the limit; None where there is none."""
+    limits = Limits.of(settings)
+    where: dict[str, list[str]] = {}
+    for name, parity in parities.items():
+        clause = limits.remark(parity)
+        if clause is not None:
+            where.setdefault(f"{parity.images} images: {clause}", []).append(name)
+    return "; ".join(f"{' and '.join(names)}, {rest}" for rest, names in where.items()) or None

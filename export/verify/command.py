@@ -92,6 +92,8 @@ def verify_bundle(
 ) -> dict[str, Any]:
     """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
 
+    `remarks` are drops of the int8 file that so few images cannot tell from their limit.
+
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
     """
@@ -117,7 +119,7 @@ def verify_bundle(
     from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
     from export.bundle.manifest import check_manifest
     from export.verify import checks, comparisons
-    from export.verify.verdict import failures, json_rows
+    from export.verify.verdict import failures, json_rows, remarks
 
     manifest = check_manifest(bundle)
     opsets = checks.check_graphs(bundle, manifest)
@@ -147,6 +149,7 @@ def verify_bundle(
         "limits": {**limits, **cosines} if embeds(student.description) else limits,
         "rows": json_rows(rows),
         "encoder": json_rows(encoder),
+        "remarks": remarks(rows, int8),
         "failures": [
             *checks.check_script(bundle, manifest),
             *checks.check_weights(bundle, manifest),

@@ -81,12 +81,15 @@ def _summary(facts: Mapping[str, Any]) -> str:
 
 def _use(facts: Mapping[str, Any]) -> str:
     gives_embeddings = embeds(facts["student"])
-    options = "--embed FILE.npz [--int8]" if gives_embeddings else "[--int8] [--json]"
+    options = "--embed FILE.npz [--int8]" if gives_embeddings else "[--int8] [--csv FILE]"
     if is_dense(facts["student"]):
-        options = "--masks DIR --overlays DIR [--int8] [--json]"
+        options = "--masks DIR --overlays DIR [--int8] [--csv FILE]"
+    prepared = "" if is_dense(facts["student"]) else ", resized and cropped"
     return (
         "    pip install numpy pillow onnxruntime\n"
-        f"    python BUNDLE/predict.py image.png [folder ...] {options}\n\n"
+        f"    python BUNDLE/predict.py photo.jpg [folder ...] {options}\n\n"
+        f"Photos may have any size and mode; they are set upright{prepared} "
+        "(`--strict` refuses those that would have to be changed; `--help` has more).\n\n"
         "`preprocess.json` states exactly what the ONNX files take; `manifest.json` has the "
         "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it.\n\n"
         "Without it, in the folder of the bundle:\n\n"

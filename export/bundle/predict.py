@@ -817,7 +817,8 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Classify photos with a bundle: of any size and mode, turned upright, resized "
@@ -867,7 +868,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def _run(arguments: Sequence[str] | None, prog: str | None) -> int:
-    options = _parser(prog).parse_intermixed_args(arguments)
+    options = parser(prog).parse_intermixed_args(arguments)
     inputs: list[str] = options.inputs
     folder = Path(__file__).parent
     if not (folder / "manifest.json").is_file():

@@ -4,14 +4,22 @@ The predict.py that lies in a bundle may be somebody else's code and is not run;
 the manifest, as every file of the bundle is.
 """
 
+import argparse
 import sys
 
 from export.bundle import predict
 
+_PROG = "compress predict"
 
-def main(arguments: list[str] | None = None, prog: str = "compress predict") -> int:
+
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code, see `export.bundle.predict`."""
-    return predict.main(arguments, prog)
+    return predict.main(arguments, _PROG)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
+    return predict.parser(_PROG)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """MODEL_CARD.md: contents of a bundle, origin, accuracy, speed and limits of its network."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,16 +7,12 @@ from compress.model_files.artifacts import is_dense
 from compress.tasks import task_for
 from compress.text import one_line, printable
 from export.bundle.contents import FLAVOURS, FULL_RANGE, embeds
+from export.bundle.front_matter import front_matter
 from export.bundle.interfaces import FileInterface, InputInterface, OutputInterface
 from export.bundle.snippet import snippet
 
 # How far an int8 file is below the trained network: key of a trial -> title.
 _DROPS = {"top1_drop": "top-1 drop", "miou_drop": "mean IoU drop"}
-_FRONT = """---
-license: {license}
-pipeline_tag: {tag}
----
-"""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -33,12 +28,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
             content of its file), `preparation` and `interfaces` (as the manifest has them).
     """
     gives_embeddings, dense = embeds(facts["student"]), is_dense(facts["student"])
-    tag = "image-feature-extraction" if gives_embeddings else "image-classification"
-    tag = "image-segmentation" if dense else tag
     accuracy = _of_pixels if dense else _fidelity if gives_embeddings else _accuracy
-    front = _FRONT.format(license=json.dumps(facts["license"] or "unknown"), tag=tag)
     sections = [
-        f"{front}\n# {facts['name']}",
+        f"{front_matter(facts)}\n# {facts['name']}",
         _summary(facts),
         "## Use\n\n" + _use(facts),
         "## Inputs and outputs\n\n" + _interfaces(facts),

@@ -90,9 +90,10 @@ def verify_bundle(
     min_low_cosine: float = 0.95,
     max_miou_drop: float = 1.0,
 ) -> dict[str, Any]:
-    """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
+    """Check a bundle, or that of a run directory; returns the report as JSON values.
 
-    `remarks` are drops of the int8 file that so few images cannot tell from their limit.
+    `failures` has one sentence per limit that is exceeded; `remarks` are drops
+    of the int8 file that so few images cannot tell from their limit.
 
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
@@ -117,10 +118,11 @@ def verify_bundle(
     from compress.model_files.artifacts import is_dense
     from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
     from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
-    from export.bundle.manifest import check_manifest
+    from export.bundle.manifest import bundle_of, check_manifest
     from export.verify import checks, comparisons
     from export.verify.verdict import failures, json_rows, remarks
 
+    bundle = bundle_of(bundle)
     manifest = check_manifest(bundle)
     opsets = checks.check_graphs(bundle, manifest)
     student = checks.load_consistent(bundle)

@@ -161,6 +161,8 @@ class Parity(LogitParity):
     def drop_words(self) -> str:
         """See `OutputParity`."""
         change = self.onnx_top1_percent - self.torch_top1_percent
+        if not self.discordant_images and not change:
+            return f"{change:+.2f} points, right on the same of {self.images} images"
         return _change_words(change, "points", self.images, self.drop_standard_error)
 
     def in_words(self) -> str:

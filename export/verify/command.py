@@ -10,12 +10,13 @@ which a changed file counts as, 130 when interrupted.
 import argparse
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.console.ending import exit_code
-from compress.errors import UserError
+from compress.errors import UntrustedCode, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +30,15 @@ def _command(args: argparse.Namespace) -> int:
         from compress.models import user_code
 
         user_code.trust("*")
+    try:
+        return _verify(args)
+    except UntrustedCode as error:
+        data = () if args.data is None else ("--data", str(args.data))
+        again = shlex.join(["compress", "verify", str(args.bundle), *data, "--trust-code"])
+        raise UserError(f"{error}: {again}") from None
+
+
+def _verify(args: argparse.Namespace) -> int:
     report = verify_bundle(
         args.bundle,
         data=args.data,
@@ -70,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-mean-cosine", type=float, default=0.99, help="int8: of embeddings, the least mean")
     add("--min-low-cosine", type=float, default=0.95, help="int8: that of the lowest percent")
     add("--max-miou-drop", type=float, default=1.0, help="points of mean IoU that int8 may lose")
-    add("--trust-code", action="store_true", help="run code that student.json names")
+    add(
+        "--trust-code",
+        action="store_true",
+        help="run code that student.json names, as of a network in your own file",
+    )
     add("--json", action="store_true", help="the result as JSON")
     return parser
 

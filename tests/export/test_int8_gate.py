@@ -95,6 +95,8 @@ def test_one_image_of_45_passes_with_a_remark() -> None:
     for part in ("2.22 points", "standard error 2.2", "45 images", "accepted 1 (max_top1_drop)"):
         assert part in remark
     assert Limits().remark(classified(45, lost=0)) is None
+    same = classified(45, lost=0, other=1)
+    assert same.drop_words() == "+0.00 points, right on the same of 45 images"
 
 
 def test_two_points_of_10000_images_are_refused() -> None:

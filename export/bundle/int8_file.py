@@ -97,15 +97,13 @@ def _require(parities: dict[str, OutputParity], settings: Int8) -> None:
     Raises:
         UserError: the numbers and what to try.
     """
-    limits, sentences = Limits.of(settings), []
-    for name, parity in parities.items():
-        clauses = limits.list_exceeded(parity)
-        if clauses:
-            sentences.append(f"{name}, {parity.images} images: {', '.join(clauses)}")
-    if sentences:
+    limits = Limits.of(settings)
+    clauses = {name: ", ".join(limits.list_exceeded(parity)) for name, parity in parities.items()}
+    sentence = _sentence(parities, clauses)
+    if sentence:
         narrower = "weights of 7 bits (full_range: false), " if settings.full_range else ""
         raise UserError(
-            f"{'; '.join(sentences)}; limits are keys of export.int8; try {narrower}"
+            f"{sentence}; limits are keys of export.int8; try {narrower}"
             "more calibration images, "
             f"another calibration method ({', '.join(CALIBRATIONS)}), leaving out the first and "
             "last layers, or `int8: null` (--no-int8)"
@@ -115,9 +113,14 @@ def _require(parities: dict[str, OutputParity], settings: Int8) -> None:
 def _remark(parities: dict[str, OutputParity], settings: Int8) -> str | None:
     """A sentence on drops that the images cannot tell from the limit; None where there is none."""
     limits = Limits.of(settings)
-    where: dict[str, list[str]] = {}
-    for name, parity in parities.items():
-        clause = limits.remark(parity)
-        if clause is not None:
-            where.setdefault(f"{parity.images} images: {clause}", []).append(name)
-    return "; ".join(f"{' and '.join(names)}, {rest}" for rest, names in where.items()) or None
+    clauses = {name: limits.remark(parity) or "" for name, parity in parities.items()}
+    return _sentence(parities, clauses) or None
+
+
+def _sentence(parities: dict[str, OutputParity], clauses: dict[str, str]) -> str:
+    """The clauses on the comparisons of these names; what is the same of several is said once."""
+    names: dict[str, list[str]] = {}
+    for name, clause in clauses.items():
+        if clause:
+            names.setdefault(f"{parities[name].images} images: {clause}", []).append(name)
+    return "; ".join(f"{' and '.join(several)}, {rest}" for rest, several in names.items())

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class UntrustedCode(UserError):
+    """A model file names code that the user has not trusted yet."""
+
+
 def in_one_line(error: BaseException) -> str:
     """The message of another library's error on one line; its type where it has no message."""
     return " ".join(str(error).split()) or type(error).__name__

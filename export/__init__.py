@@ -16,7 +16,8 @@
     (('student.onnx',), 18)
 
 `bundle_request` and `write_bundle` make a bundle of a student of a run directory, as the command
-`python -m export RUN` does; `verify_bundle` checks one, as `python -m export.verify BUNDLE` does.
+`python -m export RUN` does; `verify_bundle` checks one, as `python -m export.verify BUNDLE` does;
+`push_to_hub` uploads one, as `compress push BUNDLE OWNER/NAME` does.
 """
 
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from compress import import_lazily
 if TYPE_CHECKING:
     from export.bundle.request import BundleRequest
     from export.bundle.writer import write_bundle
+    from export.hub import push_to_hub
     from export.onnx import Exported, export_encoder, export_onnx
     from export.stage import bundle_request
     from export.verify.command import verify_bundle
@@ -36,6 +38,7 @@ __all__ = [
     "bundle_request",
     "export_encoder",
     "export_onnx",
+    "push_to_hub",
     "verify_bundle",
     "write_bundle",
 ]
@@ -46,6 +49,7 @@ _MODULES = {
     "bundle_request": "export.stage",
     "export_encoder": "export.onnx",
     "export_onnx": "export.onnx",
+    "push_to_hub": "export.hub",
     "verify_bundle": "export.verify.command",
     "write_bundle": "export.bundle.writer",
 }

@@ -2,13 +2,14 @@
 
 import argparse
 import re
+import shlex
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.console.ending import exit_code
-from compress.errors import UserError, nearest
+from compress.errors import UntrustedCode, UserError, nearest
 from compress.text import printable
 
 if TYPE_CHECKING:
@@ -86,7 +87,12 @@ def _command(args: argparse.Namespace) -> int:
         from compress.models import user_code
 
         user_code.trust("*")
-    return _export(args)
+    try:
+        return _export(args)
+    except UntrustedCode as error:
+        student = () if args.student is None else ("--student", args.student)
+        again = shlex.join(["compress", "export", str(args.run), *student, "--trust-code"])
+        raise UserError(f"{error}: {again}") from None
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from export.bundle.request import BundleRequest
 from export.bundle.writer import UNFINISHED, write_bundle
 from export.verify.checks import require_same_data
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 IN_EVERY_PROCESS = False
 BUNDLE, PREDICTIONS = "bundle", "predictions"
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from compress.errors import UserError, nearest
+from compress.errors import UntrustedCode, UserError, nearest
 
 # Kinds of models that `models.PREFIXES` finds; these are also modules, but no code of a user's.
 LIBRARIES = ("torchvision", "timm")
@@ -80,10 +80,14 @@ def verify(name: str, recorded: Mapping[str, str] | None, origin: Path) -> None:
 
     Args:
         recorded: the `provenance` that the model file holds; None where it holds none.
+
+    Raises:
+        UntrustedCode: neither a recipe nor the user has named it.
+        UserError: it is other code now, or the model file holds no digest of it.
     """
     place = f" ({recorded['file']})" if recorded else ""
     if name not in _trusted and "*" not in _trusted:
-        raise UserError(
+        raise UntrustedCode(
             f"{origin} is built by code of its own, '{name}'{place}; read that code, and run again "
             "with --trust-code if you trust it"
         )

@@ -298,7 +298,8 @@ class Int8(Grown, Part):
     looks at the cosine of each image's two: `min_mean_cosine` is the least mean, `min_low_cosine`
     the least first percentile. Of networks that segment it looks at pixels: `max_miou_drop` in
     percentage points, and the agreement of those that have a class. A file that exceeds a limit is
-    left out of the bundle.
+    left out of the bundle. A drop of accuracy that is above its limit by less than two standard
+    errors (paired, over the images) leaves the file in, with a remark.
 
     Layers that are left out stay float: the `first`, the `last`, or those of a number, counted from
     1 in the order of the graph, with what lies between them. Weights have 7 bits, right on every

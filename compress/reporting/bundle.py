@@ -92,6 +92,11 @@ def _int8(values: Mapping[str, Any]) -> list[str]:
         return [f"student.int8.onnx was left out of the bundle: {refused}."]
     int8, name = values.get("int8") or {}, "student.int8.onnx"
     sentences = []
+    if int8.get("drop_words"):
+        sentences.append(f"{name} against the trained network: {int8['drop_words']}.")
+    remark = int8.get("gate", {}).get("remark")
+    if remark:
+        sentences.append(f"The limits could not be decided on so few images: {remark}.")
     if int8.get("full_range"):
         sentences.append(
             f"{name} has full range weights: right only on CPUs with VNNI or ARM dot product."

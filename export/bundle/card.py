@@ -1,6 +1,5 @@
 """MODEL_CARD.md: contents of a bundle, origin, accuracy, speed and limits of its network."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,16 +7,12 @@ from compress.model_files.artifacts import is_dense
 from compress.tasks import task_for
 from compress.text import one_line, printable
 from export.bundle.contents import FLAVOURS, FULL_RANGE, embeds
+from export.bundle.front_matter import front_matter
 from export.bundle.interfaces import FileInterface, InputInterface, OutputInterface
 from export.bundle.snippet import snippet
 
 # How far an int8 file is below the trained network: key of a trial -> title.
 _DROPS = {"top1_drop": "top-1 drop", "miou_drop": "mean IoU drop"}
-_FRONT = """---
-license: {license}
-pipeline_tag: {tag}
----
-"""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -33,12 +28,9 @@ def model_card(facts: Mapping[str, Any]) -> str:
             content of its file), `preparation` and `interfaces` (as the manifest has them).
     """
     gives_embeddings, dense = embeds(facts["student"]), is_dense(facts["student"])
-    tag = "image-feature-extraction" if gives_embeddings else "image-classification"
-    tag = "image-segmentation" if dense else tag
     accuracy = _of_pixels if dense else _fidelity if gives_embeddings else _accuracy
-    front = _FRONT.format(license=json.dumps(facts["license"] or "unknown"), tag=tag)
     sections = [
-        f"{front}\n# {facts['name']}",
+        f"{front_matter(facts)}\n# {facts['name']}",
         _summary(facts),
         "## Use\n\n" + _use(facts),
         "## Inputs and outputs\n\n" + _interfaces(facts),
@@ -81,12 +73,15 @@ def _summary(facts: Mapping[str, Any]) -> str:
 
 def _use(facts: Mapping[str, Any]) -> str:
     gives_embeddings = embeds(facts["student"])
-    options = "--embed FILE.npz [--int8]" if gives_embeddings else "[--int8] [--json]"
+    options = "--embed FILE.npz [--int8]" if gives_embeddings else "[--int8] [--csv FILE]"
     if is_dense(facts["student"]):
-        options = "--masks DIR --overlays DIR [--int8] [--json]"
+        options = "--masks DIR --overlays DIR [--int8] [--csv FILE]"
+    prepared = "" if is_dense(facts["student"]) else ", resized and cropped"
     return (
         "    pip install numpy pillow onnxruntime\n"
-        f"    python BUNDLE/predict.py image.png [folder ...] {options}\n\n"
+        f"    python BUNDLE/predict.py photo.jpg [folder ...] {options}\n\n"
+        f"Photos may have any size and mode; they are set upright{prepared} "
+        "(`--strict` refuses those that would have to be changed; `--help` has more).\n\n"
         "`preprocess.json` states exactly what the ONNX files take; `manifest.json` has the "
         "SHA-256 of every file, and `predict.py` refuses a bundle that does not match it.\n\n"
         "Without it, in the folder of the bundle:\n\n"
@@ -136,12 +131,14 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
         gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
             f"{_int8_opening(int8)} its drop of "
-            f"{gate['top1_drop']:.2f} points (accepted {accepted['max_top1_drop']:g}), the same "
-            f"class in {gate['agreement_percent']:.2f} % (accepted "
-            f"{accepted['min_agreement_percent']:g}) and logits off by {gate['difference']:.2g} of "
-            f"the largest (accepted {accepted['max_difference']:g}) are within the limits, on the "
-            "machine that made it and computed exactly."
+            f"{gate['top1_drop']:.2f} points (standard error {gate['drop_standard_error']:.2g}, "
+            f"accepted {accepted['max_top1_drop']:g}), the same class in "
+            f"{gate['agreement_percent']:.2f} % (accepted {accepted['min_agreement_percent']:g}) "
+            f"and logits off by {gate['difference']:.2g} of the largest (accepted "
+            f"{accepted['max_difference']:g}) {_within(gate)}, on the machine that made it "
+            "and computed exactly."
         )
+        rows += _remark(int8)
         rows += _int8_notes(int8)
     return "\n".join([*rows, *_search_and_refusal(facts)])
 
@@ -205,12 +202,14 @@ def _of_pixels(facts: Mapping[str, Any]) -> str:
         gate, accepted = int8["gate"], int8["gate"]["accepted"]
         rows.append(
             f"{_int8_opening(int8)} its drop of "
-            f"{gate['miou_drop']:.2f} points (accepted {accepted['max_miou_drop']:g}) and the same "
-            f"class in {gate['agreement_percent']:.2f} % of the pixels (accepted "
-            f"{accepted['min_agreement_percent']:g}) are within the limits, on the machine that "
+            f"{gate['miou_drop']:.2f} points (standard error {gate['drop_standard_error']:.2g}, "
+            f"accepted {accepted['max_miou_drop']:g}) and the same class in "
+            f"{gate['agreement_percent']:.2f} % of the pixels (accepted "
+            f"{accepted['min_agreement_percent']:g}) {_within(gate)}, on the machine that "
             f"made it and computed exactly; a logit is off by up to {gate['difference']:.2g} of "
             "the largest."
         )
+        rows += _remark(int8)
         rows += _int8_notes(int8)
     return "\n".join([*rows, *_search_and_refusal(facts)])
 
@@ -229,6 +228,17 @@ def _int8_opening(int8: Mapping[str, Any]) -> str:
         f"({int8['calibration']}) on {int8['calibration_images']} training images; on "
         f"{gate['images']} images of the {gate['split']} split"
     )
+
+
+def _within(gate: Mapping[str, Any]) -> str:
+    return "are within the limits" if gate["remark"] is None else "were not refused"
+
+
+def _remark(int8: Mapping[str, Any]) -> list[str]:
+    """The change on the test split, and what the gate could not decide."""
+    rows = [f"int8 on the test split: {int8['drop_words']}."]
+    remark = int8["gate"]["remark"]
+    return rows if remark is None else [*rows, f"**Undecided**: {remark}."]
 
 
 def _search_and_refusal(facts: Mapping[str, Any]) -> list[str]:

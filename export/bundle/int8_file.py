@@ -44,10 +44,12 @@ def write_int8(request: BundleRequest, folder: Path, float_bytes: int) -> Int8Ou
         if settings.search:
             settings, search = search_int8(request, settings, folder, Limits.of(settings))
         return Int8Outcome(_quantize(request, settings, folder, float_bytes), None, search)
-    except UserError as error:
+    except Exception as error:  # whatever it is, the float file is worth shipping
         (folder / INT8).unlink(missing_ok=True)
         # The folder that the bundle is made in has a random name and goes.
         reason = str(error).replace(f"{folder}/", "")
+        if not isinstance(error, UserError):
+            reason = f"it could not be made ({type(error).__name__}: {' '.join(reason.split())})"
         log(f"  {INT8}: left out of the bundle: {reason}")
         return Int8Outcome(None, reason, search)
 
@@ -62,10 +64,14 @@ def _quantize(
     gate = compare_file(request, path, images)
     few = images.subset(evenly(images, _EXACT_IMAGES)) if len(images) > _EXACT_IMAGES else images
     exact = compare_file(request, path, few, exact=True)
-    _require({"on this machine": gate, "computed exactly": exact}, settings)
+    comparisons = {"on this machine": gate, "computed exactly": exact}
+    _require(comparisons, settings)
+    remark = _remark(comparisons, settings)
     parity = gate if images is data.test else compare_file(request, path, data.test)
     share = info.size_bytes / float_bytes
     log(f"  {INT8}: {parity.int8_words()}, {share:.2f} of the size")
+    if remark is not None:
+        log(f"  {INT8}: {remark}")
     if settings.full_range:
         log(f"  {INT8}: {FULL_RANGE}")
     if settings.flavour in FLAVOURS:
@@ -74,11 +80,13 @@ def _quantize(
         **info.as_dict(),
         "flavour_note": FLAVOURS.get(settings.flavour),
         **parity.as_dict(),
+        "drop_words": parity.drop_words(),
         "gate": {
             "split": "validation" if images is data.validation else "test",
             **gate.gate_values(),
             "exact": exact.gate_values(),
             "accepted": Limits.of(settings).accepted(gate),
+            "remark": remark,
         },
     }
 
@@ -89,16 +97,30 @@ def _require(parities: dict[str, OutputParity], settings: Int8) -> None:
     Raises:
         UserError: the numbers and what to try.
     """
-    limits, sentences = Limits.of(settings), []
-    for name, parity in parities.items():
-        clauses = limits.list_exceeded(parity)
-        if clauses:
-            sentences.append(f"{name}, {parity.images} images: {', '.join(clauses)}")
-    if sentences:
+    limits = Limits.of(settings)
+    clauses = {name: ", ".join(limits.list_exceeded(parity)) for name, parity in parities.items()}
+    sentence = _sentence(parities, clauses)
+    if sentence:
         narrower = "weights of 7 bits (full_range: false), " if settings.full_range else ""
         raise UserError(
-            f"{'; '.join(sentences)}; limits are keys of export.int8; try {narrower}"
+            f"{sentence}; limits are keys of export.int8; try {narrower}"
             "more calibration images, "
             f"another calibration method ({', '.join(CALIBRATIONS)}), leaving out the first and "
             "last layers, or `int8: null` (--no-int8)"
         )
+
+
+def _remark(parities: dict[str, OutputParity], settings: Int8) -> str | None:
+    """A sentence on drops that the images cannot tell from the limit; None where there is none."""
+    limits = Limits.of(settings)
+    clauses = {name: limits.remark(parity) or "" for name, parity in parities.items()}
+    return _sentence(parities, clauses) or None
+
+
+def _sentence(parities: dict[str, OutputParity], clauses: dict[str, str]) -> str:
+    """The clauses on the comparisons of these names; what is the same of several is said once."""
+    names: dict[str, list[str]] = {}
+    for name, clause in clauses.items():
+        if clause:
+            names.setdefault(f"{parities[name].images} images: {clause}", []).append(name)
+    return "; ".join(f"{' and '.join(several)}, {rest}" for rest, several in names.items())

@@ -140,6 +140,13 @@ def _present(folder: Path) -> set[str]:
     }
 
 
+def bundle_of(folder: Path) -> Path:
+    """The bundle that `folder` is, or that of the run directory that it is."""
+    of_run = folder / "export" / "bundle"
+    is_run = not (folder / NAME).exists() and (of_run / NAME).is_file()
+    return of_run if is_run else folder
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read a bundle's manifest without checking the files against it.
 

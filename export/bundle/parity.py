@@ -58,6 +58,10 @@ class OutputParity(ABC):
     def gate_values(self) -> dict[str, float | int]:
         """Plain values that limits of an int8 file are about."""
 
+    def drop_words(self) -> str | None:
+        """The metric's change, images and standard error; None of a file that is not judged so."""
+        return None
+
     @abstractmethod
     def in_words(self) -> str:
         """The file's worth, for messages."""
@@ -112,11 +116,15 @@ class LogitParity(OutputParity):
 
 @dataclass(frozen=True)
 class Parity(LogitParity):
-    """The comparison of a classifier."""
+    """The comparison of a classifier.
+
+    `discordant_images` are those that exactly one of file and trained network gets right.
+    """
 
     top1_agreement_percent: float
     onnx_top1_percent: float
     torch_top1_percent: float
+    discordant_images: int = 0
 
     @property
     def agreement_percent(self) -> float:
@@ -128,14 +136,34 @@ class Parity(LogitParity):
         """Percentage points that the file's top-1 is below the trained network's."""
         return self.torch_top1_percent - self.onnx_top1_percent
 
+    @property
+    def drop_standard_error(self) -> float:
+        """Standard error of `top1_drop` in percentage points, paired: on the same n images.
+
+        Each image adds 1 (only the network is right), -1 (only the file is) or 0 to the drop, so
+        with d discordant images and a drop of D images it is sqrt(d - D^2 / n) / n.
+        """
+        drop = self.top1_drop / 100
+        # Rounding alone makes it negative where every discordant image counts the same way.
+        variance = max(self.discordant_images / self.images - drop**2, 0.0)
+        return 100 * math.sqrt(variance / self.images)
+
     def gate_values(self) -> dict[str, float | int]:
         """See `OutputParity`."""
         return {
             "images": self.images,
             "top1_drop": self.top1_drop,
+            "drop_standard_error": self.drop_standard_error,
             "agreement_percent": self.top1_agreement_percent,
             "difference": self.relative_difference,
         }
+
+    def drop_words(self) -> str:
+        """See `OutputParity`."""
+        change = self.onnx_top1_percent - self.torch_top1_percent
+        if not self.discordant_images and not change:
+            return f"{change:+.2f} points, right on the same of {self.images} images"
+        return _change_words(change, "points", self.images, self.drop_standard_error)
 
     def in_words(self) -> str:
         """See `OutputParity`."""
@@ -144,8 +172,7 @@ class Parity(LogitParity):
     def int8_words(self) -> str:
         """See `OutputParity`."""
         return (
-            f"top-1 {self.onnx_top1_percent:.2f} % "
-            f"({self.onnx_top1_percent - self.torch_top1_percent:+.2f}), same class "
+            f"top-1 {self.onnx_top1_percent:.2f} % ({self.drop_words()}), same class "
             f"{self.top1_agreement_percent:.2f} %, logits within {self.relative_difference:.2g} of "
             "the largest"
         )
@@ -212,13 +239,16 @@ class PixelParity(LogitParity):
     """The comparison of a network that segments, at the images' size.
 
     `pixels` have a class; the others (void) count nowhere but in the differences of logits. Mean
-    IoU is of one confusion matrix over all of them, as the task's is.
+    IoU is of one confusion matrix over all of them, as the task's is. `drop_standard_error` is that
+    of `miou_drop` in percentage points, over images (the jackknife of the paired difference); one
+    image has none, which 0 stands for.
     """
 
     pixels: int
     pixel_agreement_percent: float
     onnx_miou_percent: float
     torch_miou_percent: float
+    drop_standard_error: float = 0.0
 
     @property
     def agreement_percent(self) -> float:
@@ -235,9 +265,15 @@ class PixelParity(LogitParity):
         return {
             "images": self.images,
             "miou_drop": self.miou_drop,
+            "drop_standard_error": self.drop_standard_error,
             "agreement_percent": self.pixel_agreement_percent,
             "difference": self.relative_difference,
         }
+
+    def drop_words(self) -> str:
+        """See `OutputParity`."""
+        change = self.onnx_miou_percent - self.torch_miou_percent
+        return _change_words(change, "points of mean IoU", self.images, self.drop_standard_error)
 
     def in_words(self) -> str:
         """See `OutputParity`."""
@@ -246,7 +282,7 @@ class PixelParity(LogitParity):
     def int8_words(self) -> str:
         """See `OutputParity`."""
         return (
-            f"mean IoU {self.onnx_miou_percent:.2f} % ({-self.miou_drop:+.2f}), same class in "
+            f"mean IoU {self.onnx_miou_percent:.2f} % ({self.drop_words()}), same class in "
             f"{self.pixel_agreement_percent:.2f} % of the pixels, logits within "
             f"{self.relative_difference:.2g} of the largest"
         )
@@ -358,6 +394,10 @@ def compare_each(
     return {n: tallies[n].parity(images, meters[n].result()) for n in sessions}
 
 
+def _change_words(change: float, unit: str, images: int, standard_error: float) -> str:
+    return f"{change:+.2f} {unit} on {images} images, standard error {standard_error:.2g}"
+
+
 class _Tally(Protocol):
     """Of the outputs of a file and the trained network what differences do not tell."""
 
@@ -371,12 +411,14 @@ class _Classes:
     same_class: int = 0
     right: int = 0
     torch_right: int = 0
+    discordant: int = 0
 
     def add(self, expected: Tensor, actual: Tensor, labels: Tensor) -> None:
         chosen, predicted = expected.argmax(1), actual.argmax(1)
         self.torch_right += int((chosen == labels).sum())
         self.same_class += int((predicted == chosen).sum())
         self.right += int((predicted == labels).sum())
+        self.discordant += int(((chosen == labels) != (predicted == labels)).sum())
 
     def parity(self, images: int, difference: OutputDifference) -> Parity:
         return Parity(
@@ -387,6 +429,7 @@ class _Classes:
             top1_agreement_percent=100.0 * self.same_class / images,
             onnx_top1_percent=100.0 * self.right / images,
             torch_top1_percent=100.0 * self.torch_right / images,
+            discordant_images=self.discordant,
         )
 
 
@@ -415,6 +458,9 @@ class _Pixels:
     same_class: int = 0
     confusion: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
     torch_confusion: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    # Of each image (2, K): intersection and union of every class.
+    overlaps: list[Tensor] = field(default_factory=list)
+    torch_overlaps: list[Tensor] = field(default_factory=list)
 
     def add(self, expected: Tensor, actual: Tensor, labels: Tensor) -> None:
         classes = expected.shape[1]
@@ -422,9 +468,13 @@ class _Pixels:
         counted = labels != IGNORE_INDEX
         self.pixels += int(counted.sum())
         self.same_class += int((predicted == chosen)[counted].sum())
-        count = partial(confusion_matrix, labels, classes=classes, ignore_index=IGNORE_INDEX)
-        self.confusion = self.confusion + count(predicted)
-        self.torch_confusion = self.torch_confusion + count(chosen)
+        count = partial(confusion_matrix, classes=classes, ignore_index=IGNORE_INDEX)
+        for truth, trained, said in zip(labels, chosen, predicted, strict=True):
+            own, reference = count(truth, said), count(truth, trained)
+            self.confusion = self.confusion + own
+            self.torch_confusion = self.torch_confusion + reference
+            self.overlaps.append(_overlap(own))
+            self.torch_overlaps.append(_overlap(reference))
 
     def parity(self, images: int, difference: OutputDifference) -> PixelParity:
         if self.pixels == 0:
@@ -438,7 +488,36 @@ class _Pixels:
             pixel_agreement_percent=100.0 * self.same_class / self.pixels,
             onnx_miou_percent=segmentation_metrics(self.confusion)["miou_percent"],
             torch_miou_percent=segmentation_metrics(self.torch_confusion)["miou_percent"],
+            drop_standard_error=_jackknife_error(
+                torch.stack(self.overlaps), torch.stack(self.torch_overlaps)
+            ),
         )
+
+
+def _overlap(confusion: Tensor) -> Tensor:
+    """Intersection and union (2, K) of a confusion matrix (K, K)."""
+    intersection = confusion.diagonal()
+    return torch.stack([intersection, confusion.sum(0) + confusion.sum(1) - intersection])
+
+
+def _miou_percent(overlaps: Tensor) -> Tensor:
+    """(..., 2, K) -> (...): the mean over classes that have a union, as `segmentation_metrics`."""
+    intersection, union = overlaps.double().unbind(-2)
+    return 100 * (intersection / torch.where(union > 0, union, torch.nan)).nanmean(-1)
+
+
+def _jackknife_error(own: Tensor, trained: Tensor) -> float:
+    """Standard error of the difference of mean IoU over images, each (N, 2, K) without one image.
+
+    Efron and Stein, The Jackknife Estimate of Variance, Annals of Statistics 1981.
+    """
+    images = len(own)
+    without = [_miou_percent(one.sum(0) - one) for one in (own, trained)]
+    differences = without[0] - without[1]
+    if images < 2 or differences.isnan().any():  # one image alone has pixels with a class
+        return 0.0
+    variance = (images - 1) / images * (differences - differences.mean()).square().sum()
+    return float(variance.sqrt())
 
 
 def pixels_of(images: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:

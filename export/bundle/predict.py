@@ -1,7 +1,12 @@
-"""Classify image files with a bundle: needs numpy, Pillow and onnxruntime, nothing else.
+"""Classify photos with a bundle: needs numpy, Pillow and onnxruntime, nothing else.
 
-    python BUNDLE/predict.py image.png [folder ...]
-    python -m export.bundle.predict BUNDLE image.png [folder ...]
+    python BUNDLE/predict.py photo.jpg [folder ...] [--csv FILE.csv | --jsonl | --json]
+    compress predict BUNDLE photo.jpg [folder ...]
+
+Photos may have any size and mode: they are turned upright as their EXIF orientation says, made RGB,
+resized and cropped as preprocess.json says. `--strict` refuses instead what is not as the network
+takes it. Threads decode while the network runs, and only as many photos as the next batch are held
+in memory, so that there may be any number.
 
 A bundle without classes embeds them instead; --embed FILE.npz writes `files` (N,) and `embeddings`
 (N, D), FILE.csv a line for each image. One that gives a class to every pixel takes images of any
@@ -10,13 +15,15 @@ the classes (lines of labels.txt, from 0), --overlays DIR the images under their
 
 It is one file: every bundle holds a copy, and where manifest.json lies beside it, that folder is
 the bundle; elsewhere the first argument is. Before anything else it compares every file of the
-bundle with the manifest. What cannot be classified is said in one sentence on stderr, the rest is
-still done, and the exit code is 2 (0: all went well, 130: interrupted, 141: the reader left).
+bundle with the manifest. What cannot be classified is said in one sentence on stderr, and the rest
+is still done. Exit code: 0 all went well, 1 some images could not be used, 2 nothing was done
+(a mistake in the command, a damaged bundle), 130 interrupted, 141 the reader of the output left.
 
-Pixels are prepared as preprocess.json says, as in training. Without a resize they are the same bit
-for bit. Pillow's resize (bilinear, antialiased) differs from torchvision's on tensors by at most
-one grey level: measured in 0.05 % of the values of two photographs where torch has AVX2 (the same
-fixed-point algorithm with other rounding), in 10 % of them where it has not (it computes in float).
+Pixels are prepared as preprocess.json says, as in training (which reads files as they are stored,
+whatever their EXIF orientation). Without a resize they are the same bit for bit. Pillow's resize
+(bilinear, antialiased) differs from torchvision's on tensors by at most one grey level: measured in
+0.05 % of the values of two photographs where torch has AVX2 (the same fixed-point algorithm with
+other rounding), in 10 % of them where it has not (it computes in float).
 """
 
 from __future__ import annotations
@@ -27,16 +34,24 @@ import hashlib
 import json
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
+
+    # Of each image a `file`, and what the network says of it or an `error`.
+    Records = Generator[dict[str, Any], None, None]
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 # Pillow goes by content, not by name, and starts other programs for some (Ghostscript for EPS).
@@ -54,6 +69,19 @@ _LARGEST = 1 << 27  # pixels after resizing; a long thin image would fill the me
 _MOST_COLOURS = 256  # of a PNG's palette
 _SHARE = 0.6  # of a class's colour in an overlay
 _BACKGROUND = "background"  # as class 0 it has no colour in overlays
+_ORIENTATION = 0x0112  # EXIF's tag; its values -> names of Pillow's transpositions
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_PROVIDER = "ExecutionProvider"  # ends the names of ONNX Runtime's
+_STEP = 16  # images between two lines of progress, at most
+_MOST_WORKERS = 8  # more threads than that wait for each other
 
 
 class Refusal(Exception):
@@ -145,15 +173,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 class Predictor:
-    """A bundle's network in ONNX Runtime on the CPU, and the preparation of its images.
+    """A bundle's network in ONNX Runtime, and the preparation of its images.
 
     Args:
         int8: use student.int8.onnx.
         threads: of one operator; None leaves the choice to ONNX Runtime.
-        convert: make RGB and the right size of every image that has not.
+        strict: refuse every image that is not RGB and of the right size, or is stored turned.
+        provider: ONNX Runtime's execution provider by its short name: cpu, cuda, coreml, ...
 
     Raises:
-        Refusal: a package or the int8 file is missing, or ONNX Runtime cannot run the file.
+        Refusal: a package, the provider or the int8 file is missing, or ONNX Runtime cannot run
+            the file.
     """
 
     def __init__(
@@ -162,7 +192,8 @@ class Predictor:
         *,
         int8: bool = False,
         threads: int | None = None,
-        convert: bool = False,
+        strict: bool = False,
+        provider: str = "cpu",
     ) -> None:
         name = "student.int8.onnx" if int8 else "student.onnx"
         if name not in bundle.manifest["files"]:
@@ -176,21 +207,30 @@ class Predictor:
                 f"{_line(error)}; install what is needed: pip install numpy pillow onnxruntime"
             ) from None
         self.bundle = bundle
-        self.convert = convert
+        self.strict = strict
+        providers = _providers(onnxruntime.get_available_providers(), provider)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what matters is raised
+        # Threads that spin while they wait would take the cores of those that read photos.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         path = bundle.folder / name
         try:
             self.size: int = bundle.preprocess["image_size"]
             self.session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=providers
             )
             self.output: str = self.session.get_outputs()[0].name
             found = self.logits([numpy.zeros((self.size, self.size, 3), numpy.uint8)]).shape
         except Exception as error:  # its exceptions have no common base that is public
             raise Refusal(f"onnxruntime cannot run {path}: {_line(error)}") from None
+        # Where a provider cannot start, ONNX Runtime takes the next one and says nothing.
+        if self.session.get_providers()[0] != providers[0]:
+            raise Refusal(
+                f"onnxruntime has the execution provider '{provider}' and could not start it here "
+                "(a driver or library that it needs is missing); leave out --provider"
+            )
         if bundle.labels is None and (self.output != "embedding" or len(found) != 2):
             raise Refusal(
                 f"{path} gives classes, whose {_LABELS} is missing; copy the bundle again"
@@ -202,8 +242,11 @@ class Predictor:
     def read(self, path: str | Path) -> NDArray[np.uint8]:
         """An image file as the square (S, S, 3) that the network sees, or as large as it is.
 
+        It is turned upright as its EXIF orientation says; of 16 bits per channel the upper 8 are
+        taken. Pillow may warn of oddities of the file.
+
         Raises:
-            Refusal: it is broken, or not of the size, mode or depth that the bundle takes.
+            Refusal: it is broken, or, where `strict`, not of the bundle's size and mode.
         """
         import numpy
         from PIL import Image, UnidentifiedImageError
@@ -211,13 +254,14 @@ class Predictor:
         if not os.path.isfile(path):  # opening a pipe would wait
             raise Refusal(f"{path} is not there or not a file")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow remarks on oddities of files
-                # Orientation from EXIF is not applied, as it was not in training.
-                with Image.open(path, formats=_FORMATS) as image:
-                    self._check(path, image)
-                    rgb = image.convert("RGB")
-                    return numpy.asarray(rgb if self.bundle.segments else self._cut(rgb))
+            with Image.open(path, formats=_FORMATS) as image:
+                image.load()  # a PNG's orientation may come after its pixels
+                turn = _turn(image)
+                self._check(path, image, turn)
+                rgb = _to_rgb(image)
+                if turn is not None:
+                    rgb = rgb.transpose(Image.Transpose[turn])
+                return numpy.asarray(rgb if self.bundle.segments else self._cut(rgb))
         except UnidentifiedImageError:
             raise Refusal(
                 f"{path} is not an image of one of the formats {', '.join(_FORMATS)}; convert it"
@@ -227,24 +271,33 @@ class Predictor:
         except Exception as error:  # decoders raise whatever a damaged file leads them to
             raise Refusal(f"{path} is not a readable image ({_line(error)})") from None
 
-    def _check(self, path: str | Path, image: Image.Image) -> None:
-        if image.mode.startswith(("I", "F")):
+    def _check(self, path: str | Path, image: Image.Image, turn: str | None) -> None:
+        is_deep = image.mode.startswith(("I", "F"))
+        if is_deep and (self.strict or not _is_of_16_bits(image)):
             raise Refusal(
                 f"{path} has more than 8 bits per channel (mode {image.mode}), which would be "
                 "clipped; convert it to 8 bits first"
             )
-        side = self.bundle.preprocess["resize"]
-        if self.bundle.segments:
-            if not self.convert and image.mode != "RGB":
-                raise Refusal(f"{path} has mode {image.mode}; --convert converts it to RGB")
+        if not self.strict:
             return
-        fits = side or image.size == (self.size, self.size)
-        if not self.convert and not (fits and image.mode == "RGB"):
-            wanted = "of any size" if side else f"of {self.size} x {self.size} pixels"
+        side = self.bundle.preprocess["resize"]
+        fits = self.bundle.segments or side or image.size == (self.size, self.size)
+        if turn is not None:
+            raise Refusal(
+                f"{path} is stored turned (EXIF orientation); without --strict it is set upright"
+            )
+        if not (fits and image.mode == "RGB"):
+            any_size = self.bundle.segments or side
+            wanted = "of any size" if any_size else f"of {self.size} x {self.size} pixels"
+            made = "converts it to RGB"
+            if not self.bundle.segments:
+                made += (
+                    f" and resizes it (shorter side to {side or self.size}, centre crop of "
+                    f"{self.size})"
+                )
             raise Refusal(
                 f"{path} has mode {image.mode} and {image.width} x {image.height} pixels, the "
-                f"network takes RGB {wanted}; --convert converts it to RGB and resizes it (shorter "
-                f"side to {side or self.size}, centre crop of {self.size})"
+                f"network takes RGB {wanted}; leaving out --strict {made}"
             )
 
     def _cut(self, image: Image.Image) -> Image.Image:
@@ -273,10 +326,14 @@ class Predictor:
         import numpy
 
         p = self.bundle.preprocess
+        shape = images[0].shape if len(images) else ()
+        own = shape[:2] if self.bundle.segments else (self.size, self.size)
+        if not len(images) or any(i.shape != (*own, 3) or i.dtype != numpy.uint8 for i in images):
+            wanted = f"({self.size}, {self.size}, 3)"
+            wanted = "(height, width, 3), all of one size" if self.bundle.segments else wanted
+            given = ", ".join(dict.fromkeys(f"{i.dtype} {i.shape}" for i in images)) or "none"
+            raise ValueError(f"expected uint8 images {wanted}, as `read` gives them, not {given}")
         batch: NDArray[Any] = numpy.stack(images)
-        own = batch.shape[1:3] if self.bundle.segments else (self.size, self.size)
-        if batch.shape[1:] != (*own, 3) or batch.dtype != numpy.uint8:
-            raise ValueError(f"expected uint8 ({self.size}, {self.size}, 3)")
         if p["dtype"] == "float32" and not p["normalise_in_graph"]:
             divisor, mean, std = (numpy.float32(p[k]) for k in ("divide_by", "mean", "std"))
             batch = (batch.astype(numpy.float32) / divisor - mean) / std
@@ -339,6 +396,44 @@ class Predictor:
         ]
 
 
+def _providers(available: Sequence[str], name: str) -> list[str]:
+    """The provider of that short name, and the CPU's for what it cannot compute."""
+    short = {full.removesuffix(_PROVIDER).lower(): full for full in available}
+    if name.lower() not in short:
+        raise Refusal(
+            f"onnxruntime has no execution provider '{name}' here; it has {', '.join(short)} "
+            "(others come with other packages of it, such as onnxruntime-gpu for cuda)"
+        )
+    return list(dict.fromkeys([short[name.lower()], f"CPU{_PROVIDER}"]))
+
+
+def _turn(image: Image.Image) -> str | None:
+    """The transposition that sets a loaded image upright, as its EXIF orientation says."""
+    from PIL import Image
+
+    try:
+        # Not PNG's own `getexif`, which decodes the image to look behind its pixels.
+        return _TURNS.get(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF raises all kinds, and says nothing of the pixels
+        return None
+
+
+def _is_of_16_bits(image: Image.Image) -> bool:
+    """Whether numbers are known to be 0 to 65535; older Pillows have PNGs of that as mode I."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of 8 bits; of 16 the upper 8, as Pillow takes them of RGB files."""
+    import numpy
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        grey = numpy.asarray(image).astype(numpy.int64).clip(0, 65535) >> 8
+        image = Image.fromarray(grey.astype(numpy.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
+
+
 def find_images(inputs: Sequence[str]) -> list[dict[str, Any]]:
     """`{"file"}` for each image, folders searched recursively, or `{"file", "error"}`."""
     found: list[dict[str, Any]] = []
@@ -354,20 +449,19 @@ def find_images(inputs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def classify(
-    predictor: Predictor, found: Sequence[dict[str, Any]], *, batch: int, top: int
-) -> Iterator[dict[str, Any]]:
+    predictor: Predictor,
+    found: Sequence[dict[str, Any]],
+    *,
+    batch: int,
+    top: int,
+    workers: int = 1,
+) -> Records:
     """The records of `find_images` in their order, with `predictions`, `embedding` or `error`."""
-    for start in range(0, len(found), batch):
-        records = [dict(record) for record in found[start : start + batch]]
-        good: list[dict[str, Any]] = []
-        pixels: list[NDArray[np.uint8]] = []
-        for record in records:
-            try:
-                if "error" not in record:
-                    pixels.append(predictor.read(record["file"]))
-                    good.append(record)
-            except Refusal as refusal:
-                record["error"] = str(refusal)
+    images = _read_ahead(predictor, found, workers, max(batch, 2 * workers))
+    while read := list(islice(images, batch)):
+        records = [record for record, _ in read]
+        good = [record for record, image in read if image is not None]
+        pixels = [image for _, image in read if image is not None]
         try:
             rows = list(predictor.logits(pixels)) if good else []
         except Exception as error:  # too large a batch for the memory, for one
@@ -380,6 +474,31 @@ def classify(
             except Refusal as refusal:
                 record["error"] = f"{record['file']} was not classified: {refusal}"
         yield from records
+
+
+def _read_ahead(
+    predictor: Predictor, found: Sequence[dict[str, Any]], workers: int, most: int
+) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8] | None]]:
+    """Each record with its image, or with an `error`; threads read at most `most` ahead."""
+
+    def read(given: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8] | None]:
+        record = dict(given)
+        try:
+            return record, None if "error" in record else predictor.read(record["file"])
+        except Refusal as refusal:
+            return {**record, "error": str(refusal)}, None
+
+    rest = iter(found)
+    with ThreadPoolExecutor(workers) as pool:
+        reading: deque[Future[tuple[dict[str, Any], NDArray[np.uint8] | None]]]
+        reading = deque(pool.submit(read, given) for given in islice(rest, most))
+        try:
+            while reading:
+                done = reading.popleft().result()
+                reading.extend(pool.submit(read, given) for given in islice(rest, 1))
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Pictures:
@@ -468,14 +587,17 @@ def palette(count: int) -> NDArray[np.uint8]:
 
 
 def segment(
-    predictor: Predictor, found: Sequence[dict[str, Any]], pictures: Pictures, *, top: int
-) -> Iterator[dict[str, Any]]:
+    predictor: Predictor,
+    found: Sequence[dict[str, Any]],
+    pictures: Pictures,
+    *,
+    top: int,
+    workers: int = 1,
+) -> Records:
     """The records of `find_images` in their order, with `shares` and pictures, or `error`."""
-    for given in found:
-        record = dict(given)
+    for record, pixels in _read_ahead(predictor, found, workers, workers):
         try:
-            if "error" not in record:
-                pixels = predictor.read(record["file"])
+            if pixels is not None:
                 mask = predictor.mask(pixels)
                 record |= {
                     "shares": predictor.shares(mask, top),
@@ -488,25 +610,153 @@ def segment(
         yield record
 
 
-def write_embeddings(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write the embeddings of records that have one, as the ending of the name says."""
+def write_embeddings(
+    path: Path, files: Sequence[str], embeddings: Sequence[NDArray[np.float32]]
+) -> None:
+    """Write the embeddings (D,) of files as the ending of the name says."""
     import numpy
 
-    files = [record["file"] for record in records]
-    rows = numpy.array([record["embedding"] for record in records], numpy.float32)
     partial = path.with_name(f"{path.name}.partial")
     if path.suffix == ".npz":
+        rows = numpy.array(embeddings, numpy.float32)
         with partial.open("wb") as binary:
             numpy.savez(binary, files=numpy.array(files, dtype=str), embeddings=rows)
     else:
         with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as text:
             writer = csv.writer(text)
-            writer.writerow(["file", *range(rows.shape[1] if files else 0)])
+            writer.writerow(["file", *range(len(embeddings[0]) if embeddings else 0)])
             # Nine digits are enough to have each float32 again.
             writer.writerows(
-                [file, *(f"{x:.9g}" for x in row)] for file, row in zip(files, rows, strict=True)
+                [file, *(f"{x:.9g}" for x in row.tolist())]
+                for file, row in zip(files, embeddings, strict=True)
             )
     partial.replace(path)
+
+
+class _Sink(Protocol):
+    """Where records go; `prints` is true of those that go to stdout."""
+
+    prints: bool
+
+    def add(self, record: dict[str, Any]) -> None: ...
+
+    def close(self) -> str | None:
+        """Finish; a line about it, where there is something to say."""
+        ...
+
+
+class _Lines:
+    """A line of text for each image, on stdout."""
+
+    prints = True
+
+    def add(self, record: dict[str, Any]) -> None:
+        if "error" not in record:
+            rows, value = _ranked(record)
+            shares = (f"{row['class']} {100 * row[value]:.2f} %" for row in rows)
+            _write(f"{record['file']}: {', '.join(shares)}", sys.stdout)
+
+    def close(self) -> None:
+        pass
+
+
+class _Json:
+    """Records as JSON on stdout: one list, or `lines` of one each."""
+
+    prints = True
+
+    def __init__(self, *, lines: bool) -> None:
+        self.lines, self.count = lines, 0
+
+    def add(self, record: dict[str, Any]) -> None:
+        start = "" if self.lines else ", " if self.count else "[ "
+        print(f"{start}{json.dumps(record)}")
+        self.count += 1
+
+    def close(self) -> None:
+        if not self.lines:
+            print("]" if self.count else "[]")
+
+
+class _Csv:
+    """A table with a line for each image, those with an error too; whole once it is closed.
+
+    Until then its name ends in .partial, which an interrupt leaves.
+
+    Raises:
+        Refusal: it cannot be written, or a file of that name is no such table.
+    """
+
+    prints = False
+
+    def __init__(self, path: Path, bundle: Bundle, options: argparse.Namespace) -> None:
+        value = "share" if bundle.segments else "probability"
+        ranks = range(1, min(options.top, len(bundle.labels or [])) + 1)
+        self.columns = ["file"]
+        for rank in ranks:
+            self.columns += [name if rank == 1 else f"{name}_{rank}" for name in ("class", value)]
+        self.columns += [key for key in ("mask", "overlay") if getattr(options, f"{key}s")]
+        self.columns.append("error")
+        self.path, self.count, self.failed = path, 0, 0
+        self.partial = path.with_name(f"{path.name}.partial")
+        try:
+            if path.exists():
+                with path.open(encoding="utf-8", errors="replace") as before:
+                    if not before.readline(20).startswith(f"file,class,{value}"[:20]):
+                        raise Refusal(f"{path} is there and no table of this command; rename it")
+            self.file = self.partial.open(
+                "w", encoding="utf-8", errors="surrogateescape", newline=""
+            )
+        except OSError as error:
+            raise Refusal(f"{path} cannot be written ({_line(error)})") from None
+        self.writer = csv.DictWriter(self.file, self.columns, restval="", extrasaction="ignore")
+        self.writer.writeheader()
+
+    def add(self, record: dict[str, Any]) -> None:
+        row = dict(record)
+        if "error" not in record:
+            rows, value = _ranked(record)
+            for rank, one in enumerate(rows, start=1):
+                end = "" if rank == 1 else f"_{rank}"
+                row |= {f"class{end}": one["class"], f"{value}{end}": f"{one[value]:.6g}"}
+        self.writer.writerow(row)
+        self.count += 1
+        self.failed += "error" in record
+
+    def close(self) -> str:
+        self.file.close()
+        self.partial.replace(self.path)
+        failed = f", {self.failed} of them with an error" if self.failed else ""
+        return f"{self.path}: {self.count} images{failed}"
+
+
+class _Embeddings:
+    """Embeddings as `write_embeddings` writes them, all at the end."""
+
+    prints = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: list[str] = []
+        self.rows: list[NDArray[np.float32]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        import numpy
+
+        if "error" not in record:
+            self.files.append(record["file"])
+            self.rows.append(numpy.array(record["embedding"], numpy.float32))
+
+    def close(self) -> str:
+        write_embeddings(self.path, self.files, self.rows)
+        return f"{self.path}: {len(self.files)} embeddings"
+
+
+def _ranked(record: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """The classes of a record, the best first, and the key of their number."""
+    if "shares" in record:
+        return record["shares"], "share"
+    return record["predictions"], "probability"
 
 
 def _line(error: BaseException) -> str:
@@ -525,14 +775,22 @@ class _Progress:
 
     def __init__(self, total: int) -> None:
         self.total = total if sys.stderr.isatty() else 0
+        self.start = time.monotonic()
+        self.is_shown = False
 
     def show(self, done: int) -> None:
         if done < self.total:
-            print(f"\r{done} of {self.total} images", end="", file=sys.stderr, flush=True)
+            self.is_shown = True
+            left = ""
+            if done:
+                seconds = (time.monotonic() - self.start) / done * (self.total - done)
+                left = f", about {int(seconds // 60)} min {int(seconds % 60):2} s left"
+            print(f"\r{done} of {self.total} images{left}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        if self.total:
-            print("\r" + " " * 40, end="\r", file=sys.stderr, flush=True)
+        if self.is_shown:
+            self.is_shown = False
+            print("\r" + " " * 60, end="\r", file=sys.stderr, flush=True)
 
 
 def _positive(text: str) -> int:
@@ -547,16 +805,39 @@ def _table(text: str) -> Path:
     return Path(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _csv(text: str) -> Path:
+    if Path(text).suffix != ".csv":
+        raise argparse.ArgumentTypeError(f"'{text}' is no .csv")
+    return Path(text)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
     parser = argparse.ArgumentParser(
-        description="Classify images with a bundle.",
+        prog=prog,
+        description="Classify photos with a bundle: of any size and mode, turned upright, resized "
+        "and cropped as the network takes them.",
         epilog="Where manifest.json lies beside this script, that folder is the bundle and all "
-        "arguments are images; elsewhere the first argument is the bundle's folder.",
+        "arguments are images; elsewhere the first argument is the folder of the bundle, or of the "
+        "run that made it. Exit code 1: some images could not be used, and were named.",
     )
     parser.add_argument("inputs", nargs="*", help="image files, and folders to search for them")
     parser.add_argument("--int8", action="store_true", help="use student.int8.onnx")
     parser.add_argument("--top", type=_positive, default=5, help="classes to name (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument(
+        "--csv", type=_csv, metavar="FILE", help="write a table with a line for each image"
+    )
+    printed = parser.add_mutually_exclusive_group()
+    printed.add_argument("--json", action="store_true", help="print one JSON list")
+    printed.add_argument(
+        "--jsonl", action="store_true", help="print JSON lines, one for each image, as they come"
+    )
     parser.add_argument(
         "--embed", type=_table, metavar="FILE", help="write embeddings to FILE.npz or FILE.csv"
     )
@@ -565,72 +846,118 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=_positive, default=64, help="images at a time (default 64)")
     parser.add_argument("--threads", type=_positive, help="default: as onnxruntime chooses")
     parser.add_argument(
-        "--convert", action="store_true", help="accept other modes and sizes, made to fit"
+        "--workers",
+        type=_positive,
+        default=min(_cores(), _MOST_WORKERS),
+        help="threads that read photos (default: %(default)s)",
     )
+    parser.add_argument(
+        "--provider",
+        default="cpu",
+        metavar="NAME",
+        help="onnxruntime's execution provider: cpu (default), cuda, coreml, ...",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse images of another mode or size instead of making them fit",
+    )
+    # Once it asked for what is usual now.
+    parser.add_argument("--convert", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_intermixed_args(arguments)
+def _run(arguments: Sequence[str] | None, prog: str | None) -> int:
+    options = parser(prog).parse_intermixed_args(arguments)
     inputs: list[str] = options.inputs
     folder = Path(__file__).parent
     if not (folder / "manifest.json").is_file():
         if not inputs:
             raise Refusal("give a bundle's folder and image files or folders; see --help")
         folder = Path(inputs.pop(0))
+        of_run = folder / "export" / "bundle"
+        if not (folder / "manifest.json").exists() and (of_run / "manifest.json").is_file():
+            folder = of_run
     if not inputs:
         raise Refusal("give image files or folders of them; see --help")
+    if options.strict and options.convert:
+        raise Refusal("--strict refuses what --convert makes fit; leave one of them out")
     predictor = Predictor(
-        load_bundle(folder), int8=options.int8, threads=options.threads, convert=options.convert
+        load_bundle(folder),
+        int8=options.int8,
+        threads=options.threads,
+        strict=options.strict,
+        provider=options.provider,
     )
-    embeds, target = predictor.bundle.labels is None, options.embed
-    if target is not None and not embeds:
-        raise Refusal(f"{folder} gives classes and no embeddings; leave out --embed")
-    if embeds and target is None and not options.json:
-        raise Refusal(f"{folder} gives embeddings; --embed FILE.npz (or .csv) writes them")
-    segments = predictor.bundle.segments
-    if not segments and (options.masks or options.overlays):
-        raise Refusal(f"{folder} gives no class to pixels; leave out --masks and --overlays")
-    found, embedded = find_images(inputs), list[dict[str, Any]]()
-    progress, failed = _Progress(len(found)), False
-    progress.show(0)
-    if segments:
+    _check_outputs(predictor.bundle, options)
+    found = find_images(inputs)
+    if predictor.bundle.segments:
         files = [record["file"] for record in found]
         labels = predictor.bundle.labels or []
         pictures = Pictures(labels, options.masks, options.overlays, files)
-        records = segment(predictor, found, pictures, top=options.top)
+        records = segment(predictor, found, pictures, top=options.top, workers=options.workers)
     else:
-        records = classify(predictor, found, batch=options.batch, top=options.top)
-    for n, record in enumerate(records):
-        progress.clear()
-        if error := record.get("error"):
-            failed = True
-            _write(f"error: {error}", sys.stderr)
-        if options.json:
-            print("[" if n == 0 else ",", json.dumps(record))
-        if embeds:
-            embedded += [record] if target is not None and not error else []
-        elif not error and not options.json:
-            rows = record["shares" if segments else "predictions"]
-            key = "share" if segments else "probability"
-            shares = (f"{row['class']} {100 * row[key]:.2f} %" for row in rows)
-            _write(f"{record['file']}: {', '.join(shares)}", sys.stdout)
-        if (n + 1) % options.batch == 0:
-            progress.show(n + 1)
-    progress.clear()
-    if options.json:
-        print("]")
-    if target is not None:
-        write_embeddings(target, embedded)
-        _write(f"{target}: {len(embedded)} embeddings", sys.stderr if options.json else sys.stdout)
+        records = classify(
+            predictor, found, batch=options.batch, top=options.top, workers=options.workers
+        )
+    sinks = _sinks(predictor.bundle, options)
+    failed = _drain(records, sinks, _Progress(len(found)), min(options.batch, _STEP))
+    stream = sys.stderr if options.json or options.jsonl else sys.stdout
+    for line in filter(None, [sink.close() for sink in sinks]):
+        _write(line, stream)
     sys.stdout.flush()
-    return 2 if failed else 0
+    return 1 if failed else 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, see the top of this file."""
+def _check_outputs(bundle: Bundle, options: argparse.Namespace) -> None:
+    """Refuse to be asked for what the bundle does not give."""
+    embeds, prints_json = bundle.labels is None, options.json or options.jsonl
+    if options.embed is not None and not embeds:
+        raise Refusal(f"{bundle.folder} gives classes and no embeddings; leave out --embed")
+    if embeds and options.csv is not None:
+        raise Refusal(f"{bundle.folder} gives embeddings; --embed FILE.csv writes them")
+    if embeds and options.embed is None and not prints_json:
+        raise Refusal(f"{bundle.folder} gives embeddings; --embed FILE.npz (or .csv) writes them")
+    if not bundle.segments and (options.masks or options.overlays):
+        raise Refusal(f"{bundle.folder} gives no class to pixels; leave out --masks and --overlays")
+
+
+def _sinks(bundle: Bundle, options: argparse.Namespace) -> list[_Sink]:
+    sinks: list[_Sink] = []
+    if options.json or options.jsonl:
+        sinks.append(_Json(lines=options.jsonl))
+    if options.csv is not None:
+        sinks.append(_Csv(options.csv, bundle, options))
+    if options.embed is not None:
+        sinks.append(_Embeddings(options.embed))
+    return sinks or [_Lines()]
+
+
+def _drain(records: Records, sinks: Sequence[_Sink], progress: _Progress, step: int) -> int:
+    """Hand every record to the sinks as it comes, and errors to stderr; returns their number."""
+    failed = 0
+    progress.show(0)
+    with closing(records):
+        for n, record in enumerate(records, start=1):
+            if record.get("error") or any(sink.prints for sink in sinks):
+                progress.clear()
+            if error := record.get("error"):
+                failed += 1
+                _write(f"error: {error}", sys.stderr)
+            for sink in sinks:
+                sink.add(record)
+            if n % step == 0:
+                progress.show(n)
+    progress.clear()
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the command, called `prog`; returns the exit code, see the top of this file."""
     try:
-        return _run(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow remarks on oddities of files
+            return _run(arguments, prog)
     except Refusal as refusal:
         _write(f"error: {refusal}", sys.stderr)
         return 2

@@ -194,6 +194,8 @@ def _int8_label(int8: Int8Outcome) -> dict[str, Any] | None:
         return None if int8.refused is None else {"refused": int8.refused, **searched}
     full, flavour = int8.values["full_range"], int8.values["flavour"]
     label = {"full_range": full, "note": FULL_RANGE if full else "right on every CPU"}
+    if int8.values["drop_words"] is not None:
+        label |= {"accuracy": int8.values["drop_words"], "remark": int8.values["gate"]["remark"]}
     if flavour in FLAVOURS:
         label |= {"flavour": flavour, "flavour_note": FLAVOURS[flavour]}
     return {**label, **searched}

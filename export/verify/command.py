@@ -10,12 +10,13 @@ which a changed file counts as, 130 when interrupted.
 import argparse
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.console.ending import exit_code
-from compress.errors import UserError
+from compress.errors import UntrustedCode, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,6 +30,15 @@ def _command(args: argparse.Namespace) -> int:
         from compress.models import user_code
 
         user_code.trust("*")
+    try:
+        return _verify(args)
+    except UntrustedCode as error:
+        data = () if args.data is None else ("--data", str(args.data))
+        again = shlex.join(["compress", "verify", str(args.bundle), *data, "--trust-code"])
+        raise UserError(f"{error}: {again}") from None
+
+
+def _verify(args: argparse.Namespace) -> int:
     report = verify_bundle(
         args.bundle,
         data=args.data,
@@ -69,7 +79,11 @@ def parser() -> argparse.ArgumentParser:
     add("--min-mean-cosine", type=float, default=0.99, help="int8: of embeddings, the least mean")
     add("--min-low-cosine", type=float, default=0.95, help="int8: that of the lowest percent")
     add("--max-miou-drop", type=float, default=1.0, help="points of mean IoU that int8 may lose")
-    add("--trust-code", action="store_true", help="run code that student.json names")
+    add(
+        "--trust-code",
+        action="store_true",
+        help="run code that student.json names, as of a network in your own file",
+    )
     add("--json", action="store_true", help="the result as JSON")
     return parser
 
@@ -89,7 +103,10 @@ def verify_bundle(
     min_low_cosine: float = 0.95,
     max_miou_drop: float = 1.0,
 ) -> dict[str, Any]:
-    """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
+    """Check a bundle, or that of a run directory; returns the report as JSON values.
+
+    `failures` has one sentence per limit that is exceeded; `remarks` are drops
+    of the int8 file that so few images cannot tell from their limit.
 
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
@@ -114,10 +131,11 @@ def verify_bundle(
     from compress.model_files.artifacts import is_dense
     from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
     from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
-    from export.bundle.manifest import check_manifest
+    from export.bundle.manifest import bundle_of, check_manifest
     from export.verify import checks, comparisons
-    from export.verify.verdict import failures, json_rows
+    from export.verify.verdict import failures, json_rows, remarks
 
+    bundle = bundle_of(bundle)
     manifest = check_manifest(bundle)
     opsets = checks.check_graphs(bundle, manifest)
     student = checks.load_consistent(bundle)
@@ -146,6 +164,7 @@ def verify_bundle(
         "limits": {**limits, **cosines} if embeds(student.description) else limits,
         "rows": json_rows(rows),
         "encoder": json_rows(encoder),
+        "remarks": remarks(rows, int8),
         "failures": [
             *checks.check_script(bundle, manifest),
             *checks.check_weights(bundle, manifest),

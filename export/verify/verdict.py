@@ -11,6 +11,7 @@ from rich.text import Text
 from compress.console.messages import console, log
 from export.bundle.contents import ENCODER, FLOAT, FULL_RANGE, INT8
 from export.bundle.int8_gate import Limits
+from export.bundle.parity import OutputParity
 from export.verify.comparisons import EncoderRow, Row
 
 # Images that int8 may lose in a row of few images, where one of 100 is a point already.
@@ -36,23 +37,39 @@ def failures(
     most = max(row.parity.images for row in rows)
     sentences = []
     for row in rows:
-        parity = row.parity
-        where = f"{row.file} at batch {row.batch} on {_thread_count(row.threads)}"
-        where += ", computed exactly" if row.exact else ""
-        where += ", at another image size" if row.resized else ""
+        parity, where = row.parity, _where(row)
         if row.file == FLOAT:
             sentences += _exceeded(
                 where, parity.noun, parity.max_abs_difference, parity.scale, tolerance
             )
             continue
-        slack = _SLACK_IMAGES if parity.images < most else 0
-        if clauses := int8.list_exceeded(parity, slack):
+        if clauses := int8.list_exceeded(parity, _slack(parity, most)):
             sentences.append(f"{where}: {', '.join(clauses)}")
     for maps in encoder:
         where = f"{ENCODER} at {maps.height}x{maps.width}, batch {maps.batch} on "
         where += _thread_count(maps.threads)
         sentences += _exceeded(where, "feature", maps.max_abs, maps.scale, tolerance)
     return sentences
+
+
+def remarks(rows: Sequence[Row], int8: Limits) -> list[str]:
+    """A sentence for each row whose drop the images cannot tell from its limit."""
+    most = max(row.parity.images for row in rows)
+    return [
+        f"{_where(row)}, {row.parity.images} images: {clause}"
+        for row in rows
+        if row.file != FLOAT and (clause := int8.remark(row.parity, _slack(row.parity, most)))
+    ]
+
+
+def _slack(parity: OutputParity, most: int) -> int:
+    return _SLACK_IMAGES if parity.images < most else 0
+
+
+def _where(row: Row) -> str:
+    where = f"{row.file} at batch {row.batch} on {_thread_count(row.threads)}"
+    where += ", computed exactly" if row.exact else ""
+    return where + (", at another image size" if row.resized else "")
 
 
 def _exceeded(where: str, what: str, largest: float, scale: float, tolerance: float) -> list[str]:
@@ -118,6 +135,8 @@ def show(report: Mapping[str, Any]) -> None:
         log(f"{INT8}: {report['int8']['flavour_note']}")
     if (report["int8"] or {}).get("refused"):
         log(f"{INT8} was left out of the bundle: {report['int8']['refused']}")
+    for remark in report["remarks"]:
+        log(f"undecided: {remark}")
     for failure in report["failures"]:
         log(f"failed: {failure}")
     if not report["failures"]:

@@ -139,7 +139,7 @@ def test_predict_writes_the_embeddings_of_the_trained_network(
     broken.write_bytes(b"no image")
     for path in (target, table):
         options = [*pictures, str(broken), "--embed", str(path)]
-        assert predict.main([str(bundle), *options]) == 2, "one of the files is broken"
+        assert predict.main([str(bundle), *options]) == 1, "one of the files is broken"
     with np.load(target) as saved:
         files, embeddings = saved["files"].tolist(), saved["embeddings"]
     data = open_data(SECTION)
@@ -162,6 +162,8 @@ def test_predict_refuses_what_its_bundle_does_not_give(
 ) -> None:
     assert predict.main([str(bundle), *pictures]) == 2
     assert "--embed FILE.npz" in capsys.readouterr().err
+    assert predict.main([str(bundle), *pictures, "--csv", "e.csv"]) == 2
+    assert "--embed FILE.csv" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         predict.main([str(bundle), *pictures, "--embed", "e.txt"])
     assert "no .npz or .csv" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+import export.bundle.int8_file
 import export.bundle.int8_search
 import export.bundle.writer
 import export.stage
@@ -32,6 +33,7 @@ from compress.taps import discover
 from export.__main__ import main
 from export.bundle import predict
 from export.bundle.manifest import check_manifest
+from export.bundle.parity import Parity
 from export.verify import command
 from tests.export.networks import trained
 from tests.export.test_snippet import block_of, run_snippet
@@ -298,6 +300,55 @@ def test_what_cannot_be_quantized_leaves_the_float_bundle(
     reason = outcome.values["int8_refused"]
     assert "cannot quantize student.onnx: no such operator" in reason
     assert (run_folder / "export" / "bundle" / "student.onnx").is_file()
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_no_failure_of_the_int8_file_costs_the_float_bundle(
+    run_folder: Path, quick: None, monkeypatch: pytest.MonkeyPatch, search: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a kernel\nfailed")
+
+    monkeypatch.setattr("export.bundle.int8_search.quantize_with", fail)
+    monkeypatch.setattr("export.bundle.int8_file.quantize_with", fail)
+    outcome = export.stage.run(job(run_folder, with_int8(search=search, flavour="tensorrt")))
+    bundle = run_folder / "export" / "bundle"
+    assert outcome.values["int8_refused"] == (
+        "it could not be made (RuntimeError: a kernel failed)"
+    )
+    assert {p.name for p in bundle.iterdir()} == FILES - {"student.int8.onnx"}
+
+
+def test_a_drop_that_the_images_cannot_decide_is_stated_wherever_the_file_is(
+    run_folder: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compare = export.bundle.int8_file.compare_file
+
+    def one_image_lost(*given: Any, **options: Any) -> Any:
+        found = compare(*given, **options)
+        assert isinstance(found, Parity) and found.images == 40
+        lower = found.torch_top1_percent - 2.5
+        return replace(found, onnx_top1_percent=lower, discordant_images=1)
+
+    monkeypatch.setattr("export.bundle.int8_file.compare_file", one_image_lost)
+    limits = {"max_top1_drop": 1.0, "max_difference": 100.0, "min_agreement_percent": 0.0}
+    outcome = export.stage.run(job(run_folder, with_int8(**limits)))
+    bundle = run_folder / "export" / "bundle"
+    assert {p.name for p in bundle.iterdir()} == FILES
+    words = "-2.50 points on 40 images, standard error 2.5"
+    int8 = outcome.values["int8"]
+    assert int8["drop_words"] == words
+    assert int8["gate"]["drop_standard_error"] == pytest.approx(2.47, abs=0.01)
+    remark = int8["gate"]["remark"]
+    assert "on this machine and computed exactly, 40 images: int8 costs 2.50 points" in remark
+    label = check_manifest(bundle).int8 or {}
+    assert (label["accuracy"], label["remark"]) == (words, remark)
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert words in card and remark in card and "are within the limits" not in card
+    assert "".join(remark.split()) in "".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("full_range", [False, True])

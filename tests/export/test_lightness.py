@@ -6,7 +6,7 @@ import sys
 
 def test_importing_export_loads_no_torch_and_no_onnx() -> None:
     code = (
-        "import sys, export, export.__main__; "
+        "import sys, export, export.__main__, export.hub, export.bundle.predict_command; "
         "print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

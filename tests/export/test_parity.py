@@ -52,6 +52,18 @@ def test_numbers_by_hand_over_two_batches() -> None:
     assert found.onnx_top1_percent == pytest.approx(100)
 
 
+def test_discordant_images_are_right_by_one_of_the_two() -> None:
+    """Of three classes, so that both may be wrong with different classes, which counts nowhere."""
+    choices = {0: [9.0, 0, 0], 1: [0, 9.0, 0], 2: [0, 0, 9.0]}
+    trained, said, truth = [0, 0, 0, 1, 2, 1], [0, 1, 0, 2, 0, 1], [0, 0, 1, 0, 0, 0]
+    batch = (images([choices[c] for c in trained]), torch.tensor(truth))
+    found = compare(Table(), Session([choices[c] for c in said]), [batch])  # type: ignore[arg-type]
+    assert isinstance(found, Parity)
+    assert found.discordant_images == 2, "the second, lost, and the fifth, gained"
+    assert found.top1_drop == pytest.approx(0)
+    assert found.drop_standard_error == pytest.approx(100 * 2**0.5 / 6)
+
+
 def parity(difference: float, scale: float) -> Parity:
     return Parity(10, difference, difference / 2, scale, 90.0, 70.0, 80.0)
 

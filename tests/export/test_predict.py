@@ -1,22 +1,25 @@
 """The bundle's own script: what it names, how it sees pixels, and that it runs alone."""
 
 import ast
+import csv
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
 from compress.data import FileImages, Preprocessing
-from export.bundle import predict
+from export.bundle import predict, predict_command
 from tests.export.toy_bundles import (
     LABELS,
     MEAN,
@@ -66,7 +69,7 @@ def test_large_logits_do_not_overflow_and_infinite_ones_are_refused(
     shares = [p["probability"] for p in told(capsys, [steep, file])[0]["predictions"]]
     assert shares[0] == pytest.approx(1) and sum(shares) == pytest.approx(1)
     endless = make(tmp_path / "endless", weights=np.full((3, 4), np.inf))
-    assert "not finite" in told(capsys, [endless, file], 2)[0]["error"]
+    assert "not finite" in told(capsys, [endless, file], 1)[0]["error"]
 
 
 def test_one_line_for_each_image(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,24 +136,180 @@ def test_a_resize_is_off_by_one_grey_level_at_most(tmp_path: Path, resize: int) 
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_orientation_tags_are_not_applied(bundle: Path) -> None:
+# EXIF's orientation: how the stored rows and columns are to be shown, as its standard says.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_photos_are_set_upright(bundle: Path, orientation: int, suffix: str) -> None:
+    file = bundle.parent / f"turned.{suffix}"
+    with Image.open(picture(bundle.parent / "a.png", (SIZE + 5, SIZE + 2))) as image:
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(file, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(file) as image:
+        # Pillow itself sets a TIFF upright.
+        stored = np.asarray(image.convert("RGB"))
+    shown = stored if suffix == "tiff" else UPRIGHT[orientation](stored)
+    assert shown.shape[0] > shown.shape[1] if orientation > 4 else shown.shape[0] < shown.shape[1]
+    Image.fromarray(np.ascontiguousarray(shown)).save(bundle.parent / "upright.png")
+    found = loaded(bundle).read(file)
+    np.testing.assert_array_equal(found, loaded(bundle).read(bundle.parent / "upright.png"))
+
+
+def test_damaged_exif_says_nothing_of_the_pixels(bundle: Path) -> None:
     file = picture(bundle.parent / "a.png")
     with Image.open(file) as image:
-        exif = image.getexif()
-        exif[0x0112] = 3
-        image.save(bundle.parent / "turned.png", exif=exif)
+        image.save(bundle.parent / "odd.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     predictor = loaded(bundle)
-    turned = predictor.read(bundle.parent / "turned.png")
-    np.testing.assert_array_equal(turned, predictor.read(file))
+    np.testing.assert_array_equal(predictor.read(bundle.parent / "odd.png"), predictor.read(file))
 
 
-def test_converting_resizes_the_shorter_side(bundle: Path) -> None:
+def test_of_16_bits_the_upper_8_are_taken(bundle: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (SIZE, SIZE), np.uint16)
+    for suffix in ("png", "tiff"):
+        file = bundle.parent / f"deep.{suffix}"
+        Image.fromarray(values).save(file)
+        found = loaded(bundle).read(file)
+        np.testing.assert_array_equal(found, np.repeat((values // 256)[..., None], 3, 2))
+
+
+def test_a_photo_is_resized_by_its_shorter_side(bundle: Path) -> None:
     file = bundle.parent / "wide.png"
     picture(file, (60, 31))
     expected = Preprocessing(SIZE, MEAN, STD, SIZE)
     reference = FileImages([file], torch.zeros(1), expected, bundle).fetch(torch.arange(1))
-    found = loaded(bundle, convert=True).read(file).astype(int)
+    found = loaded(bundle).read(file).astype(int)
     assert np.abs(found - reference[0].permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_json_lines_come_one_by_one(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [picture(bundle.parent / f"{n}.png", seed=n) for n in range(3)]
+    expected = told(capsys, [bundle, *files])
+    assert predict.main([str(bundle), *map(str, files), "--jsonl"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+    with pytest.raises(SystemExit):
+        predict.main([str(bundle), *map(str, files), "--jsonl", "--json"])
+
+
+def test_a_csv_has_a_line_for_each_image(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [picture(tmp_path / f"{n}, ä.png", seed=n) for n in range(3)]
+    files.insert(1, tmp_path / "none.png")
+    records = told(capsys, [bundle, *files], 1)
+    table = tmp_path / "t.csv"
+    command = [str(bundle), *map(str, files), "--csv", str(table), "--top", "2"]
+    for _ in range(2):  # its own table may be made anew
+        assert predict.main(command) == 1
+        assert capsys.readouterr().out == f"{table}: 4 images, 1 of them with an error\n"
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [*rows[0]] == ["file", "class", "probability", "class_2", "probability_2", "error"]
+    for row, record in zip(rows, records, strict=True):
+        assert (row["file"], row["error"]) == (record["file"], record.get("error", ""))
+        best = record.get("predictions", [{"class": "", "probability": ""}] * 2)
+        assert (row["class"], row["class_2"]) == (best[0]["class"], best[1]["class"])
+        assert "error" in record or float(row["probability"]) == pytest.approx(
+            best[0]["probability"], rel=1e-5
+        )
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_csv_writes_over_no_other_file(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, table = picture(tmp_path / "a.png"), tmp_path / "mine.csv"
+    table.write_text("file,owner\n")
+    for place, message in ((table, "rename it"), (tmp_path / "no" / "t.csv", "cannot be written")):
+        assert predict.main([str(bundle), str(file), "--csv", str(place)]) == 2
+        assert message in capsys.readouterr().err
+    assert table.read_text() == "file,owner\n"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_few_images_are_read_ahead(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    predictor = loaded(bundle)
+    lock, read, done = threading.Lock(), [0], 0
+
+    def reading(self: predict.Predictor, path: str) -> Any:
+        with lock:
+            read[0] += 1
+        return np.zeros((SIZE, SIZE, 3), np.uint8)
+
+    monkeypatch.setattr(predict.Predictor, "read", reading)
+    found = [{"file": f"{n}.png"} for n in range(50)]
+    for record in predict.classify(predictor, found, batch=4, top=1, workers=workers):
+        assert record["file"] == f"{done}.png"
+        done += 1
+        assert read[0] <= done + 4 + max(4, 2 * workers), "of this batch, and ahead of it"
+    assert (done, read[0]) == (50, 50)
+
+
+def test_providers_by_short_names(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = picture(bundle.parent / "a.png")
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: known)
+    expected = told(capsys, [bundle, file])
+    assert told(capsys, [bundle, file, "--provider", "CPU"]) == expected
+    # ONNX Runtime takes the CPU without a word where CUDA does not start; a stand-in for that.
+    session = onnxruntime.InferenceSession
+
+    def on_cpu(path: str, options: Any, providers: list[str]) -> Any:
+        assert providers == known
+        return session(path, options, providers=providers[1:])
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", on_cpu)
+    for name, message in (("cuda", "could not start it here"), ("coreml", "it has cuda, cpu")):
+        assert predict.main([str(bundle), str(file), "--provider", name]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_directory_stands_for_its_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    bundle, file = make(tmp_path / "run" / "export" / "bundle"), picture(tmp_path / "a.png")
+    assert told(capsys, [tmp_path / "run", file]) == told(capsys, [bundle, file])
+
+
+def test_the_command_runs_no_code_of_the_bundle(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = picture(bundle.parent / "a.png")
+    (bundle / "predict.py").write_text("raise SystemExit('foreign code')")
+    seal(bundle)
+    assert predict_command.main([str(bundle), str(file)]) == 0
+    assert capsys.readouterr().out.startswith(f"{file}: ")
+    with pytest.raises(SystemExit):
+        predict_command.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: compress predict ")
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_what_cannot_be_prepared_is_told_as_it_is(bundle: Path, segments: bool) -> None:
+    predictor = loaded(bundle)
+    if segments:
+        predictor.bundle.preprocess["any_size"] = True
+    wanted = r"\(height, width, 3\), all of one size" if segments else r"\(9, 9, 3\)"
+    images = [np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((SIZE, 8, 3), np.uint8)]
+    for wrong in (images, [images[0].astype(np.float32)], [images[0][..., 0]], []):
+        with pytest.raises(ValueError, match=f"expected uint8 images {wanted}"):
+            predictor.prepare(wrong)
 
 
 def test_odd_names_are_printed_and_kept(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

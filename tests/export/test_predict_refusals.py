@@ -48,7 +48,13 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
-# Name, how it is made, what is said, whether --convert helps.
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (SIZE, SIZE)).save(path, exif=exif)
+
+
+# Name, how it is made, what is said, whether it is refused under --strict alone.
 BAD = [
     ("none.png", lambda p: None, "not there", False),
     ("folder", Path.mkdir, "holds no images", False),
@@ -57,46 +63,47 @@ BAD = [
     ("empty.png", lambda p: p.touch(), "not an image", False),
     ("drawing.eps", lambda p: p.write_bytes(EPS), "not an image of one of the formats PNG", False),
     ("photograph.png", lambda p: p.write_bytes(EPS), "formats PNG, JPEG, .*; convert it", False),
-    ("cut.jpg", truncated, "--convert|truncated", False),
+    ("cut.jpg", truncated, "truncated", False),
     ("bomb.png", bomb, "decompression bomb", False),
-    ("deep.png", lambda p: in_mode(p, "I;16"), "more than 8 bits", False),
+    ("deep.png", lambda p: in_mode(p, "I;16"), "more than 8 bits", True),
     ("float.tiff", lambda p: in_mode(p, "F"), "more than 8 bits", False),
-    ("thin.png", lambda p: Image.new("RGB", (1, 2_000_000)).save(p), "--convert|too many", False),
-    ("large.png", lambda p: picture(p, (40, 20)), "40 x 20 pixels.*9 x 9.*--convert", True),
-    ("small.png", lambda p: picture(p, (4, 5)), "--convert", True),
-    ("grey.png", lambda p: in_mode(p, "L"), "mode L .*--convert", True),
-    ("bits.png", lambda p: in_mode(p, "1"), "mode 1 .*--convert", True),
-    ("cmyk.jpg", lambda p: in_mode(p, "CMYK"), "mode CMYK .*--convert", True),
-    ("alpha.png", lambda p: in_mode(p, "RGBA"), "mode RGBA .*--convert", True),
-    ("palette.png", see_through, "mode P .*--convert", True),
+    ("thin.png", lambda p: Image.new("RGB", (1, 2_000_000)).save(p), "too many|--strict", False),
+    ("large.png", lambda p: picture(p, (40, 20)), "40 x 20 pixels.*9 x 9.*--strict", True),
+    ("small.png", lambda p: picture(p, (4, 5)), "--strict", True),
+    ("grey.png", lambda p: in_mode(p, "L"), "mode L .*--strict", True),
+    ("bits.png", lambda p: in_mode(p, "1"), "mode 1 .*--strict", True),
+    ("cmyk.jpg", lambda p: in_mode(p, "CMYK"), "mode CMYK .*--strict", True),
+    ("alpha.png", lambda p: in_mode(p, "RGBA"), "mode RGBA .*--strict", True),
+    ("palette.png", see_through, "mode P .*--strict", True),
+    ("turned.png", turned, "stored turned .*--strict", True),
 ]
 
 
-@pytest.mark.parametrize("convert", [False, True])
-@pytest.mark.parametrize(("name", "write", "message", "helps"), BAD, ids=[b[0] for b in BAD])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("name", "write", "message", "fits"), BAD, ids=[b[0] for b in BAD])
 def test_a_bad_image_is_one_sentence_and_the_rest_is_done(
     bundle: Path,
     capfd: pytest.CaptureFixture[str],
     name: str,
     write: Any,
     message: str,
-    helps: bool,
-    convert: bool,
+    fits: bool,
+    strict: bool,
 ) -> None:
     good, bad = picture(bundle.parent / "good.png"), bundle.parent / name
     write(bad)
-    arguments = [str(bundle), str(bad), str(good), "--json", *(["--convert"] * convert)]
+    arguments = [str(bundle), str(bad), str(good), "--json", *(["--strict"] * strict)]
     code = predict.main(arguments)
     out, err = capfd.readouterr()
     first, second = json.loads(out)
     assert len(second["predictions"]) == len(LABELS)
-    if convert and helps:
+    if fits and not strict:
         assert (code, err, len(first["predictions"])) == (0, "", len(LABELS))
         return
-    assert code == 2
+    assert code == 1
     assert first.keys() == {"file", "error"}
     assert err == f"error: {first['error']}\n"
-    said = message.split("|")[convert and "|" in message]
+    said = message.split("|")[strict and "|" in message]
     assert re.search(said, err), err
     assert name in err
 
@@ -195,7 +202,9 @@ def test_no_input_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -
         assert predict.main(arguments) == 2
         err = capsys.readouterr().err
         assert message in err and err.count("\n") == 1
-    for wrong in ("--top", "--batch", "--threads"):
+    assert predict.main([str(bundle), "a.png", "--strict", "--convert"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    for wrong in ("--top", "--batch", "--threads", "--workers"):
         with pytest.raises(SystemExit) as stop:
             predict.main([str(bundle), wrong, "0"])
         assert stop.value.code == 2
@@ -213,7 +222,7 @@ def test_a_batch_that_cannot_be_run_costs_only_its_own_images(
         return run(self, images)
 
     monkeypatch.setattr(predict.Predictor, "logits", limited)
-    assert predict.main([str(bundle), *files, "--batch", "2", "--json"]) == 2
+    assert predict.main([str(bundle), *files, "--batch", "2", "--json"]) == 1
     out, err = capsys.readouterr()
     records = json.loads(out)
     assert [r["file"] for r in records] == files

@@ -187,6 +187,38 @@ def test_parity_counts_pixels_with_a_class_alone() -> None:
     assert found.max_abs_difference == 1
 
 
+def test_the_standard_error_of_mean_iou_is_the_jackknife_over_images() -> None:
+    """By hand: mean IoU of every set of images without one, from its pixels."""
+    draw = torch.Generator().manual_seed(0)
+    truth, trained, said = (torch.randint(0, 3, (5, 4, 4), generator=draw) for _ in range(3))
+    truth[0, :2] = 255
+    said[1:] = torch.where(said[1:] == 0, trained[1:], said[1:])
+
+    class Session:
+        def run(self, *_: object) -> list[Any]:
+            return [logits(said).numpy()]
+
+    def logits(classes: Any) -> Any:
+        return torch.nn.functional.one_hot(classes, 3).permute(0, 3, 1, 2).float()
+
+    def miou(mask: Any, images: list[int]) -> float:
+        shares = []
+        for label in range(3):
+            true, found = truth[images] == label, (mask[images] == label) & (truth[images] != 255)
+            if (true | found).any():
+                shares.append(float((true & found).sum() / (true | found).sum()))
+        return 100 * sum(shares) / len(shares)
+
+    batches = [(logits(trained), truth)]
+    found = compare(nn.Identity(), Session(), batches, dense=True)  # type: ignore[arg-type]
+    assert isinstance(found, PixelParity)
+    rest = [[i for i in range(5) if i != left] for left in range(5)]
+    drops = [miou(trained, images) - miou(said, images) for images in rest]
+    mean = sum(drops) / 5
+    expected = (4 / 5 * sum((d - mean) ** 2 for d in drops)) ** 0.5
+    assert found.drop_standard_error == pytest.approx(expected, rel=1e-4) and expected > 1
+
+
 def test_each_limit_refuses_alone_and_no_number_passes() -> None:
     def exceeded(drop: float, agreement: float) -> list[str]:
         parity = PixelParity(1, 9.0, 0.1, 1.0, 9, agreement, 60 - drop, 60)
@@ -209,6 +241,7 @@ def test_an_int8_file_below_a_limit_of_the_recipe_is_left_out(tmp_path: Path) ->
         values, _ = write_bundle(request(int8=strict), tmp_path / "bundle")
     assert values["int8"] is None and "of the pixels" in values["int8_refused"]
     assert not (tmp_path / "bundle" / "student.int8.onnx").exists()
+    assert (tmp_path / "bundle" / "student.onnx").exists()
 
 
 def test_verify_compares_at_two_sizes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +283,7 @@ def test_predict_writes_over_no_photo_and_keeps_two_of_a_name_apart(
     shutil.copy(photos[1], other)
     before = photos[0].read_bytes()
     inputs = [str(bundle), str(photos[0]), str(other)]
-    assert predict.main([*inputs, "--masks", str(tmp_path)]) == 2
+    assert predict.main([*inputs, "--masks", str(tmp_path)]) == 1
     assert "is one of the images" in capsys.readouterr().err
     assert photos[0].read_bytes() == before
     assert predict.main([*inputs, "--masks", str(tmp_path / "masks")]) == 0

@@ -1,6 +1,7 @@
 """`export.verify` accepts a whole bundle, and says of any other what is wrong with it."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from compress.data import Preprocessing, evaluation_batches
+from compress.models import user_code
 from compress.onnx import quantize_onnx
 from export.bundle.interfaces import FileInterface, read_interface
 from export.bundle.manifest import write_manifest
@@ -89,6 +91,31 @@ def test_images_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     code, found = report(capsys, str(made), *QUICK, "--data", str(tmp_path / "data"))
     assert code == 0
     assert found["rows"][0]["images"] == 30
+
+
+def test_a_network_of_ones_own_is_verified_by_the_command_that_the_error_names(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(user_code, "_trusted", set())
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from compress.models import build\n"
+        "def net(*, num_classes): return build('resnet8', num_classes=num_classes)\n"
+    )
+    name = f"{file}:net"
+    described = json.loads((bundle / "student.json").read_text())
+    described["architecture"] = {"name": name, "arguments": {}}
+    described["code"] = user_code.provenance(name)
+    (bundle / "student.json").write_text(json.dumps(described))
+    bundles.listed(bundle)
+    assert main([str(bundle), *QUICK]) == 2
+    said = capsys.readouterr().err.strip()
+    command = f"compress verify {bundle} --trust-code"
+    assert f"'{name}'" in said and said.endswith(f"if you trust it: {command}")
+    assert main([*shlex.split(command)[2:], *QUICK]) == 0
 
 
 def flip(path: Path) -> None:

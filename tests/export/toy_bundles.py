@@ -109,9 +109,9 @@ def picture(path: Path, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) -> 
     return path
 
 
-def loaded(folder: Path, *, convert: bool = False) -> predict.Predictor:
+def loaded(folder: Path, *, strict: bool = False) -> predict.Predictor:
     """The bundle's float network on one thread."""
-    return predict.Predictor(predict.load_bundle(folder), int8=False, threads=1, convert=convert)
+    return predict.Predictor(predict.load_bundle(folder), int8=False, threads=1, strict=strict)
 
 
 def told(

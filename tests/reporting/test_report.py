@@ -369,6 +369,8 @@ def test_what_the_int8_search_tried(make_run: Make, change: Change) -> None:
     [
         (None, "student.int8.onnx was left out of the bundle: a logit is off."),
         ({"full_range": True}, "right only on CPUs with VNNI or ARM dot product"),
+        ({"drop_words": "-2.22 points on 45 images"}, "network: -2.22 points on 45 images."),
+        ({"gate": {"remark": "45 images cannot tell"}}, "few images: 45 images cannot tell."),
     ],
 )
 def test_what_the_int8_file_is_good_for(

@@ -55,6 +55,7 @@ __all__ = [
     "comparison",
     "data",
     "distill",
+    "distiller",
     "engine",
     "errors",
     "methods",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from compress.comparison.predictions import prediction_arrays, write_predictions
@@ -24,6 +24,7 @@ from compress.tasks.confusion import confusion_matrix
 from export.bundle.contents import INT8, embeds
 from export.bundle.parity import OutputParity, ToInput, compare, pixels_of
 
+OF_A_LOADER = "loader"  # name of data that no recipe opens: they came from a program's DataLoader
 _BATCH = 64
 _CPU = torch.device("cpu")
 _OTHER_SIZE_IMAGES = 4
@@ -38,6 +39,8 @@ class BundleRequest:
     `training` are the values of the student's distill stage, `teachers` those of the teachers;
     `remark` says why it is not the recommended student. `teacher` is the folder of the teacher that
     is timed beside the files, `predictions` the one for what each file says of the test images.
+    `plain` is the student as it was trained, for the encoder's file where the description names
+    code that nothing rebuilds; without it the encoder is rebuilt from the student's own two files.
     """
 
     name: str
@@ -52,6 +55,7 @@ class BundleRequest:
     remark: str | None = None
     teacher: Path | None = None
     predictions: Path | None = None
+    plain: nn.Module | None = None
 
 
 def calibration_batches(request: BundleRequest, count: int) -> Iterator[NDArray[Any]]:

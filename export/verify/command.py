@@ -12,10 +12,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.console.ending import exit_code
 from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.data import Dataset
+
+LOADER_ONLY = (
+    "outputs were not compared: the images of this bundle came from a program's DataLoader; only "
+    "that program can compare on them (compress.distiller.Distiller.verify does)"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,8 +97,14 @@ def verify_bundle(
     min_mean_cosine: float = 0.99,
     min_low_cosine: float = 0.95,
     max_miou_drop: float = 1.0,
+    dataset: "Dataset | None" = None,
 ) -> dict[str, Any]:
     """Check a bundle; returns the report as JSON values, `failures` one sentence per limit.
+
+    Args:
+        dataset: the images to compare on, in place of those that the manifest names. Where it names
+            none that can be opened, since they came from a DataLoader, nothing is compared without:
+            `not_compared` says so.
 
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
@@ -116,6 +130,7 @@ def verify_bundle(
     from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
     from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
     from export.bundle.manifest import check_manifest
+    from export.bundle.request import OF_A_LOADER
     from export.verify import checks, comparisons
     from export.verify.verdict import failures, json_rows
 
@@ -123,13 +138,21 @@ def verify_bundle(
     opsets = checks.check_graphs(bundle, manifest)
     student = checks.load_consistent(bundle)
     size = student.description["preprocessing"]["image_size"]
-    dataset = checks.open_manifest_data(manifest.data, data, image_size=size)
-    checks.require_same_data(bundle, student, dataset)
-    settings = comparisons.ComparisonSettings(images, batch, thread_counts)
-    files = [name for name in (FLOAT, INT8) if name in opsets]
-    rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
-    has_encoder = ENCODER in opsets
-    encoder = list(comparisons.encoder_rows(bundle, dataset, settings)) if has_encoder else []
+    rows: list[comparisons.Row] = []
+    encoder: list[comparisons.EncoderRow] = []
+    not_compared = None
+    if dataset is None and manifest.data.get("name") == OF_A_LOADER:
+        if data is not None:
+            raise UserError(f"{LOADER_ONLY}; leave out --data")
+        not_compared = LOADER_ONLY
+    else:
+        dataset = dataset or checks.open_manifest_data(manifest.data, data, image_size=size)
+        checks.require_same_data(bundle, student, dataset)
+        settings = comparisons.ComparisonSettings(images, batch, thread_counts)
+        files = [name for name in (FLOAT, INT8) if name in opsets]
+        rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
+        if ENCODER in opsets:
+            encoder = list(comparisons.encoder_rows(bundle, dataset, settings))
     int8 = Limits(
         Int8Limits(max_top1_drop, min_agreement_percent, max_difference),
         CosineLimits(min_mean_cosine, min_low_cosine),
@@ -147,6 +170,7 @@ def verify_bundle(
         "limits": {**limits, **cosines} if embeds(student.description) else limits,
         "rows": json_rows(rows),
         "encoder": json_rows(encoder),
+        "not_compared": not_compared,
         "failures": [
             *checks.check_script(bundle, manifest),
             *checks.check_weights(bundle, manifest),

@@ -1,0 +1,529 @@
+"""Distillation with networks and a DataLoader of one's own: train, evaluate, export."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from compress import models
+from compress.console.messages import log
+from compress.data import Batch, Dataset, Preprocessing
+from compress.distill.module import Distillation
+from compress.distill.trainings import Trainings, build_method
+from compress.distiller.loader import (
+    Expected,
+    LoaderBatches,
+    evaluation_pairs,
+    memory_images,
+    read_labels,
+    steps_of,
+    view_notes,
+)
+from compress.distributed.collectives import world_size
+from compress.engine.lockstep import drain
+from compress.engine.loop import History
+from compress.errors import UserError, nearest
+from compress.methods import METHODS
+from compress.methods.contract import (
+    LossWeights,
+    MethodContext,
+    NetworkForward,
+    Phase,
+    TeacherContext,
+    teacher_context,
+)
+from compress.model_files import artifacts
+from compress.models import user_code
+from compress.recipe import describe_errors, signatures
+from compress.recipe.schema import Export, Train
+from compress.seeding import seeded
+from compress.stages import settings_from, summary
+from compress.storage.fingerprints import fingerprint_of
+from compress.taps.discovery import discover
+from compress.tasks import Classification
+from compress.teacher.inference import make_fast
+from export.bundle.request import OF_A_LOADER, BundleRequest
+from export.bundle.writer import write_bundle
+from export.verify.command import verify_bundle
+
+_ROLE = "student"
+Loader = DataLoader[Any]
+
+
+class Losses(NamedTuple):
+    """Of a batch: the loss (), and the weighted terms that it is the sum of."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Distiller:
+    """A student that learns from teachers by a method, on batches of a DataLoader.
+
+    A batch is (images, labels) or (images, labels, index). Images are float32 (N, 3, S, S),
+    normalised by the mean and std of `preprocessing`, or uint8 of that shape, which are normalised
+    here; for a method that reads several views of each image a tuple of such. Labels (N,) are class
+    numbers from 0, the index (N,) is the image's place in the loader's data set.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Sequence[nn.Module],
+        method: str = "simkd",
+        *,
+        classes: int | Sequence[str],
+        preprocessing: Preprocessing,
+        arguments: Mapping[str, Any] | None = None,
+        protocol: str = "simkd",
+        weights: LossWeights | None = None,
+        kd_temperature: float = 4.0,
+        architecture: str | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Check that all of it fits together.
+
+        Args:
+            student: gives logits (N, K) of normalised images; it is trained in place.
+            teacher: one or several of the same K; put in eval mode and frozen, never changed.
+            method: a name of `compress.methods.METHODS`.
+            classes: their names, or their number K.
+            preprocessing: the image size S, and how the loader normalises. The bundle tells it to
+                those who use the student, so it must be what the loader does.
+            arguments: the method's own, as in a recipe.
+            protocol: whose published `weights` of the terms are taken, where none are given.
+            kd_temperature: T of the soft term beside a method's own.
+            architecture: the name, or {"name": ..., arguments}, by which a recipe would build the
+                student ("resnet8", "my_networks:small"); a bundle's student.json can then be
+                rebuilt. Without it, its code is only named there.
+            seed: of what a method draws and of the loader's order.
+            device: default: the student's.
+
+        Raises:
+            UserError: a name is unknown, or the networks give other shapes.
+        """
+        if world_size() > 1:
+            raise UserError("Distiller trains in one process; use a recipe with torchrun")
+        _check_method(method, arguments or {}, protocol)
+        self.student = student
+        self.teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        self.method_name, self.arguments = method, dict(arguments or {})
+        self.class_names = _class_names(classes)
+        self.preprocessing = preprocessing
+        self.kd_temperature = kd_temperature
+        self.seed = seed
+        self.device = torch.device(device or next(student.parameters()).device)
+        needs = METHODS[method].needs(self.arguments)
+        self.weights = weights or needs.protocols[protocol]
+        self._task = Classification()
+        shape, known = preprocessing.input_shape, len(self.class_names)
+        for network in (student, *self.teachers):
+            network.to(self.device)
+        self._specs = discover(student, shape, "the student")
+        self._contexts = [self._teacher_context(network) for network in self.teachers]
+        gives = {"student": self._specs.num_classes} | {
+            f"teacher{f' {i}' if len(self.teachers) > 1 else ''}": context.taps.num_classes
+            for i, context in enumerate(self._contexts, start=1)
+        }
+        if wrong := {who: width for who, width in gives.items() if width != known}:
+            listed = ", ".join(f"the {who} gives {width} logits" for who, width in wrong.items())
+            raise UserError(
+                f"there are {known} classes, but {listed}; give networks of these classes"
+            )
+        self._architecture = _architecture(student, architecture, known)
+        self._learning = {p: p.requires_grad for p in student.parameters()}
+        self._method_class = METHODS[method]
+        self._expected = Expected(
+            preprocessing,
+            known,
+            len(needs.views),
+            self._method_class.knows_images or self._method_class.reads_index,
+            method,
+        )
+        self._prepared: _Prepared | None = None
+        self._history: History = []
+
+    def fit(
+        self,
+        train_loader: Loader,
+        *,
+        epochs: int,
+        directory: str | Path,
+        lr: float = 0.05,
+        test_loader: Loader | None = None,
+        labels: Tensor | None = None,
+        **settings: Any,
+    ) -> History:
+        """Train as a recipe's distill stage does; return a row per epoch, with loss and terms.
+
+        A fit that was interrupted goes on in the same directory after its last whole epoch, bit for
+        bit on a CPU if augmentation draws from torch's generators. One that is done is loaded.
+
+        Args:
+            directory: gets the checkpoint and metrics.jsonl. What another training left there is
+                put aside.
+            test_loader: evaluated after each epoch.
+            labels: (M,) of the training set, for methods that read them all; without it every image
+                is read once.
+            settings: other keys of a recipe's `train`: optimizer, momentum, nesterov, weight_decay,
+                schedule, accumulate, precision.
+
+        Raises:
+            UserError: a loader gives something else than `Distiller` says, or lacks what the method
+                reads; or a key is unknown.
+        """
+        train = _validated(
+            Train, {"epochs": epochs, "lr": lr, **settings, "batch_size": _batch_size(train_loader)}
+        )
+        run = self._prepared = self._prepare(train_loader, epochs, labels, train.model_dump())
+        for note in [*run.module.method.notes(), *view_notes(run.module.method.views)]:
+            log(f"  {_ROLE}: {note}")
+
+        def evaluate(networks: Mapping[str, nn.Module]) -> dict[str, float]:
+            assert test_loader is not None
+            results = {ending: self.evaluate(test_loader, n) for ending, n in networks.items()}
+            return {f"{k}{end}": v for end, row in results.items() for k, v in row.items()}
+
+        trainings = Trainings(
+            module=run.module,
+            batches=run.batches,
+            main_batches=run.batches,
+            settings=settings_from(train),
+            directory=Path(directory),
+            role=_ROLE,
+            seed=self.seed,
+            device=self.device,
+            fingerprint=run.fingerprint,
+            begin=run.begin,
+            evaluate=None if test_loader is None else evaluate,
+        )
+        self._history = drain(trainings.run())[-1]
+        return self._history
+
+    def prepare(self, train_loader: Loader, *, epochs: int, labels: Tensor | None = None) -> None:
+        """Build the method for a loop of one's own; the arguments are those of `fit`.
+
+        Then, for each batch: `losses`, its backward pass, a step of an optimiser of
+        `parameters()`, and `after_step`.
+
+        Raises:
+            UserError: as `fit`; or the method needs more than one loop with one optimiser.
+        """
+        run = self._prepare(train_loader, epochs, labels, {"loop": "own"})
+        method = run.module.method
+        if [*method.phases(), *method.phases_after()]:
+            raise UserError(f"{self.method_name} trains in several phases; use fit")
+        if method.parameter_groups():
+            raise UserError(f"{self.method_name} has optimiser settings of its own; use fit")
+        run.begin(None)
+        self._prepared, self._history = run, []
+
+    def losses(self, images: Any, labels: Tensor, index: Tensor | None = None) -> Losses:
+        """The loss of a batch, see `Distiller`; the networks are put in their modes for training.
+
+        Epoch and step are counted by `after_step`.
+        """
+        run = self._ready()
+        item = (images, labels) if index is None else (images, labels, index)
+        run.module.train()
+        terms = run.module(run.batches.batch(item, *divmod(run.steps, len(run.batches))))
+        return Losses(torch.stack([*terms.values()]).sum(), terms)
+
+    def after_step(self) -> None:
+        """Move the method's banks and averages: call it after each step of the optimiser."""
+        run = self._ready()
+        run.module.after_step()
+        run.steps += 1
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns: the student's parameters that a term reaches, and the method's own."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    @property
+    def module(self) -> Distillation:
+        """Student and method as one module, whose `state_dict` is all that a checkpoint needs."""
+        return self._ready().module
+
+    def deploy(self) -> nn.Module:
+        """The network that ships, in eval mode: normalised images (N, 3, S, S) -> logits (N, K).
+
+        The student, or what the method puts together of it and of its own parts, with which it
+        shares parameters.
+        """
+        return self.module.method.ship(self.student).eval()
+
+    def evaluate(self, loader: Loader, network: nn.Module | None = None) -> dict[str, float]:
+        """{"top1_percent": ...} of the network that ships, or of another, such as the teacher.
+
+        Raises:
+            UserError: the loader gives something else than `Distiller` says.
+        """
+        network = self.deploy() if network is None else network
+        return self._task.evaluate(network, evaluation_pairs(loader, self._expected, self.device))
+
+    def export_bundle(
+        self,
+        folder: str | Path,
+        *,
+        test_loader: Loader,
+        calibration_loader: Loader | None = None,
+        about: str = "images of a DataLoader",
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Write the bundle of a recipe's export stage, all of it or nothing.
+
+        Every ONNX file is compared with the trained network on the test images, which are held in
+        memory as 8-bit pixels.
+
+        Args:
+            folder: must not exist.
+            calibration_loader: whose first images calibrate the int8 file; best not augmented.
+                Default: the loader of the training.
+            about: the data, for the model card.
+            settings: keys of a recipe's `export`: int8 (None: no int8 file), raw_pixels, opset,
+                tolerance, license.
+
+        Returns:
+            Size, parity and accuracy of the files; `int8_refused` says why there is no int8 file.
+
+        Raises:
+            UserError: the folder exists, the network cannot be exported, or a file differs from it.
+        """
+        run, folder = self._ready(), Path(folder)
+        export = _validated(Export, settings)
+        if folder.exists():
+            raise UserError(f"{folder} is there already; give a folder that is not")
+        images = export.int8.calibration_images if export.int8 is not None else 1
+        data = self._dataset(calibration_loader or run.batches.loader, images, test_loader)
+        metrics = self.evaluate(test_loader)
+        shipped = copy.deepcopy(self.deploy()).cpu()
+        description = run.describe(bare=run.module.method.ship(self.student) is self.student)
+        description["metrics"] = metrics
+        training = {
+            **(summary(self._history, self._task) if self._history else {}),
+            **metrics,
+            "test_images": len(data.test),
+            "seed": self.seed,
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        values, _ = write_bundle(
+            BundleRequest(
+                name=description["label"],
+                student=artifacts.Student(shipped, description),
+                data=data,
+                data_section={"name": OF_A_LOADER, "about": about, "test_images": len(data.test)},
+                settings=export,
+                training=training if self._history else {},
+                teachers=[{"model": type(teacher).__name__} for teacher in self.teachers],
+                plain=copy.deepcopy(self.student).cpu(),
+            ),
+            folder,
+        )
+        return values
+
+    def verify(self, folder: str | Path, *, test_loader: Loader) -> dict[str, Any]:
+        """What `python -m export.verify` says of a bundle, compared on the images of a loader.
+
+        Its student is rebuilt from its own files, so `architecture` must have been given.
+
+        Returns:
+            The report; `failures` has a sentence for each limit that is exceeded.
+
+        Raises:
+            UserError: a file is missing or changed, or the student cannot be rebuilt.
+        """
+        return verify_bundle(Path(folder), dataset=self._dataset(test_loader, 1, test_loader))
+
+    def _dataset(self, train: Loader, train_images: int, test: Loader) -> Dataset:
+        """The first images of a training loader and all of a test loader, in memory."""
+        return Dataset(
+            train=memory_images(train, self._expected, train_images),
+            validation=None,
+            test=memory_images(test, self._expected, None),
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            augment="none",
+        )
+
+    def _ready(self) -> "_Prepared":
+        if self._prepared is None:
+            raise UserError("call fit, or prepare for a loop of your own, first")
+        return self._prepared
+
+    def _teacher_context(self, network: nn.Module) -> TeacherContext:
+        taps = discover(network, self.preprocessing.input_shape, "the teacher")
+        architecture = {"name": _import_path(network), "arguments": {}}
+        source = {"architecture": architecture, "code": None, "method": None}
+        return teacher_context(network, taps, source)
+
+    def _prepare(
+        self, loader: Loader, epochs: int, labels: Tensor | None, fields: Mapping[str, Any]
+    ) -> "_Prepared":
+        """Everything for a training on a loader, in the state before its first step."""
+        for parameter, learns in self._learning.items():
+            parameter.requires_grad_(learns)  # as it was before an earlier training
+        batches = LoaderBatches(loader, self._expected, self.device, seed=self.seed)
+        probe = batches.first(self.seed, _ROLE, 0)
+        size = len(loader.dataset)  # type: ignore[arg-type]
+        if labels is None and self._method_class.knows_images:
+            labels = read_labels(loader, self._expected, self.seed)
+        if labels is not None and (len(labels) != size or labels.is_floating_point()):
+            raise UserError(
+                f"labels has {len(labels):,} numbers of {labels.dtype}; expected the class numbers "
+                f"of the {size:,} training images"
+            )
+        batches.labels = labels = None if labels is None else labels.cpu().long()
+        context = MethodContext(
+            student=self._specs,
+            teachers=tuple(self._contexts),
+            num_classes=len(self.class_names),
+            train_size=size,
+            labels=torch.zeros(0, dtype=torch.long) if labels is None else labels,
+            batch_size=_batch_size(loader),
+            steps_per_epoch=len(batches),
+            epochs=epochs,
+        )
+        shape = self.preprocessing.input_shape
+        name, arguments = self.method_name, self.arguments
+        method = build_method(name, arguments, context, self.student, shape, seed=self.seed)
+        module = Distillation(
+            self.student,
+            self.teachers,
+            method,
+            self.weights,
+            self._task,
+            kd_temperature=self.kd_temperature,
+        ).to(self.device)
+        named = {"name": name, **arguments}
+        identity = {
+            "student": self._specs.as_dict(),
+            "teachers": [_digest(network) for network in self.teachers],
+            "method": named,
+            "weights": asdict(self.weights),
+            "kd_temperature": self.kd_temperature,
+            "classes": self.class_names,
+            "preprocessing": self.preprocessing.as_dict(),
+            "images": size,
+            "steps": len(batches),
+            "train": fields,
+        }
+        fingerprint = fingerprint_of(identity)
+
+        def describe(*, bare: bool) -> dict[str, Any]:
+            return artifacts.describe_distilled(
+                self._architecture,
+                method,
+                named,
+                self.class_names,
+                self.preprocessing,
+                weights=asdict(self.weights),
+                bare=bare,
+                fingerprint=fingerprint,
+                label=name,
+            )
+
+        return _Prepared(module, batches, probe, fingerprint, describe, self.seed)
+
+
+@dataclass
+class _Prepared:
+    """A training that is ready for its first step; `steps` of it were taken by a loop outside."""
+
+    module: Distillation
+    batches: LoaderBatches
+    probe: Batch
+    fingerprint: str
+    describe: Callable[..., dict[str, Any]]
+    seed: int
+    steps: int = 0
+
+    def begin(self, phase: Phase | None) -> None:
+        """Prepare for a phase or the main training, with teachers as fast as a recipe's."""
+        wanted, context = self.module.teacher_taps(phase), self.module.method.context
+        fast = [
+            NetworkForward(
+                make_fast(teacher.network, teacher.taps, wanted, compile=False, precision="float32")
+            )
+            for teacher in (context.teachers if wanted else ())
+            if teacher.network is not None
+        ]
+        with seeded(self.seed, _ROLE, "probe"):
+            self.module.begin_phase(phase, self.probe, teachers=fast)
+
+
+def _check_method(name: str, arguments: Mapping[str, Any], protocol: str) -> None:
+    if name not in METHODS:
+        raise UserError(
+            f"unknown method '{name}'; known: {', '.join(METHODS)}" + nearest(name, METHODS)
+        )
+    if problems := signatures.check(METHODS[name], arguments, name):
+        raise UserError("\n".join(problems))
+    known = METHODS[name].needs(arguments).protocols
+    if protocol not in known:
+        raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(known)}")
+
+
+def _class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    if len(names) < 2:
+        raise UserError(f"classes: {classes!r}; expected two or more, by number or by name")
+    return names
+
+
+def _batch_size(loader: Any) -> int:
+    """The images of a loader's usual batch."""
+    steps_of(loader)
+    return loader.batch_size or len(next(iter(loader.batch_sampler)))
+
+
+def _architecture(
+    student: nn.Module, given: str | Mapping[str, Any] | None, num_classes: int
+) -> dict[str, Any]:
+    """How a student is built; what is given is tried.
+
+    Raises:
+        UserError: another network is built so.
+    """
+    if given is None:
+        return {"name": _import_path(student), "arguments": {}}
+    arguments = {"name": given} if isinstance(given, str) else dict(given)
+    name = arguments.pop("name")
+    built = models.build(name, num_classes=num_classes, **arguments)
+    shapes, own = ({k: v.shape for k, v in n.state_dict().items()} for n in (built, student))
+    wrong = sorted(k for k in {*shapes, *own} if shapes.get(k) != own.get(k))
+    if wrong:
+        raise UserError(
+            f"architecture: {name} builds another network than the student: {len(wrong)} tensors "
+            f"differ, first '{wrong[0]}'"
+        )
+    user_code.trust(name)
+    return {"name": name, "arguments": arguments}
+
+
+def _import_path(network: nn.Module) -> str:
+    return f"{type(network).__module__}:{type(network).__qualname__}"
+
+
+def _digest(network: nn.Module) -> str:
+    """Identifies a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _validated(schema: type[Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        assert issubclass(schema, BaseModel)
+        raise UserError("\n".join(describe_errors(error, schema))) from None

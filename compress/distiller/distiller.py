@@ -42,7 +42,7 @@ from compress.methods.contract import (
 from compress.model_files import artifacts
 from compress.models import user_code
 from compress.recipe import describe_errors, signatures
-from compress.recipe.schema import Export, Train
+from compress.recipe.schema import Export, TapPaths, Train
 from compress.seeding import seeded
 from compress.stages import settings_from, summary
 from compress.storage.fingerprints import fingerprint_of
@@ -86,6 +86,8 @@ class Distiller:
         weights: LossWeights | None = None,
         kd_temperature: float = 4.0,
         architecture: str | Mapping[str, Any] | None = None,
+        student_taps: Mapping[str, Any] | None = None,
+        teacher_taps: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -104,6 +106,9 @@ class Distiller:
             architecture: the name, or {"name": ..., arguments}, by which a recipe would build the
                 student ("resnet8", "my_networks:small"); a bundle's student.json can then be
                 rebuilt. Without it, its code is only named there.
+            student_taps: `stages` and `last_map` by dotted module paths, as a recipe's `taps`:
+                where the feature maps that a method reads are not found, or others are meant.
+            teacher_taps: the same of the teachers.
             seed: of what a method draws and of the loader's order.
             device: default: the student's.
 
@@ -127,8 +132,9 @@ class Distiller:
         shape, known = preprocessing.input_shape, len(self.class_names)
         for network in (student, *self.teachers):
             network.to(self.device)
-        self._specs = discover(student, shape, "the student")
-        self._contexts = [self._teacher_context(network) for network in self.teachers]
+        own, their = (_validated(TapPaths, taps or {}) for taps in (student_taps, teacher_taps))
+        self._specs = discover(student, shape, "the student", **own.model_dump())
+        self._contexts = [self._teacher_context(network, their) for network in self.teachers]
         gives = {"student": self._specs.num_classes} | {
             f"teacher{f' {i}' if len(self.teachers) > 1 else ''}": context.taps.num_classes
             for i, context in enumerate(self._contexts, start=1)
@@ -139,6 +145,7 @@ class Distiller:
                 f"there are {known} classes, but {listed}; give networks of these classes"
             )
         self._architecture = _architecture(student, architecture, known)
+        self._is_rebuilt = architecture is not None
         self._learning = {p: p.requires_grad for p in student.parameters()}
         self._method_class = METHODS[method]
         self._expected = Expected(
@@ -205,7 +212,10 @@ class Distiller:
             begin=run.begin,
             evaluate=None if test_loader is None else evaluate,
         )
-        self._history = drain(trainings.run())[-1]
+        try:
+            self._history = drain(trainings.run())[-1]
+        finally:
+            self._unfreeze()
         return self._history
 
     def prepare(self, train_loader: Loader, *, epochs: int, labels: Tensor | None = None) -> None:
@@ -313,6 +323,11 @@ class Distiller:
             "test_images": len(data.test),
             "seed": self.seed,
         }
+        if not self._is_rebuilt:
+            log(
+                f"  student.json names {self._architecture['name']}, which is not in the bundle; "
+                "give `architecture` for a student that can be rebuilt (the ONNX files need nothing)"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         values, _ = write_bundle(
             BundleRequest(
@@ -358,8 +373,14 @@ class Distiller:
             raise UserError("call fit, or prepare for a loop of your own, first")
         return self._prepared
 
-    def _teacher_context(self, network: nn.Module) -> TeacherContext:
-        taps = discover(network, self.preprocessing.input_shape, "the teacher")
+    def _unfreeze(self) -> None:
+        """Give the student's parameters back what a training froze of them."""
+        for parameter, learns in self._learning.items():
+            parameter.requires_grad_(learns)
+
+    def _teacher_context(self, network: nn.Module, paths: TapPaths) -> TeacherContext:
+        shape = self.preprocessing.input_shape
+        taps = discover(network, shape, "the teacher", **paths.model_dump())
         architecture = {"name": _import_path(network), "arguments": {}}
         source = {"architecture": architecture, "code": None, "method": None}
         return teacher_context(network, taps, source)
@@ -368,8 +389,7 @@ class Distiller:
         self, loader: Loader, epochs: int, labels: Tensor | None, fields: Mapping[str, Any]
     ) -> "_Prepared":
         """Everything for a training on a loader, in the state before its first step."""
-        for parameter, learns in self._learning.items():
-            parameter.requires_grad_(learns)  # as it was before an earlier training
+        self._unfreeze()
         batches = LoaderBatches(loader, self._expected, self.device, seed=self.seed)
         probe = batches.first(self.seed, _ROLE, 0)
         size = len(loader.dataset)  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ class LoaderBatches:
             )
         if index is None:
             index = torch.full_like(labels, _UNKNOWN)
-        elif self.labels is not None:
+        else:
             self._check_index(labels, index)
         index = index.to(self.device, non_blocking=True).long()
         return Batch(
@@ -195,14 +195,13 @@ class LoaderBatches:
         )
 
     def _check_index(self, labels: Tensor, index: Tensor) -> None:
-        known, index = self.labels, index.cpu()
-        assert known is not None
-        if not 0 <= int(index.min()) <= int(index.max()) < len(known):
+        index, count = index.cpu().long(), len(self.loader.dataset)  # type: ignore[arg-type]
+        if not 0 <= int(index.min()) <= int(index.max()) < count:
             raise UserError(
                 f"the loader's index goes from {int(index.min())} to {int(index.max())}; of "
-                f"{len(known):,} training images it is 0 to {len(known) - 1:,}"
+                f"{count:,} training images it is 0 to {count - 1:,}"
             )
-        if not torch.equal(known[index], labels.cpu()):
+        if self.labels is not None and not torch.equal(self.labels[index], labels.cpu()):
             raise UserError(
                 "the labels of a batch are not those of the training set at its index; the index "
                 "must be the image's place in the loader's data set"

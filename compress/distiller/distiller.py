@@ -326,7 +326,7 @@ class Distiller:
         if not self._is_rebuilt:
             log(
                 f"  student.json names {self._architecture['name']}, which is not in the bundle; "
-                "give `architecture` for a student that can be rebuilt (the ONNX files need nothing)"
+                "give `architecture` where it must be rebuilt (the ONNX files need no code)"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         values, _ = write_bundle(

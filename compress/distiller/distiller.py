@@ -1,59 +1,54 @@
 """Distillation with networks and a DataLoader of one's own: train, evaluate, export."""
 
 import copy
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from compress import models
 from compress.console.messages import log
-from compress.data import Batch, Dataset, Preprocessing
+from compress.data import Dataset, Preprocessing
 from compress.distill.module import Distillation
 from compress.distill.trainings import Trainings, build_method
 from compress.distiller.loader import (
     Expected,
     LoaderBatches,
     evaluation_pairs,
+    loader_notes,
     memory_images,
     read_labels,
-    steps_of,
-    view_notes,
+)
+from compress.distiller.preparation import (
+    ROLE,
+    Prepared,
+    architecture_of,
+    batch_size_of,
+    check_method,
+    class_names_of,
+    digest_of,
+    import_path,
+    look_at,
+    validated,
 )
 from compress.distributed.collectives import world_size
 from compress.engine.lockstep import drain
 from compress.engine.loop import History
-from compress.errors import UserError, nearest
+from compress.errors import UserError
 from compress.methods import METHODS
-from compress.methods.contract import (
-    LossWeights,
-    MethodContext,
-    NetworkForward,
-    Phase,
-    TeacherContext,
-    teacher_context,
-)
+from compress.methods.contract import LossWeights, MethodContext, TeacherContext, teacher_context
 from compress.model_files import artifacts
-from compress.models import user_code
-from compress.recipe import describe_errors, signatures
-from compress.recipe.schema import Export, TapPaths, Train
-from compress.seeding import seeded
+from compress.recipe.schema import Export, Train
 from compress.stages import settings_from, summary
 from compress.storage.fingerprints import fingerprint_of
-from compress.taps.discovery import discover
 from compress.tasks import Classification
-from compress.teacher.inference import make_fast
 from export.bundle.request import OF_A_LOADER, BundleRequest
 from export.bundle.writer import write_bundle
 from export.verify.command import verify_bundle
 
-_ROLE = "student"
 Loader = DataLoader[Any]
 
 
@@ -117,11 +112,11 @@ class Distiller:
         """
         if world_size() > 1:
             raise UserError("Distiller trains in one process; use a recipe with torchrun")
-        _check_method(method, arguments or {}, protocol)
+        check_method(method, arguments or {}, protocol)
         self.student = student
         self.teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         self.method_name, self.arguments = method, dict(arguments or {})
-        self.class_names = _class_names(classes)
+        self.class_names = class_names_of(classes)
         self.preprocessing = preprocessing
         self.kd_temperature = kd_temperature
         self.seed = seed
@@ -129,12 +124,12 @@ class Distiller:
         needs = METHODS[method].needs(self.arguments)
         self.weights = weights or needs.protocols[protocol]
         self._task = Classification()
-        shape, known = preprocessing.input_shape, len(self.class_names)
+        known = len(self.class_names)
         for network in (student, *self.teachers):
             network.to(self.device)
-        own, their = (_validated(TapPaths, taps or {}) for taps in (student_taps, teacher_taps))
-        self._specs = discover(student, shape, "the student", **own.model_dump())
-        self._contexts = [self._teacher_context(network, their) for network in self.teachers]
+        own, their = dict(student_taps or {}), dict(teacher_taps or {})
+        self._specs = look_at(student, "the student", preprocessing, own, learns=True)
+        self._contexts = [_teacher_context(one, preprocessing, their) for one in self.teachers]
         gives = {"student": self._specs.num_classes} | {
             f"teacher{f' {i}' if len(self.teachers) > 1 else ''}": context.taps.num_classes
             for i, context in enumerate(self._contexts, start=1)
@@ -144,7 +139,7 @@ class Distiller:
             raise UserError(
                 f"there are {known} classes, but {listed}; give networks of these classes"
             )
-        self._architecture = _architecture(student, architecture, known)
+        self._architecture = architecture_of(student, architecture, known)
         self._is_rebuilt = architecture is not None
         self._learning = {p: p.requires_grad for p in student.parameters()}
         self._method_class = METHODS[method]
@@ -155,7 +150,7 @@ class Distiller:
             self._method_class.knows_images or self._method_class.reads_index,
             method,
         )
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self._history: History = []
 
     def fit(
@@ -187,12 +182,16 @@ class Distiller:
             UserError: a loader gives something else than `Distiller` says, or lacks what the method
                 reads; or a key is unknown.
         """
-        train = _validated(
-            Train, {"epochs": epochs, "lr": lr, **settings, "batch_size": _batch_size(train_loader)}
+        train = validated(
+            Train,
+            {"epochs": epochs, "lr": lr, **settings, "batch_size": batch_size_of(train_loader)},
         )
         run = self._prepared = self._prepare(train_loader, epochs, labels, train.model_dump())
-        for note in [*run.module.method.notes(), *view_notes(run.module.method.views)]:
-            log(f"  {_ROLE}: {note}")
+        for note in [
+            *run.module.method.notes(),
+            *loader_notes(train_loader, run.module.method.views),
+        ]:
+            log(f"  {ROLE}: {note}")
 
         def evaluate(networks: Mapping[str, nn.Module]) -> dict[str, float]:
             assert test_loader is not None
@@ -205,7 +204,7 @@ class Distiller:
             main_batches=run.batches,
             settings=settings_from(train),
             directory=Path(directory),
-            role=_ROLE,
+            role=ROLE,
             seed=self.seed,
             device=self.device,
             fingerprint=run.fingerprint,
@@ -308,7 +307,7 @@ class Distiller:
             UserError: the folder exists, the network cannot be exported, or a file differs from it.
         """
         run, folder = self._ready(), Path(folder)
-        export = _validated(Export, settings)
+        export = validated(Export, settings)
         if folder.exists():
             raise UserError(f"{folder} is there already; give a folder that is not")
         images = export.int8.calibration_images if export.int8 is not None else 1
@@ -368,7 +367,7 @@ class Distiller:
             augment="none",
         )
 
-    def _ready(self) -> "_Prepared":
+    def _ready(self) -> "Prepared":
         if self._prepared is None:
             raise UserError("call fit, or prepare for a loop of your own, first")
         return self._prepared
@@ -378,20 +377,13 @@ class Distiller:
         for parameter, learns in self._learning.items():
             parameter.requires_grad_(learns)
 
-    def _teacher_context(self, network: nn.Module, paths: TapPaths) -> TeacherContext:
-        shape = self.preprocessing.input_shape
-        taps = discover(network, shape, "the teacher", **paths.model_dump())
-        architecture = {"name": _import_path(network), "arguments": {}}
-        source = {"architecture": architecture, "code": None, "method": None}
-        return teacher_context(network, taps, source)
-
     def _prepare(
         self, loader: Loader, epochs: int, labels: Tensor | None, fields: Mapping[str, Any]
-    ) -> "_Prepared":
+    ) -> "Prepared":
         """Everything for a training on a loader, in the state before its first step."""
         self._unfreeze()
         batches = LoaderBatches(loader, self._expected, self.device, seed=self.seed)
-        probe = batches.first(self.seed, _ROLE, 0)
+        probe = batches.first(self.seed, ROLE, 0)
         size = len(loader.dataset)  # type: ignore[arg-type]
         if labels is None and self._method_class.knows_images:
             labels = read_labels(loader, self._expected, self.seed)
@@ -407,7 +399,7 @@ class Distiller:
             num_classes=len(self.class_names),
             train_size=size,
             labels=torch.zeros(0, dtype=torch.long) if labels is None else labels,
-            batch_size=_batch_size(loader),
+            batch_size=batch_size_of(loader),
             steps_per_epoch=len(batches),
             epochs=epochs,
         )
@@ -425,7 +417,7 @@ class Distiller:
         named = {"name": name, **arguments}
         identity = {
             "student": self._specs.as_dict(),
-            "teachers": [_digest(network) for network in self.teachers],
+            "teachers": [digest_of(network) for network in self.teachers],
             "method": named,
             "weights": asdict(self.weights),
             "kd_temperature": self.kd_temperature,
@@ -450,100 +442,13 @@ class Distiller:
                 label=name,
             )
 
-        return _Prepared(module, batches, probe, fingerprint, describe, self.seed)
+        return Prepared(module, batches, probe, fingerprint, describe, self.seed)
 
 
-@dataclass
-class _Prepared:
-    """A training that is ready for its first step; `steps` of it were taken by a loop outside."""
-
-    module: Distillation
-    batches: LoaderBatches
-    probe: Batch
-    fingerprint: str
-    describe: Callable[..., dict[str, Any]]
-    seed: int
-    steps: int = 0
-
-    def begin(self, phase: Phase | None) -> None:
-        """Prepare for a phase or the main training, with teachers as fast as a recipe's."""
-        wanted, context = self.module.teacher_taps(phase), self.module.method.context
-        fast = [
-            NetworkForward(
-                make_fast(teacher.network, teacher.taps, wanted, compile=False, precision="float32")
-            )
-            for teacher in (context.teachers if wanted else ())
-            if teacher.network is not None
-        ]
-        with seeded(self.seed, _ROLE, "probe"):
-            self.module.begin_phase(phase, self.probe, teachers=fast)
-
-
-def _check_method(name: str, arguments: Mapping[str, Any], protocol: str) -> None:
-    if name not in METHODS:
-        raise UserError(
-            f"unknown method '{name}'; known: {', '.join(METHODS)}" + nearest(name, METHODS)
-        )
-    if problems := signatures.check(METHODS[name], arguments, name):
-        raise UserError("\n".join(problems))
-    known = METHODS[name].needs(arguments).protocols
-    if protocol not in known:
-        raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(known)}")
-
-
-def _class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
-    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
-    if len(names) < 2:
-        raise UserError(f"classes: {classes!r}; expected two or more, by number or by name")
-    return names
-
-
-def _batch_size(loader: Any) -> int:
-    """The images of a loader's usual batch."""
-    steps_of(loader)
-    return loader.batch_size or len(next(iter(loader.batch_sampler)))
-
-
-def _architecture(
-    student: nn.Module, given: str | Mapping[str, Any] | None, num_classes: int
-) -> dict[str, Any]:
-    """How a student is built; what is given is tried.
-
-    Raises:
-        UserError: another network is built so.
-    """
-    if given is None:
-        return {"name": _import_path(student), "arguments": {}}
-    arguments = {"name": given} if isinstance(given, str) else dict(given)
-    name = arguments.pop("name")
-    built = models.build(name, num_classes=num_classes, **arguments)
-    shapes, own = ({k: v.shape for k, v in n.state_dict().items()} for n in (built, student))
-    wrong = sorted(k for k in {*shapes, *own} if shapes.get(k) != own.get(k))
-    if wrong:
-        raise UserError(
-            f"architecture: {name} builds another network than the student: {len(wrong)} tensors "
-            f"differ, first '{wrong[0]}'"
-        )
-    user_code.trust(name)
-    return {"name": name, "arguments": arguments}
-
-
-def _import_path(network: nn.Module) -> str:
-    return f"{type(network).__module__}:{type(network).__qualname__}"
-
-
-def _digest(network: nn.Module) -> str:
-    """Identifies a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _validated(schema: type[Any], values: Mapping[str, Any]) -> Any:
-    try:
-        return schema.model_validate(dict(values))
-    except ValidationError as error:
-        assert issubclass(schema, BaseModel)
-        raise UserError("\n".join(describe_errors(error, schema))) from None
+def _teacher_context(
+    network: nn.Module, preprocessing: Preprocessing, paths: Mapping[str, Any]
+) -> TeacherContext:
+    taps = look_at(network, "the teacher", preprocessing, paths, learns=False)
+    architecture = {"name": import_path(network), "arguments": {}}
+    source = {"architecture": architecture, "code": None, "method": None}
+    return teacher_context(network, taps, source)

@@ -281,8 +281,8 @@ def memory_images(loader: DataLoader[Any], expected: Expected, most: int | None)
     return MemoryImages(pixels, known)
 
 
-def view_notes(views: Sequence[View]) -> list[str]:
-    """What the data set has to see to, where a method has several views."""
+def loader_notes(loader: DataLoader[Any], views: Sequence[View]) -> list[str]:
+    """What a data set has to see to where there are several views, and what resuming changes."""
     notes = []
     for number, view in enumerate(views, start=1):
         if view.augment is not None:
@@ -293,6 +293,11 @@ def view_notes(views: Sequence[View]) -> list[str]:
                 f"view {number} is to be mirrored where view {like} is (it is turned by "
                 f"{view.rotation} degrees here)"
             )
+    if loader.persistent_workers:
+        notes.append(
+            "the loader keeps its workers and their random numbers from epoch to epoch; a fit that "
+            "was interrupted will augment otherwise than one that was not"
+        )
     return notes
 
 

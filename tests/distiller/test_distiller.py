@@ -25,6 +25,7 @@ from tests.distiller.making import (
     PREPROCESSING,
     SHAPE,
     Pictures,
+    Small,
     distiller,
     loader,
     same,
@@ -235,6 +236,16 @@ def test_a_loop_of_ones_own_is_refused_to_methods_that_need_more() -> None:
         distiller().deploy()
 
 
+class Changes(Small):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.mul_(2))
+
+
+class OneSize(Small):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flatten(1).view(-1, 3, 32, 32))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -246,6 +257,8 @@ def test_a_loop_of_ones_own_is_refused_to_methods_that_need_more() -> None:
         ({"classes": 1}, "classes: 1; expected two or more"),
         ({"architecture": "resnet8"}, "builds another network than the student"),
         ({"method": "ifvd"}, "segment"),
+        ({"student": Changes()}, "changes its input in place"),
+        ({"student": OneSize()}, r"the student cannot run on images \(3, 8, 8\)"),
         ({"student_taps": {"stage": ["layers.0"]}}, "stage.*did you mean 'stages'"),
         ({"teacher_taps": {"stages": ["layers.9"]}}, "layers.9"),
     ],

@@ -13,7 +13,6 @@ from compress.distill.module import Distillation
 from compress.engine.checkpoint import PHASE_PREFIX, Selection
 from compress.engine.loop import History, Position, Training
 from compress.engine.optimization import TrainSettings, constant
-from compress.errors import UserError
 from compress.methods import METHODS
 from compress.methods.contract import Method, MethodContext, Phase
 from compress.models.forward import lay_channels_last
@@ -37,14 +36,11 @@ def build_method(
     The student is laid channels last in memory, where it runs so, and the method with it.
 
     Raises:
-        UserError: the method refuses these networks or arguments.
+        ValueError: the method refuses these networks or arguments.
     """
-    try:
-        with seeded(seed, "method", name):
-            method = METHODS[name](context, **arguments)
-            method.seed = int(torch.randint(2**62, ()))
-    except ValueError as error:
-        raise UserError(f"distill.{name}: {error}") from None
+    with seeded(seed, "method", name):
+        method = METHODS[name](context, **arguments)
+        method.seed = int(torch.randint(2**62, ()))
     if lay_channels_last(student, input_shape):
         method.to(memory_format=torch.channels_last)
     return method

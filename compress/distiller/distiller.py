@@ -45,7 +45,8 @@ from compress.recipe.schema import Export, Train
 from compress.stages import settings_from, summary
 from compress.storage.fingerprints import fingerprint_of
 from compress.tasks import Classification
-from export.bundle.request import OF_A_LOADER, BundleRequest
+from export.bundle.contents import OF_A_LOADER
+from export.bundle.request import BundleRequest
 from export.bundle.writer import write_bundle
 from export.verify.command import verify_bundle
 
@@ -112,6 +113,11 @@ class Distiller:
         """
         if world_size() > 1:
             raise UserError("Distiller trains in one process; use a recipe with torchrun")
+        if not isinstance(preprocessing, Preprocessing):
+            raise UserError(
+                f"preprocessing is a {type(preprocessing).__name__}; expected "
+                "compress.data.Preprocessing(image_size, mean, std)"
+            )
         check_method(method, arguments or {}, protocol)
         self.student = student
         self.teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
@@ -172,7 +178,7 @@ class Distiller:
         Args:
             directory: gets the checkpoint and metrics.jsonl. What another training left there is
                 put aside.
-            test_loader: evaluated after each epoch.
+            test_loader: on which the student is evaluated after each epoch, and the teacher before.
             labels: (M,) of the training set, for methods that read them all; without it every image
                 is read once.
             settings: other keys of a recipe's `train`: optimizer, momentum, nesterov, weight_decay,
@@ -192,6 +198,10 @@ class Distiller:
             *loader_notes(train_loader, run.module.method.views),
         ]:
             log(f"  {ROLE}: {note}")
+        if test_loader is not None:
+            for row in self._teacher_rows(test_loader):
+                weak = f", it {row['weakness']}" if row["weakness"] else ""
+                log(f"  {row['model']}, teacher: {self._task.describe(row)}{weak}")
 
         def evaluate(networks: Mapping[str, nn.Module]) -> dict[str, float]:
             assert test_loader is not None
@@ -336,7 +346,7 @@ class Distiller:
                 data_section={"name": OF_A_LOADER, "about": about, "test_images": len(data.test)},
                 settings=export,
                 training=training if self._history else {},
-                teachers=[{"model": type(teacher).__name__} for teacher in self.teachers],
+                teachers=self._teacher_rows(test_loader),
                 plain=copy.deepcopy(self.student).cpu(),
             ),
             folder,
@@ -372,6 +382,16 @@ class Distiller:
             raise UserError("call fit, or prepare for a loop of your own, first")
         return self._prepared
 
+    def _teacher_rows(self, loader: Loader) -> list[dict[str, Any]]:
+        """Of each teacher its class, its accuracy, and what is wrong where it is at chance."""
+        rows, known = [], len(self.class_names)
+        for teacher in self.teachers:
+            results = self.evaluate(loader, teacher)
+            images = len(loader.dataset)  # type: ignore[arg-type]
+            weak = self._task.weakness(results, None, num_classes=known, images=images)
+            rows.append({"model": type(teacher).__name__, **results, "weakness": weak})
+        return rows
+
     def _unfreeze(self) -> None:
         """Give the student's parameters back what a training froze of them."""
         for parameter, learns in self._learning.items():
@@ -405,7 +425,17 @@ class Distiller:
         )
         shape = self.preprocessing.input_shape
         name, arguments = self.method_name, self.arguments
-        method = build_method(name, arguments, context, self.student, shape, seed=self.seed)
+        try:
+            method = build_method(name, arguments, context, self.student, shape, seed=self.seed)
+        except ValueError as error:
+            specs = {"student": self._specs, "teacher": self._contexts[0].taps}
+            lacking = [who for who, taps in specs.items() if not (taps.stages and taps.last_map)]
+            hint = "".join(
+                f'; if it has feature maps, name their modules: {who}_taps={{"stages": [...], '
+                '"last_map": ...}'
+                for who in lacking
+            )
+            raise UserError(f"{name}: {error}{hint}") from None
         module = Distillation(
             self.student,
             self.teachers,

@@ -8,6 +8,7 @@ from torch import nn
 from compress import models
 from compress.data import Dataset
 from compress.distill.trainings import build_method
+from compress.errors import UserError
 from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
 from compress.model_files.descriptions import SOURCE
@@ -59,7 +60,11 @@ def build_student(
         steps_per_epoch=steps_per_epoch,
         epochs=recipe.distill.train.epochs,
     )
-    return student, build_method(part.name, part.arguments, context, student, shape, seed=seed)
+    try:
+        method = build_method(part.name, part.arguments, context, student, shape, seed=seed)
+    except ValueError as error:
+        raise UserError(f"distill.{part.name}: {error}") from None
+    return student, method
 
 
 def describe_student(

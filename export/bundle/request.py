@@ -24,7 +24,6 @@ from compress.tasks.confusion import confusion_matrix
 from export.bundle.contents import INT8, embeds
 from export.bundle.parity import OutputParity, ToInput, compare, pixels_of
 
-OF_A_LOADER = "loader"  # name of data that no recipe opens: they came from a program's DataLoader
 _BATCH = 64
 _CPU = torch.device("cpu")
 _OTHER_SIZE_IMAGES = 4

@@ -127,10 +127,9 @@ def verify_bundle(
     thread_counts = _threads(threads)
     # Heavy imports come after the arguments are known to be right.
     from compress.model_files.artifacts import is_dense
-    from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
+    from export.bundle.contents import ENCODER, FLOAT, INT8, OF_A_LOADER, embeds
     from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
     from export.bundle.manifest import check_manifest
-    from export.bundle.request import OF_A_LOADER
     from export.verify import checks, comparisons
     from export.verify.verdict import failures, json_rows
 

@@ -65,7 +65,9 @@ def test_the_bundle_is_whole_and_computes_the_network_that_ships(
     np.testing.assert_allclose(logits, own.deploy()(images).detach(), atol=1e-4)
     assert (bundle / "labels.txt").read_text().split() == ["ant", "bee", "cat", "dog", "emu"]
     card = (bundle / "MODEL_CARD.md").read_text()
-    assert "noise of five colours" in card and "Small" in card and "simkd" in card
+    assert "* Data: noise of five colours, from the DataLoader of a program" in card
+    teacher = own.evaluate(loader(15), own.teachers[0])["top1_percent"]
+    assert f"* Teacher: Small, {teacher:.2f} % top-1" in card and "* Method: simkd" in card
     student = load_student(bundle)  # encoder, projector and the teacher's classifier
     torch.testing.assert_close(student.network(images), own.deploy()(images))
 

@@ -241,6 +241,21 @@ class Changes(Small):
         return super().forward(images.mul_(2))
 
 
+class Hidden(Small):
+    """A list is no chain: its modules may be called in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.several = nn.ModuleList(self.layers)
+        del self.layers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for layer in self.several:
+            images = layer(images)
+        logits: torch.Tensor = self.classifier(images.mean((2, 3)))
+        return logits
+
+
 class OneSize(Small):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images.flatten(1).view(-1, 3, 32, 32))
@@ -257,6 +272,8 @@ class OneSize(Small):
         ({"classes": 1}, "classes: 1; expected two or more"),
         ({"architecture": "resnet8"}, "builds another network than the student"),
         ({"method": "ifvd"}, "segment"),
+        ({"preprocessing": 32}, r"preprocessing is a int; expected .*Preprocessing\(image_size"),
+        ({"student": Hidden()}, r"at: .* the student has none; .* student_taps=\{\"stages\""),
         ({"student": Changes()}, "changes its input in place"),
         ({"student": OneSize()}, r"the student cannot run on images \(3, 8, 8\)"),
         ({"student_taps": {"stage": ["layers.0"]}}, "stage.*did you mean 'stages'"),
@@ -303,6 +320,16 @@ def test_taps_are_found_or_given() -> None:
         own.prepare(loader(), epochs=1)
         assert len(own.module.method.context.student.stages) == count
         assert len(own.module.method.context.teachers[0].taps.stages) == count
+
+
+def test_a_teacher_at_chance_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Same(Small):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * 0
+
+    own = distiller("kd", teacher=Same())
+    own.fit(loader(), epochs=1, directory=tmp_path, test_loader=loader(40))
+    assert "Same, teacher: 20.00 %, it is at chance" in capsys.readouterr().out
 
 
 def test_accuracy_is_that_of_the_labels() -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from compress.data import Preprocessing
 from compress.distiller import Indexed
+from compress.distiller.loader import Expected, memory_images
 from compress.errors import UserError
 from tests.distiller.making import CLASSES, PREPROCESSING, SIZE, Pictures, distiller, loader
 
@@ -116,3 +117,12 @@ def test_images_that_were_normalised_otherwise_are_refused(tmp_path: Path, metho
             wrong.evaluate(loader())
         else:
             wrong.export_bundle(tmp_path / "bundle", test_loader=loader())
+
+
+def test_images_for_a_bundle_are_the_pixels_that_were_normalised() -> None:
+    expected = Expected(PREPROCESSING, CLASSES)
+    for raw in (False, True):
+        images = memory_images(loader(raw=raw), expected, None)
+        assert torch.equal(images.pixels, Pictures().pixels)
+        assert torch.equal(images.labels, Pictures().labels)
+    assert len(memory_images(loader(), expected, 11)) == 11

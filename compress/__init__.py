@@ -3,44 +3,42 @@
 The packages that a program may import are those in `__all__` below and the sibling packages
 `export` and `eval`; in each of them the names in its `__all__`. Everything else is private.
 
-    >>> from pathlib import Path
     >>> from tempfile import mkdtemp
     >>> import torch
     >>> from torch import nn
-    >>> from compress.data import ImageBatches, evaluation_batches, open_data
-    >>> from compress.distill import Distillation
-    >>> from compress.engine import TrainSettings, train
-    >>> from compress.methods import METHODS, LossWeights, MethodContext, teacher_context
-    >>> from compress.taps import discover
-    >>> from compress.tasks import Classification
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> from compress.data import Preprocessing
+    >>> from compress.distiller import Distiller
 
-A student and a teacher of one's own read digits and train for an epoch of attention transfer:
+A student and a teacher of one's own, and a DataLoader of images and labels:
 
     >>> def network(width):
-    ...     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    ...     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
     ...     return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), *head)
-    >>> data, cpu = open_data({"name": "digits", "train_images": 100}), torch.device("cpu")
-    >>> student, teacher = network(8), network(32)
-    >>> student_taps, teacher_taps = (discover(n, (3, 16, 16), "mine") for n in (student, teacher))
-    >>> context = MethodContext(
-    ...     student_taps, (teacher_context(teacher, teacher_taps),), num_classes=10,
-    ...     train_size=100, labels=data.train.labels, batch_size=20, steps_per_epoch=5, epochs=1,
+    >>> images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    >>> loader = DataLoader(TensorDataset(images, torch.arange(40) % 4), batch_size=10)
+
+An epoch of attention transfer, the network that ships, its accuracy, and its files:
+
+    >>> distiller = Distiller(
+    ...     network(8), network(32), method="at", classes=["ant", "bee", "cat", "dog"],
+    ...     preprocessing=Preprocessing(16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     ... )
-    >>> method, weights = METHODS["at"](context), LossWeights(ce=1, kd=1, method=1000)
-    >>> module = Distillation(
-    ...     student, [teacher], method, weights, Classification(), kd_temperature=4
-    ... )
-    >>> batches = ImageBatches(
-    ...     data.train, data.preprocessing, batch_size=20, augment=["crop_flip"], seed=0, device=cpu
-    ... )
-    >>> where = {"directory": Path(mkdtemp()), "role": "student", "seed": 0, "device": cpu}
-    >>> history = train(module, batches, TrainSettings(epochs=1, lr=0.05), **where)
+    >>> folder = mkdtemp()
+    >>> history = distiller.fit(loader, epochs=1, lr=0.05, directory=folder)
       student epoch 1/1: loss ...
     >>> sorted(history[0]["terms"])
     ['at', 'ce', 'soft']
-    >>> test = evaluation_batches(data.test, 100, data.preprocessing, cpu)
-    >>> 0 <= Classification().evaluate(method.deploy(student), test)["top1_percent"] <= 100
+    >>> distiller.deploy()(torch.zeros(1, 3, 16, 16)).shape
+    torch.Size([1, 4])
+    >>> 0 <= distiller.evaluate(loader)["top1_percent"] <= 100
     True
+    >>> files = distiller.export_bundle(f"{folder}/bundle", test_loader=loader, int8=None)
+      student.json names torch.nn.modules.container:Sequential, which is not in the bundle; ...
+    >>> files["top1_agreement_percent"]
+    100.0
+
+`compress.distiller` shows a loop of one's own, `compress.methods` a loss alone.
 """
 
 import importlib
@@ -55,6 +53,7 @@ __all__ = [
     "comparison",
     "data",
     "distill",
+    "distiller",
     "engine",
     "errors",
     "methods",

@@ -129,7 +129,8 @@ def _copy(name: str, out: Path | None) -> int:
     _refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recipes[name], target)
-    console.print(f"{target} is written. Next: compress check {target}", soft_wrap=True)
+    then = "sweep" if name.startswith("tables/") else "check"
+    console.print(f"{target} is written. Next: compress {then} {target}", soft_wrap=True)
     return 0
 
 

@@ -24,6 +24,7 @@ FILE = "checkpoint.safetensors"
 # The epoch before, for as long as the training goes on. It takes the room that writing the next
 # checkpoint needs anyway: of the two that are there, the older makes room first.
 PREVIOUS = "checkpoint.previous.safetensors"
+PHASE_PREFIX = "phase-"  # of the folder of a training before or after the main one
 Contents = tuple[dict[str, Tensor], dict[str, str]]  # tensors and metadata of a file
 _STATE = ("history", "optimizer", "scaler")
 _IDENTITY = ("role", "seed", "fingerprint")

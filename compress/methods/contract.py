@@ -278,6 +278,7 @@ class Method(nn.Module):
     images: ClassVar[bool] = True  # False where they hold for nothing else
     is_soft_term: ClassVar[bool] = False  # True where the method is the soft term: kd stays 0
     knows_images: ClassVar[bool] = False  # True where the loss is of the very images trained on
+    reads_index: ClassVar[bool] = False  # True where it tells training images apart by their index
     copies_teacher: ClassVar[bool] = False  # True where its state has layers of the teacher's
     reads_network: ClassVar[bool] = False  # True where it is built from a teacher's parameters
     reads_labels: ClassVar[bool] = False  # True where its own terms or phases read labels

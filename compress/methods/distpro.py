@@ -154,6 +154,7 @@ class DistPro(Method):
     """Paths between stages, weighted by a process that is searched or given."""
 
     reads_labels: ClassVar[bool] = True
+    reads_index: ClassVar[bool] = True
     student_taps = ("pre_activations", "logits")
     teacher_taps = ("pre_activations",)
     protocols: ClassVar[Mapping[str, LossWeights]] = published(1)

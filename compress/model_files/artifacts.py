@@ -20,6 +20,7 @@ from compress import __version__, models
 from compress.data.images import Preprocessing
 from compress.distributed.collectives import on_main_process
 from compress.engine.checkpoint import (
+    PHASE_PREFIX,
     checkpoint_path,
     part_of,
     read_history,
@@ -41,7 +42,6 @@ from compress.storage.results import require_whole
 from compress.taps import MapSpec, TapSpecs, encoder_until
 from compress.taps.discovery import switch_off_inplace
 
-PHASE_PREFIX = "phase-"  # of the folder of a training before or after the main one
 _LARGEST_TRIED = 1024  # pixels
 # The plain numbers of a method's context.
 _NUMBERS = ("num_classes", "train_size", "batch_size", "steps_per_epoch", "epochs")
@@ -109,6 +109,44 @@ def describe(
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
         },
+    }
+
+
+def describe_distilled(
+    architecture: Mapping[str, Any],
+    method: Method,
+    named: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    preprocessing: Preprocessing,
+    *,
+    weights: Mapping[str, float],
+    bare: bool,
+    fingerprint: str,
+    label: str,
+    trial: int = 0,
+) -> dict[str, Any]:
+    """Describe a student that a method distils, for its file; its metrics are still to come.
+
+    Args:
+        named: the method's `name` and arguments.
+        weights: those of the terms.
+        bare: the student itself ships, without parts of the method.
+    """
+    arguments = {key: value for key, value in named.items() if key != "name"}
+    description = describe(
+        architecture,
+        method.encoder_taps(),
+        class_names,
+        preprocessing,
+        metrics={},
+        fingerprint=fingerprint,
+    )
+    return description | {
+        "label": label,
+        "trial": trial,
+        "distillation": {"method": dict(named), "weights": dict(weights)},
+        "method": None if bare else describe_method(method, named["name"], arguments),
+        "encoder_prefix": "" if bare else "encoder.",
     }
 
 

@@ -1,6 +1,6 @@
 """One student, trained by one method: main training, phases before and after it, the artefact."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ from compress.comparison.predictions import PREDICTIONS
 from compress.console.messages import log
 from compress.data import Batch, Dataset, conversion, evenly, split_labels
 from compress.distill.module import Distillation
+from compress.distill.trainings import Trainings, phase_folder
 from compress.engine.lockstep import drain
-from compress.engine.loop import History, Position, Training, autocast
-from compress.engine.optimization import TrainSettings, constant
+from compress.engine.loop import History, Position, autocast
+from compress.engine.optimization import TrainSettings
 from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Phase
 from compress.model_files import artifacts
@@ -116,7 +117,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
     description = describe_student(job, data, is_bare, method, weights)
     after = method.phases_after()
     if after:
-        description["trained_in"] = _phase_folder(after[-1])
+        description["trained_in"] = phase_folder(after[-1])
     # Written before the first step: an interrupted training can be exported.
     write_json(job.folder / "description.json", seal(description))
     references = read_references(teacher_folders(job.run_folder))
@@ -146,7 +147,7 @@ def learn(job: Job) -> Generator[Position, None, Outcome]:
 
 @dataclass
 class _Distilling:
-    """The phases before, the main training, those after it; the method's own terms in between."""
+    """The trainings of one student, and what is measured of the method's own terms in between."""
 
     job: Job
     module: Distillation
@@ -160,72 +161,39 @@ class _Distilling:
     ) -> Generator[Position, None, tuple[list[History], dict[str, dict[str, float | None]]]]:
         """The history of the main training and of judged phases after it, and the terms."""
         settings = settings_from(self.job.recipe.distill.train)
-        method = self.module.method
-        phases, after = method.phases(), method.phases_after()
         fixed = _fixed_batch(self.data, self.module, settings.batch_size, self.job)
         terms = {"initial": self._measure(fixed)}
-        for number, phase in enumerate(phases):
-            training = self._phase(phase, settings, method.deploy)
-            yield from training.run_in_turns(number - len(phases))
-        self._begin(None)
-        terms["start"] = self._measure(fixed)
-        self._measure_memory(settings)
-        histories = [(yield from self._main(settings).run_in_turns())]
-        if self.job.device.type == "cuda":
-            self.memory["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.job.device)
-        terms["end"] = self._measure(fixed)
-        for number, phase in enumerate(after):
-            history = yield from self._phase(phase, settings, method.ship).run_in_turns(number + 1)
-            histories += [history] if phase.judged else []
-        return histories, terms
 
-    def _phase(
-        self, phase: Phase, settings: TrainSettings, judged: Callable[[nn.Module], nn.Module]
-    ) -> Training:
-        """A training before or after the main one.
+        def before_main() -> None:
+            terms["start"] = self._measure(fixed)
+            self._measure_memory(settings)
 
-        `judged`: of the student, the network that is evaluated where the phase is judged.
-        """
-        self._begin(phase)
-        settings = replace(
-            settings,
-            epochs=phase.epochs,
-            lr=phase.lr or settings.lr,
-            schedule=_schedule(phase, settings),
-        )
-        options: dict[str, Any] = {}
-        if phase.judged:
-            network = judged(self.module.student)
-            options["evaluate"] = partial(evaluate, network, self.data, self.job, self.references)
-            options["keep_best"] = selection_of(task_of(self.job.recipe), self.data)
-        return Training(
-            self.module,
-            self.inputs.batches,
-            settings,
-            directory=self.job.folder / _phase_folder(phase),
-            role=f"{self.job.name} {phase.name}",
-            seed=self._seed,
-            device=self.job.device,
-            fingerprint=fingerprint_of(self.job.fields),
-            **options,
-        )
+        def after_main() -> None:
+            if self.job.device.type == "cuda":
+                peak = torch.cuda.max_memory_allocated(self.job.device)
+                self.memory["device_peak_bytes"] = peak
+            terms["end"] = self._measure(fixed)
 
-    def _main(self, settings: TrainSettings) -> Training:
-        method, student = self.module.method, self.module.student
-        networks = {"": method.deploy(student)}
-        networks |= {f"/{name}": one for name, one in method.judged_beside(student).items()}
-        return Training(
-            self.module,
-            self.inputs.main_batches,
-            settings,
+        trainings = Trainings(
+            module=self.module,
+            batches=self.inputs.batches,
+            main_batches=self.inputs.main_batches,
+            settings=settings,
             directory=self.job.folder,
             role=self.job.name,
             seed=self._seed,
             device=self.job.device,
-            evaluate=partial(_evaluate_all, networks, self.data, self.job, self.references),
-            keep_best=selection_of(task_of(self.job.recipe), self.data),
             fingerprint=fingerprint_of(self.job.fields),
+            begin=self._begin,
+            evaluate=partial(
+                _evaluate_all, data=self.data, job=self.job, references=self.references
+            ),
+            keep_best=selection_of(task_of(self.job.recipe), self.data),
+            before_main=before_main,
+            after_main=after_main,
         )
+        histories = yield from trainings.run()
+        return histories, terms
 
     @property
     def _seed(self) -> int:
@@ -265,16 +233,6 @@ def _evaluate_all(
         for ending, network in networks.items()
         for key, value in evaluate(network, data, job, references).items()
     }
-
-
-def _schedule(phase: Phase, settings: TrainSettings) -> Callable[[float], float]:
-    if callable(phase.schedule):
-        return phase.schedule
-    return {"constant": constant(), "recipe": settings.schedule}[phase.schedule]
-
-
-def _phase_folder(phase: Phase) -> str:
-    return f"{artifacts.PHASE_PREFIX}{phase.name}"
 
 
 def step_bytes(module: Distillation, batch: Batch) -> int:

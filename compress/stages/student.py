@@ -3,21 +3,18 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress import models
 from compress.data import Dataset
+from compress.distill.trainings import build_method
 from compress.errors import UserError
-from compress.methods import METHODS
 from compress.methods.contract import LossWeights, Method, MethodContext, teacher_context
 from compress.model_files import artifacts
 from compress.model_files.descriptions import SOURCE
 from compress.model_files.encoders import load_encoder_weights
 from compress.model_files.weights import load_initial
-from compress.models.forward import lay_channels_last
 from compress.recipe.schema import MethodPart
-from compress.seeding import seeded
 from compress.stages import task_of
 from compress.stages.job import Job
 from compress.taps import TapSpecs
@@ -64,13 +61,9 @@ def build_student(
         epochs=recipe.distill.train.epochs,
     )
     try:
-        with seeded(seed, "method", part.name):
-            method = METHODS[part.name](context, **part.arguments)
-            method.seed = int(torch.randint(2**62, ()))
+        method = build_method(part.name, part.arguments, context, student, shape, seed=seed)
     except ValueError as error:
         raise UserError(f"distill.{part.name}: {error}") from None
-    if lay_channels_last(student, shape):
-        method.to(memory_format=torch.channels_last)
     return student, method
 
 
@@ -80,22 +73,15 @@ def describe_student(
     """Describe the student for its model file; its metrics are still to come."""
     model = job.recipe.student.model
     part: MethodPart = job.arguments["part"]
-    description = artifacts.describe(
+    return artifacts.describe_distilled(
         {"name": model.name, "arguments": model.arguments},
-        method.encoder_taps(),
+        method,
+        {"name": part.name, **part.arguments},
         data.class_names,
         data.preprocessing,
-        metrics={},
+        weights=asdict(weights),
+        bare=bare,
         fingerprint=job.recipe_fingerprint,
+        label=job.arguments["label"],
+        trial=job.arguments["trial"],
     )
-    distillation = {
-        "method": {"name": part.name, **part.arguments},
-        "weights": asdict(weights),
-    }
-    return description | {
-        "label": job.arguments["label"],
-        "trial": job.arguments["trial"],
-        "distillation": distillation,
-        "method": None if bare else artifacts.describe_method(method, part.name, part.arguments),
-        "encoder_prefix": "" if bare else "encoder.",
-    }

@@ -6,7 +6,7 @@ from typing import Any
 from compress.model_files.artifacts import is_dense
 from compress.tasks import task_for
 from compress.text import one_line, printable
-from export.bundle.contents import FLAVOURS, FULL_RANGE, embeds
+from export.bundle.contents import FLAVOURS, FULL_RANGE, OF_A_LOADER, embeds
 from export.bundle.front_matter import front_matter
 from export.bundle.interfaces import FileInterface, InputInterface, OutputInterface
 from export.bundle.snippet import snippet
@@ -308,6 +308,8 @@ def _origin(facts: Mapping[str, Any]) -> str:
     method = distillation["method"]["name"] + (f" {one_line(str(arguments))}" if arguments else "")
     weights = ", ".join(f"{k} {v:g}" for k, v in distillation["weights"].items())
     data = ", ".join(f"{k} {one_line(str(v))}" for k, v in facts["data"].items() if v is not None)
+    if facts["data"]["name"] == OF_A_LOADER:
+        data = f"{one_line(facts['data']['about'])}, from the DataLoader of a program"
     versions = ", ".join(f"{k} {v}" for k, v in student["versions"].items())
     seed = f", seed {facts['training']['seed']}" if facts["training"] else ""
     teachers = "".join(

@@ -6,6 +6,7 @@ from typing import Any
 FLOAT, INT8, ENCODER = "student.onnx", "student.int8.onnx", "encoder.onnx"
 SCRIPT = "predict.py"
 LABELS = "labels.txt"  # of a classifier
+OF_A_LOADER = "loader"  # name of data that no recipe opens: they came from a program's DataLoader
 FULL_RANGE = "full range weights: right only on CPUs with VNNI or ARM dot product"
 # What int8 files of a flavour are, and are not.
 FLAVOURS = {

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from compress.comparison.predictions import prediction_arrays, write_predictions
@@ -38,6 +38,8 @@ class BundleRequest:
     `training` are the values of the student's distill stage, `teachers` those of the teachers;
     `remark` says why it is not the recommended student. `teacher` is the folder of the teacher that
     is timed beside the files, `predictions` the one for what each file says of the test images.
+    `plain` is the student as it was trained, for the encoder's file where the description names
+    code that nothing rebuilds; without it the encoder is rebuilt from the student's own two files.
     """
 
     name: str
@@ -52,6 +54,7 @@ class BundleRequest:
     remark: str | None = None
     teacher: Path | None = None
     predictions: Path | None = None
+    plain: nn.Module | None = None
 
 
 def calibration_batches(request: BundleRequest, count: int) -> Iterator[NDArray[Any]]:

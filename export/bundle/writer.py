@@ -19,11 +19,18 @@ import torch
 from compress.console.messages import log
 from compress.environment import environment
 from compress.errors import UserError
-from compress.model_files.artifacts import is_dense, load_student, save
+from compress.model_files.artifacts import (
+    Encoder,
+    cut_encoder,
+    encoder_state,
+    is_dense,
+    load_student,
+    save,
+)
 from compress.model_files.origins import load_encoder
 from compress.models.folding import fold_batchnorm
-from compress.recipe.schema import Export
 from compress.storage.files import write_json, write_text
+from compress.taps import TapSpecs
 from compress.text import is_line, printable
 from export.bundle import predict
 from export.bundle.card import model_card
@@ -87,7 +94,7 @@ def _fill(request: BundleRequest, folder: Path) -> tuple[dict[str, Any], dict[st
     shutil.copyfile(predict.__file__, folder / SCRIPT)
     written, parity = _write_float(request, folder)
     int8 = write_int8(request, folder, written.size_bytes)
-    encoder = _write_encoder(description, folder, settings)
+    encoder = _write_encoder(request, folder)
     measured = _time(request, folder)
     onnx_files = sorted(folder.glob("*.onnx"))
     preparation = preparation_words(content)
@@ -206,10 +213,9 @@ def _moving_nodes(path: Path) -> int:
     return sum(node.op_type in _MOVING for node in graph.node)
 
 
-def _write_encoder(
-    description: Mapping[str, Any], folder: Path, settings: Export
-) -> dict[str, Any] | None:
+def _write_encoder(request: BundleRequest, folder: Path) -> dict[str, Any] | None:
     """Write the encoder's file; None if the network has no last map to cut it at, or segments."""
+    description, settings = request.student.description, request.settings
     if is_dense(description):
         log(f"  {ENCODER}: left out, the transfer tasks take encoders of classifiers and embedders")
         return None
@@ -218,10 +224,27 @@ def _write_encoder(
         return None
     path = folder / ENCODER
     exported = export_encoder(
-        load_encoder(folder), path, fingerprint=description["fingerprint"], opset=settings.opset
+        _encoder(request, folder),
+        path,
+        fingerprint=description["fingerprint"],
+        opset=settings.opset,
     )
     log(f"  {ENCODER}: {'any image size' if exported.dynamic_size else 'one image size'}")
     return exported.as_dict()
+
+
+def _encoder(request: BundleRequest, folder: Path) -> Encoder:
+    """The encoder of the student in `folder`, or cut out of its network in memory."""
+    if request.plain is None:
+        return load_encoder(folder)
+    description = request.student.description
+    return cut_encoder(
+        request.plain,
+        TapSpecs.from_dict(description["taps"]),
+        request.data.preprocessing,
+        encoder_state(request.student.network.state_dict(), description),
+        description["architecture"]["name"],
+    )
 
 
 def _time(request: BundleRequest, folder: Path) -> dict[str, Any]:

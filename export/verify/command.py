@@ -13,10 +13,18 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.console.ending import exit_code
 from compress.errors import UntrustedCode, UserError
+
+if TYPE_CHECKING:
+    from compress.data import Dataset
+
+LOADER_ONLY = (
+    "outputs were not compared: the images of this bundle came from a program's DataLoader; only "
+    "that program can compare on them (compress.distiller.Distiller.verify does)"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,11 +110,17 @@ def verify_bundle(
     min_mean_cosine: float = 0.99,
     min_low_cosine: float = 0.95,
     max_miou_drop: float = 1.0,
+    dataset: "Dataset | None" = None,
 ) -> dict[str, Any]:
     """Check a bundle, or that of a run directory; returns the report as JSON values.
 
     `failures` has one sentence per limit that is exceeded; `remarks` are drops
     of the int8 file that so few images cannot tell from their limit.
+
+    Args:
+        dataset: the images to compare on, in place of those that the manifest names. Where it names
+            none that can be opened, since they came from a DataLoader, nothing is compared without:
+            `not_compared` says so.
 
     Raises:
         UserError: a file is missing, changed or no model, or the data are not the bundle's.
@@ -129,7 +143,7 @@ def verify_bundle(
     thread_counts = _threads(threads)
     # Heavy imports come after the arguments are known to be right.
     from compress.model_files.artifacts import is_dense
-    from export.bundle.contents import ENCODER, FLOAT, INT8, embeds
+    from export.bundle.contents import ENCODER, FLOAT, INT8, OF_A_LOADER, embeds
     from export.bundle.int8_gate import CosineLimits, Int8Limits, Limits, PixelLimits
     from export.bundle.manifest import bundle_of, check_manifest
     from export.verify import checks, comparisons
@@ -140,13 +154,21 @@ def verify_bundle(
     opsets = checks.check_graphs(bundle, manifest)
     student = checks.load_consistent(bundle)
     size = student.description["preprocessing"]["image_size"]
-    dataset = checks.open_manifest_data(manifest.data, data, image_size=size)
-    checks.require_same_data(bundle, student, dataset)
-    settings = comparisons.ComparisonSettings(images, batch, thread_counts)
-    files = [name for name in (FLOAT, INT8) if name in opsets]
-    rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
-    has_encoder = ENCODER in opsets
-    encoder = list(comparisons.encoder_rows(bundle, dataset, settings)) if has_encoder else []
+    rows: list[comparisons.Row] = []
+    encoder: list[comparisons.EncoderRow] = []
+    not_compared = None
+    if dataset is None and manifest.data.get("name") == OF_A_LOADER:
+        if data is not None:
+            raise UserError(f"{LOADER_ONLY}; leave out --data")
+        not_compared = LOADER_ONLY
+    else:
+        dataset = dataset or checks.open_manifest_data(manifest.data, data, image_size=size)
+        checks.require_same_data(bundle, student, dataset)
+        settings = comparisons.ComparisonSettings(images, batch, thread_counts)
+        files = [name for name in (FLOAT, INT8) if name in opsets]
+        rows = list(comparisons.student_rows(bundle, files, student, dataset, settings))
+        if ENCODER in opsets:
+            encoder = list(comparisons.encoder_rows(bundle, dataset, settings))
     int8 = Limits(
         Int8Limits(max_top1_drop, min_agreement_percent, max_difference),
         CosineLimits(min_mean_cosine, min_low_cosine),
@@ -165,6 +187,7 @@ def verify_bundle(
         "rows": json_rows(rows),
         "encoder": json_rows(encoder),
         "remarks": remarks(rows, int8),
+        "not_compared": not_compared,
         "failures": [
             *checks.check_script(bundle, manifest),
             *checks.check_weights(bundle, manifest),

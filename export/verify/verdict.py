@@ -34,7 +34,7 @@ def failures(
         tolerance: of the float file and the encoder, x the largest output of the torch network.
         int8: what the int8 file may lose.
     """
-    most = max(row.parity.images for row in rows)
+    most = max((row.parity.images for row in rows), default=0)
     sentences = []
     for row in rows:
         parity, where = row.parity, _where(row)
@@ -101,21 +101,10 @@ def show(report: Mapping[str, Any]) -> None:
     """Print what `verify_bundle` returned."""
     opsets = ", ".join(f"{name} opset {opset}" for name, opset in report["opsets"].items())
     log(f"{report['files']} files as the manifest lists them; {opsets}")
-    gives_embeddings = any("mean_cosine" in row for row in report["rows"])
-    outputs, keys = ("embeddings", _COSINES) if gives_embeddings else ("logits", _CLASSES)
-    keys = _PIXELS if any("torch_miou_percent" in row for row in report["rows"]) else keys
-    table = _table(
-        f"{report['student']}: {outputs} against those of the trained network",
-        ("file", "batch", "threads", "images", "max abs", "mean abs", *keys.values()),
-    )
-    for row in report["rows"]:
-        table.add_row(
-            *_first_cells(row),
-            _small(row["max_abs_difference"]),
-            _small(row["mean_abs_difference"]),
-            *("no number" if row[key] is None else f"{row[key]:.{_DIGITS[key]}f}" for key in keys),
-        )
-    console.print(table)
+    if report.get("not_compared"):
+        log(report["not_compared"])
+    else:
+        _show_rows(report)
     for key, title in _TRAINED.items():
         same_size = [row for row in report["rows"] if key in row and not row.get("resized")]
         trained = {row["images"]: row[key] for row in same_size}
@@ -141,6 +130,24 @@ def show(report: Mapping[str, Any]) -> None:
         log(f"failed: {failure}")
     if not report["failures"]:
         log("in order")
+
+
+def _show_rows(report: Mapping[str, Any]) -> None:
+    gives_embeddings = any("mean_cosine" in row for row in report["rows"])
+    outputs, keys = ("embeddings", _COSINES) if gives_embeddings else ("logits", _CLASSES)
+    keys = _PIXELS if any("torch_miou_percent" in row for row in report["rows"]) else keys
+    table = _table(
+        f"{report['student']}: {outputs} against those of the trained network",
+        ("file", "batch", "threads", "images", "max abs", "mean abs", *keys.values()),
+    )
+    for row in report["rows"]:
+        table.add_row(
+            *_first_cells(row),
+            _small(row["max_abs_difference"]),
+            _small(row["mean_abs_difference"]),
+            *("no number" if row[key] is None else f"{row[key]:.{_DIGITS[key]}f}" for key in keys),
+        )
+    console.print(table)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

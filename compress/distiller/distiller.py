@@ -364,6 +364,11 @@ class Distiller:
         Raises:
             UserError: a file is missing or changed, or the student cannot be rebuilt.
         """
+        if not self._is_rebuilt:
+            raise UserError(
+                "verify rebuilds the student from its files, which needs `architecture`, the name "
+                "that builds it; export_bundle compared each ONNX file when it wrote them"
+            )
         return verify_bundle(Path(folder), dataset=self._dataset(test_loader, 1, test_loader))
 
     def _dataset(self, train: Loader, train_images: int, test: Loader) -> Dataset:

@@ -111,6 +111,8 @@ def test_a_student_that_nothing_rebuilds_still_ships(
     assert described["architecture"]["name"] == "tests.distiller.making:Small"
     with pytest.raises(UserError, match="--trust-code"):
         load_student(tmp_path / "bundle")
+    with pytest.raises(UserError, match="needs `architecture`"):
+        own.verify(tmp_path / "bundle", test_loader=loader(15))
 
 
 def test_code_of_ones_own_that_is_named_rebuilds_the_student(

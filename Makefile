@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install install-dev clean-caches
+.PHONY: demo test lint docs install install-dev clean-caches
 
 demo: install
-	$(BIN)/python -m compress.pipeline pipelines/quickstart.yaml
+	$(BIN)/compress run pipelines/quickstart.yaml
 
 # Each process computes on one thread: the networks of the tests are small. Files are handed out in the
 # order of tests/conftest.py. What concerns one package alone: make test TESTS=tests/engine
@@ -22,6 +22,10 @@ test: install-dev
 lint: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation, from docs/ and the code, into site/.
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

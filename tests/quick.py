@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from compress.reporting import plots
+from compress.reporting import by_class, plots
 from compress.reporting.drawing import Plot
 from tests.export.tracing import traced_exports
 
@@ -16,5 +16,6 @@ NOT_DRAWN = Plot(png=b"", svg="<svg></svg>")
 def quick_commands() -> Iterator[None]:
     """Inside the block networks are exported by the older tracer, and figures are not drawn."""
     with traced_exports(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "render", lambda *_: NOT_DRAWN)
+        patch.setattr(plots, "render", lambda *_, **__: NOT_DRAWN)
+        patch.setattr(by_class, "render_png", lambda *_: b"")
         yield

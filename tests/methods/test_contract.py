@@ -319,13 +319,13 @@ def test_a_submodule_does_not_hide_behind_a_function_of_the_contract() -> None:
         method.generator = nn.Identity()  # type: ignore[method-assign, assignment]
 
 
-def test_every_method_has_its_file_test_and_readme_row() -> None:
+def test_every_method_has_its_file_test_and_row_in_the_guide() -> None:
     root = Path(__file__).parents[2]
     files = (root / "compress/methods").glob("*.py")
     stems = {p.stem for p in files} - {"__init__", "__main__", "contract"}
     tests = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py")}
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    guide = (root / "docs/guides/methods.md").read_text(encoding="utf-8")
     assert set(METHODS) == stems
     assert stems <= tests
     for name in METHODS:
-        assert f"| `{name}` |" in readme, f"README's table lacks {name}"
+        assert f"| `{name}` |" in guide, f"the table of docs/guides/methods.md lacks {name}"

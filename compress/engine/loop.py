@@ -34,7 +34,10 @@ from compress.engine.optimization import (
 )
 from compress.errors import UserError
 from compress.seeding import seeded
+from compress.text import duration
 from compress.trackers import recall, record
+
+_LONG = 300.0  # seconds from which a training says beforehand how long it will take
 
 
 @contextmanager
@@ -104,6 +107,7 @@ class Training:
             directory, role=role, seed=seed, fingerprint=fingerprint
         )
         self.history = self._resume()
+        self._first_epoch = len(self.history)
         self._steps = len(batches)
         # Of several processes each draws its own, as a batch of one process has rows of its own.
         self._key = (seed, role) if is_main_process() else (seed, role, rank())
@@ -181,8 +185,22 @@ class Training:
     def _take(self, epoch: int, step: int) -> None:
         """Take one step."""
         progress = (epoch + step / self._steps) / self.settings.epochs
+        start = time.perf_counter()
         self._learn(next(self._feed), progress, self._totals)
         self._advance()
+        self._foretell(epoch, step, time.perf_counter() - start)
+
+    def _foretell(self, epoch: int, step: int, seconds: float) -> None:
+        """Say how long a training will take that takes long, where no bar does.
+
+        By its third step, on a CPU: a GPU goes on when a step has returned.
+        """
+        is_third = epoch == self._first_epoch and step == min(2, self._steps - 1)
+        if not is_third or self._learn.device.type != "cpu" or shows_bars():
+            return
+        left = seconds * (self.settings.epochs - epoch) * self._steps
+        if left > _LONG:
+            log(f"  {self.role}: about {duration(left)} for {self.settings.epochs} epochs here")
 
     def _finished(self) -> History:
         """Load the weights that count, and drop what only an unfinished training needs."""

@@ -59,13 +59,13 @@ class RunData:
     @cached_property
     def recommendation(self) -> Recommendation | None:
         """The recommended student by the rule in `comparison.recommendation.rule`."""
-        return recommend_student(self.folder, self.results, _labels(self.resolved))
+        return recommend_student(self.folder, self.results, method_labels(self.resolved))
 
     @property
     def recommended(self) -> Network | None:
         """The recommended student itself; of another metric than top-1 the one with the highest."""
         if self.task.metric != TOP1:
-            label = highest(self.results, _labels(self.resolved), self.task.metric)
+            label = highest(self.results, method_labels(self.resolved), self.task.metric)
         else:
             label = self.recommendation.label if self.recommendation else None
         return next((row for row in self.students if row.label == label), None)
@@ -116,7 +116,7 @@ def load(folder: Path) -> RunData:
         environment=_json(folder / "environment.json"),
         results=results,
         teachers=_teachers(folder, results),
-        students=_students(folder, results, _labels(resolved)),
+        students=_students(folder, results, method_labels(resolved)),
     )
 
 
@@ -180,7 +180,7 @@ def _cost(
     return (matches[0] if matches else {}), _mapping(latency.get(label))
 
 
-def _labels(resolved: Mapping[str, Any]) -> list[str]:
+def method_labels(resolved: Mapping[str, Any]) -> list[str]:
     """Labels of the recipe's methods, the main one first."""
     distill = _mapping(resolved.get("distill"))
     parts = [distill.get("method"), *(distill.get("compare") or [])]

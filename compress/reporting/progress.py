@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from compress.recipe.schema import numbered
-from compress.reporting.collect import RunData, metrics
+from compress.reporting.collect import RunData, method_labels, metrics
 from compress.reporting.document import Block, Paragraph
 
 _SECTIONS = ("fuse", "account", "export")
@@ -29,11 +28,9 @@ def _planned(run: RunData) -> Iterator[str]:
     """The stages of the recipe; those of transfer count together."""
     resolved = run.resolved
     yield "teacher"
-    distill: Any = resolved.get("distill") or {}
-    parts = [distill.get("method"), *(distill.get("compare") or [])]
-    labels = numbered([(str(p.get("label") or p.get("name")), p) for p in parts if p])
     for trial in range(int(resolved.get("trials") or 1)):
-        yield from (f"distill/{label}" + (f"-trial{trial}" if trial else "") for label in labels)
+        ending = f"-trial{trial}" if trial else ""
+        yield from (f"distill/{label}{ending}" for label in method_labels(resolved))
     yield from (section for section in _SECTIONS if resolved.get(section) is not None)
     if len(resolved.get("transfer") or []) > len(run.transfers()):
         yield "transfer"

@@ -20,7 +20,7 @@ from compress.run.place_checks import memory_of
 from compress.run.probe import Shapes
 from compress.run.rehearsal import Rehearsed
 from compress.stages import dataset_of, task_of
-from compress.text import printable
+from compress.text import duration, printable
 
 Finding = tuple[str, str]  # what was looked at, and what was found
 
@@ -157,7 +157,7 @@ def describe_time(
             one.name,
             (
                 f"{one.steps:,} steps of {1000 * one.step_seconds:,.0f} ms: "
-                f"{in_words(one.seconds)}{each}"
+                f"{duration(one.seconds)}{each}"
             ),
         )
     threads = torch.get_num_threads()
@@ -165,21 +165,7 @@ def describe_time(
     yield (
         "time",
         (
-            f"about {in_words(total)} of training ({cores}); evaluation, export and transfer "
+            f"about {duration(total)} of training ({cores}); evaluation, export and transfer "
             "come on top"
         ),
     )
-
-
-def in_words(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `4 days 3 h`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} days {hours} h"

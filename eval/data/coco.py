@@ -1,6 +1,8 @@
 """Reading boxes and outlines in COCO's format (JSON)."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") ->
     splits = []
     for role, split in (("training", train), ("test", test)):
         path = Path(root) / "annotations" / f"instances_{split}.json"
-        images, split_names = _read_coco(Path(root), path, Path(root) / split)
+        images, split_names = read_coco(path, partial(_place, Path(root), path, Path(root) / split))
         if names and split_names != names:
             raise UserError(f"{path} has other categories than the training split's file.")
         require_objects(images, f"{role} split {path}", ignored=False)
@@ -39,9 +41,17 @@ def coco(folder: Path, *, root: str, train: str = "train", test: str = "val") ->
     return DetectionData(names, splits[0], splits[1], trains_on_ignored=False)
 
 
-def _read_coco(
-    root: Path, path: Path, images: Path
+def read_coco(
+    path: Path, place: Callable[[str], Path]
 ) -> tuple[tuple[AnnotatedImage, ...], tuple[str, ...]]:
+    """The annotated images of a file, and the names of its categories by rising id.
+
+    Args:
+        place: of an image by its `file_name`.
+
+    Raises:
+        UserError: the file is damaged, or an image is not where it should be.
+    """
     content = _json(path)
     try:
         categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
@@ -52,10 +62,10 @@ def _read_coco(
             raise UserError(f"{path} gives one id to several categories.")
         listed = content["images"]
         annotations = _by_image(path, content, label_of)
-        places = [_place(root, path, images, image) for image in listed]
+        places = [place(str(image["file_name"])) for image in listed]
         result = [
-            _image(path, place, image, annotations[image["id"]], label_of)
-            for place, image in zip(places, listed, strict=True)
+            _image(path, target, image, annotations[image["id"]], label_of)
+            for target, image in zip(places, listed, strict=True)
         ]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a COCO annotation file ({error!r}).") from None
@@ -95,8 +105,7 @@ def _box(annotation: dict[str, Any]) -> Box:
     return x, y, x + width, y + height
 
 
-def _place(root: Path, path: Path, images: Path, image: dict[str, Any]) -> Path:
-    name = str(image["file_name"])
+def _place(root: Path, path: Path, images: Path, name: str) -> Path:
     return inside(root, images / name, name, path)
 
 

@@ -5,6 +5,8 @@ VOC counts pixels from 1 and includes the last, hence x0 = xmin - 1 and x1 = xma
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from compress.data.image_files import check_whole, image_named
@@ -45,11 +47,12 @@ def voc(
     train, test = train or usual[0], test or usual[1]
     train_files, test_files = _annotation_files(place, train), _annotation_files(place, test)
     if classes is None:
-        names = {name for path in train_files for name in _voc_names(path)}
+        names = {name for path in train_files for name in voc_names(path)}
         classes = tuple(sorted(names))
-    train_images = tuple(_read_voc(place, path, tuple(classes)) for path in train_files)
+    find = partial(_image_of, place)
+    train_images = tuple(read_voc(path, tuple(classes), find) for path in train_files)
     require_objects(train_images, f"training split {_join_splits(train)} of {root}", ignored=True)
-    test_images = tuple(_read_voc(place, path, tuple(classes)) for path in test_files)
+    test_images = tuple(read_voc(path, tuple(classes), find) for path in test_files)
     require_objects(test_images, f"test split {_join_splits(test)} of {root}", ignored=False)
     check_whole(image.path for image in test_images)
     return DetectionData(tuple(classes), train_images, test_images, trains_on_ignored=True)
@@ -92,14 +95,26 @@ def _xml(path: Path) -> ElementTree.Element:
         raise UserError(f"{path} is not XML ({error}).") from None
 
 
-def _voc_names(path: Path) -> list[str]:
+def voc_names(path: Path) -> list[str]:
+    """The classes of an annotation's objects, in their order."""
     names = [_name(item) for item in _xml(path).iter("object")]
     if not all(names):
         raise UserError(f"{path} has an object without a name.")
     return names
 
 
-def _read_voc(root: Path, path: Path, classes: tuple[str, ...]) -> AnnotatedImage:
+def read_voc(
+    path: Path, classes: tuple[str, ...], find: Callable[[Path, str], Path]
+) -> AnnotatedImage:
+    """An annotated image.
+
+    Args:
+        classes: names of the labels from 1 up.
+        find: the image of an annotation's path and the `<filename>` in it.
+
+    Raises:
+        UserError: the annotation is damaged, or names a class that is not among these.
+    """
     annotation = _xml(path)
     boxes: list[Box] = []
     labels, ignored = [], []
@@ -117,10 +132,13 @@ def _read_voc(root: Path, path: Path, classes: tuple[str, ...]) -> AnnotatedImag
             ignored.append(item.findtext("difficult", "0").strip() == "1")
     except ValueError as error:
         raise UserError(f"{path} is not a PASCAL VOC annotation ({error}).") from None
-    images = path.parents[1] / "JPEGImages"
-    named = annotation.findtext("filename") or path.stem + ".jpg"
-    image = image_named(images / path.stem) or inside(root, images / named, named, path)
+    image = find(path, annotation.findtext("filename") or path.stem + ".jpg")
     return check_annotation(path, image, (int(size[0]), int(size[1])), boxes, labels, ignored)
+
+
+def _image_of(root: Path, path: Path, named: str) -> Path:
+    images = path.parents[1] / "JPEGImages"
+    return image_named(images / path.stem) or inside(root, images / named, named, path)
 
 
 def _name(item: ElementTree.Element) -> str:

@@ -32,6 +32,7 @@ from eval.transfer.paired import compare_predictions
 __all__ = ["DATASETS", "linear_probe"]
 
 _LBFGS_STEPS = 2000
+_LBFGS_TOLERANCE = 1e-6  # at scikit-learn's 1e-4 it stops early: 78.0 in place of 78.3 % once seen
 
 
 def linear_probe(
@@ -105,7 +106,7 @@ def _by_sgd(context: TransferContext, start: Start, features: Features) -> Tenso
 def _by_lbfgs(features: Features, weight_decay: float) -> NDArray[np.float64]:
     """Probabilities (N, K) of the test pictures; the decay is that of SGD on the mean loss."""
     strength = 1 / (len(features.train) * max(weight_decay, 1e-9))
-    model = LogisticRegression(C=strength, max_iter=_LBFGS_STEPS)
+    model = LogisticRegression(C=strength, max_iter=_LBFGS_STEPS, tol=_LBFGS_TOLERANCE)
     return class_probabilities(model, features, dtype=torch.float64)
 
 

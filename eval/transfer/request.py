@@ -25,7 +25,8 @@ class TransferRequest:
     """A transfer command that has been checked.
 
     `data` is label -> {name, **arguments} of each data set, `students` label -> origin of every
-    network that is there, `main` the label of the one that counts as distilled.
+    network that is there, `main` the label of the one that counts as distilled, `name` that of the
+    origin: of students of two runs their runs' names, too.
     """
 
     part: TransferPart
@@ -33,6 +34,7 @@ class TransferRequest:
     data: dict[str, dict[str, Any]]
     students: dict[str, Path | str]
     main: str
+    name: str
     out: Path | None
     allow_partial: bool
 
@@ -40,7 +42,7 @@ class TransferRequest:
     def directory(self) -> RunDirectory:
         """The run directory of the request."""
         task = self.part.task
-        return RunDirectory(self.out or Path("runs") / f"{task}-{self.main}", f"eval.{task}")
+        return RunDirectory(self.out or Path("runs") / f"{task}-{self.name}", f"eval.{task}")
 
     def plan(self) -> RunPlan:
         """A transfer step per data set.
@@ -100,8 +102,10 @@ def read_request(task: str, options: argparse.Namespace) -> TransferRequest:
         raise UserError("; ".join(problems))
     for init in inits:
         label_of(init, students, main)
+    run = find_run(Path(options.origins[0]))
+    name = f"{run.resolve().name}-{main}" if run else main
     return TransferRequest(
-        part, arguments, data, students, main, options.out, options.allow_partial
+        part, arguments, data, students, main, name, options.out, options.allow_partial
     )
 
 

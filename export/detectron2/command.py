@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--trust-code", action="store_true", help="run code that the student's file names"
     )
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="accept weights that match in part"
+    )
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     args = parser.parse_args(arguments)
     return exit_code(lambda: _command(args))
@@ -56,7 +59,7 @@ def _command(args: argparse.Namespace) -> int:
         user_code.trust("*")
     out: Path = args.out
     _refuse(out, force=args.force)
-    origin = open_origin(args.origin)
+    origin = open_origin(args.origin, allow_partial=args.allow_partial)
     form = write_network(out, origin.network(weights=True, seed=0), origin.name)
     content = config(form, origin.preprocessing, weights=out.name)
     if args.schedule:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +307,13 @@ def test_trackers_show_every_epoch_of_a_continued_training_once(
         assert [event.step for event in events] == [1, 2, 3, 4]
         losses = [row["loss"] for row in rows]
         assert [event.value for event in events] == pytest.approx(losses, rel=1e-6)
+
+
+def test_a_long_training_says_beforehand_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compress.engine.loop._LONG", 0.0)
+    run(tmp_path, Problem())
+    said = capsys.readouterr().out
+    assert said.count("about ") == 1
+    assert re.search(r"about \d+ s for \d+ epochs here", said)

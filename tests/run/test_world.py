@@ -14,6 +14,7 @@ from compress.recipe.schema import Recipe
 from compress.run import world
 from compress.run.checks import check_values
 from compress.run.rehearsal import Rehearsed, rehearse
+from compress.text import duration
 from tests.quick import quick_commands
 
 RECIPE: dict[str, Any] = {
@@ -91,7 +92,7 @@ def test_the_time_is_the_sum_over_trainings_and_trials() -> None:
     ],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert world.in_words(seconds) == words
+    assert duration(seconds) == words
 
 
 def test_a_folder_of_photos_is_described(

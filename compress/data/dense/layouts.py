@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from compress.console.messages import log
 from compress.data.dense.classes import (
     CAMVID_CLASSES,
     CITYSCAPES_CLASSES,
@@ -126,8 +127,19 @@ def mask_folders(
     return _both(classes, read, train, test)
 
 
-def camvid(*, root: str, train: str = "train", test: str = "val") -> SegmentationData:
-    """CamVid in folder pairs `<split>/` and `<split>annot/`: 11 classes, 11 is void."""
+def test_split(root: str) -> str:
+    """CamVid's `test`, where its folder is there, else `val`."""
+    return "test" if Path(root, "test").is_dir() else "val"
+
+
+def camvid(*, root: str, train: str = "train", test: str | None = None) -> SegmentationData:
+    """CamVid in folder pairs `<split>/` and `<split>annot/`: 11 classes, 11 is void.
+
+    It is judged on `test`, where there is one, else on `val`.
+    """
+    if test is None:
+        test = test_split(root)
+        log(f"{root}: judged on its split '{test}'")
     return mask_folders(
         root=root,
         classes=CAMVID_CLASSES,

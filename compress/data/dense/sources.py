@@ -1,7 +1,6 @@
 """Data sets of recipes whose images have masks, by name."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 
@@ -30,7 +29,7 @@ def camvid(
     *, root: str, train: str = "train", test: str | None = None, image_size: int | None = None
 ) -> Source:
     """CamVid in folder pairs `<split>/` and `<split>annot/`; tests on `test`, else on `val`."""
-    split = test or _test_split(root)
+    split = test or layouts.test_split(root)
     return _source("camvid", layouts.camvid(root=root, train=train, test=split), image_size)
 
 
@@ -75,7 +74,7 @@ def mask_folders(
         classes=class_names,
         void=void,
         train=train,
-        test=test or _test_split(root),
+        test=test or layouts.test_split(root),
         masks=masks,
     )
     return _source("mask_folders", data, image_size)
@@ -135,10 +134,6 @@ DENSE_CLASS_NAMES: Mapping[str, Callable[..., tuple[str, ...]]] = {
 def _source(name: str, data: SegmentationData, image_size: int | None) -> Source:
     train, test = (MaskedImages(items, _MEAN) for items in (data.train, data.test))
     return Source(train, test, data.class_names, image_size or CROPS[name], _MEAN, _STD)
-
-
-def _test_split(root: str) -> str:
-    return "test" if Path(root, "test").is_dir() else "val"
 
 
 def _composed(pools: list[torch.Tensor], count: int, size: int, split: str) -> MaskedImages:

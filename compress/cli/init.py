@@ -1,6 +1,7 @@
 """`compress init`: a commented recipe for a folder of photos, or one of the package's own."""
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -127,11 +128,28 @@ def _copy(name: str, out: Path | None) -> int:
         )
     target = out or Path(Path(name).name).with_suffix(".yaml")
     _refuse_existing(target)
+    text, code = _with_its_code(recipes[name], target.parent)
+    for file in code.values():
+        _refuse_existing(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(recipes[name], target)
+    for source, file in code.items():
+        shutil.copyfile(source, file)
+    _write(target, text)
     then = "sweep" if name.startswith("tables/") else "check"
     console.print(f"{target} is written. Next: compress {then} {target}", soft_wrap=True)
     return 0
+
+
+def _with_its_code(recipe: Path, folder: Path) -> tuple[str, dict[Path, Path]]:
+    """A recipe whose own code lies in `folder`; and each file of it, by where it comes from."""
+    text = recipe.read_text(encoding="utf-8")
+    code = {}
+    for named in sorted(set(re.findall(r"pipelines/(\w+\.py)", text))):
+        source = recipe.parent / named
+        if source.is_file():
+            code[source] = folder / named
+            text = text.replace(f"pipelines/{named}", (folder / named).as_posix())
+    return text, code
 
 
 def _refuse_existing(out: Path) -> None:

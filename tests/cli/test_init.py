@@ -150,3 +150,10 @@ def test_the_recipes_of_the_package_are_listed_and_copied(
     assert init(["--recipe", "quickstart"]) == 0
     values: Any = read_yaml(Path("quickstart.yaml"))
     assert values["student"]["model"] == "resnet8"
+
+
+def test_a_recipe_with_code_comes_with_it(photos: Photos) -> None:
+    assert init(["--recipe", "own_network", "mine/own.yaml"]) == 0
+    values: Any = read_yaml(Path("mine/own.yaml"))
+    assert values["student"]["model"]["name"] == "mine/own_network.py:plain_cnn"
+    assert Path("mine/own_network.py").is_file()

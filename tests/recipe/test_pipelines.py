@@ -101,7 +101,7 @@ def test_a_recipe_says_how_it_is_run(file: str) -> None:
     header = "".join(
         line for line in (ROOT / file).read_text(encoding="utf-8").splitlines() if line[:1] == "#"
     )
-    assert f"python -m compress.pipeline pipelines/{file} " in header
+    assert f"compress run pipelines/{file} " in header
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if "/" in f])
@@ -127,7 +127,7 @@ MOCO = "transfer/resnet101-resnet50.yaml"
 
 def test_the_transfer_command_of_the_header_asks_what_the_recipe_does(tmp_path: Path) -> None:
     text = (ROOT / MOCO).read_text(encoding="utf-8").replace("\\\n#", "")
-    (line,) = re.findall(r"python -m eval.detection (RUN .*)", text)
+    (line,) = re.findall(r"compress eval detection (RUN .*)", text)
     words = shlex.split(line.replace("RUN", str(write_run(tmp_path / "run"))))
     request = read_request("detection", transfer_parser("detection").parse_args([*words]))
     entry = read(MOCO).transfer[0]
@@ -170,7 +170,7 @@ def test_every_sweep_is_listed() -> None:
 @pytest.mark.parametrize("file", TABLES)
 def test_a_sweep_is_in_order_and_says_how_it_is_run(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    assert f"python -m compress.sweep pipelines/{file} " in text
+    assert f"compress sweep pipelines/{file} " in text
     sweep, problems = check_sweep(read_yaml(ROOT / file))
     assert sweep is not None, problems
     for pair in sweep.pairs:

@@ -17,8 +17,8 @@ from compress import models
 from compress.accounting.costs import network_costs, pruning_columns
 from compress.accounting.latency import measure_latency, protocol, speedup_percent
 from compress.accounting.probing import blank_images
-from compress.errors import UserError, nearest
-from compress.methods import METHODS
+from compress.errors import UserError
+from compress.methods import find_method
 from compress.methods.contract import MethodContext, teacher_context
 from compress.models.folding import fold_batchnorm
 from compress.recipe import signatures
@@ -121,13 +121,10 @@ def _name_problems(
             models.find(name)
         except UserError as error:
             problems.append(f"{role}: {error}")
-    if method in METHODS:
-        problems += signatures.check(METHODS[method], arguments, f"method {method}")
-    else:
-        known = ", ".join(METHODS)
-        problems.append(
-            f"method: unknown name '{method}'; known: {known}{nearest(method, METHODS)}"
-        )
+    try:
+        problems += signatures.check(find_method(method), arguments, f"method {method}")
+    except UserError as error:
+        problems.append(f"method: {error}")
     return problems
 
 
@@ -160,7 +157,7 @@ def _deployed(
             steps_per_epoch=1,
             epochs=_EPOCHS,
         )
-        return METHODS[name](context, **arguments).ship(student.network)
+        return find_method(name)(context, **arguments).ship(student.network)
     except (UserError, ValueError) as error:
         raise UserError(f"method {name}: {error}") from None
 

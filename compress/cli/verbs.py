@@ -71,7 +71,10 @@ GROUPS: Mapping[str, Mapping[str, Verb | Mapping[str, Verb]]] = {
         "push": Verb("upload a bundle to the Hugging Face Hub", "export.hub"),
     },
     "Comparisons": {
-        "methods": Verb("list the distillation methods", "compress.methods.__main__"),
+        "methods": Verb(
+            "list the distillation methods, or check one of your own",
+            "compress.method_checks.command",
+        ),
         "account": Verb(
             "count parameters and MACs of a teacher and a student", "compress.accounting.__main__"
         ),

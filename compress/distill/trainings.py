@@ -13,7 +13,7 @@ from compress.distill.module import Distillation
 from compress.engine.checkpoint import PHASE_PREFIX, Selection
 from compress.engine.loop import History, Position, Training
 from compress.engine.optimization import TrainSettings, constant
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.methods.contract import Method, MethodContext, Phase
 from compress.models.forward import lay_channels_last
 from compress.seeding import seeded
@@ -39,7 +39,7 @@ def build_method(
         ValueError: the method refuses these networks or arguments.
     """
     with seeded(seed, "method", name):
-        method = METHODS[name](context, **arguments)
+        method = find_method(name)(context, **arguments)
         method.seed = int(torch.randint(2**62, ()))
     if lay_channels_last(student, input_shape):
         method.to(memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ from compress.distributed.collectives import world_size
 from compress.engine.lockstep import drain
 from compress.engine.loop import History
 from compress.errors import UserError
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.methods.contract import LossWeights, MethodContext, TeacherContext, teacher_context
 from compress.model_files import artifacts
 from compress.recipe.schema import Export, Train
@@ -92,7 +92,8 @@ class Distiller:
         Args:
             student: gives logits (N, K) of normalised images; it is trained in place.
             teacher: one or several of the same K; put in eval mode and frozen, never changed.
-            method: a name of `compress.methods.METHODS`.
+            method: a name of `compress.methods.METHODS`, or a class of your own as FILE.py:CLASS or
+                package.module:CLASS.
             classes: their names, or their number K.
             preprocessing: the image size S, and how the loader normalises. The bundle tells it to
                 those who use the student, so it must be what the loader does.
@@ -127,7 +128,7 @@ class Distiller:
         self.kd_temperature = kd_temperature
         self.seed = seed
         self.device = torch.device(device or next(student.parameters()).device)
-        needs = METHODS[method].needs(self.arguments)
+        needs = find_method(method).needs(self.arguments)
         self.weights = weights or needs.protocols[protocol]
         self._task = Classification()
         known = len(self.class_names)
@@ -148,7 +149,7 @@ class Distiller:
         self._architecture = architecture_of(student, architecture, known)
         self._is_rebuilt = architecture is not None
         self._learning = {p: p.requires_grad for p in student.parameters()}
-        self._method_class = METHODS[method]
+        self._method_class = find_method(method)
         self._expected = Expected(
             preprocessing,
             known,

@@ -13,8 +13,8 @@ from compress import models
 from compress.data import Batch, Preprocessing
 from compress.distill.module import Distillation
 from compress.distiller.loader import LoaderBatches, steps_of
-from compress.errors import UserError, in_one_line, nearest
-from compress.methods import METHODS
+from compress.errors import UserError, in_one_line
+from compress.methods import find_method
 from compress.methods.contract import NetworkForward, Phase
 from compress.models import user_code
 from compress.models.forward import check_forward
@@ -56,13 +56,14 @@ class Prepared:
 
 def check_method(name: str, arguments: Mapping[str, Any], protocol: str) -> None:
     """Refuse names and arguments that there are not, with a UserError."""
-    if name not in METHODS:
-        raise UserError(
-            f"unknown method '{name}'; known: {', '.join(METHODS)}" + nearest(name, METHODS)
-        )
-    if problems := signatures.check(METHODS[name], arguments, name):
+    try:
+        method = find_method(name)
+    except UserError as error:
+        raise UserError(str(error).replace("unknown name", "unknown method", 1)) from None
+    user_code.trust(name)
+    if problems := signatures.check(method, arguments, name):
         raise UserError("\n".join(problems))
-    known = METHODS[name].needs(arguments).protocols
+    known = method.needs(arguments).protocols
     if protocol not in known:
         raise UserError(f"unknown protocol '{protocol}'; known: {', '.join(known)}")
 

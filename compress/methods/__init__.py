@@ -1,6 +1,7 @@
 """Distillation methods by name, and their losses as functions of tensors.
 
-A method is a file here, three lines below, a test and a README row.
+A method is a file here, three lines below, a test and a README row. `find_method` also finds a
+class of the user's own, in any file or module.
 
     >>> import torch
     >>> from compress.methods import at_loss, kd_loss
@@ -14,6 +15,7 @@ A method is a file here, three lines below, a test and a README row.
 
 from collections.abc import Mapping
 
+from compress.errors import UserError, nearest
 from compress.methods.ab import AB, ab_loss
 from compress.methods.aekd import AEKD, aekd_loss
 from compress.methods.aekd_f import AEKDF, aekd_f_loss
@@ -103,6 +105,8 @@ from compress.methods.sskd import (
 from compress.methods.vid import VID, vid_loss
 from compress.methods.wcord import WCoRD
 from compress.methods.wsld import WSLD, wsld_loss
+from compress.models import user_code
+from compress.recipe import signatures
 
 __all__ = [
     "METHODS",
@@ -148,6 +152,7 @@ __all__ = [
     "dlkd_pixels_loss",
     "dlkd_supervised_loss",
     "ega_loss",
+    "find_method",
     "fitnet_loss",
     "fkd_loss",
     "fkd_norm_loss",
@@ -161,6 +166,7 @@ __all__ = [
     "itrd_information_loss",
     "itrd_loss",
     "kd_loss",
+    "known_method",
     "lckt_loss",
     "mlkd_loss",
     "norm_loss",
@@ -244,3 +250,53 @@ METHODS: Mapping[str, type[Method]] = {
     "wcord": WCoRD,
     "wsld": WSLD,
 }
+
+# Classes of a user's own by name and digest of their file: found once, and again where it changes.
+_own: dict[tuple[str, str], type[Method]] = {}
+
+
+def find_method(name: str) -> type[Method]:
+    """The method of a name: one of `METHODS`, or a class of the user's own.
+
+    The latter is named as FILE.py:CLASS or package.module:CLASS, and its code is run. Where the
+    name comes from a model file, ask `compress.models.user_code.verify` first.
+
+    Raises:
+        UserError: there is no such method, or the class is no method.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if not user_code.needs_trust(name):
+        raise UserError(
+            f"unknown name '{name}'; known: {', '.join(METHODS)}, or a class of your own as "
+            f"FILE.py:CLASS or package.module:CLASS{nearest(name, METHODS)}"
+        )
+    key = name, user_code.provenance(name)["sha256"]
+    if key not in _own:
+        _own[key] = _checked(user_code.find(name), name)
+    return _own[key]
+
+
+def known_method(name: str) -> type[Method] | None:
+    """The method of a name, or None where `find_method` raises."""
+    try:
+        return find_method(name)
+    except UserError:
+        return None
+
+
+def _checked(found: object, name: str) -> type[Method]:
+    """A class of the user's own; refused with a UserError where it is no method."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(
+            f"'{name}' is no method: expected a class that inherits from compress.methods.Method"
+        )
+    try:
+        signatures.schema(found)
+        found.needs({})
+    except Exception as error:  # whatever the annotations and `needs` of such a class raise
+        kind = type(error).__name__
+        raise UserError(
+            f"'{name}': its keyword-only arguments and `needs` cannot be read: {kind}: {error}"
+        ) from None
+    return found

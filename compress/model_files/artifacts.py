@@ -28,7 +28,7 @@ from compress.engine.checkpoint import (
     trained_state,
 )
 from compress.errors import UserError, nearest
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.methods.contract import Method, MethodContext, TeacherContext
 from compress.model_files.arguments import without_sources
 from compress.model_files.descriptions import FORMAT, read_description
@@ -144,7 +144,11 @@ def describe_distilled(
     return description | {
         "label": label,
         "trial": trial,
-        "distillation": {"method": dict(named), "weights": dict(weights)},
+        "distillation": {
+            "method": dict(named),
+            "weights": dict(weights),
+            **_code_of(named["name"]),
+        },
         "method": None if bare else describe_method(method, named["name"], arguments),
         "encoder_prefix": "" if bare else "encoder.",
     }
@@ -163,7 +167,13 @@ def describe_method(method: Method, name: str, arguments: Mapping[str, Any]) -> 
             for t in context.teachers
         ],
         **{key: getattr(context, key) for key in _NUMBERS},
+        **_code_of(name),
     }
+
+
+def _code_of(name: str) -> dict[str, Any]:
+    """Place and digest of a method's code, where it is the user's own."""
+    return {"code": user_code.provenance(name)} if user_code.needs_trust(name) else {}
 
 
 def rebuild_method(content: Mapping[str, Any]) -> Method:
@@ -189,7 +199,7 @@ def rebuild_method(content: Mapping[str, Any]) -> Method:
     )
     try:
         with seeded(0, "method", content["name"]):
-            return METHODS[content["name"]](context, **content["arguments"])
+            return find_method(content["name"])(context, **content["arguments"])
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"a description's method '{content['name']}' does not fit its taps: {error}"

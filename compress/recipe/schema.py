@@ -6,6 +6,7 @@ A named part (data set, method, model, optimiser, schedule, transfer task) is a 
 the signature of what the name stands for.
 """
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -257,6 +258,17 @@ class MethodPart(Named):
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,63}$")] | None = None
     weights: Weights | None = None
 
+    @property
+    def row(self) -> str:
+        """What names its results: the label, or else the name, or that of the user's own class.
+
+        The latter in lower case: `mymethod` of `my_method.py:MyMethod`.
+        """
+        if self.label is not None or ":" not in self.name:
+            return self.label or self.name
+        letters = re.sub("[^a-z0-9_]", "", self.name.rpartition(":")[2].lower()).strip("_")
+        return letters[:64] or "own"
+
 
 class Distill(Part):
     """The main method, and those that are trained beside it under the same budget."""
@@ -456,7 +468,7 @@ class Recipe(Grown, Part):
     def methods(self) -> dict[str, MethodPart]:
         """The methods by label; the first is the main one."""
         parts = (self.distill.method, *self.distill.compare)
-        return numbered([(part.label or part.name, part) for part in parts])
+        return numbered([(part.row, part) for part in parts])
 
     @property
     def transfer_entries(self) -> dict[str, TransferPart]:

@@ -108,7 +108,7 @@ def _checked_plan(
         except UserError as error:
             problems.append(str(error))
     if recipe is not None and can_be_built(problems):
-        for name in ("*",) if options.trust_code else (*_models(recipe), *options.trust_name):
+        for name in ("*",) if options.trust_code else (*_named(recipe), *options.trust_name):
             user_code.trust(name)
         shapes, misfits = probe(recipe, device=device)
         problems += misfits
@@ -176,9 +176,10 @@ def _failure_noted() -> Iterator[None]:
         raise
 
 
-def _models(recipe: Recipe) -> list[str]:
-    """The networks that the recipe names: their code is its user's choice."""
-    parts = [recipe.student.model, *(teacher.model for teacher in recipe.teacher)]
+def _named(recipe: Recipe) -> list[str]:
+    """The networks and methods that the recipe names: their code is its user's choice."""
+    networks = [recipe.student.model, *(teacher.model for teacher in recipe.teacher)]
+    parts = [*networks, *recipe.methods.values()]
     return [part.name for part in parts if part is not None]
 
 

@@ -80,6 +80,7 @@ def _of_student(recipe: Recipe, step: PlannedStep) -> Fields:
         "trial": step.arguments["trial"],
         "student": _with_digests(recipe.student.model_dump()),
         "method": {"name": part.name, **part.arguments},
+        **_code_of(part.name),
         "weights": [terms.ce, terms.kd, terms.method],
         "kd_temperature": recipe.distill.kd_temperature if terms.kd else None,
         "train": recipe.distill.train.model_dump(),
@@ -171,6 +172,12 @@ def _targets(engine: Engine) -> dict[str, str]:
     """The engine's settings that change the targets that students learn from."""
     stored = engine.cache.dtype if engine.cache else "float32"
     return {"engine.teacher": arithmetic_name(engine.teacher), "engine.cache.dtype": stored}
+
+
+def _code_of(name: str) -> dict[str, str]:
+    """The digest of a method's code, where it is the user's own."""
+    own = user_code.needs_trust(name)
+    return {"method_code": user_code.provenance(name)["sha256"]} if own else {}
 
 
 def _with_digests(part: dict[str, Any]) -> dict[str, Any]:

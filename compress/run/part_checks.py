@@ -9,7 +9,7 @@ from compress import models
 from compress.data import DATASETS, DENSE_DATASETS, Preprocessing
 from compress.data.augment import AUGMENTATIONS
 from compress.errors import UserError, nearest
-from compress.methods import METHODS
+from compress.methods import METHODS, find_method, known_method
 from compress.recipe import signatures
 from compress.recipe.schema import Data, MethodPart, Named, Recipe, TeacherPart, TransferPart
 from compress.run.place_checks import check_weights
@@ -45,7 +45,7 @@ def check_parts(recipe: Recipe, stages: StageTable) -> list[str]:
     problems += check_weights(recipe.student.weights, recipe.student.model, "student.weights")
     problems += check_train(recipe.distill.train, "distill.train")
     for path, part in _methods(recipe).items():
-        problems += signatures.check_named(part, METHODS, path)
+        problems += _check_method(part, path)
     problems += _check_trackers(recipe.trackers)
     for i, entry in enumerate(recipe.transfer):
         problems += stages.load("transfer").check(entry, f"transfer.{i}")
@@ -56,7 +56,7 @@ def check_relations(recipe: Recipe) -> list[str]:
     """Problems between parts."""
     problems = _check_views(recipe.data)
     for path, part in _methods(recipe).items():
-        if part.name in METHODS:
+        if known_method(part.name) is not None:
             problems += _check_weights_of(part, recipe, path)
     labels = list(recipe.methods)
     for label in labels:
@@ -84,8 +84,17 @@ def _methods(recipe: Recipe) -> dict[str, MethodPart]:
     return {"distill.method": recipe.distill.method, **others}
 
 
+def _check_method(part: MethodPart, path: str) -> list[str]:
+    try:
+        method = find_method(part.name)
+    except UserError as error:
+        return [f"{path}: {error}"]
+    beside = [key for key in MethodPart.model_fields if key != "name"]
+    return signatures.check(method, part.arguments, path, beside=beside)
+
+
 def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
-    method, protocol = METHODS[part.name], recipe.distill.protocol
+    method, protocol = find_method(part.name), recipe.distill.protocol
     needs = method.needs(part.arguments)
     if problem := _task_problem(part, recipe):
         return [f"{path}: {problem}"]
@@ -114,7 +123,7 @@ def _check_weights_of(part: MethodPart, recipe: Recipe, path: str) -> list[str]:
 
 def _task_problem(part: MethodPart, recipe: Recipe) -> str | None:
     """Why a method is of no use for the task; None where it is."""
-    method, is_dense = METHODS[part.name], task_of(recipe).is_dense
+    method, is_dense = find_method(part.name), task_of(recipe).is_dense
     fit = ", ".join(name for name, one in METHODS.items() if one.dense)
     if is_dense and not method.dense:
         return f"{part.name} relates whole images, not pixels; for segmentation there are {fit}"
@@ -125,7 +134,7 @@ def _task_problem(part: MethodPart, recipe: Recipe) -> str | None:
 
 def _label_problem(part: MethodPart, recipe: Recipe) -> str | None:
     """What a method cannot do without labels and logits; None where it needs neither."""
-    method = METHODS[part.name]
+    method = find_method(part.name)
     needs, given = method.needs(part.arguments), weights_given(part, recipe.distill)
     if given is not None and (given.ce or given.kd):
         return "ce and kd weigh labels and logits"

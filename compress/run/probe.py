@@ -12,7 +12,7 @@ from compress import models
 from compress.accounting import count_parameters
 from compress.data import IMAGE_SIZES, Preprocessing
 from compress.errors import UserError
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.methods.contract import Method, MethodContext, teacher_context
 from compress.model_files.encoders import NO_HEAD, encoder_tensors
 from compress.model_files.weights import (
@@ -22,6 +22,7 @@ from compress.model_files.weights import (
     published_weights,
     read_state,
 )
+from compress.models import user_code
 from compress.models.forward import check_forward
 from compress.recipe.schema import MethodPart, Named, Recipe, TapPaths, TeacherPart
 from compress.run.place_checks import check_batches
@@ -204,13 +205,17 @@ def _build_methods(
     for label, part in recipe.methods.items():
         try:
             with seeded(0, "method", part.name):
-                methods[label] = METHODS[part.name](context, **part.arguments)
+                methods[label] = find_method(part.name)(context, **part.arguments)
             _check_method(methods[label], part, recipe, student, teachers)
             shipped = methods[label].ship(student[0])
             added[label] = count_parameters(shipped) - count_parameters(student[0])
         # An absurd argument is found where it is used, such as one that fills the memory.
         except (ValueError, UserError, RuntimeError, ArithmeticError, MemoryError) as error:
             refused[label] = str(error)
+        except Exception as error:
+            if not user_code.needs_trust(part.name):
+                raise
+            refused[label] = f"{part.name}: {type(error).__name__}: {error}"
     return methods, refused, added
 
 

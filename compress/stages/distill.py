@@ -18,7 +18,7 @@ from compress.distill.trainings import Trainings, phase_folder
 from compress.engine.lockstep import drain
 from compress.engine.loop import History, Position, autocast
 from compress.engine.optimization import TrainSettings
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.methods.contract import LossWeights, Phase
 from compress.model_files import artifacts
 from compress.recipe.schema import Distill, MethodPart, Recipe, Weights
@@ -54,7 +54,7 @@ def terms_for(part: MethodPart, recipe: Recipe) -> LossWeights:
     the task has no classes, there is nothing for hard labels and soft targets to weigh.
     """
     distill = recipe.distill
-    terms = METHODS[part.name].needs(part.arguments).protocols[distill.protocol]
+    terms = find_method(part.name).needs(part.arguments).protocols[distill.protocol]
     if not task_of(recipe).has_classes:
         terms = replace(terms, ce=0, kd=0)
     overrides = weights_given(part, distill)
@@ -63,7 +63,7 @@ def terms_for(part: MethodPart, recipe: Recipe) -> LossWeights:
 
 def reads_teachers(part: MethodPart, recipe: Recipe) -> bool:
     """Whether a method's terms of weight, or its phases, read a teacher."""
-    needs = METHODS[part.name].needs(part.arguments)
+    needs = find_method(part.name).needs(part.arguments)
     return terms_for(part, recipe).kd != 0 or bool(needs.teacher_taps)
 
 

@@ -12,7 +12,7 @@ from compress.data import Batch, Dataset, ImageBatches, conversion
 from compress.data.batch import BatchSource
 from compress.data.shared import SharedBatches
 from compress.distill.module import Distillation
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.methods.contract import LossWeights, Phase, TeacherForward, View, joined_views
 from compress.model_files import artifacts
 from compress.recipe.schema import MethodPart
@@ -149,7 +149,7 @@ class StudentInputs:
     @property
     def _views(self) -> tuple[View, ...]:
         part: MethodPart = self.job.arguments["part"]
-        return METHODS[part.name].needs(part.arguments).views
+        return find_method(part.name).needs(part.arguments).views
 
     def _batches(self) -> ImageBatches:
         return training_batches(

@@ -13,7 +13,7 @@ from compress.console.messages import log
 from compress.data import Dataset, Preprocessing
 from compress.distributed.collectives import rank, world_size
 from compress.errors import UserError
-from compress.methods import METHODS
+from compress.methods import find_method, known_method
 from compress.methods.contract import StoredOutputs
 from compress.model_files.artifacts import Student
 from compress.recipe.schema import MethodPart, Recipe, TeacherPart
@@ -158,7 +158,7 @@ def check_use(recipe: Recipe, part: TeacherPart, path: str) -> list[str]:
             f"{WORDS[kind]}, which is used as it is"
         )
     for label, method in recipe.methods.items():
-        if method.name in METHODS and (reason := _reason(method, kind)):
+        if known_method(method.name) and (reason := _reason(method, kind)):
             problems.append(f"distill: {label}: {reason}")
     return problems + [
         f"transfer.{i}.init: teacher is {WORDS[kind]}, which has no encoder"
@@ -169,7 +169,7 @@ def check_use(recipe: Recipe, part: TeacherPart, path: str) -> list[str]:
 
 def _reason(part: MethodPart, kind: Kind) -> str | None:
     """Why a method cannot learn from such a teacher."""
-    needs = METHODS[part.name].needs(part.arguments)
+    needs = find_method(part.name).needs(part.arguments)
     beyond = [tap for tap in needs.teacher_taps if tap != "logits"]
     if beyond:
         return (

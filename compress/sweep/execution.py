@@ -79,6 +79,7 @@ def _options(sweep: Sweep, options: argparse.Namespace) -> list[str]:
     """Command-line options of every run."""
     named = (entry.get("model") for entry in (*sweep.teachers.values(), *sweep.students.values()))
     names = [model["name"] if isinstance(model, dict) else model for model in named]
+    names += [method.name for method in sweep.methods]
     own_code = {n: None for n in names if isinstance(n, str) and user_code.is_user_code(n)}
     # A cell reads its teacher from a file; code that this very sweep names may run there, no other.
     trust = [f"--trust-name={name}" for name in own_code]
@@ -111,7 +112,8 @@ def _check_cell(
     sweep: Sweep, pair: Pair, method: SweepMethod, number: int, *, trust_code: bool
 ) -> list[str]:
     recipe, problems = check_values(recipe_of(sweep, pair, [method]), STAGES)
-    for part in (recipe.student.model, *(t.model for t in recipe.teacher)) if recipe else ():
+    networks = (recipe.student.model, *(t.model for t in recipe.teacher)) if recipe else ()
+    for part in (*networks, method):
         if part is not None:
             user_code.trust("*" if trust_code else part.name)
     return [_in_sweep(problem, pair, number) for problem in problems]

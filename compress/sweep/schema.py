@@ -50,11 +50,6 @@ class SweepMethod(MethodPart):
 
     trials: Trials | None = None
 
-    @property
-    def row(self) -> str:
-        """The name of its row."""
-        return self.label or self.name
-
 
 class Sweep(BaseModel):
     """A whole sweep. `paper` holds printed values: a row's name -> one value per pair.

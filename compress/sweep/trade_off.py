@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.comparison.accuracy import standard_error_percent
-from compress.methods import METHODS
+from compress.methods import find_method
 from compress.recipe.signatures import arguments_of
 from compress.reporting import formats, plots
 from compress.reporting.document import Block, Figure, Heading, Image, Paragraph
@@ -115,7 +115,7 @@ def _family(method: SweepMethod) -> str:
 
 def _reduction(method: SweepMethod) -> str:
     """`r 2`, or nothing for a method that has none."""
-    default = arguments_of(METHODS[method.name]).get("reduction")
+    default = arguments_of(find_method(method.name)).get("reduction")
     return f"r {method.arguments.get('reduction', default[1])}" if default else ""
 
 

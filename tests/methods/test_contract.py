@@ -1,7 +1,7 @@
 """What every method promises, checked for each one in the registry and for throw-away ones."""
 
-import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compress.engine import TrainSettings, train
 from compress.engine.optimization import constant
+from compress.method_checks import CHECKS, Check
 from compress.methods import METHODS, Method
-from compress.taps import Tapped
 from tests.methods import building
 from tests.methods.throwaway import THROWAWAY, Alternating, Masked, ThreeViews, teachers_needed
 
@@ -40,143 +40,24 @@ def _module(method_class: type[Method]) -> building.Distillation:
     )
 
 
-def _shape(module: building.Distillation) -> tuple[int, int, int]:
-    return building.DENSE_SHAPE if module.task.is_dense else building.SHAPE
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_every_method_keeps_the_contract(check: Check, method_class: type[Method]) -> None:
+    check(partial(_module, method_class))
+
+
+@pytest.mark.parametrize("uncoupled", [m for m in ALL if not m.batch_coupled])
+def test_terms_of_float64_stay_so(uncoupled: type[Method]) -> None:
+    """The check of a step in its parts is exact then, and else is not."""
+    module = _module(uncoupled).double().eval()
+    for teacher in module._teachers:
+        teacher.network.double()  # teachers are no submodules
+    batch = building.first_batch(module)
+    batch = replace(batch, images=tuple(view.double() for view in batch.images))
+    assert {value.dtype for value in module(batch).values()} == {torch.float64}
 
 
 def _sum(terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([*terms.values()]).sum()
-
-
-def test_terms_are_finite_named_scalars(method_class: type[Method]) -> None:
-    module = _module(method_class)
-    terms = module(building.first_batch(module))
-    assert terms
-    for name, value in terms.items():
-        assert value.shape == (), name
-        assert torch.isfinite(value), name
-
-
-def test_gradient_reaches_what_learns_and_no_teacher(method_class: type[Method]) -> None:
-    module = _module(method_class)
-    batch = building.first_batch(module)
-    module.begin_phase(None, batch)
-    before = [copy.deepcopy(t.network.state_dict()) for t in module._teachers]
-    module.train()
-    _sum(module(batch)).backward()
-    learning = [p for p in module.parameters() if p.requires_grad]
-    assert learning
-    late = {id(p) for p in module.method.late_parameters()}
-    assert all(p.grad is not None or id(p) in late for p in learning)
-    for tapped, state in zip(module._teachers, before, strict=True):
-        assert not tapped.network.training
-        assert all(p.grad is None for p in tapped.network.parameters())
-        after = tapped.network.state_dict()
-        assert all(torch.equal(after[k], state[k]) for k in state), "a teacher's state moved"
-
-
-def test_no_teacher_is_in_the_state(method_class: type[Method]) -> None:
-    module = _module(method_class)
-    parts = {key.split(".")[0] for key in module.state_dict()}
-    assert parts <= {"student", "method"}
-    teachers = {id(p) for t in module._teachers for p in t.network.parameters()}
-    assert not teachers & {id(p) for p in module.parameters()}
-
-
-def test_checkpoint_round_trip_gives_the_same_terms(method_class: type[Method]) -> None:
-    module, other = _module(method_class), _module(method_class)
-    batches = building.batches(module.method)
-    module.train()
-    for batch in batches.epoch(0):
-        _sum(module(batch)).backward()
-        with torch.no_grad():
-            for p in module.parameters():
-                if p.grad is not None:
-                    p -= 0.01 * p.grad
-        module.after_step()
-    other.load_state_dict(module.state_dict())
-    module.eval(), other.eval()
-    batch = next(batches.epoch(1))
-    for name, value in module(batch).items():
-        assert torch.equal(value, other(batch)[name]), (
-            f"{name} differs between two passes of one batch: what the method remembers is no "
-            "buffer, or it draws from the global generators (see Method.draw)"
-        )
-
-
-# The parts of a coupled method have other relations; processes exchange their rows.
-@pytest.mark.parametrize("uncoupled", [m for m in ALL if not m.batch_coupled])
-def test_a_step_is_its_contiguous_parts_weighted_by_their_share(uncoupled: type[Method]) -> None:
-    module = _module(uncoupled).double()
-    for teacher in module._teachers:
-        teacher.network.double()  # teachers are no submodules
-    steps = (
-        replace(batch, images=tuple(view.double() for view in batch.images))
-        for batch in building.batches(module.method).epoch(0)
-    )
-    module.train()(next(steps))
-    module.after_step()  # what is set in the first step is set
-    batch = next(steps)
-    module.eval()  # batch norm is not what is looked at
-    parts = [building.part(batch, rows) for rows in (slice(0, 3), slice(3, 8))]
-    terms_of_parts = [(part.share, module(part)) for part in parts]
-    for name, value in module(batch).items():
-        mean = sum(share * terms[name] for share, terms in terms_of_parts)
-        torch.testing.assert_close(
-            mean,
-            value,
-            rtol=1e-10,
-            atol=1e-12,
-            msg=f"{name} of a step differs from that of two processes: a mean that is not over "
-            "the images, or numbers drawn for a part instead of the whole step (see Method.draw)",
-        )
-
-
-def test_bf16_autocast_keeps_terms_finite_and_in_float32(method_class: type[Method]) -> None:
-    module = _module(method_class)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = module(building.first_batch(module))
-    for name, value in terms.items():
-        assert value.dtype == torch.float32, name
-        assert torch.isfinite(value), name
-
-
-def test_deploy_gives_logits_equal_to_the_training_path(method_class: type[Method]) -> None:
-    module = _module(method_class).eval()
-    network = module.method.deploy(module.student).eval()
-    images = torch.randn(3, *_shape(module))
-    with torch.no_grad():
-        tapped = Tapped(module.student, module.method.context.student, module.student_taps)
-        expected = module.method.logits(module.method.extend(tapped(images)))
-        got = network(images)
-    assert got.shape[:2] == (3, building.CLASSES)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_what_ships_predicts_what_was_trained(method_class: type[Method]) -> None:
-    module = _module(method_class).eval()
-    shipped = module.method.ship(module.student).eval()
-    if module.method.phases_after():  # which change it
-        assert shipped is module.student
-        return
-    images = torch.randn(3, *_shape(module))
-    with torch.no_grad():
-        expected = module.method.deploy(module.student).eval()(images)
-        torch.testing.assert_close(shipped(images), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_batch_of_one(method_class: type[Method]) -> None:
-    module = _module(method_class).eval()
-    batch = next(building.batches(module.method, batch_size=1, count=4).epoch(0))
-    terms = module(batch)
-    assert all(torch.isfinite(v) for v in terms.values())
-
-
-def test_entering_leaves_every_state_as_it_was(method_class: type[Method]) -> None:
-    module = _module(method_class)
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    module.begin_phase(None, building.first_batch(module))
-    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
 
 
 @pytest.mark.parametrize("registered", METHODS.values())
@@ -227,33 +108,6 @@ def test_a_phase_trains_its_parameters_alone() -> None:
     module.begin_phase(None, batch)
     assert any(p.requires_grad for p in module.student.parameters())
     assert not any(p.requires_grad for p in module.method.slow.parameters())
-
-
-def test_each_phase_trains_what_it_names_and_its_terms_fall(method_class: type[Method]) -> None:
-    module = _module(method_class)
-    batch = building.first_batch(module)
-    for phase in (*module.method.phases(), *module.method.phases_after()):
-        module.begin_phase(phase, batch)
-        learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        named = {id(p) for p in phase.parameters}
-        assert learning
-        assert {id(p) for p in learning.values()} <= named
-        reads_student = phase.student != "absent"
-        assert reads_student or not any(n.startswith("student.") for n in learning)
-        fixed = {n: p.clone() for n, p in module.named_parameters() if n not in learning}
-        if phase.student != "train":
-            fixed |= {n: b.clone() for n, b in module.named_buffers() if n.startswith("student.")}
-        optimizer = torch.optim.SGD([*learning.values()], lr=0.01)
-        values = []
-        for _ in range(20):
-            total = _sum(module.train()(batch))
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            values.append(float(total.detach()))
-        assert values[-1] < values[0]
-        state = module.state_dict()
-        assert all(torch.equal(state[n], value) for n, value in fixed.items())
 
 
 def test_a_phase_has_its_own_after_step() -> None:

@@ -54,7 +54,7 @@ def failures(
 
 def remarks(rows: Sequence[Row], int8: Limits) -> list[str]:
     """A sentence for each row whose drop the images cannot tell from its limit."""
-    most = max(row.parity.images for row in rows)
+    most = max((row.parity.images for row in rows), default=0)
     return [
         f"{_where(row)}, {row.parity.images} images: {clause}"
         for row in rows

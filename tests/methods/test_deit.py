@@ -1,11 +1,13 @@
 """DeiT against float64 loops over the formulas, its heads, and training through the contract."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from compress.data import Batch
 from compress.distill import Distillation
 from compress.methods import METHODS, deit_loss, teacher_context
 from compress.methods.contract import MethodContext
@@ -91,10 +93,10 @@ def _context(student: nn.Module, teacher: nn.Module) -> MethodContext:
     )
 
 
-def _batch(module: Distillation) -> building.Batch:
+def _batch(module: Distillation) -> Batch:
     batch = building.first_batch(module)
     images = nn.functional.interpolate(batch.images[0], (32, 32))
-    return building.replace(batch, images=(images,))
+    return replace(batch, images=(images,))
 
 
 @pytest.mark.parametrize("flag", [False, True])

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from compress.data import Batch
 from compress.methods.simkd_sequential import SimKDSequential
 from tests.methods import building
 from tests.methods.test_simkd import may_refuse
@@ -13,7 +14,7 @@ from tests.methods.test_simkd import may_refuse
 __all__ = ["may_refuse"]
 
 
-def _in_its_phase() -> tuple[building.Distillation, building.Batch]:
+def _in_its_phase() -> tuple[building.Distillation, Batch]:
     module = building.distillation(SimKDSequential)
     batch = building.first_batch(module)
     (phase,) = module.method.phases_after()

@@ -54,7 +54,7 @@ def values(folder: Path, stage: str) -> dict[str, Any]:
 def test_a_distilled_deit_through_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "render", lambda *_: NOT_DRAWN)
+    monkeypatch.setattr(plots, "render", lambda *_, **__: NOT_DRAWN)
     distill = {"method": "deit", "train": VIT_TRAIN}
     assert run(tmp_path, student={"model": DEIT}, distill=distill) == 0
     assert values(tmp_path, "distill/deit")["top1_percent"] > 50

@@ -22,11 +22,11 @@ def bundle_section(run: RunData) -> list[Block]:
     blocks += [Paragraph(text, is_note=True) for text in _int8(values)]
     blocks += _search(values)
     if len(run.students) > 1:
-        text = "python -m export --student LABEL bundles any of the others."
+        text = "compress export RUN --student LABEL bundles any of the others."
         blocks.append(Paragraph(text, is_note=True))
     timed = run.measured("export")
     blocks += latencies("Runtime", "Latency of the files and of torch, in turns", timed)
-    blocks += [Paragraph(text, is_note=True) for text in _speed(run, values, timed)]
+    blocks += [Paragraph(text, is_note=True) for text in _speed(values, timed)]
     reason = timed.get("not_compiled")
     if reason and timed.get("latency"):
         blocks.append(Paragraph(f"torch.compile is not in the table: {reason}.", is_note=True))
@@ -155,8 +155,8 @@ def _comparison(values: Mapping[str, Any]) -> str:
     )
 
 
-def _speed(run: RunData, values: Mapping[str, Any], timed: Mapping[str, Any]) -> list[str]:
-    """Each runtime against torch eager at batch 1, the goals, and reasons where one is missed."""
+def _speed(values: Mapping[str, Any], timed: Mapping[str, Any]) -> list[str]:
+    """Each runtime against torch eager at batch 1, and how much of the int8 file is int8."""
     medians = {
         name: row["1"]["median_ms"]
         for name, row in (timed.get("latency") or {}).items()
@@ -166,37 +166,9 @@ def _speed(run: RunData, values: Mapping[str, Any], timed: Mapping[str, Any]) ->
     eager = medians.pop(_TORCH, None)
     if not eager:
         return []
-    shares = {name: median / eager for name, median in medians.items()}
-    relative = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+    shares = ", ".join(f"{name} {median / eager:.2f}" for name, median in medians.items())
+    texts = [f"Of torch's time for one image takes: {shares}."]
     int8 = values.get("int8") or {}
-    if int8.get("size_bytes") and values.get("size_bytes"):
-        shares["int8 file's size"] = int8["size_bytes"] / values["size_bytes"]
-    missed = [f"{n} {shares[n]:.2f} > {g}" for n, g in _GOALS.items() if shares.get(n, 0) > g]
-    goals = ", ".join(f"{name} {goal}" for name, goal in _GOALS.items())
-    texts = [
-        f"Share of torch eager's time at batch 1: {relative}.",
-        f"Goals for a CPU with 8-bit instructions (VNNI): {goals}; "
-        + (f"not reached: {', '.join(missed)}." if missed else "all reached."),
-    ]
-    return texts + ([f"What bounds it: {_bounds(run, values, medians)}."] if missed else [])
-
-
-# Of torch eager's time at batch 1, and of the float file.
-_GOALS = {"ONNX Runtime": 0.35, "ONNX Runtime, int8": 0.15, "int8 file's size": 0.27}
-
-
-def _bounds(run: RunData, values: Mapping[str, Any], medians: Mapping[str, float]) -> str:
-    """Speed of the files in MACs per second, and the operators that compute nothing."""
-    networks = run.values("account").get("networks") or []
-    macs = next((n["macs"] for n in networks if n["label"] == values.get("student")), None)
-    parts = []
-    for name, median in medians.items():
-        if macs and name in _GOALS:
-            parts.append(f"{name} makes {macs / median / 1e6:.1f} billion MACs a second")
-    int8 = values.get("int8") or {}
-    if int8:
-        parts.append(f"{int8.get('quantized_layers')} of {int8.get('layers')} layers are int8")
-    parts.append(f"{values.get('moving_nodes')} nodes of the graph move numbers and compute none")
-    if macs:
-        parts.append(f"{macs / 1e6:.1f} million MACs in all, so that calls cost beside them")
-    return "; ".join(parts)
+    if int8.get("layers"):
+        texts.append(f"{int8.get('quantized_layers')} of {int8['layers']} layers are int8.")
+    return texts

@@ -1,6 +1,8 @@
 """The command: verbs, their help, completion; nothing heavy before a verb needs it."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,11 @@ import pytest
 
 from compress.cli import main
 from compress.cli.verbs import TASKS, VERBS, Verb
+
+ROOT = Path(__file__).parents[2]
+# Options of commands that are no verb, and of other programs.
+OF_OTHERS = {"--version", "--nproc-per-node", "--describe", "--stem"}
+COLOURS = ("stylesheet.py", "drawing.py")  # whose variables begin with two hyphens as well
 
 
 def _commands() -> Iterator[tuple[str, Verb]]:
@@ -92,3 +99,19 @@ def test_the_completion_script_is_bashs(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_report_is_that_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "is no run directory" in capsys.readouterr().err
+
+
+def test_every_option_that_a_message_names_exists() -> None:
+    known = {option for _, verb in _commands() for a in verb.build_parser()._actions
+             for option in a.option_strings}  # fmt: skip
+    named: dict[str, str] = {}
+    for top in ("compress", "export", "eval"):
+        files = (file for file in (ROOT / top).rglob("*.py") if file.name not in COLOURS)
+        for file in files:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", node.value):
+                        named[option] = f"{file.relative_to(ROOT)}:{node.lineno}"
+    missing = {option: place for option, place in named.items() if option not in known}
+    assert {o: p for o, p in missing.items() if o not in OF_OTHERS} == {}

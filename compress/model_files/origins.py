@@ -144,8 +144,7 @@ def _main_label(run: Path) -> str:
     """The label of the student of a run's main method, whether or not it ships."""
     if not (run / "resolved.yaml").is_file():
         raise UserError(f"'{run}' is neither a run directory nor a bundle; give {_FORMS}")
-    method = load_resolved(run).distill.method
-    label = method.label or method.name
+    label = load_resolved(run).distill.method.row
     trained = origins_of(run)
     if label not in trained:
         known = ", ".join(trained) or "none"

@@ -252,6 +252,14 @@ class Weights(Part):
     method: Weight | None = None
 
 
+def row_of(label: str | None, name: str) -> str:
+    """What names the results of a method, see `MethodPart.row`."""
+    if label is not None or ":" not in name:
+        return label or name
+    letters = re.sub("[^a-z0-9_]", "", name.rpartition(":")[2].lower()).strip("_")
+    return letters[:64] or "own"
+
+
 class MethodPart(Named):
     """A method with its hyper-parameters; `label` names its results, `weights` overrides."""
 
@@ -264,10 +272,7 @@ class MethodPart(Named):
 
         The latter in lower case: `mymethod` of `my_method.py:MyMethod`.
         """
-        if self.label is not None or ":" not in self.name:
-            return self.label or self.name
-        letters = re.sub("[^a-z0-9_]", "", self.name.rpartition(":")[2].lower()).strip("_")
-        return letters[:64] or "own"
+        return row_of(self.label, self.name)
 
 
 class Distill(Part):

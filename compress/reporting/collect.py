@@ -20,7 +20,7 @@ from compress.comparison.students import (
     trials_by_label,
 )
 from compress.recipe.files import parse_yaml
-from compress.recipe.schema import numbered
+from compress.recipe.schema import numbered, row_of
 from compress.reporting.network import Network
 from compress.storage.files import read_mapping
 from compress.storage.integrity import UNSEALED_RESULT, require_seal
@@ -185,7 +185,8 @@ def method_labels(resolved: Mapping[str, Any]) -> list[str]:
     distill = _mapping(resolved.get("distill"))
     parts = [distill.get("method"), *(distill.get("compare") or [])]
     named = [part for part in parts if isinstance(part, dict)]
-    return [*numbered([(str(part.get("label") or part.get("name")), part) for part in named])]
+    rows = [row_of(part.get("label"), str(part.get("name"))) for part in named]
+    return [*numbered([*zip(rows, named, strict=True)])]
 
 
 def _resolved(path: Path) -> Mapping[str, Any]:

@@ -137,3 +137,12 @@ def test_a_run_that_goes_on_says_what_is_missing(make_run: Make) -> None:
 
 def test_a_finished_run_says_nothing_of_it(make_run: Make) -> None:
     assert "not finished" not in write_report(make_run()).read_text()
+
+
+def test_a_finished_run_of_a_method_of_ones_own_is_finished(make_run: Make) -> None:
+    folder = make_run(stages=("teacher", "distill"))
+    (folder / "resolved.yaml").write_text(
+        "distill: {method: {name: 'mine.py:KD'}, train: {epochs: 9}}\n"
+        "fuse: null\naccount: null\nexport: null\ntransfer: []\n"
+    )
+    assert "not finished" not in write_report(folder).read_text()

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from string import Template
 
 import torch
-from PIL import Image
 
 from compress.accounting.pairs import account_pair
-from compress.data import Dataset, FileImages, evenly, open_data
+from compress.data import Dataset, FileImages, open_data, some_sizes
 from compress.errors import UserError
 from compress.model_files.weights import published_weights
 
@@ -161,14 +160,14 @@ class FirstRecipe:
             student="\n".join(self._student()),
             megabytes=f"{self.shipped_mb:.1f}",
             method="{name: simkd, reduction: 2}" if self.method == "simkd" else self.method,
-            train=f"{{epochs: {epochs}, lr: {lr}, batch_size: {self._batch}, schedule: cosine}}",
+            train=self._train(epochs, lr),
             compare=f"[{', '.join(compare)}]",
         )
 
-    @property
-    def _batch(self) -> int:
+    def _train(self, epochs: int, lr: float) -> str:
         usual = 64 if self.train_images >= 2000 else 32 if self.train_images >= 500 else 16
-        return min(usual, max(2, self.train_images // 4))
+        batch = min(usual, max(2, self.train_images // 4))
+        return f"{{epochs: {epochs}, lr: {lr}, batch_size: {batch}, schedule: cosine}}"
 
     def _teacher(self) -> Iterator[str]:
         if self.teacher is None:
@@ -181,9 +180,7 @@ class FirstRecipe:
             yield f"  weights: {_quoted(self.teacher_file)}"
             if self.teacher_file not in published_weights(self.teacher):
                 yield "  # Delete `train` if the file was trained for these very classes."
-        yield (
-            f"  train: {{epochs: {epochs}, lr: {lr}, batch_size: {self._batch}, schedule: cosine}}"
-        )
+        yield f"  train: {self._train(epochs, lr)}"
 
     def _student(self) -> Iterator[str]:
         yield f"  model: {_quoted(self.student)}"
@@ -198,16 +195,8 @@ def _quoted(text: str) -> str:
 
 def _shorter_side(data: Dataset) -> int:
     """Median of the shorter sides of some of the training images."""
-    images = data.train
-    assert isinstance(images, FileImages)
-    sides = []
-    for i in evenly(images, min(_LOOKED_AT, len(images))).tolist():
-        try:
-            with Image.open(images.paths[i]) as image:
-                sides.append(min(image.size))
-        except OSError:
-            raise UserError(f"{images.paths[i]} is not a readable image") from None
-    return int(statistics.median(sides))
+    assert isinstance(data.train, FileImages)
+    return int(statistics.median(map(min, some_sizes(data.train, _LOOKED_AT))))
 
 
 def _size_for(side: int) -> int:

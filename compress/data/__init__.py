@@ -34,6 +34,7 @@ from compress.data.images import (
     MemoryImages,
     Preprocessing,
     evenly,
+    some_sizes,
     split_labels,
 )
 from compress.data.source import (
@@ -65,6 +66,7 @@ __all__ = [
     "evenly",
     "look_at_classes",
     "open_data",
+    "some_sizes",
     "split_labels",
 ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from compress.data.image_files import read_rgb
+from compress.data.image_files import open_image, read_rgb
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,19 @@ def evenly(images: "Images", count: int) -> Tensor:
     """Indices of up to `count` images from all over a split, whose first may be of one class."""
     count = min(count, len(images))
     return torch.linspace(0, len(images) - 1, count).round().long()
+
+
+def some_sizes(images: "FileImages", count: int) -> list[tuple[int, int]]:
+    """Width and height of up to `count` files from all over a split, as stored.
+
+    Raises:
+        UserError: one is no readable image.
+    """
+    sizes = []
+    for i in evenly(images, count).tolist():
+        with open_image(images.paths[i]) as image:
+            sizes.append(image.size)
+    return sizes
 
 
 def split_labels(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,11 @@ def split_off(images: Images, count: int, generator: torch.Generator) -> tuple[I
     Raises:
         UserError: a class has fewer.
     """
-    chosen = choose_balanced(images.labels, count, generator)
+    return _without(images, choose_balanced(images.labels, count, generator))
+
+
+def _without(images: Images, chosen: Tensor) -> tuple[Images, Images]:
+    """The other images, and those at the sorted indices `chosen`."""
     keep = torch.ones(len(images), dtype=torch.bool)
     keep[chosen] = False
     return images.subset(keep.nonzero().flatten()), images.subset(chosen)
@@ -81,9 +85,7 @@ def hold_out(
             )
         count = max(1, round(share * len(members)))
         chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    keep = torch.ones(len(images), dtype=torch.bool)
-    keep[torch.cat(chosen)] = False
-    return images.subset(keep.nonzero().flatten()), images.subset(torch.cat(chosen).sort().values)
+    return _without(images, torch.cat(chosen).sort().values)
 
 
 def first_classes(

@@ -23,7 +23,6 @@ def parser() -> argparse.ArgumentParser:
         description="Run a recipe: teacher, distill, fuse, account, export, transfer, report. What "
         "is done is skipped, what was interrupted goes on.",
     )
-    parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
     _add_common(parser)
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument(
@@ -46,7 +45,6 @@ def check_parser() -> argparse.ArgumentParser:
         description="Find every mistake of a recipe, open its data, and say what it would train, "
         "ship, need and take. Trains nothing but a few steps, to time them.",
     )
-    parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
     _add_common(parser)
     parser.add_argument(
         "--no-timing", dest="timing", action="store_false", help="train no step, estimate no time"
@@ -56,6 +54,7 @@ def check_parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", type=Path, help="a YAML file, see pipelines/")
     add_set_option(parser, explanation="change one value of the recipe")
     parser.add_argument("--out", type=Path, help="the run directory (default: runs/RECIPE NAME)")
     parser.add_argument(

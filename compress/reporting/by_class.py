@@ -58,9 +58,9 @@ def _accuracies(names: Sequence[str], teacher: Judged, student: Judged) -> Figur
     if len(present) > _MOST_CLASSES:
         chosen = sorted(present, key=lambda label: -abs(gain(label)))[:_MOST_CLASSES]
     chosen = sorted(chosen, key=gain)
-    shown = [pairs[label] for label in chosen]
+    percents = [pairs[label] for label in chosen]
     titles = [teacher.title, student.title]
-    plot = plots.by_class([names[label] for label in chosen], shown, titles, salt="by class")
+    plot = plots.by_class([names[label] for label in chosen], percents, titles, salt="by class")
     worst = ", ".join(f"{names[label]} {gain(label):+.1f}" for label in chosen[:3])
     alt = f"Accuracy of each class, {titles[0]} and {titles[1]}. Largest losses in points: {worst}"
     which = "Every class" if len(chosen) == len(present) else "The classes that differ most"

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 from torch import Tensor
 
+from compress.data import Images
 from compress.reporting.collect import RunData
 from compress.reporting.document import Block, Gallery, Heading, Paragraph, Sample
 from compress.reporting.judged import Judged
@@ -18,19 +19,7 @@ _MOST = 8  # images of a group
 _SIDE = 112  # pixels of a thumbnail
 
 
-class TestImages(Protocol):
-    """The test split of a data set, see `compress.data.Images`."""
-
-    def digest(self) -> str:
-        """Identifies the images and their order."""
-        ...
-
-    def fetch_square(self, indices: Tensor, size: int) -> Tensor:
-        """uint8 (N, 3, S, S), as networks see them; S is `size` only where that is asked of all."""
-        ...
-
-
-def gallery(run: RunData, judged: list[Judged], images: TestImages | None) -> list[Block]:
+def gallery(run: RunData, judged: list[Judged], images: Images | None) -> list[Block]:
     """Groups of images by who is right; nothing where the images are not at hand.
 
     Args:

@@ -47,19 +47,19 @@ def read_judged(run: RunData) -> list[Judged]:
 
     All are of the same images in the same order.
     """
-    found: list[Judged] = []
+    entries: list[Judged] = []
     if run.teachers:
         teacher = run.teachers[0]
-        found += _network(teacher, teacher.model, run.folder / "teacher/0", 0)
+        entries += _network(teacher, teacher.model, run.folder / "teacher/0", 0)
     student = shipped_student(run)
     if student is not None:
-        found += _network(student, student.title, run.folder / "distill" / student.label, 1)
+        entries += _network(student, student.title, run.folder / "distill" / student.label, 1)
     name = f"predictions/{INT8}.npz"
     result = run.results.get("export")
     saved = saved_predictions(run.folder / "export", result, name) if result else None
     if saved is not None and student is not None:
-        found.append(Judged(f"{student.label} int8", saved, run.folder / "export" / name, 2))
-    return [one for one in found if one.predictions.of_same_images(found[0].predictions)]
+        entries.append(Judged(f"{student.label} int8", saved, run.folder / "export" / name, 2))
+    return [one for one in entries if one.predictions.of_same_images(entries[0].predictions)]
 
 
 def _network(network: Network, title: str, folder: Path, style: int) -> list[Judged]:

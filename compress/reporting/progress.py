@@ -15,10 +15,10 @@ def progress(run: RunData) -> list[Block]:
     if not missing or not run.resolved:
         return []
     texts = []
-    begun = [stage for stage in missing if (run.folder / stage / "fields.json").is_file()]
-    if begun:
-        texts.append(f"{'; '.join(_epochs(run, stage) for stage in begun)}.")
-    waiting = [stage for stage in missing if stage not in begun]
+    started = [stage for stage in missing if (run.folder / stage / "fields.json").is_file()]
+    if started:
+        texts.append(f"{'; '.join(_epochs(run, stage) for stage in started)}.")
+    waiting = [stage for stage in missing if stage not in started]
     if waiting:
         texts.append(f"Still to come: {', '.join(waiting)}.")
     return [Paragraph(f"This run is not finished. {' '.join(texts)}", is_lead=True)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
+from compress.data import Images
 from compress.reporting import (
     bundle,
     by_class,
@@ -27,14 +28,13 @@ from compress.reporting import (
 )
 from compress.reporting.collect import RunData, load
 from compress.reporting.document import Block, Document, Figure, Fold, Heading
-from compress.reporting.gallery import TestImages
 from compress.reporting.html import html
 from compress.reporting.judged import read_judged
 from compress.reporting.markdown import markdown
 from compress.reporting.values import report_values
 
 
-def write_report(run_folder: Path, images: TestImages | None = None) -> Path:
+def write_report(run_folder: Path, images: Images | None = None) -> Path:
     """Write the report of whatever stages have run; returns the path of report.html.
 
     Beside the three files, `figures/` holds the plots that report.md shows. Every file is
@@ -64,7 +64,7 @@ def write_figures(report: Document, folder: Path) -> None:
                 _write(folder / image.file, image.data)
 
 
-def document(run: RunData, images: TestImages | None = None) -> Document:
+def document(run: RunData, images: Images | None = None) -> Document:
     """The report as blocks, in reading order: what ships, pictures, then the folded rest."""
     judged = read_judged(run) if run.task.is_accuracy else []
     blocks: list[Block] = [

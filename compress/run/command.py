@@ -223,9 +223,8 @@ class _Reports:
     def finish(self, finished: list[str]) -> None:
         """Write the report and print its tables."""
         page = self._write(finished)
-        for table in importlib.import_module("compress.reporting").terminal_tables(
-            self._run.folder
-        ):
+        reporting = importlib.import_module("compress.reporting")
+        for table in reporting.terminal_tables(self._run.folder):
             console.print(table)
         log(f"report: {page}")
 

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
 from compress import models
 from compress.accounting import count_macs, count_parameters
-from compress.data import Dataset, FileImages, evenly
-from compress.recipe.schema import Recipe, TeacherPart
+from compress.data import Dataset, FileImages, some_sizes
+from compress.recipe.schema import Named, Recipe, TeacherPart
 from compress.run.place_checks import memory_of
 from compress.run.probe import Shapes
 from compress.run.rehearsal import Rehearsed
@@ -63,10 +62,7 @@ def _describe_files(images: object) -> str:
     """Sizes of some of the files, for images that are decoded on reading."""
     if not isinstance(images, FileImages):
         return ""
-    sizes = []
-    for i in evenly(images, min(_LOOKED_AT, len(images))).tolist():
-        with Image.open(images.paths[i]) as image:
-            sizes.append(image.size)
+    sizes = some_sizes(images, _LOOKED_AT)
     width, height = (int(statistics.median(side)) for side in zip(*sizes, strict=True))
     return f"files of {width} x {height} (median of {len(sizes)} looked at), "
 
@@ -111,11 +107,13 @@ def describe_disk(recipe: Recipe, shapes: Shapes | None, folder: Path) -> Iterat
     if shapes is not None:
         methods = (m for m in shapes.methods.values())
         state = sum(t.numel() for m in methods for t in (*m.parameters(), *m.buffers()))
-        networks = [recipe.student.model] * (1 + len(recipe.methods) * recipe.trials)
-        networks += [part.model for part in recipe.teacher if part.model is not None]
-        parameters = sum(
-            count_parameters(models.build(one.name, num_classes=10, **one.arguments))
-            for one in networks
+
+        def parameters_of(model: Named) -> int:
+            return count_parameters(models.build(model.name, num_classes=10, **model.arguments))
+
+        students = 1 + len(recipe.methods) * recipe.trials
+        parameters = students * parameters_of(recipe.student.model) + sum(
+            parameters_of(part.model) for part in recipe.teacher if part.model is not None
         )
         needed = _BYTES * _COPIES * (parameters + state * recipe.trials)
     cache = recipe.engine.cache

@@ -93,24 +93,21 @@ def write_untrained(job: Job) -> None:
     for index, part in enumerate(job.recipe.teacher):
         folder, label = _place(job, index)
         seen = replace(data, preprocessing=requested_preprocessing(part, data.preprocessing))
-        network: nn.Module
-        about: dict[str, Any]
+        row = {"label": label}
         if part.logits_file is not None:
             file = _open_file(job, data, index, part)
-            if isinstance(file, OutputFile):
-                network = StoredOutputs(file.of_training(len(data.train)))
-            else:
-                network = file
-            about = {logits_only.KEY: logits_only.describe_file(part, network)}
-            architecture = {"name": about[logits_only.KEY]["kind"], "arguments": {}}
-            specs = logits_only.specs_of(len(data.class_names))
-        else:
-            if part.model is not None:
-                part = part.model_copy(update={"weights": None, "checkpoint": None})
-            network, architecture, method = _build(job, seen, index, part)
-            specs = _prepare(job, seen, part, network, architecture["name"])
-            about = {"method": method}
-        _save(job, folder, seen, {"label": label}, network, architecture, specs, about)
+            network: nn.Module = (
+                StoredOutputs(file.of_training(len(data.train)))
+                if isinstance(file, OutputFile)
+                else file
+            )
+            _save_of_file(job, folder, seen, row, part, network)
+            continue
+        if part.model is not None:
+            part = part.model_copy(update={"weights": None, "checkpoint": None})
+        network, architecture, method = _build(job, seen, index, part)
+        specs = _prepare(job, seen, part, network, architecture["name"])
+        _save(job, folder, seen, row, network, architecture, specs, {"method": method})
 
 
 def load_teachers(run_folder: Path) -> list[artifacts.Student]:
@@ -197,10 +194,22 @@ def _teacher_of_file(
         _refuse_weak(row, None, task, data, part)
     else:
         log(f"  {label} {name}: no logits of test images, so its accuracy is not known")
+    return row | _save_of_file(job, folder, seen, row, part, network)
+
+
+def _save_of_file(
+    job: Job,
+    folder: Path,
+    seen: Dataset,
+    row: Mapping[str, Any],
+    part: TeacherPart,
+    network: nn.Module,
+) -> dict[str, str]:
+    """Write a teacher that is a file; returns its digest."""
     about = {logits_only.KEY: logits_only.describe_file(part, network)}
     architecture = {"name": about[logits_only.KEY]["kind"], "arguments": {}}
-    specs = logits_only.specs_of(len(data.class_names))
-    return row | _save(job, folder, seen, row, network, architecture, specs, about)
+    specs = logits_only.specs_of(len(seen.class_names))
+    return _save(job, folder, seen, row, network, architecture, specs, about)
 
 
 def _place(job: Job, index: int) -> tuple[Path, str]:
